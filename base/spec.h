@@ -1,0 +1,106 @@
+/* The render spec: what is asked for one image, the names of samplers and schedules, ranges and defaults.
+ *
+ * A `struct kn_task` with all fields set, the model's hash and the backend class fix every byte of the pixels. Unset
+ * settings (those whose bit in `set` is 0) are filled from the model's defaults by kn_task_resolve() before anything is
+ * submitted; a resolved task has every bit set. Used by the CLI, the worker, the engine and kiln-render alike. */
+#ifndef KN_BASE_SPEC_H
+#define KN_BASE_SPEC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/buf.h"
+#include "base/err.h"
+#include "base/hash.h"
+#include "base/limits.h"
+
+/* X(id, wire value, A1111's name, ComfyUI's name, diffusers' class). Wire values are for ever. */
+#define KN_SAMPLER_TABLE(X)                                                                                            \
+    X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler")                                                                        \
+    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler")                                                                        \
+    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler")                                                            \
+    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler")                                     \
+    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler")
+
+enum kn_sampler {
+    KN_SAMPLER_UNSET = 0,
+#define KN_SAMPLER_ENUM(id, value, a1111, comfy, diffusers) KN_SAMPLER_##id = (value),
+    KN_SAMPLER_TABLE(KN_SAMPLER_ENUM)
+#undef KN_SAMPLER_ENUM
+};
+
+enum kn_schedule { KN_SCHEDULE_UNSET = 0, KN_SCHEDULE_NORMAL = 1, KN_SCHEDULE_KARRAS = 2 };
+
+/* Parse any of the names above, case ignored; "Euler a", "euler_a", "k_euler_a" too. On failure KN_EINVAL and a text
+ * with the list and the nearest name. */
+KN_MUST_USE int kn_sampler_parse(const char *text, enum kn_sampler *out, struct kn_err *err);
+KN_MUST_USE int kn_schedule_parse(const char *text, enum kn_schedule *out, struct kn_err *err);
+const char *kn_sampler_name(enum kn_sampler s);   /* A1111's; "?" for a value not in the table */
+const char *kn_schedule_name(enum kn_schedule s); /* "normal", "karras" */
+/* Whether the schedule means something with the sampler (Karras: Euler, Euler a, DPM++ 2M). */
+bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch);
+
+enum kn_task_field {
+    KN_SET_NEGATIVE = 1u << 0,
+    KN_SET_SEED = 1u << 1,
+    KN_SET_SAMPLER = 1u << 2,
+    KN_SET_SCHEDULE = 1u << 3,
+    KN_SET_STEPS = 1u << 4,
+    KN_SET_CFG = 1u << 5,
+    KN_SET_SIZE = 1u << 6,
+    KN_SET_MODEL = 1u << 7,
+    KN_SET_ALL = 0xff,
+};
+
+struct kn_task {
+    char *prompt;   /* UTF-8, never NULL; ownership: see the container */
+    char *negative; /* UTF-8, never NULL ("" is none) */
+    char *extra;    /* a JSON object, or NULL */
+    char *model;    /* the name or folder asked for, or NULL; after submission model_index counts */
+    uint32_t model_index; /* into the batch's table of models */
+    uint64_t seed;
+    float cfg;
+    uint32_t steps;
+    uint32_t width, height; /* pixels */
+    enum kn_sampler sampler;
+    enum kn_schedule schedule;
+    uint32_t set; /* KN_SET_… */
+};
+
+/* What a model's folder says where the person says nothing. */
+struct kn_defaults {
+    enum kn_sampler sampler;
+    enum kn_schedule schedule;
+    uint32_t steps; /* 20 if the folder says nothing */
+    float cfg;      /* 7 if the folder says nothing */
+    uint32_t width, height;
+};
+
+/* What a farm knows of a model. */
+struct kn_model_info {
+    char name[KN_NAME_MAX + 1];      /* the folder's last path component */
+    uint8_t sha256[KN_SHA256_BYTES]; /* over the sorted "path\0sha256-hex\n" of the files that it loads */
+    struct kn_defaults defaults;
+    uint32_t size_multiple;          /* width and height must be multiples of it (VAE factor × UNet levels) */
+    uint32_t size_max;               /* 0: KN_SIZE_MAX */
+};
+
+/* Sets what is unset from d, then checks every range, the schedule against the sampler and the size against the model.
+ * err names the field ("steps: 0 is not between 1 and 1000"). */
+KN_MUST_USE int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m, struct kn_err *err);
+/* Checks what is set, without a model. */
+KN_MUST_USE int kn_task_check(const struct kn_task *t, struct kn_err *err);
+
+/* The digest of all that fixes the pixels but the backend class; the task must be resolved. The text digested is one
+ * canonical line a field (PROTOCOL.md, "key"). */
+void kn_task_key(const struct kn_task *t, const uint8_t model_sha256[KN_SHA256_BYTES], uint8_t out[KN_SHA256_BYTES]);
+
+/* A1111's `parameters` text: prompt, negative prompt, settings line; `version` is the last value ("kiln 0.1.0"). */
+KN_MUST_USE int kn_task_parameters(const struct kn_task *t, const struct kn_model_info *m, const char *version,
+                                   struct kn_buf *out);
+
+/* "512x768" -> width, height. */
+KN_MUST_USE int kn_size_parse(const char *text, uint32_t *width, uint32_t *height, struct kn_err *err);
+/* The nearest of `names` (NULL-terminated) by edit distance if it is near enough to suggest, else NULL. */
+const char *kn_suggest(const char *word, const char *const *names);
+
+#endif

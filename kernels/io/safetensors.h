@@ -1,0 +1,43 @@
+/* Named tensors of one component (a folder with *.safetensors, one file or sharded with an index), mapped, not read.
+ * Every offset, shape and length of the file is checked as if an enemy wrote it. Format: huggingface/safetensors. */
+#ifndef KILN_KERNELS_SAFETENSORS_H
+#define KILN_KERNELS_SAFETENSORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "base/err.h"
+
+enum kx_dtype { KX_F32, KX_F16, KX_BF16, KX_I32, KX_I64, KX_U8 };
+
+#define KX_NDIM_MAX 8
+
+struct kx_weight {
+    const char *name; /* borrowed from the kx_weights */
+    enum kx_dtype dtype;
+    int ndim;
+    int64_t shape[KX_NDIM_MAX];
+    const void *data; /* mapped, little-endian, maybe unaligned; borrowed until kx_weights_close */
+    size_t bytes;
+};
+
+struct kx_weights;
+
+/* dir/stem.safetensors, or dir/stem.safetensors.index.json with its parts ("model", "diffusion_pytorch_model"); a variant such as
+ * stem.fp16.safetensors is taken when nothing else is there. */
+KN_MUST_USE int kx_weights_open(const char *dir, const char *stem, struct kx_weights **out, struct kn_err *err);
+void kx_weights_close(struct kx_weights *w);
+size_t kx_weights_count(const struct kx_weights *w);
+const struct kx_weight *kx_weights_at(const struct kx_weights *w, size_t i);
+/* NULL: not there. */
+const struct kx_weight *kx_weights_find(const struct kx_weights *w, const char *name);
+/* Converts to f32, in the file's order; out has room for the product of the shape. KN_EUNSUPPORTED for integers. */
+KN_MUST_USE int kx_weight_f32(const struct kx_weight *w, float *out);
+/* Writes a file of f32/i32 tensors (kiln-render --dump). */
+struct kx_dump;
+KN_MUST_USE int kx_dump_create(struct kx_dump **out);
+KN_MUST_USE int kx_dump_add(struct kx_dump *d, const char *name, enum kx_dtype dtype, const int64_t *shape, int ndim,
+                            const void *data); /* copies */
+KN_MUST_USE int kx_dump_write(struct kx_dump *d, const char *path, struct kn_err *err);
+void kx_dump_destroy(struct kx_dump *d);
+
+#endif
