@@ -1,0 +1,156 @@
+/* Files; the contract is fs.h. */
+#include "base/fs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FS_READ_STEP 65536
+
+static int fs_fail(struct kn_err *err, const char *path, const char *doing) {
+    int code = errno == ENOENT || errno == ENOTDIR ? KN_ENOENT : KN_EIO;
+    return kn_err_set(err, code, "%s: %s: %s", path, doing, strerror(errno));
+}
+
+int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err) {
+    bool standard_input = strcmp(path, "-") == 0;
+    const char *name = standard_input ? "standard input" : path;
+    int fd = standard_input ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return fs_fail(err, name, "open");
+
+    size_t before = out->len;
+    int rc = KN_OK;
+    for (;;) {
+        /* The last step may be short of room: then one byte more than fits tells a file that ends from one
+         * too long. */
+        size_t room = out->max - out->len < FS_READ_STEP ? out->max - out->len : FS_READ_STEP;
+        char probe;
+        void *at = &probe;
+        if (room > 0) {
+            rc = kn_buf_reserve(out, room, &at);
+            if (rc) {
+                kn_err_set(err, rc, "%s: %s", name, kn_err_words(rc));
+                break;
+            }
+        }
+        ssize_t got = read(fd, at, room > 0 ? room : 1);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) {
+            rc = fs_fail(err, name, "read");
+            break;
+        }
+        if (got == 0) break;
+        if (room == 0) {
+            rc = kn_err_set(err, KN_ELIMIT, "%s: more than %zu bytes", name, out->max - before);
+            break;
+        }
+        out->len += (size_t)got;
+        out->data[out->len] = '\0';
+    }
+    if (!standard_input) close(fd);
+    if (rc) {
+        out->len = before;
+        if (out->data) out->data[before] = '\0';
+    }
+    return rc;
+}
+
+/* The folder that holds path, into out[KN_PATH_MAX]. */
+static int fs_parent(const char *path, char *out) {
+    const char *slash = strrchr(path, '/');
+    size_t len = slash ? (size_t)(slash - path) : 0;
+    if (!slash) {
+        memcpy(out, ".", 2);
+        return KN_OK;
+    }
+    if (len == 0) len = 1; /* "/x" is in "/" */
+    if (len >= KN_PATH_MAX) return KN_ELIMIT;
+    memcpy(out, path, len);
+    out[len] = '\0';
+    return KN_OK;
+}
+
+int kn_fs_sync_dir(const char *path, struct kn_err *err) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return fs_fail(err, path, "open");
+    int rc = KN_OK;
+    /* EINVAL: a file system that cannot sync a folder keeps its names by itself (some network and FUSE ones).
+     */
+    if (fsync(fd) != 0 && errno != EINVAL) rc = fs_fail(err, path, "fsync");
+    close(fd);
+    return rc;
+}
+
+int kn_fs_replace(const char *path, const void *data, size_t len, bool durable, struct kn_err *err) {
+    char tmp[KN_PATH_MAX], dir[KN_PATH_MAX];
+    int n = snprintf(tmp, sizeof tmp, "%s.tmp.XXXXXX", path);
+    if (n < 0 || (size_t)n >= sizeof tmp || fs_parent(path, dir) != KN_OK)
+        return kn_err_set(err, KN_ELIMIT, "a path is longer than %d bytes", KN_PATH_MAX - 1);
+    int fd = mkostemp(tmp, O_CLOEXEC);
+    if (fd < 0) return fs_fail(err, tmp, "create");
+
+    int rc = KN_OK;
+    /* mkostemp makes 0600; a replaced file has the mode that open(2) would give. There is no way to read the
+     * umask but to set it, which is not safe with threads, so the usual one is assumed for what is not
+     * readable by all. */
+    if (fchmod(fd, 0644) != 0) rc = fs_fail(err, tmp, "chmod");
+    const char *p = data;
+    for (size_t done = 0; rc == KN_OK && done < len;) {
+        ssize_t put = write(fd, p + done, len - done);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0)
+            rc = fs_fail(err, tmp, "write");
+        else
+            done += (size_t)put;
+    }
+    if (rc == KN_OK && durable && fsync(fd) != 0) rc = fs_fail(err, tmp, "fsync");
+    if (close(fd) != 0 && rc == KN_OK) rc = fs_fail(err, tmp, "close");
+    if (rc == KN_OK && rename(tmp, path) != 0) rc = fs_fail(err, path, "rename");
+    if (rc) {
+        unlink(tmp);
+        return rc;
+    }
+    return durable ? kn_fs_sync_dir(dir, err) : KN_OK;
+}
+
+int kn_fs_mkdirs(const char *path, unsigned mode, struct kn_err *err) {
+    char at[KN_PATH_MAX];
+    size_t len = strlen(path);
+    if (len == 0) return kn_err_set(err, KN_EINVAL, "an empty path");
+    if (len >= sizeof at)
+        return kn_err_set(err, KN_ELIMIT, "a path is longer than %d bytes", KN_PATH_MAX - 1);
+    memcpy(at, path, len + 1);
+    for (size_t i = 1; i <= len; i++) {
+        if (at[i] != '/' && at[i] != '\0') continue;
+        char kept = at[i];
+        at[i] = '\0';
+        if (mkdir(at, (mode_t)mode) != 0) {
+            struct stat st;
+            int why = errno;
+            if (why == EEXIST && stat(at, &st) == 0) why = S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
+            if (why) {
+                errno = why;
+                return kn_err_set(err, KN_EIO, "%s: mkdir: %s", at, strerror(why));
+            }
+        }
+        at[i] = kept;
+    }
+    return KN_OK;
+}
+
+int kn_fs_join(char *out, size_t out_max, const char *a, const char *b) {
+    size_t la = strlen(a);
+    const char *slash = la > 0 && a[la - 1] == '/' ? "" : "/";
+    int n = snprintf(out, out_max, "%s%s%s", a, slash, b);
+    return n < 0 || (size_t)n >= out_max ? KN_ELIMIT : KN_OK;
+}
+
+bool kn_fs_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
