@@ -7,10 +7,10 @@
 #include "base/err.h"
 
 struct kn_buf {
-    char *data;  /* owns; always terminated by a 0 that `len` does not count, once anything was appended */
+    char *data; /* owns; always terminated by a 0 that `len` does not count, once anything was appended */
     size_t len;
     size_t cap;
-    size_t max;  /* appending past it is KN_ELIMIT and leaves the buffer as it was */
+    size_t max; /* appending past it is KN_ELIMIT and leaves the buffer as it was */
 };
 
 void kn_buf_init(struct kn_buf *b, size_t max);

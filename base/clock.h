@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-uint64_t kn_clock_ms(void);      /* monotonic, for durations and deadlines */
-uint64_t kn_clock_us(void);      /* monotonic */
-uint64_t kn_wall_ms(void);       /* Unix time */
+uint64_t kn_clock_ms(void); /* monotonic, for durations and deadlines */
+uint64_t kn_clock_us(void); /* monotonic */
+uint64_t kn_wall_ms(void);  /* Unix time */
 
 #endif

@@ -9,10 +9,12 @@
 
 #define KN_PATH_MAX 4096
 
-/* Appends the whole file to out (whose max bounds it). "-" is standard input. KN_ENOENT, KN_EIO, KN_ELIMIT. */
+/* Appends the whole file to out (whose max bounds it). "-" is standard input. KN_ENOENT, KN_EIO, KN_ELIMIT.
+ */
 KN_MUST_USE int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err);
 /* Writes PATH.tmp.XXXXXX beside path, renames over path. durable: fsync of file and directory. */
-KN_MUST_USE int kn_fs_replace(const char *path, const void *data, size_t len, bool durable, struct kn_err *err);
+KN_MUST_USE int kn_fs_replace(const char *path, const void *data, size_t len, bool durable,
+                              struct kn_err *err);
 /* mkdir -p, mode for those made. */
 KN_MUST_USE int kn_fs_mkdirs(const char *path, unsigned mode, struct kn_err *err);
 KN_MUST_USE int kn_fs_sync_dir(const char *path, struct kn_err *err);

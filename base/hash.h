@@ -11,7 +11,7 @@
 #define KN_UUID_BYTES 16
 #define KN_UUID_TEXT 37 /* 8-4-4-4-12 and the terminating 0 */
 
-struct kn_sha256; /* a running digest */
+struct kn_sha256;                         /* a running digest */
 struct kn_sha256 *kn_sha256_create(void); /* NULL: out of memory */
 void kn_sha256_update(struct kn_sha256 *h, const void *data, size_t len);
 void kn_sha256_final(struct kn_sha256 *h, uint8_t out[KN_SHA256_BYTES]); /* also destroys h */

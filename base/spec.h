@@ -1,8 +1,9 @@
 /* The render spec: what is asked for one image, the names of samplers and schedules, ranges and defaults.
  *
- * A `struct kn_task` with all fields set, the model's hash and the backend class fix every byte of the pixels. Unset
- * settings (those whose bit in `set` is 0) are filled from the model's defaults by kn_task_resolve() before anything is
- * submitted; a resolved task has every bit set. Used by the CLI, the worker, the engine and kiln-render alike. */
+ * A `struct kn_task` with all fields set, the model's hash and the backend class fix every byte of the
+ * pixels. Unset settings (those whose bit in `set` is 0) are filled from the model's defaults by
+ * kn_task_resolve() before anything is submitted; a resolved task has every bit set. Used by the CLI, the
+ * worker, the engine and kiln-render alike. */
 #ifndef KN_BASE_SPEC_H
 #define KN_BASE_SPEC_H
 
@@ -14,11 +15,11 @@
 #include "base/limits.h"
 
 /* X(id, wire value, A1111's name, ComfyUI's name, diffusers' class). Wire values are for ever. */
-#define KN_SAMPLER_TABLE(X)                                                                                            \
-    X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler")                                                                        \
-    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler")                                                                        \
-    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler")                                                            \
-    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler")                                     \
+#define KN_SAMPLER_TABLE(X)                                                                                  \
+    X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler")                                                              \
+    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler")                                                              \
+    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler")                                                  \
+    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler")                           \
     X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler")
 
 enum kn_sampler {
@@ -30,8 +31,8 @@ enum kn_sampler {
 
 enum kn_schedule { KN_SCHEDULE_UNSET = 0, KN_SCHEDULE_NORMAL = 1, KN_SCHEDULE_KARRAS = 2 };
 
-/* Parse any of the names above, case ignored; "Euler a", "euler_a", "k_euler_a" too. On failure KN_EINVAL and a text
- * with the list and the nearest name. */
+/* Parse any of the names above, case ignored; "Euler a", "euler_a", "k_euler_a" too. On failure KN_EINVAL and
+ * a text with the list and the nearest name. */
 KN_MUST_USE int kn_sampler_parse(const char *text, enum kn_sampler *out, struct kn_err *err);
 KN_MUST_USE int kn_schedule_parse(const char *text, enum kn_schedule *out, struct kn_err *err);
 const char *kn_sampler_name(enum kn_sampler s);   /* A1111's; "?" for a value not in the table */
@@ -52,10 +53,10 @@ enum kn_task_field {
 };
 
 struct kn_task {
-    char *prompt;   /* UTF-8, never NULL; ownership: see the container */
-    char *negative; /* UTF-8, never NULL ("" is none) */
-    char *extra;    /* a JSON object, or NULL */
-    char *model;    /* the name or folder asked for, or NULL; after submission model_index counts */
+    char *prompt;         /* UTF-8, never NULL; ownership: see the container */
+    char *negative;       /* UTF-8, never NULL ("" is none) */
+    char *extra;          /* a JSON object, or NULL */
+    char *model;          /* the name or folder asked for, or NULL; after submission model_index counts */
     uint32_t model_index; /* into the batch's table of models */
     uint64_t seed;
     float cfg;
@@ -80,23 +81,39 @@ struct kn_model_info {
     char name[KN_NAME_MAX + 1];      /* the folder's last path component */
     uint8_t sha256[KN_SHA256_BYTES]; /* over the sorted "path\0sha256-hex\n" of the files that it loads */
     struct kn_defaults defaults;
-    uint32_t size_multiple;          /* width and height must be multiples of it (VAE factor × UNet levels) */
-    uint32_t size_max;               /* 0: KN_SIZE_MAX */
+    uint32_t size_multiple; /* width and height must be multiples of it (VAE factor × UNet levels) */
+    uint32_t size_max;      /* 0: KN_SIZE_MAX */
 };
 
-/* Sets what is unset from d, then checks every range, the schedule against the sampler and the size against the model.
- * err names the field ("steps: 0 is not between 1 and 1000"). */
+/* Sets what is unset from d, then checks every range, the schedule against the sampler and the size against
+ * the model. err names the field ("steps: 0 is not between 1 and 1000"). */
 KN_MUST_USE int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m, struct kn_err *err);
 /* Checks what is set, without a model. */
 KN_MUST_USE int kn_task_check(const struct kn_task *t, struct kn_err *err);
 
-/* The digest of all that fixes the pixels but the backend class; the task must be resolved. The text digested is one
- * canonical line a field (PROTOCOL.md, "key"). */
-void kn_task_key(const struct kn_task *t, const uint8_t model_sha256[KN_SHA256_BYTES], uint8_t out[KN_SHA256_BYTES]);
+/* The digest of all that fixes the pixels but the backend class; the task must be resolved. SHA-256 over this
+ * text, each line ended by one newline, numbers in decimal unless said otherwise:
+ *
+ *     kiln-key=1
+ *     model=<64 lower-case hex digits of model_sha256>
+ *     prompt=<bytes>:<the prompt's bytes>
+ *     negative=<bytes>:<the negative prompt's bytes, none for 0>
+ *     seed=<unsigned>
+ *     sampler=<wire value>
+ *     schedule=<wire value>
+ *     steps=<unsigned>
+ *     cfg=<the IEEE binary32's bits, 8 lower-case hex digits; -0 as 0>
+ *     size=<width>x<height>
+ *
+ * Strings carry their length, so that no prompt can pass for other lines. A field added later begins a
+ * kiln-key=2. */
+void kn_task_key(const struct kn_task *t, const uint8_t model_sha256[KN_SHA256_BYTES],
+                 uint8_t out[KN_SHA256_BYTES]);
 
-/* A1111's `parameters` text: prompt, negative prompt, settings line; `version` is the last value ("kiln 0.1.0"). */
-KN_MUST_USE int kn_task_parameters(const struct kn_task *t, const struct kn_model_info *m, const char *version,
-                                   struct kn_buf *out);
+/* A1111's `parameters` text: prompt, negative prompt, settings line; `version` is the last value ("kiln
+ * 0.1.0"). */
+KN_MUST_USE int kn_task_parameters(const struct kn_task *t, const struct kn_model_info *m,
+                                   const char *version, struct kn_buf *out);
 
 /* "512x768" -> width, height. */
 KN_MUST_USE int kn_size_parse(const char *text, uint32_t *width, uint32_t *height, struct kn_err *err);
