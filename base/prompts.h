@@ -16,8 +16,11 @@ struct kn_tasks {
 KN_MUST_USE int kn_input_format_parse(const char *text, enum kn_input_format *out, struct kn_err *err);
 
 /* Reads path ("-": standard input; AUTO then is an error that names --input-format) and appends its tasks,
- * one a line (a line's `images`/`n_iter`/`batch_size` is expanded), with only the fields set that the line
- * sets. On failure `out` holds what it held before. KN_TASKS_PER_BATCH_MAX bounds it. */
+ * with only the fields set that their line sets. A line that sets `images` (or `n_iter`, `batch_size`: their
+ * product) becomes so many tasks, with KN_SET_IMAGES; their seeds go up by one, or, if the line sets no seed,
+ * `seed` holds the offset 0, 1, … from the seed that they are yet to get. A seed of -1 (A1111's "random")
+ * counts as none, so do null in .jsonl and an empty cell. On failure `out` holds what it held before. A file
+ * without any task is no failure. KN_TASKS_PER_BATCH_MAX bounds `out`. */
 KN_MUST_USE int kn_prompts_read(const char *path, enum kn_input_format format, struct kn_tasks *out,
                                 struct kn_err *err);
 /* The same from memory; `name` stands for the file in messages. */
@@ -26,11 +29,13 @@ KN_MUST_USE int kn_prompts_parse(const char *name, enum kn_input_format format, 
 /* Appends one task with this prompt and nothing set. */
 KN_MUST_USE int kn_tasks_add(struct kn_tasks *ts, const char *prompt, struct kn_err *err);
 
-/* Command-line settings that apply to every task which does not set the field itself. */
+/* Command-line settings that apply to every task which does not set the field itself (strings are copied). On
+ * failure err names the task's index, and `ts` may have the settings in part. */
 KN_MUST_USE int kn_tasks_apply(struct kn_tasks *ts, const struct kn_task *settings, struct kn_err *err);
 /* Makes `images` of each task, prompt by prompt: seeds s, s+1, … where s is the task's own seed, else
  * first_seed
- * (`--images 3 --seed 7` is 7, 8, 9 for each prompt). Afterwards every task has its seed set. */
+ * (`--images 3 --seed 7` is 7, 8, 9 for each prompt). A task with KN_SET_IMAGES stays one: its line said how
+ * many. Afterwards every task has its seed set and none has KN_SET_IMAGES. On failure `ts` is as it was. */
 KN_MUST_USE int kn_tasks_expand(struct kn_tasks *ts, uint32_t images, uint64_t first_seed,
                                 struct kn_err *err);
 void kn_tasks_fini(struct kn_tasks *ts);

@@ -50,6 +50,8 @@ enum kn_task_field {
     KN_SET_SIZE = 1u << 6,
     KN_SET_MODEL = 1u << 7,
     KN_SET_ALL = 0xff,
+    KN_SET_IMAGES = 1u << 8, /* one of the images that its line asked for itself; only between the reader and
+                              * kn_tasks_expand(), see prompts.h */
 };
 
 struct kn_task {
