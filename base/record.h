@@ -1,0 +1,78 @@
+/* Between the readers of prompt files (prompts.c) and the list of tasks: one record, its fields and their
+ * names, and how a mistake is told. Private to base/. One path serves every format: the reader cuts the input
+ * into records and (name, value) pairs; kn_record_set() parses a value strictly; kn_record_finish() checks
+ * the task and appends it as often as its images say. Errors leave as "name:line: field: what". */
+#ifndef KN_BASE_RECORD_H
+#define KN_BASE_RECORD_H
+
+#include "base/prompts.h"
+
+#define KN_SHOWN_MAX 60 /* bytes of a person's own text in a message */
+
+enum kn_record_field {
+    KN_IN_PROMPT,
+    KN_IN_NEGATIVE,
+    KN_IN_SEED,
+    KN_IN_SAMPLER,
+    KN_IN_SCHEDULE,
+    KN_IN_STEPS,
+    KN_IN_CFG,
+    KN_IN_SIZE,
+    KN_IN_WIDTH,
+    KN_IN_HEIGHT,
+    KN_IN_MODEL,
+    KN_IN_IMAGES,
+    KN_IN_N_ITER,
+    KN_IN_BATCH_SIZE,
+    KN_IN_EXTRA, /* .jsonl only */
+    KN_IN_UNKNOWN,
+    KN_IN_UNSUPPORTED,
+};
+
+struct kn_reader {
+    const char *name;
+    size_t line; /* where the record begins */
+    struct kn_tasks *out;
+    struct kn_err *err;
+};
+
+struct kn_record {
+    struct kn_task t; /* owns its strings */
+    uint32_t given;   /* 1u << enum kn_record_field */
+    uint64_t images, n_iter, batch_size;
+};
+
+KN_PRINTF(3, 4) int kn_record_fail(const struct kn_reader *r, int code, const char *fmt, ...);
+/* Puts "name:line: " or "name:line: field: " before what a lower layer said; returns its code. */
+int kn_record_fail_in(const struct kn_reader *r, const char *field);
+int kn_record_no_memory(const struct kn_reader *r);
+int kn_record_fail_unknown(const struct kn_reader *r, const char *name); /* with a suggestion */
+int kn_record_fail_unsupported(const struct kn_reader *r, const char *name);
+/* For "%.*s": how many bytes of a person's own text a message repeats. */
+int kn_record_shown(const char *text);
+
+/* Lower case, ' ' and '-' as '_': how the names of options and columns are compared. False: too long to be
+ * known. */
+bool kn_record_fold(const char *name, char out[KN_NAME_MAX + 1]);
+enum kn_record_field kn_record_field(const char *folded);
+const char *kn_record_suggest(const char *word); /* the nearest known name, or NULL */
+/* How many of the first bytes are a number as JSON writes it. */
+size_t kn_number_span(const char *p, size_t len);
+
+KN_MUST_USE int kn_record_init(const struct kn_reader *r, struct kn_record *rec);
+/* Notes that the record has the field; the second time is an error, and so are two ways to say one thing. */
+KN_MUST_USE int kn_record_give(const struct kn_reader *r, struct kn_record *rec, enum kn_record_field field,
+                               const char *name);
+/* Gives and parses. `name` is how the file spells the field, for messages. */
+KN_MUST_USE int kn_record_set(const struct kn_reader *r, struct kn_record *rec, enum kn_record_field field,
+                              const char *name, const char *text);
+/* Checks the record and appends its tasks; the record is empty afterwards, whatever came of it. */
+KN_MUST_USE int kn_record_finish(const struct kn_reader *r, struct kn_record *rec);
+
+/* Lists (tasks.c). */
+void kn_task_fini(struct kn_task *t);                                        /* frees its strings */
+KN_MUST_USE bool kn_task_copy(struct kn_task *out, const struct kn_task *t); /* false: out of memory */
+KN_MUST_USE int kn_tasks_reserve(struct kn_tasks *ts, size_t more, struct kn_err *err);
+void kn_tasks_cut(struct kn_tasks *ts, size_t count); /* drops what is past count */
+
+#endif

@@ -1,0 +1,153 @@
+/* Lists of tasks: adding, applying settings, expanding images. The contract is prompts.h; what the readers
+ * alone use is in record.h. Invariant: a task in a list owns all its strings. */
+#include "base/prompts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/record.h"
+
+void kn_task_fini(struct kn_task *t) {
+    free(t->prompt);
+    free(t->negative);
+    free(t->extra);
+    free(t->model);
+    *t = (struct kn_task){0};
+}
+
+static bool copy_string(char **out, const char *s) {
+    *out = s ? strdup(s) : NULL;
+    return *out || !s;
+}
+
+bool kn_task_copy(struct kn_task *out, const struct kn_task *t) {
+    struct kn_task c = *t;
+    c.prompt = c.negative = c.extra = c.model = NULL;
+    if (copy_string(&c.prompt, t->prompt) && copy_string(&c.negative, t->negative) &&
+        copy_string(&c.extra, t->extra) && copy_string(&c.model, t->model)) {
+        *out = c;
+        return true;
+    }
+    kn_task_fini(&c);
+    return false;
+}
+
+int kn_tasks_reserve(struct kn_tasks *ts, size_t more, struct kn_err *err) {
+    if (more > KN_TASKS_PER_BATCH_MAX || ts->count > KN_TASKS_PER_BATCH_MAX - more)
+        return kn_err_set(err, KN_ELIMIT, "more than %d images in a batch", KN_TASKS_PER_BATCH_MAX);
+    size_t need = ts->count + more;
+    if (need <= ts->cap) return KN_OK;
+    size_t cap = ts->cap ? ts->cap : 16;
+    while (cap < need) cap *= 2;
+    struct kn_task *v = realloc(ts->v, cap * sizeof *v);
+    if (!v) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    ts->v = v;
+    ts->cap = cap;
+    return KN_OK;
+}
+
+void kn_tasks_cut(struct kn_tasks *ts, size_t count) {
+    while (ts->count > count) kn_task_fini(&ts->v[--ts->count]);
+}
+
+void kn_tasks_fini(struct kn_tasks *ts) {
+    kn_tasks_cut(ts, 0);
+    free(ts->v);
+    *ts = (struct kn_tasks){0};
+}
+
+int kn_tasks_add(struct kn_tasks *ts, const char *prompt, struct kn_err *err) {
+    int rc = kn_tasks_reserve(ts, 1, err);
+    if (rc) return rc;
+    struct kn_task t = {.prompt = strdup(prompt), .negative = strdup("")};
+    rc = t.prompt && t.negative ? kn_task_check(&t, err)
+                                : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    if (rc) {
+        kn_task_fini(&t);
+        return rc;
+    }
+    ts->v[ts->count++] = t;
+    return KN_OK;
+}
+
+int kn_tasks_apply(struct kn_tasks *ts, const struct kn_task *settings, struct kn_err *err) {
+    for (size_t i = 0; i < ts->count; i++) {
+        struct kn_task *t = &ts->v[i];
+        uint32_t missing = settings->set & ~t->set & KN_SET_ALL;
+        if (missing == 0) continue;
+        if (missing & (KN_SET_NEGATIVE | KN_SET_MODEL)) {
+            char *negative = NULL, *model = NULL;
+            bool copied = (!(missing & KN_SET_NEGATIVE) || copy_string(&negative, settings->negative)) &&
+                          (!(missing & KN_SET_MODEL) || copy_string(&model, settings->model));
+            if (!copied) {
+                free(negative);
+                free(model);
+                return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+            }
+            if (missing & KN_SET_NEGATIVE) {
+                free(t->negative);
+                t->negative = negative;
+            }
+            if (missing & KN_SET_MODEL) {
+                free(t->model);
+                t->model = model;
+                t->model_index = settings->model_index;
+            }
+        }
+        if (missing & KN_SET_SEED) {
+            if (settings->seed >
+                UINT64_MAX - t->seed) /* an unset seed holds its offset among the line's images */
+                return kn_err_set(err, KN_EINVAL, "task %zu: seed: past %llu", i,
+                                  (unsigned long long)UINT64_MAX);
+            t->seed += settings->seed;
+        }
+        if (missing & KN_SET_SAMPLER) t->sampler = settings->sampler;
+        if (missing & KN_SET_SCHEDULE) t->schedule = settings->schedule;
+        if (missing & KN_SET_STEPS) t->steps = settings->steps;
+        if (missing & KN_SET_CFG) t->cfg = settings->cfg;
+        if (missing & KN_SET_SIZE) {
+            t->width = settings->width;
+            t->height = settings->height;
+        }
+        t->set |= missing;
+        int rc = kn_task_check(t, err);
+        if (rc) {
+            kn_err_prefix(err, "task %zu", i);
+            return rc;
+        }
+    }
+    return KN_OK;
+}
+
+int kn_tasks_expand(struct kn_tasks *ts, uint32_t images, uint64_t first_seed, struct kn_err *err) {
+    if (images < 1 || images > KN_IMAGES_MAX)
+        return kn_err_set(err, KN_EINVAL, "images: %u is not between 1 and %d", images, KN_IMAGES_MAX);
+    struct kn_tasks all = {0};
+    int rc = KN_OK;
+    for (size_t i = 0; rc == KN_OK && i < ts->count; i++) {
+        struct kn_task *t = &ts->v[i];
+        uint32_t n = t->set & KN_SET_IMAGES ? 1 : images;
+        uint64_t first = t->seed, offset = t->set & KN_SET_SEED ? 0 : first_seed;
+        if (offset > UINT64_MAX - first || n - 1 > UINT64_MAX - first - offset)
+            rc = kn_err_set(err, KN_EINVAL, "task %zu: seed: %u images go past %llu", i, n,
+                            (unsigned long long)UINT64_MAX);
+        if (rc == KN_OK) rc = kn_tasks_reserve(&all, n, err);
+        for (uint32_t k = 0; rc == KN_OK && k < n; k++) {
+            struct kn_task *to = &all.v[all.count];
+            if (!kn_task_copy(to, t)) {
+                rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+                break;
+            }
+            all.count++;
+            to->seed = first + offset + k;
+            to->set = (to->set | KN_SET_SEED) & ~(uint32_t)KN_SET_IMAGES;
+        }
+    }
+    if (rc) {
+        kn_tasks_fini(&all);
+        return rc;
+    }
+    kn_tasks_fini(ts);
+    *ts = all;
+    return KN_OK;
+}
