@@ -1,0 +1,528 @@
+/* See the header. The tables of refused fields name every option of diffusers 0.42's classes that would
+ * change a picture and that the networks do not have; a field that only training or memory reads (dropout,
+ * force_upcast, attention slicing …) is passed over. */
+#include "kernels/io/config.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/fs.h"
+
+#define CHANNELS_MAX 16384
+
+/* A field and the only value that kiln has for it, as JSON. */
+struct only {
+    const char *key, *json;
+};
+
+static int check_only(const struct kx_json *j, const struct only *t, size_t n, struct kn_err *err) {
+    int rc = 0;
+    for (size_t i = 0; i < n && !rc; i++) rc = kx_json_only(j, t[i].key, t[i].json, err);
+    return rc;
+}
+#define CHECK_ONLY(j, table, err) check_only(j, table, sizeof(table) / sizeof *(table), err)
+
+/* The words of an array of strings, each looked up in `words`; absent leaves *count at 0. */
+static int read_words(const struct kx_json *j, const char *key, const char *const *words, int *out,
+                      int *count, struct kn_err *err) {
+    *count = 0;
+    json_object *a = kx_json_get(j, key);
+    if (!a) return 0;
+    if (!json_object_is_type(a, json_type_array))
+        return kn_err_set(err, KN_EPARSE, "%s: %s: not a list", j->file, key);
+    size_t n = json_object_array_length(a);
+    if (n < 1 || n > KX_LEVELS_MAX)
+        return kn_err_set(err, KN_EPARSE, "%s: %s: %zu levels, not 1 to %d", j->file, key, n, KX_LEVELS_MAX);
+    for (size_t i = 0; i < n; i++) {
+        const char *s = json_object_get_string(json_object_array_get_idx(a, i));
+        int k = 0;
+        while (words[k] && (!s || strcmp(words[k], s))) k++;
+        if (!words[k])
+            return kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: \"%.64s\" is not supported", j->file, key,
+                              s ? s : "null");
+        out[i] = k;
+    }
+    *count = (int)n;
+    return 0;
+}
+
+/* block_out_channels, which fixes the number of levels. */
+static int read_channels(const struct kx_json *j, int *channels, int *levels, struct kn_err *err) {
+    json_object *a = kx_json_get(j, "block_out_channels");
+    if (!a || !json_object_is_type(a, json_type_array))
+        return kn_err_set(err, KN_EPARSE, "%s: block_out_channels: a list of channels is needed", j->file);
+    size_t n = json_object_array_length(a);
+    if (n < 1 || n > KX_LEVELS_MAX)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: block_out_channels: %zu levels, not 1 to %d", j->file, n,
+                          KX_LEVELS_MAX);
+    *levels = (int)n;
+    return kx_json_ints(j, "block_out_channels", 1, CHANNELS_MAX, channels, *levels, err);
+}
+
+static int check_groups(const struct kx_json *j, int groups, const int *channels, int levels,
+                        struct kn_err *err) {
+    for (int i = 0; i < levels; i++)
+        if (channels[i] % groups)
+            return kn_err_set(err, KN_EPARSE, "%s: norm_num_groups: %d does not divide %d channels", j->file,
+                              groups, channels[i]);
+    return 0;
+}
+
+/* ---- model_index.json ---- */
+
+int kx_config_index(const struct kx_json *j, struct kn_err *err) {
+    static const struct {
+        const char *key, *names[3];
+        bool needed;
+    } parts[] = {
+        {"text_encoder", {"CLIPTextModel"}, true},
+        {"tokenizer", {"CLIPTokenizer", "CLIPTokenizerFast"}, true},
+        {"unet", {"UNet2DConditionModel"}, true},
+        {"vae", {"AutoencoderKL"}, true},
+        {"scheduler", {NULL}, true}, /* any class: its own file says what of it is supported */
+        {"text_encoder_2", {NULL}, false},
+        {"tokenizer_2", {NULL}, false},
+        {"image_encoder", {NULL}, false},
+        {"transformer", {NULL}, false},
+        {"controlnet", {NULL}, false},
+    };
+    static const char *const classes[] = {"StableDiffusionPipeline", NULL};
+    if (!kx_json_get(j, "_class_name"))
+        return kn_err_set(err, KN_EPARSE, "%s: _class_name: not there; is this a pipeline's folder?",
+                          j->file);
+    int k, rc = kx_json_word(j, "_class_name", classes, &k, err);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && !rc; i++) {
+        json_object *v = kx_json_get(j, parts[i].key);
+        const char *class = NULL;
+        if (v && json_object_is_type(v, json_type_array) && json_object_array_length(v) == 2)
+            class = json_object_get_string(json_object_array_get_idx(v, 1));
+        if (!class && parts[i].needed) {
+            rc = kn_err_set(err, KN_EPARSE, "%s: %s: not there", j->file, parts[i].key);
+        } else if (class && !parts[i].needed) {
+            rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: not supported (%.64s)", j->file, parts[i].key,
+                            class);
+        } else if (class && parts[i].names[0]) {
+            bool ok = false;
+            for (size_t q = 0; q < 3 && parts[i].names[q]; q++) ok |= !strcmp(parts[i].names[q], class);
+            if (!ok)
+                rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: %.64s is not supported", j->file, parts[i].key,
+                                class);
+        }
+    }
+    return rc;
+}
+
+/* ---- text_encoder/config.json ---- */
+
+int kx_config_text(const struct kx_json *j, struct kx_text_config *out, struct kn_err *err) {
+    *out = (struct kx_text_config){.vocab_size = 49408,
+                                   .hidden_size = 512,
+                                   .intermediate_size = 2048,
+                                   .layers = 12,
+                                   .heads = 8,
+                                   .positions_max = 77,
+                                   .quick_gelu = true,
+                                   .layer_norm_eps = 1e-5f,
+                                   .eos_token_id = 49407,
+                                   .projection_dim = 512};
+    static const struct only refused[] = {{"use_attention_mask", "false"},
+                                          {"model_type", "\"clip_text_model\""}};
+    static const char *const acts[] = {"gelu", "quick_gelu", NULL};
+    int act = 1, rc = CHECK_ONLY(j, refused, err);
+    if (!rc) rc = kx_json_word(j, "hidden_act", acts, &act, err);
+    out->quick_gelu = act == 1;
+    if (!rc) rc = kx_json_int(j, "vocab_size", 1, 1 << 20, &out->vocab_size, err);
+    if (!rc) rc = kx_json_int(j, "hidden_size", 1, CHANNELS_MAX, &out->hidden_size, err);
+    if (!rc) rc = kx_json_int(j, "intermediate_size", 1, 4 * CHANNELS_MAX, &out->intermediate_size, err);
+    if (!rc) rc = kx_json_int(j, "num_hidden_layers", 1, 256, &out->layers, err);
+    if (!rc) rc = kx_json_int(j, "num_attention_heads", 1, 256, &out->heads, err);
+    if (!rc) rc = kx_json_int(j, "max_position_embeddings", 3, 4096, &out->positions_max, err);
+    if (!rc) rc = kx_json_float(j, "layer_norm_eps", 0, 1, &out->layer_norm_eps, err);
+    if (!rc) rc = kx_json_int(j, "eos_token_id", 0, 1 << 20, &out->eos_token_id, err);
+    if (!rc) rc = kx_json_int(j, "projection_dim", 1, CHANNELS_MAX, &out->projection_dim, err);
+    if (!rc && out->hidden_size % out->heads)
+        rc = kn_err_set(err, KN_EPARSE, "%s: num_attention_heads: %d does not divide hidden_size %d", j->file,
+                        out->heads, out->hidden_size);
+    return rc;
+}
+
+/* ---- unet/config.json ---- */
+
+int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    *out = (struct kx_unet_config){.in_channels = 4,
+                                   .out_channels = 4,
+                                   .cross_attention_dim = 1280,
+                                   .norm_groups = 32,
+                                   .norm_eps = 1e-5f,
+                                   .flip_sin_to_cos = true};
+    static const struct only refused[] = {
+        {"_class_name", "\"UNet2DConditionModel\""},
+        {"center_input_sample", "false"},
+        {"mid_block_type", "\"UNetMidBlock2DCrossAttn\""},
+        {"only_cross_attention", "false"},
+        {"downsample_padding", "1"},
+        {"mid_block_scale_factor", "1"},
+        {"num_attention_heads", "null"},
+        {"dual_cross_attention", "false"},
+        {"class_embed_type", "null"},
+        {"num_class_embeds", "null"},
+        {"addition_embed_type", "null"},
+        {"addition_time_embed_dim", "null"},
+        {"encoder_hid_dim", "null"},
+        {"encoder_hid_dim_type", "null"},
+        {"reverse_transformer_layers_per_block", "null"},
+        {"resnet_time_scale_shift", "\"default\""},
+        {"resnet_skip_time_act", "false"},
+        {"resnet_out_scale_factor", "1"},
+        {"time_embedding_type", "\"positional\""},
+        {"time_embedding_dim", "null"},
+        {"time_embedding_act_fn", "null"},
+        {"timestep_post_act", "null"},
+        {"time_cond_proj_dim", "null"},
+        {"conv_in_kernel", "3"},
+        {"conv_out_kernel", "3"},
+        {"projection_class_embeddings_input_dim", "null"},
+        {"attention_type", "\"default\""},
+        {"class_embeddings_concat", "false"},
+        {"mid_block_only_cross_attention", "false"},
+        {"cross_attention_norm", "null"},
+    };
+    static const char *const acts[] = {"silu", "swish", NULL};
+    static const char *const downs[] = {"DownBlock2D", "CrossAttnDownBlock2D",
+                                        NULL}; /* order of enum kx_block_type */
+    static const char *const ups[] = {"UpBlock2D", "CrossAttnUpBlock2D", NULL};
+    int k, rc = CHECK_ONLY(j, refused, err);
+    if (!rc) rc = kx_json_word(j, "act_fn", acts, &k, err);
+    if (!rc) rc = kx_json_int(j, "in_channels", 1, 256, &out->in_channels, err);
+    if (!rc) rc = kx_json_int(j, "out_channels", 1, 256, &out->out_channels, err);
+    if (!rc && out->in_channels != out->out_channels)
+        rc = kn_err_set(err, KN_EUNSUPPORTED,
+                        "%s: in_channels: %d for %d out_channels (inpainting, editing) is not supported",
+                        j->file, out->in_channels, out->out_channels);
+    if (!rc) rc = read_channels(j, out->channels, &out->levels, err);
+    if (rc) return rc;
+
+    int n = out->levels;
+    static const char *const keys[] = {"down_block_types", "up_block_types"};
+    for (int side = 0; side < 2 && !rc; side++) {
+        int types[KX_LEVELS_MAX], count;
+        rc = read_words(j, keys[side], side ? ups : downs, types, &count, err);
+        if (rc) break;
+        if (!count && n == 4) { /* the class's own default */
+            for (int i = 0; i < 4; i++) types[i] = side ? i > 0 : i < 3;
+            count = 4;
+        }
+        if (count != n)
+            return kn_err_set(err, KN_EPARSE, "%s: %s: %d blocks for %d levels of block_out_channels",
+                              j->file, keys[side], count, n);
+        for (int i = 0; i < n; i++)
+            (side ? out->up : out->down)[i] = types[i] ? KX_BLOCK_CROSS_ATTN : KX_BLOCK_PLAIN;
+    }
+    for (int i = 0; i < n; i++) {
+        out->layers[i] = 2;
+        out->heads[i] = 8;
+        out->transformer_depth[i] = 1;
+    }
+    if (!rc) rc = kx_json_ints(j, "layers_per_block", 1, 16, out->layers, n, err);
+    if (!rc) rc = kx_json_ints(j, "attention_head_dim", 1, 256, out->heads, n, err);
+    if (!rc)
+        rc = kx_json_ints(j, "transformer_layers_per_block", 1, KX_TRANSFORMER_DEPTH_MAX,
+                          out->transformer_depth, n, err);
+    int cross[KX_LEVELS_MAX];
+    for (int i = 0; i < n; i++) cross[i] = out->cross_attention_dim;
+    if (!rc) rc = kx_json_ints(j, "cross_attention_dim", 1, CHANNELS_MAX, cross, n, err);
+    for (int i = 1; i < n && !rc; i++)
+        if (cross[i] != cross[0])
+            rc = kn_err_set(err, KN_EUNSUPPORTED,
+                            "%s: cross_attention_dim: different levels are not supported", j->file);
+    if (rc) return rc;
+    out->cross_attention_dim = cross[0];
+    json_object *groups = NULL; /* null is not "absent" here: it means no norm at all */
+    if (json_object_object_get_ex(j->o, "norm_num_groups", &groups) && !groups)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: norm_num_groups: null is not supported", j->file);
+    rc = kx_json_int(j, "norm_num_groups", 1, CHANNELS_MAX, &out->norm_groups, err);
+    if (!rc) rc = check_groups(j, out->norm_groups, out->channels, n, err);
+    if (!rc) rc = kx_json_float(j, "norm_eps", 0, 1, &out->norm_eps, err);
+    if (!rc) rc = kx_json_bool(j, "use_linear_projection", &out->linear_projection, err);
+    if (!rc) rc = kx_json_bool(j, "flip_sin_to_cos", &out->flip_sin_to_cos, err);
+    if (!rc) rc = kx_json_float(j, "freq_shift", -1000, 1000, &out->freq_shift, err);
+    int size[2] = {0, 0};
+    if (!rc) rc = kx_json_ints(j, "sample_size", 0, KN_SIZE_MAX, size, 2, err);
+    if (!rc && size[0] != size[1])
+        rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: sample_size: %d by %d is not a square", j->file, size[0],
+                        size[1]);
+    out->sample_size = size[0];
+    if (!rc && out->channels[0] % 2)
+        rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: block_out_channels: %d is odd", j->file, out->channels[0]);
+    for (int i = 0; i < n && !rc; i++)
+        if (out->channels[i] % out->heads[i] && (out->down[i] == KX_BLOCK_CROSS_ATTN || i == n - 1))
+            rc = kn_err_set(err, KN_EPARSE, "%s: attention_head_dim: %d heads do not divide %d channels",
+                            j->file, out->heads[i], out->channels[i]);
+    return rc;
+}
+
+/* ---- vae/config.json ---- */
+
+int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_err *err) {
+    *out = (struct kx_vae_config){.latent_channels = 4,
+                                  .out_channels = 3,
+                                  .layers_per_block = 1,
+                                  .norm_groups = 32,
+                                  .scaling_factor = 0.18215f,
+                                  .mid_attention = true,
+                                  .post_quant_conv = true};
+    static const struct only refused[] = {
+        {"_class_name", "\"AutoencoderKL\""},
+        {"out_channels", "3"},
+        {"latents_mean", "null"},
+        {"latents_std", "null"},
+        {"shift_factor", "0"},
+    };
+    static const char *const acts[] = {"silu", "swish", NULL};
+    static const char *const ups[] = {"UpDecoderBlock2D", NULL};
+    int k, types[KX_LEVELS_MAX], count, rc = CHECK_ONLY(j, refused, err);
+    if (!rc) rc = kx_json_word(j, "act_fn", acts, &k, err);
+    if (!rc) rc = kx_json_int(j, "latent_channels", 1, 256, &out->latent_channels, err);
+    if (!rc) rc = read_channels(j, out->channels, &out->levels, err);
+    if (!rc) rc = read_words(j, "up_block_types", ups, types, &count, err);
+    if (!rc && (count ? count : 1) != out->levels)
+        rc = kn_err_set(err, KN_EPARSE, "%s: up_block_types: %d blocks for %d levels of block_out_channels",
+                        j->file, count, out->levels);
+    if (!rc) rc = kx_json_int(j, "layers_per_block", 1, 16, &out->layers_per_block, err);
+    if (!rc) rc = kx_json_int(j, "norm_num_groups", 1, CHANNELS_MAX, &out->norm_groups, err);
+    if (!rc) rc = check_groups(j, out->norm_groups, out->channels, out->levels, err);
+    if (!rc) rc = kx_json_float(j, "scaling_factor", 1e-6, 1e6, &out->scaling_factor, err);
+    if (!rc) rc = kx_json_bool(j, "mid_block_add_attention", &out->mid_attention, err);
+    if (!rc) rc = kx_json_bool(j, "use_post_quant_conv", &out->post_quant_conv, err);
+    out->factor = 1 << (out->levels > 0 ? out->levels - 1 : 0);
+    return rc;
+}
+
+/* ---- scheduler/scheduler_config.json ---- */
+
+#define BIT(s) (1u << KN_SAMPLER_##s)
+#define ALL_SAMPLERS (BIT(DDIM) | BIT(PNDM) | BIT(EULER) | BIT(EULER_A) | BIT(DPMPP_2M))
+
+/* Fields that some of the samplers read in diffusers and that kiln has only with one value. */
+static const struct {
+    const char *key, *json;
+    uint32_t samplers;
+} sampler_only[] = {
+    {"trained_betas", "null", ALL_SAMPLERS},
+    {"thresholding", "false", BIT(DDIM) | BIT(DPMPP_2M)},
+    {"interpolation_type", "\"linear\"", BIT(EULER)},
+    {"timestep_type", "\"discrete\"", BIT(EULER)},
+    {"use_exponential_sigmas", "false", BIT(EULER) | BIT(DPMPP_2M)},
+    {"use_beta_sigmas", "false", BIT(EULER) | BIT(DPMPP_2M)},
+    {"use_lu_lambdas", "false", BIT(DPMPP_2M)},
+    {"use_flow_sigmas", "false", BIT(DPMPP_2M)},
+    {"use_dynamic_shifting", "false", BIT(DPMPP_2M)},
+    {"variance_type", "null", BIT(DPMPP_2M)},
+};
+
+static int read_own(const struct kx_json *j, enum kn_sampler *own, struct kn_err *err) {
+    /* classes whose configuration ours can be made from; the first five in the order of enum kn_sampler */
+    static const char *const classes[] = {"DDIMScheduler",
+                                          "PNDMScheduler",
+                                          "EulerDiscreteScheduler",
+                                          "EulerAncestralDiscreteScheduler",
+                                          "DPMSolverMultistepScheduler",
+                                          "DDPMScheduler",
+                                          "LMSDiscreteScheduler",
+                                          "HeunDiscreteScheduler",
+                                          "KDPM2DiscreteScheduler",
+                                          "KDPM2AncestralDiscreteScheduler",
+                                          "DPMSolverSinglestepScheduler",
+                                          "DPMSolverSDEScheduler",
+                                          "DEISMultistepScheduler",
+                                          "UniPCMultistepScheduler",
+                                          NULL};
+    int k = -1, rc = kx_json_word(j, "_class_name", classes, &k, err);
+    if (!rc && k < 0) rc = kn_err_set(err, KN_EPARSE, "%s: _class_name: not there", j->file);
+    *own = !rc && k < 5 ? (enum kn_sampler)(k + 1) : KN_SAMPLER_UNSET;
+    return rc;
+}
+
+#define READ_STATED(kind, name, ...)                                                                         \
+    do {                                                                                                     \
+        out->name##_stated = kx_json_get(j, #name) != NULL;                                                  \
+        if (!rc) rc = kx_json_##kind(j, #name, __VA_ARGS__, &out->name, err);                                \
+    } while (0)
+
+static int read_stated_bool(const struct kx_json *j, const char *key, bool *v, bool *stated,
+                            struct kn_err *err) {
+    *stated = kx_json_get(j, key) != NULL;
+    return kx_json_bool(j, key, v, err);
+}
+
+static int read_stated_word(const struct kx_json *j, const char *key, const char *const *words, int *v,
+                            bool *stated, struct kn_err *err) {
+    *stated = kx_json_get(j, key) != NULL;
+    return kx_json_word(j, key, words, v, err);
+}
+
+int kx_config_scheduler(const struct kx_json *j, struct kx_scheduler_config *out, struct kn_err *err) {
+    *out = (struct kx_scheduler_config){0};
+    int rc = read_own(j, &out->own, err);
+    if (rc) return rc;
+    READ_STATED(int, num_train_timesteps, 2, KX_TRAIN_STEPS_MAX);
+    READ_STATED(double, beta_start, 0, 1);
+    READ_STATED(double, beta_end, 0, 1);
+    READ_STATED(int, steps_offset, 0, KX_TRAIN_STEPS_MAX);
+    READ_STATED(double, clip_sample_range, 0, 1e6);
+    READ_STATED(double, sigma_min, 0, 1e6);
+    READ_STATED(double, sigma_max, 0, 1e6);
+    READ_STATED(int, solver_order, 1, 3);
+    READ_STATED(double, lambda_min_clipped, -(double)INFINITY, 1e6);
+    static const char *const betas[] = {"linear", "scaled_linear", "squaredcos_cap_v2", NULL};
+    static const char *const predictions[] = {"epsilon", "v_prediction", "sample", NULL};
+    static const char *const spacings[] = {"linspace", "leading", "trailing", NULL};
+    static const char *const finals[] = {"zero", "sigma_min", NULL};
+    int beta = 0, prediction = 0, spacing = 0, final = 0;
+    if (!rc) rc = read_stated_word(j, "beta_schedule", betas, &beta, &out->beta_schedule_stated, err);
+    if (!rc)
+        rc = read_stated_word(j, "prediction_type", predictions, &prediction, &out->prediction_type_stated,
+                              err);
+    if (!rc)
+        rc = read_stated_word(j, "timestep_spacing", spacings, &spacing, &out->timestep_spacing_stated, err);
+    if (!rc) rc = read_stated_word(j, "final_sigmas_type", finals, &final, &out->final_sigma_min_stated, err);
+    out->beta_schedule = (enum kx_beta)beta; /* the lists are in the enums' order */
+    out->prediction_type = (enum kx_prediction)prediction;
+    out->timestep_spacing = (enum kx_spacing)spacing;
+    out->final_sigma_min = final == 1;
+    const struct {
+        const char *key;
+        bool *v, *stated;
+    } bools[] = {
+        {"rescale_betas_zero_snr", &out->rescale_betas_zero_snr, &out->rescale_betas_zero_snr_stated},
+        {"set_alpha_to_one", &out->set_alpha_to_one, &out->set_alpha_to_one_stated},
+        {"clip_sample", &out->clip_sample, &out->clip_sample_stated},
+        {"skip_prk_steps", &out->skip_prk_steps, &out->skip_prk_steps_stated},
+        {"use_karras_sigmas", &out->use_karras_sigmas, &out->use_karras_sigmas_stated},
+        {"lower_order_final", &out->lower_order_final, &out->lower_order_final_stated},
+        {"euler_at_final", &out->euler_at_final, &out->euler_at_final_stated},
+    };
+    for (size_t i = 0; i < sizeof bools / sizeof *bools && !rc; i++)
+        rc = read_stated_bool(j, bools[i].key, bools[i].v, bools[i].stated, err);
+    if (rc) return rc;
+
+    const char *type = NULL, *algorithm = NULL;
+    rc = kx_json_string(j, "solver_type", &type, err);
+    if (!rc) rc = kx_json_string(j, "algorithm_type", &algorithm, err);
+    if (rc) return rc;
+    /* other classes' words, which diffusers reads as midpoint and dpmsolver++ */
+    out->solver_heun_stated = type != NULL;
+    out->solver_heun = type && !strcmp(type, "heun");
+    const char *bad = NULL;
+    if (type && !out->solver_heun && strcmp(type, "midpoint") && strcmp(type, "logrho") &&
+        strcmp(type, "bh1") && strcmp(type, "bh2"))
+        bad = "solver_type";
+    if (algorithm && strcmp(algorithm, "dpmsolver++") && strcmp(algorithm, "deis")) bad = "algorithm_type";
+    if (bad) {
+        out->unsupported |= BIT(DPMPP_2M);
+        snprintf(out->unsupported_field, sizeof out->unsupported_field, "%s", bad);
+    }
+    for (size_t i = 0; i < sizeof sampler_only / sizeof *sampler_only; i++)
+        if (kx_json_only(j, sampler_only[i].key, sampler_only[i].json, NULL)) {
+            out->unsupported |= sampler_only[i].samplers;
+            snprintf(out->unsupported_field, sizeof out->unsupported_field, "%s", sampler_only[i].key);
+        }
+    if (out->unsupported == ALL_SAMPLERS)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: not supported", j->file, out->unsupported_field);
+    return 0;
+}
+
+/* ---- kiln.json ---- */
+
+int kx_config_defaults(const struct kx_json *j, struct kn_defaults *out, struct kn_err *err) {
+    static const char *const known[] = {"sampler", "schedule", "steps", "cfg", "size", NULL};
+    json_object_object_foreach(j->o, key, unused) {
+        (void)unused;
+        int i = 0;
+        while (known[i] && strcmp(known[i], key)) i++;
+        if (known[i]) continue;
+        const char *near = kn_suggest(key, known);
+        return kn_err_set(err, KN_EPARSE, "%s: %.64s: unknown%s%s%s", j->file, key,
+                          near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
+    }
+    const char *sampler = NULL, *schedule = NULL, *size = NULL;
+    int steps = (int)out->steps;
+    int rc = kx_json_string(j, "sampler", &sampler, err);
+    if (!rc) rc = kx_json_string(j, "schedule", &schedule, err);
+    if (!rc) rc = kx_json_string(j, "size", &size, err);
+    if (!rc) rc = kx_json_int(j, "steps", KN_STEPS_MIN, KN_STEPS_MAX, &steps, err);
+    if (!rc) rc = kx_json_float(j, "cfg", KN_CFG_MIN, KN_CFG_MAX, &out->cfg, err);
+    out->steps = (uint32_t)steps;
+    if (rc) return rc;
+    const char *field = "sampler";
+    if (sampler) rc = kn_sampler_parse(sampler, &out->sampler, err);
+    if (!rc && schedule) field = "schedule", rc = kn_schedule_parse(schedule, &out->schedule, err);
+    if (!rc && size) field = "size", rc = kn_size_parse(size, &out->width, &out->height, err);
+    if (rc) return kn_err_prefix(err, "%s: %s", j->file, field);
+    if (!kn_schedule_fits(out->sampler, out->schedule)) {
+        if (schedule)
+            return kn_err_set(err, KN_EPARSE, "%s: schedule: %s means nothing with %s", j->file, schedule,
+                              kn_sampler_name(out->sampler));
+        out->schedule = KN_SCHEDULE_NORMAL;
+    }
+    return 0;
+}
+
+/* ---- the folder ---- */
+
+static int read_part(const char *dir, const char *file, struct kx_json *j, char path[KN_PATH_MAX],
+                     struct kn_err *err) {
+    *j = (struct kx_json){.file = path};
+    int rc = kn_fs_join(path, KN_PATH_MAX, dir, file);
+    if (rc) return kn_err_set(err, rc, "%s: path too long", dir);
+    return kx_json_load(path, j, err);
+}
+
+int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err) {
+    *out = (struct kx_config){0};
+    char path[KN_PATH_MAX];
+    struct kx_json j;
+    int rc = read_part(dir, "model_index.json", &j, path, err);
+    if (!rc) rc = kx_config_index(&j, err);
+    json_object_put(j.o);
+    if (rc) return rc;
+    if (!(rc = read_part(dir, "text_encoder/config.json", &j, path, err)))
+        rc = kx_config_text(&j, &out->text, err);
+    json_object_put(j.o);
+    if (rc) return rc;
+    if (!(rc = read_part(dir, "unet/config.json", &j, path, err))) rc = kx_config_unet(&j, &out->unet, err);
+    json_object_put(j.o);
+    if (rc) return rc;
+    if (!(rc = read_part(dir, "vae/config.json", &j, path, err))) rc = kx_config_vae(&j, &out->vae, err);
+    json_object_put(j.o);
+    if (rc) return rc;
+    if (!(rc = read_part(dir, "scheduler/scheduler_config.json", &j, path, err)))
+        rc = kx_config_scheduler(&j, &out->scheduler, err);
+    json_object_put(j.o);
+    if (rc) return rc;
+    out->scheduler.pipeline = true;
+
+    if (out->unet.in_channels != out->vae.latent_channels)
+        return kn_err_set(err, KN_EPARSE, "%s: unet has %d in_channels, vae %d latent_channels", dir,
+                          out->unet.in_channels, out->vae.latent_channels);
+    if (out->unet.cross_attention_dim != out->text.hidden_size)
+        return kn_err_set(err, KN_EPARSE, "%s: unet has cross_attention_dim %d, text_encoder hidden_size %d",
+                          dir, out->unet.cross_attention_dim, out->text.hidden_size);
+    out->size_multiple = out->vae.factor << (out->unet.levels - 1);
+
+    struct kn_defaults *d = &out->defaults;
+    int native = (out->unet.sample_size ? out->unet.sample_size : 64) * out->vae.factor;
+    d->sampler = out->scheduler.own ? out->scheduler.own : KN_SAMPLER_EULER;
+    d->schedule = out->scheduler.use_karras_sigmas && kn_schedule_fits(d->sampler, KN_SCHEDULE_KARRAS)
+                      ? KN_SCHEDULE_KARRAS
+                      : KN_SCHEDULE_NORMAL;
+    d->steps = 20;
+    d->cfg = 7;
+    d->width = d->height = (uint32_t)native;
+    rc = kn_fs_join(path, sizeof path, dir, "kiln.json");
+    if (rc || !kn_fs_exists(path)) return 0;
+    if (!(rc = kx_json_load(path, &j, err))) rc = kx_config_defaults(&j, d, err);
+    json_object_put(j.o);
+    return rc;
+}

@@ -1,0 +1,36 @@
+/* A model folder's configuration in diffusers layout, read into the networks' plain structs and checked, so
+ * that nothing behind this file meets a number that it cannot work with. What diffusers has and kiln has not
+ * is KN_EUNSUPPORTED, with file, field and value: a picture that would silently come out different is worse
+ * than none. Pure but for reading files; any thread. */
+#ifndef KILN_KERNELS_CONFIG_H
+#define KILN_KERNELS_CONFIG_H
+
+#include "base/spec.h"
+#include "kernels/io/json.h"
+#include "kernels/models/models.h"
+#include "kernels/samplers/schedule.h"
+
+struct kx_config {
+    struct kx_text_config text;
+    struct kx_unet_config unet;
+    struct kx_vae_config vae;
+    struct kx_scheduler_config scheduler;
+    struct kn_defaults
+        defaults;      /* kiln.json; else the folder's scheduler, native size, 20 steps, guidance 7 */
+    int size_multiple; /* VAE factor × UNet's deepest downsampling */
+};
+
+/* Reads DIR: model_index.json, text_encoder, unet, vae, scheduler, and kiln.json if it is there. KN_ENOENT,
+ * KN_EPARSE, KN_EUNSUPPORTED. */
+KN_MUST_USE int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err);
+
+/* The parts, from parsed JSON. */
+KN_MUST_USE int kx_config_index(const struct kx_json *j, struct kn_err *err);
+KN_MUST_USE int kx_config_text(const struct kx_json *j, struct kx_text_config *out, struct kn_err *err);
+KN_MUST_USE int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err);
+KN_MUST_USE int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_err *err);
+KN_MUST_USE int kx_config_scheduler(const struct kx_json *j, struct kx_scheduler_config *out,
+                                    struct kn_err *err);
+KN_MUST_USE int kx_config_defaults(const struct kx_json *j, struct kn_defaults *out, struct kn_err *err);
+
+#endif

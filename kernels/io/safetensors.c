@@ -1,0 +1,469 @@
+/* The safetensors reader and writer. See the header.
+ *
+ * A file is: u64 little-endian header length, that many bytes of JSON {"name": {"dtype", "shape",
+ * "data_offsets"}}, then the data. Invariants that a file must keep before a single tensor is shown: the
+ * header fits the file and the limit; every offset pair lies in the data; the tensors cover the data without
+ * a hole or an overlap; length = product of the shape × the size of the type; no name appears twice over all
+ * parts. Any thread, one at a time. */
+#include "kernels/io/safetensors.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/fs.h"
+
+#define HEADER_BYTES_MAX (64u << 20)
+#define TENSORS_MAX 100000
+#define PARTS_MAX 256
+#define TENSOR_NAME_MAX 512
+
+struct part {
+    void *map; /* owns when `mapped` */
+    size_t len;
+    bool mapped;
+    json_object *header; /* owns; the tensors' names live in it */
+};
+
+struct kx_weights {
+    struct part parts[PARTS_MAX];
+    int part_count;
+    struct kx_weight *v; /* sorted by name once open */
+    size_t count, cap;
+};
+
+struct dtype_row {
+    const char *name;
+    enum kx_dtype dtype;
+    size_t bytes;
+};
+static const struct dtype_row dtypes[] = {
+    {"F32", KX_F32, 4}, {"F16", KX_F16, 2}, {"BF16", KX_BF16, 2},
+    {"I32", KX_I32, 4}, {"I64", KX_I64, 8}, {"U8", KX_U8, 1},
+};
+
+static const struct dtype_row *dtype_by_name(const char *name) {
+    for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++)
+        if (!strcmp(name, dtypes[i].name)) return &dtypes[i];
+    return NULL;
+}
+
+static const struct dtype_row *dtype_row(enum kx_dtype t) {
+    for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++)
+        if (dtypes[i].dtype == t) return &dtypes[i];
+    return NULL;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const struct kx_weight *)a)->name, ((const struct kx_weight *)b)->name);
+}
+
+static int by_place(const void *a, const void *b) {
+    const struct kx_weight *x = a, *y = b;
+    if (x->data != y->data) return (const char *)x->data < (const char *)y->data ? -1 : 1;
+    return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
+}
+
+/* A whole number ≥ 0 out of JSON; false when it is anything else. */
+static bool json_index(json_object *o, int64_t *out) {
+    if (!o || json_object_get_type(o) != json_type_int) return false;
+    *out = json_object_get_int64(o);
+    return *out >= 0 && *out < INT64_MAX;
+}
+
+static int parse_tensor(const char *file, const char *name, json_object *o, const char *data, size_t data_len,
+                        struct kx_weight *w, struct kn_err *err) {
+    if (!name[0] || strlen(name) > TENSOR_NAME_MAX)
+        return kn_err_set(err, KN_EPARSE, "%s: a tensor's name is empty or over %d bytes", file,
+                          TENSOR_NAME_MAX);
+    json_object *jt = NULL, *js = NULL, *jo = NULL;
+    if (json_object_get_type(o) != json_type_object || !json_object_object_get_ex(o, "dtype", &jt) ||
+        !json_object_object_get_ex(o, "shape", &js) || !json_object_object_get_ex(o, "data_offsets", &jo) ||
+        json_object_get_type(jt) != json_type_string || json_object_get_type(js) != json_type_array ||
+        json_object_get_type(jo) != json_type_array || json_object_array_length(jo) != 2)
+        return kn_err_set(err, KN_EPARSE, "%s: %s: needs dtype, shape and data_offsets", file, name);
+    const struct dtype_row *row = dtype_by_name(json_object_get_string(jt));
+    if (!row)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: dtype %.16s is not supported", file, name,
+                          json_object_get_string(jt));
+    size_t ndim = json_object_array_length(js);
+    if (ndim > KX_NDIM_MAX)
+        return kn_err_set(err, KN_EPARSE, "%s: %s: more than %d dimensions", file, name, KX_NDIM_MAX);
+    size_t bytes = row->bytes;
+    for (size_t i = 0; i < ndim; i++) {
+        int64_t d;
+        if (!json_index(json_object_array_get_idx(js, i), &d))
+            return kn_err_set(err, KN_EPARSE, "%s: %s: shape: not a whole number", file, name);
+        if (__builtin_mul_overflow(bytes, (size_t)d, &bytes))
+            return kn_err_set(err, KN_EPARSE, "%s: %s: shape: too large", file, name);
+        w->shape[i] = d;
+    }
+    int64_t begin, end;
+    if (!json_index(json_object_array_get_idx(jo, 0), &begin) ||
+        !json_index(json_object_array_get_idx(jo, 1), &end) || end < begin || (uint64_t)end > data_len)
+        return kn_err_set(err, KN_EPARSE, "%s: %s: data_offsets are outside of the file's data", file, name);
+    if ((size_t)(end - begin) != bytes)
+        return kn_err_set(err, KN_EPARSE, "%s: %s: data_offsets span %zu bytes, the shape %zu", file, name,
+                          (size_t)(end - begin), bytes);
+    w->name = name;
+    w->dtype = row->dtype;
+    w->ndim = (int)ndim;
+    w->data = data + begin;
+    w->bytes = bytes;
+    return 0;
+}
+
+/* Appends the tensors of the part; on failure the part stays in w (closed with it). */
+static int parse_part(struct kx_weights *w, struct part *p, const char *file, struct kn_err *err) {
+    const unsigned char *b = p->map;
+    if (p->len < 8) return kn_err_set(err, KN_EPARSE, "%s: too short for a safetensors file", file);
+    uint64_t header = 0;
+    for (int i = 7; i >= 0; i--) header = header << 8 | b[i];
+    if (header > HEADER_BYTES_MAX || header > p->len - 8)
+        return kn_err_set(err, KN_EPARSE, "%s: a header of %llu bytes does not fit a file of %zu", file,
+                          (unsigned long long)header, p->len);
+    json_tokener *tok = json_tokener_new_ex(8);
+    if (!tok) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
+    json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
+    p->header = json_tokener_parse_ex(tok, (const char *)b + 8, (int)header);
+    enum json_tokener_error je = json_tokener_get_error(tok);
+    size_t used = json_tokener_get_parse_end(tok);
+    json_tokener_free(tok);
+    if (je != json_tokener_success || !p->header || json_object_get_type(p->header) != json_type_object)
+        return kn_err_set(err, KN_EPARSE, "%s: the header is not a JSON object", file);
+    for (size_t i = used; i < header; i++)
+        if (b[8 + i] != ' ') return kn_err_set(err, KN_EPARSE, "%s: garbage behind the header", file);
+
+    const char *data = (const char *)b + 8 + header;
+    size_t data_len = p->len - 8 - (size_t)header, first = w->count;
+    size_t more = (size_t)json_object_object_length(p->header);
+    if (w->count + more > TENSORS_MAX)
+        return kn_err_set(err, KN_ELIMIT, "%s: more than %d tensors", file, TENSORS_MAX);
+    struct kx_weight *v = realloc(w->v, (w->count + more + 1) * sizeof *v);
+    if (!v) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
+    w->v = v;
+    json_object_object_foreach(p->header, name, o) {
+        if (!strcmp(name, "__metadata__")) continue;
+        int rc = parse_tensor(file, name, o, data, data_len, &w->v[w->count], err);
+        if (rc) return rc;
+        w->count++;
+    }
+    /* no hole, no overlap: what the data holds is what the names say */
+    qsort(w->v + first, w->count - first, sizeof *w->v, by_place);
+    const char *at = data;
+    for (size_t i = first; i < w->count; i++) {
+        if ((const char *)w->v[i].data != at)
+            return kn_err_set(err, KN_EPARSE, "%s: %s: overlaps another tensor or leaves a hole", file,
+                              w->v[i].name);
+        at += w->v[i].bytes;
+    }
+    if (at != data + data_len) return kn_err_set(err, KN_EPARSE, "%s: bytes behind the last tensor", file);
+    return 0;
+}
+
+static int finish(struct kx_weights *w, const char *file, struct kn_err *err) {
+    if (w->count) qsort(w->v, w->count, sizeof *w->v, by_name);
+    for (size_t i = 1; i < w->count; i++)
+        if (!strcmp(w->v[i - 1].name, w->v[i].name))
+            return kn_err_set(err, KN_EPARSE, "%s: %s: appears twice", file, w->v[i].name);
+    return 0;
+}
+
+static int map_part(struct kx_weights *w, const char *path, struct kn_err *err) {
+    if (w->part_count == PARTS_MAX)
+        return kn_err_set(err, KN_ELIMIT, "%s: more than %d parts", path, PARTS_MAX);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return kn_err_set(err, errno == ENOENT ? KN_ENOENT : KN_EIO, "%s: %s", path, strerror(errno));
+    struct stat st;
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < 8) {
+        close(fd);
+        return kn_err_set(err, KN_EPARSE, "%s: not a safetensors file", path);
+    }
+    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    if (map == MAP_FAILED) return kn_err_set(err, KN_EIO, "%s: mmap: %s", path, strerror(errno));
+    struct part *p = &w->parts[w->part_count++];
+    *p = (struct part){.map = map, .len = (size_t)st.st_size, .mapped = true};
+    return parse_part(w, p, path, err);
+}
+
+int kx_weights_parse(const void *data, size_t len, const char *name, struct kx_weights **out,
+                     struct kn_err *err) {
+    *out = NULL;
+    struct kx_weights *w = calloc(1, sizeof *w);
+    if (!w) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", name);
+    struct part *p = &w->parts[w->part_count++];
+    p->map = (void *)(uintptr_t)data;
+    p->len = len;
+    int rc = parse_part(w, p, name, err);
+    if (!rc) rc = finish(w, name, err);
+    if (rc) {
+        kx_weights_close(w);
+        return rc;
+    }
+    *out = w;
+    return 0;
+}
+
+/* ---- which files ---- */
+
+static bool part_name_ok(const char *s) {
+    return s[0] && s[0] != '.' && !strchr(s, '/') && strlen(s) < 256;
+}
+
+static int index_files(const char *dir, const char *index, int (*each)(void *, const char *, struct kn_err *),
+                       void *ctx, struct kn_err *err) {
+    struct kn_buf b;
+    kn_buf_init(&b, HEADER_BYTES_MAX);
+    json_object *root = NULL, *map = NULL;
+    const char *names[PARTS_MAX];
+    int count = 0;
+    int rc = kn_fs_read(index, &b, err);
+    if (rc) goto out;
+    json_tokener *tok = json_tokener_new_ex(8);
+    if (!tok) {
+        rc = kn_err_set(err, KN_ENOMEM, "%s: out of memory", index);
+        goto out;
+    }
+    json_tokener_set_flags(tok, JSON_TOKENER_STRICT);
+    root = json_tokener_parse_ex(tok, b.data ? b.data : "", (int)b.len);
+    json_tokener_free(tok);
+    if (!root || !json_object_object_get_ex(root, "weight_map", &map) ||
+        json_object_get_type(map) != json_type_object) {
+        rc = kn_err_set(err, KN_EPARSE, "%s: no weight_map", index);
+        goto out;
+    }
+    rc = each(ctx, index, err);
+    json_object_object_foreach(map, key, o) {
+        if (rc) break;
+        const char *file = json_object_get_type(o) == json_type_string ? json_object_get_string(o) : "";
+        if (!part_name_ok(file)) {
+            rc = kn_err_set(err, KN_EPARSE, "%s: weight_map: %s: not a file name", index, key);
+            break;
+        }
+        bool seen = false;
+        for (int i = 0; i < count && !seen; i++) seen = !strcmp(names[i], file);
+        if (seen) continue;
+        if (count == PARTS_MAX) {
+            rc = kn_err_set(err, KN_ELIMIT, "%s: more than %d parts", index, PARTS_MAX);
+            break;
+        }
+        names[count++] = file;
+        char path[KN_PATH_MAX];
+        rc = kn_fs_join(path, sizeof path, dir, file);
+        if (rc) kn_err_set(err, rc, "%s: path too long", file);
+        if (!rc) rc = each(ctx, path, err);
+    }
+out:
+    json_object_put(root);
+    kn_buf_fini(&b);
+    return rc;
+}
+
+int kx_weights_files(const char *dir, const char *stem, int (*each)(void *, const char *, struct kn_err *),
+                     void *ctx, struct kn_err *err) {
+    static const char *const forms[] = {"%s/%s.safetensors", "%s/%s.safetensors.index.json",
+                                        "%s/%s.fp16.safetensors", "%s/%s.safetensors.index.fp16.json"};
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        char path[KN_PATH_MAX];
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+        int n = snprintf(path, sizeof path, forms[i], dir, stem);
+#pragma GCC diagnostic pop
+        if (n < 0 || (size_t)n >= sizeof path) return kn_err_set(err, KN_ELIMIT, "%s: path too long", dir);
+        if (!kn_fs_exists(path)) continue;
+        return strstr(forms[i], "index") ? index_files(dir, path, each, ctx, err) : each(ctx, path, err);
+    }
+    char bin[KN_PATH_MAX];
+    int n = snprintf(bin, sizeof bin, "%s/%s.bin", dir, stem);
+    if (n > 0 && (size_t)n < sizeof bin && kn_fs_exists(bin))
+        return kn_err_set(err, KN_EUNSUPPORTED,
+                          "%s: only a pickle (%s.bin) is there; kiln reads safetensors alone", dir, stem);
+    return kn_err_set(err, KN_ENOENT, "%s: no %s.safetensors", dir, stem);
+}
+
+static int open_file(void *ctx, const char *path, struct kn_err *err) {
+    size_t len = strlen(path);
+    if (len > 5 && !strcmp(path + len - 5, ".json")) return 0; /* the index itself */
+    return map_part(ctx, path, err);
+}
+
+int kx_weights_open(const char *dir, const char *stem, struct kx_weights **out, struct kn_err *err) {
+    *out = NULL;
+    struct kx_weights *w = calloc(1, sizeof *w);
+    if (!w) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", dir);
+    int rc = kx_weights_files(dir, stem, open_file, w, err);
+    if (!rc) rc = finish(w, dir, err);
+    if (rc) {
+        kx_weights_close(w);
+        return rc;
+    }
+    *out = w;
+    return 0;
+}
+
+void kx_weights_close(struct kx_weights *w) {
+    if (!w) return;
+    for (int i = 0; i < w->part_count; i++) {
+        json_object_put(w->parts[i].header);
+        if (w->parts[i].mapped) munmap(w->parts[i].map, w->parts[i].len);
+    }
+    free(w->v);
+    free(w);
+}
+
+size_t kx_weights_count(const struct kx_weights *w) {
+    return w->count;
+}
+
+const struct kx_weight *kx_weights_at(const struct kx_weights *w, size_t i) {
+    assert(i < w->count);
+    return &w->v[i];
+}
+
+const struct kx_weight *kx_weights_find(const struct kx_weights *w, const char *name) {
+    struct kx_weight key = {.name = name};
+    return w->count ? bsearch(&key, w->v, w->count, sizeof *w->v, by_name) : NULL;
+}
+
+/* ---- conversion ---- */
+
+static float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = (h >> 10) & 31, man = h & 1023, u;
+    if (exp == 31) {
+        u = sign | 0x7f800000u | man << 13;
+    } else if (exp) {
+        u = sign | (exp + 112) << 23 | man << 13;
+    } else { /* zero and subnormals: man × 2⁻²⁴, exact in f32 */
+        float f = (float)man * 0x1p-24f;
+        memcpy(&u, &f, 4);
+        u |= sign;
+    }
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+int kx_weight_f32(const struct kx_weight *w, float *out) {
+    const char *p = w->data;
+    size_t n;
+    switch (w->dtype) {
+    case KX_F32:
+        memcpy(out, p, w->bytes);
+        return 0;
+    case KX_F16:
+        n = w->bytes / 2;
+        for (size_t i = 0; i < n; i++) {
+            uint16_t h;
+            memcpy(&h, p + 2 * i, 2);
+            out[i] = half_to_float(h);
+        }
+        return 0;
+    case KX_BF16:
+        n = w->bytes / 2;
+        for (size_t i = 0; i < n; i++) {
+            uint16_t h;
+            memcpy(&h, p + 2 * i, 2);
+            uint32_t u = (uint32_t)h << 16;
+            memcpy(&out[i], &u, 4);
+        }
+        return 0;
+    default:
+        return KN_EUNSUPPORTED;
+    }
+}
+
+/* ---- writing ---- */
+
+#define DUMP_TENSORS_MAX 16384
+
+struct dump_entry {
+    char name[64];
+    enum kx_dtype dtype;
+    int ndim;
+    int64_t shape[KX_NDIM_MAX];
+    void *data;
+    size_t bytes;
+};
+
+struct kx_dump {
+    struct dump_entry *v;
+    size_t count, cap;
+};
+
+int kx_dump_create(struct kx_dump **out) {
+    *out = calloc(1, sizeof **out);
+    return *out ? 0 : KN_ENOMEM;
+}
+
+void kx_dump_destroy(struct kx_dump *d) {
+    if (!d) return;
+    for (size_t i = 0; i < d->count; i++) free(d->v[i].data);
+    free(d->v);
+    free(d);
+}
+
+int kx_dump_add(struct kx_dump *d, const char *name, enum kx_dtype dtype, const int64_t *shape, int ndim,
+                const void *data) {
+    const struct dtype_row *row = dtype_row(dtype);
+    assert(row && ndim >= 0 && ndim <= KX_NDIM_MAX);
+    if (d->count == DUMP_TENSORS_MAX || strlen(name) >= sizeof d->v->name) return KN_ELIMIT;
+    if (d->count == d->cap) {
+        size_t cap = d->cap ? 2 * d->cap : 64;
+        struct dump_entry *v = realloc(d->v, cap * sizeof *v);
+        if (!v) return KN_ENOMEM;
+        d->v = v;
+        d->cap = cap;
+    }
+    struct dump_entry *e = &d->v[d->count];
+    *e = (struct dump_entry){.dtype = dtype, .ndim = ndim, .bytes = row->bytes};
+    strcpy(e->name, name);
+    for (int i = 0; i < ndim; i++) {
+        e->shape[i] = shape[i];
+        e->bytes *= (size_t)shape[i];
+    }
+    e->data = malloc(e->bytes ? e->bytes : 1);
+    if (!e->data) return KN_ENOMEM;
+    memcpy(e->data, data, e->bytes);
+    d->count++;
+    return 0;
+}
+
+int kx_dump_write(struct kx_dump *d, const char *path, struct kn_err *err) {
+    struct kn_buf b;
+    kn_buf_init(&b, SIZE_MAX / 2);
+    size_t at = 0;
+    int rc = kn_buf_append(&b, "\0\0\0\0\0\0\0\0", 8);
+    if (!rc) rc = kn_buf_appends(&b, "{");
+    for (size_t i = 0; i < d->count && !rc; i++) {
+        struct dump_entry *e = &d->v[i];
+        rc = kn_buf_appendf(&b, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i ? "," : "", e->name,
+                            dtype_row(e->dtype)->name);
+        for (int k = 0; k < e->ndim && !rc; k++)
+            rc = kn_buf_appendf(&b, "%s%lld", k ? "," : "", (long long)e->shape[k]);
+        if (!rc) rc = kn_buf_appendf(&b, "],\"data_offsets\":[%zu,%zu]}", at, at + e->bytes);
+        at += e->bytes;
+    }
+    if (!rc) rc = kn_buf_appends(&b, "}");
+    while (!rc && b.len % 8) rc = kn_buf_appends(&b, " "); /* the data stays aligned */
+    if (!rc) {
+        uint64_t header = b.len - 8;
+        for (int i = 0; i < 8; i++) b.data[i] = (char)(header >> (8 * i));
+    }
+    for (size_t i = 0; i < d->count && !rc; i++) rc = kn_buf_append(&b, d->v[i].data, d->v[i].bytes);
+    if (rc)
+        kn_err_set(err, rc, "%s: %s", path, kn_err_words(rc));
+    else
+        rc = kn_fs_replace(path, b.data, b.len, false, err);
+    kn_buf_fini(&b);
+    return rc;
+}
