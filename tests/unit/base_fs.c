@@ -1,0 +1,103 @@
+/* Files: whole reads with a maximum, atomic replacement, directories. Each test has a folder of its own. */
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fs.h"
+#include "tests/unit/check.h"
+
+static char dir[64];
+
+static const char *at(const char *name) {
+    static char paths[4][256];
+    static int turn;
+    char *path = paths[turn++ % 4];
+    CHECK_INT(kn_fs_join(path, sizeof paths[0], dir, name), 0);
+    return path;
+}
+
+static void begin(void) {
+    memcpy(dir, "/tmp/kn-fs-XXXXXX", sizeof "/tmp/kn-fs-XXXXXX");
+    CHECK(mkdtemp(dir) != NULL);
+}
+
+static void end(void) {
+    char command[128];
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    CHECK(system(command) == 0);
+}
+
+TEST(a_replaced_file_reads_back_and_leaves_nothing_beside_it) {
+    struct kn_err err = {0};
+    struct kn_buf b;
+    begin();
+    kn_buf_init(&b, 100);
+    CHECK_INT(kn_fs_replace(at("f"), "one", 3, true, &err), 0);
+    CHECK_INT(kn_fs_replace(at("f"), "two!", 4, false, &err), 0);
+    CHECK_INT(kn_fs_read(at("f"), &b, &err), 0);
+    CHECK_STR(b.data, "two!");
+    CHECK_INT(kn_fs_read(at("f"), &b, &err), 0); /* appends */
+    CHECK_STR(b.data, "two!two!");
+    CHECK(unlink(at("f")) == 0);
+    CHECK(rmdir(dir) == 0); /* no temporary file was left */
+    kn_buf_fini(&b);
+}
+
+TEST(a_file_over_the_maximum_is_refused_and_the_buffer_stays) {
+    struct kn_err err = {0};
+    struct kn_buf b;
+    begin();
+    kn_buf_init(&b, 6);
+    CHECK_INT(kn_fs_replace(at("f"), "12345", 5, false, &err), 0);
+    CHECK_INT(kn_fs_replace(at("g"), "123456", 6, false, &err), 0);
+    CHECK_INT(kn_fs_replace(at("h"), "1234567", 7, false, &err), 0);
+    CHECK_INT(kn_fs_read(at("g"), &b, &err), 0);
+    CHECK_STR(b.data, "123456");
+    kn_buf_clear(&b);
+    CHECK_INT(kn_buf_appends(&b, "x"), 0);
+    CHECK_INT(kn_fs_read(at("h"), &b, &err), KN_ELIMIT);
+    CHECK(strstr(err.text, "more than 5 bytes") != NULL);
+    CHECK_STR(b.data, "x");
+    CHECK_INT(kn_fs_read(at("f"), &b, &err), 0);
+    CHECK_STR(b.data, "x12345");
+    kn_buf_fini(&b);
+    end();
+}
+
+TEST(what_is_not_there_or_not_a_file_is_told_with_its_path) {
+    struct kn_err err = {0};
+    struct kn_buf b;
+    begin();
+    kn_buf_init(&b, 10);
+    CHECK_INT(kn_fs_read(at("none"), &b, &err), KN_ENOENT);
+    CHECK(strstr(err.text, "none: open: No such file") != NULL);
+    CHECK_INT(kn_fs_read(dir, &b, &err), KN_EIO);
+    CHECK_INT(kn_fs_replace(at("none/f"), "", 0, false, &err), KN_ENOENT);
+    CHECK_INT(kn_fs_sync_dir(at("none"), &err), KN_ENOENT);
+    kn_buf_fini(&b);
+    end();
+}
+
+TEST(folders_are_made_with_their_parents_and_may_exist) {
+    struct kn_err err = {0};
+    struct stat st;
+    begin();
+    CHECK_INT(kn_fs_mkdirs(at("a/b//c/"), 0700, &err), 0);
+    CHECK_INT(kn_fs_mkdirs(at("a/b/c"), 0700, &err), 0);
+    CHECK(stat(at("a/b/c"), &st) == 0 && (st.st_mode & 0777) == 0700);
+    CHECK_INT(kn_fs_replace(at("a/f"), "", 0, true, &err), 0);
+    CHECK(kn_fs_mkdirs(at("a/f/g"), 0700, &err) != 0);
+    CHECK(strstr(err.text, "a/f: mkdir: Not a directory") != NULL);
+    CHECK_INT(kn_fs_mkdirs("", 0700, &err), KN_EINVAL);
+    CHECK(kn_fs_exists(at("a/f")) && kn_fs_exists(at("a")) && !kn_fs_exists(at("z")));
+    end();
+}
+
+TEST(joined_paths_have_one_slash_and_must_fit) {
+    char out[8];
+    CHECK_INT(kn_fs_join(out, sizeof out, "ab", "cd"), 0);
+    CHECK_STR(out, "ab/cd");
+    CHECK_INT(kn_fs_join(out, sizeof out, "/", "cd"), 0);
+    CHECK_STR(out, "/cd");
+    CHECK_INT(kn_fs_join(out, sizeof out, "abc", "def"), 0);
+    CHECK_INT(kn_fs_join(out, sizeof out, "abc", "defg"), KN_ELIMIT);
+}

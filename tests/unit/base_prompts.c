@@ -1,0 +1,486 @@
+/* The readers of prompt files. Tables of inputs: what each means, and what each mistake is answered with. */
+#include <unistd.h>
+
+#include "base/prompts.h"
+#include "tests/unit/check.h"
+
+static struct kn_tasks got;
+static struct kn_err err;
+
+static int parse_n(const char *name, const char *text, size_t len) {
+    kn_tasks_fini(&got);
+    err = (struct kn_err){0};
+    return kn_prompts_parse(name, KN_INPUT_AUTO, text, len, &got, &err);
+}
+
+static int parse(const char *name, const char *text) {
+    return parse_n(name, text, strlen(text));
+}
+
+struct mistake {
+    const char *text, *want;
+};
+
+static void check_mistakes(const char *name, const struct mistake *cases, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        int rc = parse(name, cases[i].text);
+        CHECK_MSG(rc != 0, "accepted: %s", cases[i].text);
+        CHECK_STR(err.text, cases[i].want);
+        CHECK_INT(err.code, rc);
+        CHECK_INT(got.count, 0);
+    }
+}
+#define CHECK_MISTAKES(name, cases) check_mistakes(name, cases, sizeof(cases) / sizeof *(cases))
+
+/* --- .txt --- */
+
+TEST(txt_is_a_prompt_a_line_without_empty_lines_and_comments) {
+    CHECK_INT(parse("p.txt", "\xef\xbb\xbf  a cat  \r\n\n# not this\n   \na dog"), 0);
+    CHECK_INT(got.count, 2);
+    CHECK_STR(got.v[0].prompt, "a cat");
+    CHECK_STR(got.v[1].prompt, "a dog");
+    CHECK_STR(got.v[0].negative, "");
+    CHECK_INT(got.v[0].set, 0);
+    CHECK(got.v[0].extra == NULL && got.v[0].model == NULL);
+    CHECK_INT(parse("p.txt", ""), 0);
+    CHECK_INT(got.count, 0);
+    CHECK_INT(parse("p.txt", "\n# only this"), 0);
+    CHECK_INT(got.count, 0);
+}
+
+TEST(txt_dashes_are_text_unless_a_letter_follows) {
+    static const char *const texts[] = {
+        "a cat -- a dog",    "a--b",       "x --", "-- y", "1 --2 3", "a cat -- -x",
+        "well--known thing", "a---b --- c"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        CHECK_INT(parse("p.txt", texts[i]), 0);
+        CHECK_INT(got.count, 1);
+        CHECK_STR(got.v[0].prompt, texts[i]);
+        CHECK_INT(got.v[0].set, 0);
+    }
+}
+
+TEST(txt_options_are_those_of_a1111_and_kilns_own) {
+    CHECK_INT(
+        parse(
+            "p.txt",
+            "a cat, \"the\" cat --negative_prompt \"blurry, bad\" --sampler_name \"Euler a\" --cfg_scale 7.5"
+            " --sd_model tiny --width 512 --height 768 --seed 18446744073709551615 --steps 30\n"
+            "b --negative=low --sampler ddim --schedule normal --cfg=0 --model 'a b' --size 64x32 --seed=0 "
+            "--STEPS=1\n"
+            "--prompt \"c \\\"d\\\" \\(e\\)\" --steps 2\n"
+            "--prompt f g -- h --cfg-scale 1e1 --negative i  j\n"
+            "k --negative \"\" --seed -1\n"),
+        0);
+    CHECK_INT(got.count, 5);
+    const struct kn_task *t = &got.v[0];
+    CHECK_STR(t->prompt, "a cat, \"the\" cat");
+    CHECK_STR(t->negative, "blurry, bad");
+    CHECK_STR(t->model, "tiny");
+    CHECK_U64(t->seed, UINT64_MAX);
+    CHECK(t->sampler == KN_SAMPLER_EULER_A && t->cfg == 7.5f && t->width == 512 && t->height == 768 &&
+          t->steps == 30);
+    CHECK_INT(t->set, KN_SET_ALL & ~KN_SET_SCHEDULE);
+    t = &got.v[1];
+    CHECK_STR(t->model, "a b");
+    CHECK_STR(t->negative, "low");
+    CHECK_INT(t->set, KN_SET_ALL);
+    CHECK(t->sampler == KN_SAMPLER_DDIM && t->schedule == KN_SCHEDULE_NORMAL && t->cfg == 0.0f &&
+          t->width == 64 && t->height == 32 && t->seed == 0 && t->steps == 1);
+    CHECK_STR(got.v[2].prompt, "c \"d\" \\(e\\)");
+    CHECK_STR(got.v[3].prompt, "f g -- h");
+    CHECK_STR(got.v[3].negative, "i j");
+    CHECK(got.v[3].cfg == 10.0f);
+    CHECK_STR(got.v[4].negative, "");
+    CHECK_INT(got.v[4].set, KN_SET_NEGATIVE); /* a seed of -1 is none */
+}
+
+TEST(txt_mistakes_are_named) {
+    static const struct mistake cases[] = {
+        {"a\nb --stesp 3", "p.txt:2: stesp: unknown, did you mean steps?"},
+        {"a --frobnicate 1",
+         "p.txt:1: frobnicate: unknown; known are prompt, negative, seed, sampler, schedule, steps, cfg, "
+         "size, "
+         "width, height, model, images"},
+        {"\n\na --steps 0", "p.txt:3: steps: 0 is not between 1 and 1000"},
+        {"a --steps 1001", "p.txt:1: steps: 1001 is not between 1 and 1000"},
+        {"a --steps -5", "p.txt:1: steps: -5 is not between 1 and 1000"},
+        {"a --steps 99999999999999999999999",
+         "p.txt:1: steps: 99999999999999999999999 is not between 1 and 1000"},
+        {"a --steps 3.5", "p.txt:1: steps: \"3.5\" is not a whole number"},
+        {"a --steps 3x", "p.txt:1: steps: \"3x\" is not a whole number"},
+        {"a --steps", "p.txt:1: steps: needs a value"},
+        {"a --steps --seed 3", "p.txt:1: steps: needs a value"},
+        {"a --steps=", "p.txt:1: steps: \"\" is not a whole number"},
+        {"a --steps 3 --steps 4", "p.txt:1: steps: given twice"},
+        {"a --cfg 3 --cfg_scale 4", "p.txt:1: cfg_scale: given twice"},
+        {"a --prompt b", "p.txt:1: prompt: given twice"},
+        {"a --seed 18446744073709551616",
+         "p.txt:1: seed: 18446744073709551616 is not between 0 and 18446744073709551615"},
+        {"a --seed -2", "p.txt:1: seed: -2 is not between 0 and 18446744073709551615"},
+        {"a --cfg nan", "p.txt:1: cfg: \"nan\" is not a number"},
+        {"a --cfg inf", "p.txt:1: cfg: \"inf\" is not a number"},
+        {"a --cfg 0x10", "p.txt:1: cfg: \"0x10\" is not a number"},
+        {"a --cfg 1e99", "p.txt:1: cfg: 1e99 is not between 0 and 100"},
+        {"a --cfg -1", "p.txt:1: cfg: -1 is not between 0 and 100"},
+        {"a --sampler Eulr",
+         "p.txt:1: sampler: \"Eulr\" is not one of DDIM, PNDM, Euler, Euler a, DPM++ 2M; did you mean "
+         "Euler?"},
+        {"a --sampler Euler a",
+         "p.txt:1: \"a\" belongs to no option; put quotes around a value that holds blanks"},
+        {"a --sampler ddim --schedule karras",
+         "p.txt:1: schedule: karras means nothing with the sampler DDIM"},
+        {"a --size 512", "p.txt:1: size: \"512\" is not WIDTHxHEIGHT, as in 512x768"},
+        {"a --size 512x500", "p.txt:1: height: 500 is not a multiple of 8"},
+        {"a --size 512x512 --width 512", "p.txt:1: width: given twice"},
+        {"a --width 512", "p.txt:1: width: needs height beside it"},
+        {"a --height 512", "p.txt:1: height: needs width beside it"},
+        {"a --width 8 --height 8", "p.txt:1: width: 8 is not between 16 and 4096"},
+        {"a --images 0", "p.txt:1: images: 0 is not between 1 and 100000"},
+        {"a --images 2 --n_iter 2", "p.txt:1: n_iter: given twice"},
+        {"a --n_iter 1000 --batch_size 1000", "p.txt:1: images: n_iter times batch_size is more than 100000"},
+        {"a --images 2 --seed 18446744073709551615", "p.txt:1: seed: 2 images go past 18446744073709551615"},
+        {"a --negative \"b", "p.txt:1: a quote (\") is not closed"},
+        {"a --negative b's", "p.txt:1: a quote (') is not closed"},
+        {"--steps 3", "p.txt:1: prompt: missing"},
+        {"a --model ''", "p.txt:1: model: is empty"},
+        {"a --tiling", "p.txt:1: tiling: not supported"},
+        {"a --subseed 3", "p.txt:1: subseed: not supported"},
+        {"a --restore_faces true", "p.txt:1: restore_faces: not supported"},
+        {"a --styles x", "p.txt:1: styles: not supported"},
+        {"a --do_not_save_samples", "p.txt:1: do_not_save_samples: not supported"},
+        {"a --outpath_samples /tmp", "p.txt:1: outpath_samples: not supported"},
+        {"a\nb\xff", "p.txt:2: not UTF-8 (byte 2 of the line)"},
+    };
+    CHECK_MISTAKES("p.txt", cases);
+    CHECK_INT(parse_n("p.txt", "a\nb\0c", 5), KN_EPARSE);
+    CHECK_STR(err.text, "p.txt:2: a NUL byte (byte 2 of the line)");
+}
+
+TEST(prompt_longer_than_the_limit_is_refused_with_its_line) {
+    static char text[KN_PROMPT_BYTES_MAX + 16];
+    memcpy(text, "ok\n", 3);
+    memset(text + 3, 'p', KN_PROMPT_BYTES_MAX + 1);
+    CHECK_INT(parse("p.txt", text), KN_ELIMIT);
+    CHECK_STR(err.text, "p.txt:2: prompt: 8193 bytes are more than 8192");
+    CHECK_INT(got.count, 0);
+    text[3 + KN_PROMPT_BYTES_MAX] = '\0';
+    CHECK_INT(parse("p.txt", text), 0);
+    CHECK_INT(got.count, 2);
+}
+
+/* --- .jsonl --- */
+
+TEST(jsonl_reads_every_field_and_keeps_seeds_exact) {
+    CHECK_INT(
+        parse("p.jsonl",
+              "{\"prompt\":\"a \\\"cat\\\" "
+              "\\u00e4\\ud83d\\ude00\\n/\\/\",\"negative\":\"n\",\"seed\":18446744073709551615,"
+              "\"sampler\":\"Euler a\",\"schedule\":\"karras\",\"steps\":30,\"cfg\":7.5,\"size\":\"512x768\","
+              "\"model\":\"tiny\",\"extra\":{\"id\": 9007199254740993, \"t\":[1,{\"x\":null}]}}\r\n"
+              "\n"
+              "  { \"prompt\" : \"b\" , \"seed\" : 9223372036854775809 , \"width\" : 64 , \"height\" : 32 , "
+              "\"steps\":null }  "),
+        0);
+    CHECK_INT(got.count, 2);
+    const struct kn_task *t = &got.v[0];
+    CHECK_STR(t->prompt, "a \"cat\" \xc3\xa4\xf0\x9f\x98\x80\n//");
+    CHECK_U64(t->seed, UINT64_MAX);
+    CHECK_INT(t->set, KN_SET_ALL);
+    CHECK(t->steps == 30 && t->cfg == 7.5f && t->width == 512 && t->height == 768);
+    CHECK_STR(t->extra, "{\"id\": 9007199254740993, \"t\":[1,{\"x\":null}]}");
+    CHECK_U64(got.v[1].seed, 9223372036854775809u);
+    CHECK_INT(got.v[1].set, KN_SET_SEED | KN_SET_SIZE);
+}
+
+TEST(jsonl_mistakes_are_named) {
+    static const struct mistake cases[] = {
+        {"{\"prompt\":\"a\"}\n{\"prompt\":\"a\",\"stesp\":3}",
+         "p.jsonl:2: stesp: unknown, did you mean steps?"},
+        {"{\"Prompt\":\"a\"}", "p.jsonl:1: Prompt: unknown, did you mean prompt?"},
+        {"{\"prompt\":\"a\",\"steps\":0}", "p.jsonl:1: steps: 0 is not between 1 and 1000"},
+        {"{\"prompt\":\"a\",\"steps\":20.0}", "p.jsonl:1: steps: \"20.0\" is not a whole number"},
+        {"{\"prompt\":\"a\",\"steps\":\"20\"}", "p.jsonl:1: steps: \"20\" is a string, not a number"},
+        {"{\"prompt\":\"a\",\"steps\":007}", "p.jsonl:1: steps: 007 is not a number"},
+        {"{\"prompt\":\"a\",\"steps\":+7}", "p.jsonl:1: steps: +7 is not a number"},
+        {"{\"prompt\":\"a\",\"steps\":true}", "p.jsonl:1: steps: true is not a number"},
+        {"{\"prompt\":\"a\",\"steps\":[1]}", "p.jsonl:1: steps: is not a number"},
+        {"{\"prompt\":\"a\",\"cfg\":NaN}", "p.jsonl:1: cfg: NaN is not a number"},
+        {"{\"prompt\":\"a\",\"cfg\":Infinity}", "p.jsonl:1: cfg: Infinity is not a number"},
+        {"{\"prompt\":\"a\",\"cfg\":1e400}", "p.jsonl:1: cfg: 1e400 is not between 0 and 100"},
+        {"{\"prompt\":\"a\",\"cfg\":1.}", "p.jsonl:1: cfg: 1. is not a number"},
+        {"{\"prompt\":\"a\",\"seed\":18446744073709551616}",
+         "p.jsonl:1: seed: 18446744073709551616 is not between 0 and 18446744073709551615"},
+        {"{\"prompt\":\"a\",\"prompt\":\"b\"}", "p.jsonl:1: prompt: given twice"},
+        {"{\"prompt\":\"a\",\"cfg\":1,\"cfg_scale\":1}", "p.jsonl:1: cfg_scale: given twice"},
+        {"{\"prompt\":\"a\",\"seed\":null,\"seed\":1}", "p.jsonl:1: seed: given twice"},
+        {"{\"prompt\":7}", "p.jsonl:1: prompt: 7 is not a string"},
+        {"{\"prompt\":null}", "p.jsonl:1: prompt: missing"},
+        {"{}", "p.jsonl:1: prompt: missing"},
+        {"{\"prompt\":\"a\"} x", "p.jsonl:1: something follows the JSON object"},
+        {"{\"prompt\":\"a\"}{\"prompt\":\"b\"}", "p.jsonl:1: something follows the JSON object"},
+        {"{\"prompt\":\"a\",}", "p.jsonl:1: a key in quotes is missing"},
+        {"{\"prompt\":\"a\"", "p.jsonl:1: prompt: a comma or a closing brace is missing after it"},
+        {"{\"prompt\" \"a\"}", "p.jsonl:1: prompt: a colon is missing"},
+        {"{'prompt':'a'}", "p.jsonl:1: a key in quotes is missing"},
+        {"{\"prompt\":\"a", "p.jsonl:1: prompt: a string does not end"},
+        {"{\"prompt\":\"a\tb\"}", "p.jsonl:1: prompt: a control character in a string"},
+        {"{\"prompt\":\"a\\qb\"}", "p.jsonl:1: prompt: an unknown escape in a string"},
+        {"{\"prompt\":\"a\\u12\"}", "p.jsonl:1: prompt: an unknown escape in a string"},
+        {"{\"prompt\":\"a\\u0000\"}", "p.jsonl:1: prompt: a NUL in a string"},
+        {"{\"prompt\":\"a\\ud83d\"}", "p.jsonl:1: prompt: half a surrogate pair in a string"},
+        {"{\"prompt\":\"a\\ude00\\ud83d\"}", "p.jsonl:1: prompt: half a surrogate pair in a string"},
+        {"\"a cat\"", "p.jsonl:1: a line holds one JSON object"},
+        {"[]", "p.jsonl:1: a line holds one JSON object"},
+        {"# no comments", "p.jsonl:1: a line holds one JSON object"},
+        {"{\"prompt\":\"a\",\"extra\":\"x\"}", "p.jsonl:1: extra: \"x\" is a string, not an object"},
+        {"{\"prompt\":\"a\",\"extra\":[1]}", "p.jsonl:1: extra: is not an object"},
+        {"{\"prompt\":\"a\",\"extra\":{\"x\":NaN}}", "p.jsonl:1: extra: NaN and Infinity are not JSON"},
+        {"{\"prompt\":\"a\",\"extra\":{\"x\":-Infinity}}", "p.jsonl:1: extra: NaN and Infinity are not JSON"},
+        {"{\"prompt\":\"a\",\"extra\":{\"x\":1,}}",
+         "p.jsonl:1: extra: malformed JSON, or nested deeper than 16"},
+        {"{\"prompt\":\"a\",\"extra\":{\"x\":[}]}",
+         "p.jsonl:1: extra: malformed JSON, or nested deeper than 16"},
+        {"{\"prompt\":\"a\",\"extra\":{\"x\":1", "p.jsonl:1: extra: a bracket is not closed"},
+        {"{\"prompt\":\"a\",\"subseed\":1}", "p.jsonl:1: subseed: not supported"},
+        {"{\"prompt\":\"\xc3\"}", "p.jsonl:1: not UTF-8 (byte 12 of the line)"},
+    };
+    CHECK_MISTAKES("p.jsonl", cases);
+}
+
+TEST(jsonl_extra_nested_without_end_is_refused) {
+    static char text[200000];
+    int n = snprintf(text, sizeof text, "{\"prompt\":\"a\",\"extra\":");
+    size_t len = (size_t)n;
+    for (int i = 0; i < 30000; i++) len += (size_t)snprintf(text + len, sizeof text - len, "{\"a\":");
+    len += (size_t)snprintf(text + len, sizeof text - len, "1");
+    memset(text + len, '}', 30001);
+    CHECK_INT(parse("p.jsonl", text), KN_EPARSE);
+    CHECK_STR(err.text, "p.jsonl:1: extra: malformed JSON, or nested deeper than 16");
+}
+
+/* --- .csv, .tsv --- */
+
+TEST(csv_reads_known_columns_whatever_their_case_and_keeps_the_rest_as_extra) {
+    CHECK_INT(parse("p.csv",
+                    "\xef\xbb\xbfid,Prompt,\"CFG scale\",Seed,note\r\n"
+                    "7,\"a cat, \"\"the\"\" cat\",7.5,18446744073709551615,x\r\n"
+                    "\r\n"
+                    "8,\"two\nlines\", 3 ,,\n"
+                    "9,c,,,\"\""),
+              0);
+    CHECK_INT(got.count, 3);
+    CHECK_STR(got.v[0].prompt, "a cat, \"the\" cat");
+    CHECK_STR(got.v[0].extra, "{\"id\":\"7\",\"note\":\"x\"}");
+    CHECK_U64(got.v[0].seed, UINT64_MAX);
+    CHECK_INT(got.v[0].set, KN_SET_CFG | KN_SET_SEED);
+    CHECK_STR(got.v[1].prompt, "two\nlines");
+    CHECK(got.v[1].cfg == 3.0f);
+    CHECK_INT(got.v[1].set, KN_SET_CFG);
+    CHECK_STR(got.v[2].extra, "{\"id\":\"9\",\"note\":\"\"}");
+    CHECK_INT(got.v[2].set, 0);
+}
+
+TEST(csv_mistakes_name_the_line_where_the_record_begins) {
+    static const struct mistake cases[] = {
+        {"prompt,stesp\na,1", "p.csv:1: stesp: unknown, did you mean steps?"},
+        {"text\na", "p.csv:1: no column is named prompt"},
+        {"prompt,seed,Seed\na,1,1", "p.csv:1: Seed: two columns have this name (2 and 3)"},
+        {"prompt,id,id\na,1,1", "p.csv:1: id: two columns have this name (2 and 3)"},
+        {"prompt,cfg,cfg_scale\na,1,1", "p.csv:1: cfg_scale: two columns have this name (2 and 3)"},
+        {"prompt,,b\na,1,1", "p.csv:1: column 2 has no name"},
+        {"prompt,tiling\na,1", "p.csv:1: tiling: not supported"},
+        {"prompt,steps\n\"a\nb\nc\",5\nd,0", "p.csv:5: steps: 0 is not between 1 and 1000"},
+        {"prompt,steps\n\"a\nb\",x", "p.csv:2: steps: \"x\" is not a whole number"},
+        {"prompt,steps\na,5,6", "p.csv:2: 3 fields, but the header has 2"},
+        {"prompt,steps\na", "p.csv:2: 1 fields, but the header has 2"},
+        {"prompt,steps\n,5", "p.csv:2: prompt: is empty"},
+        {"prompt\n\"a\nb", "p.csv:2: a quoted field does not end (column 1)"},
+        {"prompt\n\"a\"b", "p.csv:2: something follows a quoted field (column 1)"},
+        {"prompt,x\na,b\"c\"", "p.csv:2: a quote inside a field that does not begin with one (column 2)"},
+        {"\n\nprompt,steps\na,5000", "p.csv:4: steps: 5000 is not between 1 and 1000"},
+    };
+    CHECK_MISTAKES("p.csv", cases);
+}
+
+TEST(csv_extra_over_its_limit_is_refused) {
+    static char text[KN_EXTRA_BYTES_MAX + 100];
+    int n = snprintf(text, sizeof text, "prompt,x\na,");
+    memset(text + n, 'y', KN_EXTRA_BYTES_MAX);
+    CHECK_INT(parse("p.csv", text), KN_ELIMIT);
+    CHECK_STR(err.text, "p.csv:2: extra: 4104 bytes are more than 4096");
+}
+
+TEST(csv_with_a_header_alone_has_no_task_and_is_no_failure) {
+    CHECK_INT(parse("p.csv", "prompt,seed\n"), 0);
+    CHECK_INT(got.count, 0);
+    CHECK_INT(parse("p.csv", ""), 0);
+    CHECK_INT(got.count, 0);
+}
+
+TEST(tsv_is_separated_by_tabs_and_takes_a_quote_inside_a_field) {
+    CHECK_INT(parse("p.tsv", "prompt\tsteps\na, b 6\" tall\t5\n\"q\t\"\"r\"\"\"\t6\n"), 0);
+    CHECK_INT(got.count, 2);
+    CHECK_STR(got.v[0].prompt, "a, b 6\" tall");
+    CHECK_STR(got.v[1].prompt, "q\t\"r\"");
+    CHECK_INT(got.v[1].steps, 6);
+}
+
+/* --- images and settings --- */
+
+TEST(a_lines_own_images_count_their_seeds_up) {
+    CHECK_INT(parse("p.txt", "a --images 3 --seed 7\nb --n_iter 2 --batch_size 2\nc\n"), 0);
+    CHECK_INT(got.count, 8);
+    CHECK(got.v[0].seed == 7 && got.v[1].seed == 8 && got.v[2].seed == 9);
+    CHECK_STR(got.v[6].prompt, "b");
+    CHECK_INT(kn_tasks_expand(&got, 2, 100, &err), 0);
+    static const uint64_t want[] = {7, 8, 9, 100, 101, 102, 103, 100, 101};
+    CHECK_INT(got.count, 9); /* --images 2 is for c alone: the other lines said how many */
+    for (size_t i = 0; i < 9; i++) {
+        CHECK_U64(got.v[i].seed, want[i]);
+        CHECK_INT(got.v[i].set, KN_SET_SEED);
+    }
+}
+
+TEST(images_of_the_command_line_count_up_prompt_by_prompt) {
+    CHECK_INT(parse("p.txt", "a\nb --seed 50\n"), 0);
+    CHECK_INT(kn_tasks_expand(&got, 3, 7, &err), 0);
+    static const uint64_t want[] = {7, 8, 9, 50, 51, 52};
+    CHECK_INT(got.count, 6);
+    for (size_t i = 0; i < 6; i++) {
+        CHECK_U64(got.v[i].seed, want[i]);
+        CHECK_STR(got.v[i].prompt, i < 3 ? "a" : "b");
+    }
+}
+
+TEST(images_past_a_limit_leave_the_list_as_it_was) {
+    CHECK_INT(parse("p.txt", "a\nb --seed 18446744073709551614\n"), 0);
+    CHECK_INT(kn_tasks_expand(&got, 3, 7, &err), KN_EINVAL);
+    CHECK_STR(err.text, "task 1: seed: 3 images go past 18446744073709551615");
+    CHECK_INT(got.count, 2);
+    CHECK_INT(kn_tasks_expand(&got, 0, 7, &err), KN_EINVAL);
+    CHECK_INT(kn_tasks_expand(&got, KN_IMAGES_MAX + 1, 7, &err), KN_EINVAL);
+    CHECK_INT(kn_tasks_expand(&got, 2, 7, &err), 0);
+    CHECK_U64(got.v[3].seed, UINT64_MAX);
+}
+
+TEST(a_file_of_more_tasks_than_a_batch_takes_is_refused) {
+    struct kn_buf b;
+    kn_buf_init(&b, 1000);
+    for (int i = 0; i < 10; i++) CHECK_INT(kn_buf_appends(&b, "a --images 100000\n"), 0);
+    CHECK_INT(kn_buf_appends(&b, "b\n"), 0);
+    CHECK_INT(parse_n("p.txt", b.data, b.len), KN_ELIMIT);
+    CHECK_STR(err.text, "p.txt:11: more than 1000000 images in a batch");
+    kn_buf_fini(&b);
+    kn_tasks_fini(&got);
+}
+
+TEST(settings_fill_only_what_a_task_leaves_unset) {
+    static char negative[] = "blurry", name[] = "tiny";
+    struct kn_task settings = {.negative = negative,
+                               .model = name,
+                               .seed = 5,
+                               .steps = 9,
+                               .cfg = 2.0f,
+                               .width = 64,
+                               .height = 64,
+                               .sampler = KN_SAMPLER_EULER,
+                               .schedule = KN_SCHEDULE_KARRAS,
+                               .set = KN_SET_ALL};
+    CHECK_INT(parse("p.txt", "a\nb --steps 3 --negative own --model m --images 2"), 0);
+    CHECK_INT(kn_tasks_apply(&got, &settings, &err), 0);
+    CHECK_STR(got.v[0].negative, "blurry");
+    CHECK_STR(got.v[0].model, "tiny");
+    CHECK(got.v[0].steps == 9 && got.v[0].seed == 5 && got.v[0].cfg == 2.0f &&
+          got.v[0].sampler == KN_SAMPLER_EULER);
+    CHECK_STR(got.v[1].negative, "own");
+    CHECK_STR(got.v[1].model, "m");
+    CHECK_INT(got.v[1].steps, 3);
+    CHECK_INT(got.v[2].set, KN_SET_ALL | KN_SET_IMAGES);
+    CHECK(got.v[1].seed == 5 && got.v[2].seed == 6); /* the line's two images */
+    CHECK_INT(parse("p.txt", "a\nb --sampler ddim"), 0);
+    CHECK_INT(kn_tasks_apply(&got, &settings, &err), KN_EINVAL);
+    CHECK_STR(err.text, "task 1: schedule: karras means nothing with the sampler DDIM");
+}
+
+/* --- all --- */
+
+TEST(format_follows_the_name_or_must_be_said) {
+    enum kn_input_format f;
+    CHECK_INT(kn_input_format_parse("JSONL", &f, &err), 0);
+    CHECK_INT(f, KN_INPUT_JSONL);
+    CHECK_INT(kn_input_format_parse("xml", &f, &err), KN_EINVAL);
+    CHECK_INT(parse("dir.txt/prompts", "a"), KN_EINVAL);
+    CHECK_STR(err.text,
+              "dir.txt/prompts: what format is this? --input-format txt, jsonl, csv or tsv says it");
+    CHECK_INT(parse("P.TXT", "a"), 0);
+    CHECK_INT(kn_prompts_parse("x", KN_INPUT_TXT, "b", 1, &got, &err), 0);
+    CHECK_INT(got.count, 2); /* appends */
+    CHECK_INT(kn_prompts_read("-", KN_INPUT_AUTO, &got, &err), KN_EINVAL);
+    CHECK_INT(kn_prompts_read("/nowhere/p.txt", KN_INPUT_AUTO, &got, &err), KN_ENOENT);
+}
+
+TEST(a_failure_keeps_what_was_there_before) {
+    CHECK_INT(parse("p.txt", "a\nb"), 0);
+    CHECK_INT(kn_prompts_parse("q.txt", KN_INPUT_AUTO, "c\nd --steps 0", 13, &got, &err), KN_EINVAL);
+    CHECK_INT(got.count, 2);
+    CHECK_STR(got.v[1].prompt, "b");
+    CHECK_INT(kn_tasks_add(&got, "e", &err), 0);
+    CHECK_INT(kn_tasks_add(&got, "\xff", &err), KN_EINVAL);
+    CHECK_INT(got.count, 3);
+    kn_tasks_fini(&got);
+    CHECK_INT(got.count, 0);
+}
+
+TEST(a_file_is_read_from_disk_under_its_name) {
+    char path[] = "/tmp/kn-prompts-XXXXXX.csv";
+    int fd = mkstemps(path, 4);
+    CHECK(fd >= 0);
+    CHECK(write(fd, "prompt\na\n", 9) == 9);
+    close(fd);
+    kn_tasks_fini(&got);
+    CHECK_INT(kn_prompts_read(path, KN_INPUT_AUTO, &got, &err), 0);
+    CHECK_INT(got.count, 1);
+    unlink(path);
+    kn_tasks_fini(&got);
+}
+
+TEST(an_endless_name_does_not_push_the_message_out) {
+    static char name[4000];
+    memset(name, 'n', sizeof name);
+    memcpy(name + sizeof name - 5, ".txt", 5);
+    CHECK_INT(parse(name, "a --steps 0"), KN_EINVAL);
+    CHECK(strstr(err.text, "n.txt:1: steps: 0 is not between 1 and 1000") != NULL);
+}
+
+/* Cut anywhere, an input is read or refused with a line, and never half appended. */
+TEST(every_truncation_is_read_or_refused_with_a_line) {
+    static const struct {
+        const char *name, *text;
+    } inputs[] = {
+        {"t.txt",
+         "a cat --negative \"b \\\" c\" --sampler 'Euler a' --steps=30 --seed 5\n--prompt \xc3\xa4 d "
+         "--images 2\n"},
+        {"t.jsonl", "{\"prompt\":\"a \\u00e4\\ud83d\\ude00\",\"cfg\":1.5e0,\"extra\":{\"x\":[1,\"}\"]}}\n"},
+        {"t.csv", "\xef\xbb\xbfid,prompt,seed\r\n1,\"a \"\"b\"\"\r\nc\",12\r\n2,d,\r\n"},
+        {"t.tsv", "id\tprompt\tseed\n1\t\"a \"\"b\"\"\nc\"\t12\n2\td\t\n"},
+    };
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        size_t len = strlen(inputs[i].text), refused = 0;
+        for (size_t n = 0; n <= len; n++) {
+            char *exact = malloc(n ? n : 1); /* so that a sanitizer sees a read past the end */
+            memcpy(exact, inputs[i].text, n);
+            if (parse_n(inputs[i].name, exact, n) != 0) {
+                refused++;
+                CHECK_INT(got.count, 0);
+                char head[32];
+                snprintf(head, sizeof head, "%s:", inputs[i].name);
+                CHECK(strncmp(err.text, head, strlen(head)) == 0);
+                CHECK(err.text[strlen(head)] >= '1' && err.text[strlen(head)] <= '9');
+            }
+            free(exact);
+        }
+        CHECK_MSG(refused > 0 && refused < len, "%s: %zu of %zu", inputs[i].name, refused, len);
+    }
+    kn_tasks_fini(&got);
+}
