@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Who may include whom.
+
+    include_graph.py ROOT         reads every C and CUDA file below ROOT, prints each breach, exits 1 if there is one
+    include_graph.py --self-test  builds small trees, each with one breach, and wants exactly that one found
+
+The rules, with the reason for each:
+  - base is everyone's and includes nobody; proto is for what talks over the network; coordinator, worker and cli are three
+    programs that meet on the wire alone; the engine (kernels) knows nothing of farms, and only the worker uses it, through
+    kernels/kiln.h.
+  - coordinator/core is a pure function: libc and base, nothing that could do input or output by itself.
+  - a library is seen in the one place that hides it, so that it can be replaced there.
+Tests may include anything.
+"""
+import pathlib
+import re
+import sys
+import tempfile
+
+FOLDERS = ["base", "proto", "coordinator", "worker", "kernels", "cli"]
+SUFFIXES = {".c", ".h", ".cu", ".cuh"}
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<([^>]+)>)', re.M)
+
+# folder -> prefixes of project files that it may include; the longest folder that matches counts.
+ALLOWED = {
+    "base": ["base/"],
+    "proto": ["base/", "proto/"],
+    "kernels": ["base/", "kernels/"],
+    "coordinator": ["base/", "proto/", "coordinator/"],
+    "coordinator/core": ["base/", "coordinator/core/"],
+    "worker": ["base/", "proto/", "worker/", "kernels/kiln.h"],
+    "cli": ["base/", "proto/", "cli/"],
+}
+
+# library: (what its headers look like, the only files that may include them)
+LIBRARIES = {
+    "zmq": (r"^zmq", r"^proto/wire\.c$"),
+    "protobuf-c": (r"^(protobuf-c/|google/protobuf-c/)|\.pb-c\.h$", r"^proto/codec\.c$"),
+    "hiredis": (r"^hiredis/", r"^coordinator/store[^/]*\.c$"),
+    "libuv": (r"^(uv\.h$|uv/)", r"^(proto|worker|cli)/|^coordinator/(?!core/)"),
+    "CUDA": (r"^(cuda|cublas|cudnn|nvml|nvrtc|curand)", r"^kernels/|^worker/device[^/]*\.c$"),
+    "oneDNN": (r"^(oneapi/|dnnl)", r"^kernels/"),
+}
+
+# coordinator/core: libc's headers, and none of those by which a function would reach the world.
+CORE_LIBC = {"assert.h", "ctype.h", "errno.h", "float.h", "inttypes.h", "limits.h", "math.h", "stdalign.h", "stdarg.h",
+             "stdbool.h", "stddef.h", "stdint.h", "stdio.h", "stdlib.h", "string.h"}
+CORE_NO_BASE = {"base/clock.h", "base/fs.h", "base/log.h"}
+
+
+def folder_of(path):
+    return max((f for f in ALLOWED if path.startswith(f + "/")), key=len)
+
+
+def without_comments(text):
+    """Blanks out comments, keeps the lines."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", lambda m: re.sub(r"[^\n]", " ", m.group()), text, flags=re.S)
+
+
+def breaches(root):
+    found = []
+    for top in FOLDERS:
+        for file in sorted((root / top).rglob("*")):
+            if file.suffix not in SUFFIXES or not file.is_file():
+                continue
+            path = file.relative_to(root).as_posix()
+            text = without_comments(file.read_text(encoding="utf-8"))
+            for m in INCLUDE.finditer(text):
+                line = text.count("\n", 0, m.start()) + 1
+                why = judge(root, path, m.group(1), m.group(2))
+                if why:
+                    found.append(f"{path}:{line}: {m.group(1) or m.group(2)}: {why}")
+    return found
+
+
+def judge(root, path, quoted, angled):
+    header, folder = quoted or angled, folder_of(path)
+    for library, (looks, where) in LIBRARIES.items():
+        if re.search(looks, header):
+            return None if re.search(where, path) else f"{library} may not be seen here"
+    if angled:
+        if any(angled.startswith(f + "/") for f in FOLDERS):
+            return "the project's own headers are included in quotes"
+        if folder == "coordinator/core" and angled not in CORE_LIBC:
+            return "coordinator/core includes base and plain libc only"
+        return None
+    if not any(quoted == p or (p.endswith("/") and quoted.startswith(p)) for p in ALLOWED[folder]):
+        return f"{folder} may not include it"
+    if folder == "coordinator/core" and quoted in CORE_NO_BASE:
+        return "the core does no input or output and has no clock"
+    if not (root / quoted).is_file():
+        return "no such file from the root"
+    return None
+
+
+def self_test():
+    good = {
+        "base/err.h": "#include <stddef.h>\n",
+        "base/clock.h": "",
+        "base/err.c": '#include "base/err.h"\n',
+        "proto/wire.h": '#include "base/err.h"\n#include <uv.h>\n',
+        "proto/wire.c": '#include <zmq.h>\n#include "proto/wire.h"\n',
+        "proto/codec.h": "",
+        "proto/codec.c": '#include "proto/kiln.pb-c.h"\n#include <protobuf-c/protobuf-c.h>\n',
+        "kernels/kiln.h": "",
+        "kernels/ops.h": "",
+        "kernels/cuda/op.cu": '#include <cuda_runtime.h>\n#include "kernels/ops.h"\n',
+        "kernels/cpu/op.c": '#include <dnnl.h>\n#include <oneapi/dnnl/dnnl.h>\n',
+        "coordinator/store.h": '#include "base/err.h"\n',
+        "coordinator/store_redis.c": '#include <hiredis/hiredis.h>\n#include <uv.h>\n#include "coordinator/store.h"\n',
+        "coordinator/main.c": '#include "coordinator/core/farm.h"\n#include "proto/wire.h"\n',
+        "coordinator/core/farm.h": '#include <stdint.h>\n#include "base/err.h"\n',
+        "worker/main.c": '#include "kernels/kiln.h"\n#include "proto/codec.h"\n',
+        "worker/loop.h": "",
+        "cli/main.c": '#include "base/err.h"\n#include "proto/wire.h"\n/* #include "worker/loop.h" is only a comment */\n',
+    }
+    bad = [  # file, its text, the line and the header that must be named
+        ("base/x.c", '\n#include "proto/wire.h"\n', 2, "proto/wire.h"),
+        ("base/x.c", "#include <uv.h>\n", 1, "uv.h"),
+        ("proto/x.c", '#include "coordinator/store.h"\n', 1, "coordinator/store.h"),
+        ("proto/x.c", "#include <zmq.h>\n", 1, "zmq.h"),
+        ("proto/wire.h", "#include <zmq.h>\n", 1, "zmq.h"),
+        ("proto/wire.c", "#include <protobuf-c/protobuf-c.h>\n", 1, "protobuf-c/protobuf-c.h"),
+        ("worker/x.c", '#include "proto/kiln.pb-c.h"\n', 1, "proto/kiln.pb-c.h"),
+        ("kernels/x.c", '#include "proto/codec.h"\n', 1, "proto/codec.h"),
+        ("kernels/x.cu", '#include "worker/loop.h"\n', 1, "worker/loop.h"),
+        ("kernels/x.c", "#  include <uv.h>\n", 1, "uv.h"),
+        ("coordinator/x.c", '#include "kernels/kiln.h"\n', 1, "kernels/kiln.h"),
+        ("coordinator/x.c", '#include "worker/loop.h"\n', 1, "worker/loop.h"),
+        ("coordinator/x.c", "#include <hiredis/async.h>\n", 1, "hiredis/async.h"),
+        ("coordinator/store.h", "#include <hiredis/hiredis.h>\n", 1, "hiredis/hiredis.h"),
+        ("coordinator/x.c", "#include <cuda_runtime.h>\n", 1, "cuda_runtime.h"),
+        ("coordinator/core/x.c", '#include "proto/codec.h"\n', 1, "proto/codec.h"),
+        ("coordinator/core/x.c", '#include "coordinator/store.h"\n', 1, "coordinator/store.h"),
+        ("coordinator/core/x.c", "#include <uv.h>\n", 1, "uv.h"),
+        ("coordinator/core/x.c", "#include <sys/socket.h>\n", 1, "sys/socket.h"),
+        ("coordinator/core/x.c", "#include <time.h>\n", 1, "time.h"),
+        ("coordinator/core/x.c", '#include "base/clock.h"\n', 1, "base/clock.h"),
+        ("worker/x.c", '#include "kernels/ops.h"\n', 1, "kernels/ops.h"),
+        ("worker/x.c", '#include "cli/main.h"\n', 1, "cli/main.h"),
+        ("cli/x.c", '#include "coordinator/store.h"\n', 1, "coordinator/store.h"),
+        ("cli/x.c", '#include "kernels/kiln.h"\n', 1, "kernels/kiln.h"),
+        ("cli/x.c", "#include <dnnl.h>\n", 1, "dnnl.h"),
+        ("cli/x.c", '#include "err.h"\n', 1, "err.h"),
+        ("cli/x.c", '#include "base/nothing.h"\n', 1, "base/nothing.h"),
+        ("cli/x.c", "#include <base/err.h>\n", 1, "base/err.h"),
+    ]
+    failed = 0
+    for file, text, line, header in [(None, None, 0, None)] + bad:
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            tree = dict(good)
+            if file:
+                tree[file] = text
+            for name, content in tree.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text(content)
+            found = breaches(root)
+            right = len(found) == 1 and found[0].startswith(f"{file}:{line}: {header}: ") if file else not found
+            if not right:
+                failed += 1
+                print(f"{file or 'the good tree'}: {text!r}: found {found}")
+    print(f"{len(bad) + 1 - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def main():
+    if len(sys.argv) != 2:
+        print(__doc__.split("\n\n")[1])
+        return 2
+    if sys.argv[1] == "--self-test":
+        return self_test()
+    root = pathlib.Path(sys.argv[1])
+    if not (root / "base").is_dir():
+        print(f"{root}: no base/ in it: not the project's root")
+        return 2
+    found = breaches(root)
+    print("\n".join(found) if found else "every include is allowed")
+    return 1 if found else 0
+
+
+sys.exit(main())
