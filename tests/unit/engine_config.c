@@ -1,0 +1,288 @@
+/* The reader of a model's configs: what old and new folders write is read alike; what kiln has not is refused
+ * with file, field and value. */
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/io/config.h"
+#include "tests/unit/check.h"
+
+static struct kx_json json_of(const char *file, const char *text) {
+    struct kx_json j;
+    struct kn_err err = {0};
+    CHECK_MSG(!kx_json_parse(file, text, strlen(text), &j, &err), "%s", err.text);
+    return j;
+}
+
+TEST(sd15s_own_unet_file_is_read) {
+    struct kx_json j = json_of(
+        "unet/config.json",
+        "{\"_class_name\":\"UNet2DConditionModel\",\"_diffusers_version\":\"0.6.0\",\"act_fn\":\"silu\","
+        "\"attention_head_dim\":8,\"block_out_channels\":[320,640,1280,1280],\"center_input_sample\":false,"
+        "\"cross_attention_dim\":768,\"down_block_types\":[\"CrossAttnDownBlock2D\",\"CrossAttnDownBlock2D\","
+        "\"CrossAttnDownBlock2D\",\"DownBlock2D\"],\"downsample_padding\":1,\"flip_sin_to_cos\":true,"
+        "\"freq_shift\":0,\"in_channels\":4,\"layers_per_block\":2,\"mid_block_scale_factor\":1,"
+        "\"norm_eps\":1e-05,\"norm_num_groups\":32,\"out_channels\":4,\"sample_size\":64,"
+        "\"up_block_types\":[\"UpBlock2D\",\"CrossAttnUpBlock2D\",\"CrossAttnUpBlock2D\","
+        "\"CrossAttnUpBlock2D\"]}");
+    struct kx_unet_config u;
+    struct kn_err err = {0};
+    CHECK_MSG(!kx_config_unet(&j, &u, &err), "%s", err.text);
+    CHECK(u.levels == 4 && u.channels[3] == 1280 && u.heads[2] == 8 && u.layers[0] == 2 &&
+          u.cross_attention_dim == 768);
+    CHECK(u.down[3] == KX_BLOCK_PLAIN && u.up[0] == KX_BLOCK_PLAIN && u.up[3] == KX_BLOCK_CROSS_ATTN);
+    CHECK(!u.linear_projection && u.flip_sin_to_cos && u.sample_size == 64 && u.norm_groups == 32);
+    json_object_put(j.o);
+}
+
+/* A small UNet that is supported, with one field put in. */
+static int unet_with(const char *field, struct kn_err *err) {
+    char text[1024];
+    snprintf(text, sizeof text,
+             "{%s%s\"block_out_channels\":[8,16],\"norm_num_groups\":4,\"attention_head_dim\":2,\"down_block_"
+             "types\":"
+             "[\"CrossAttnDownBlock2D\",\"DownBlock2D\"],\"up_block_types\":[\"UpBlock2D\","
+             "\"CrossAttnUpBlock2D\"]}",
+             field, *field ? "," : "");
+    struct kx_json j = json_of("unet/config.json", text);
+    struct kx_unet_config u;
+    int rc = kx_config_unet(&j, &u, err);
+    json_object_put(j.o);
+    return rc;
+}
+
+TEST(every_option_of_the_unet_that_kiln_has_not_is_refused_by_name) {
+    static const char *const fields[] = {
+        "\"act_fn\":\"mish\"",
+        "\"center_input_sample\":true",
+        "\"mid_block_type\":\"UNetMidBlock2DSimpleCrossAttn\"",
+        "\"only_cross_attention\":true",
+        "\"only_cross_attention\":[true,false]",
+        "\"downsample_padding\":0",
+        "\"mid_block_scale_factor\":2",
+        "\"num_attention_heads\":4",
+        "\"dual_cross_attention\":true",
+        "\"class_embed_type\":\"timestep\"",
+        "\"num_class_embeds\":10",
+        "\"addition_embed_type\":\"text_time\"",
+        "\"addition_time_embed_dim\":256",
+        "\"encoder_hid_dim\":64",
+        "\"encoder_hid_dim_type\":\"text_proj\"",
+        "\"reverse_transformer_layers_per_block\":[[1],[1]]",
+        "\"resnet_time_scale_shift\":\"scale_shift\"",
+        "\"resnet_skip_time_act\":true",
+        "\"resnet_out_scale_factor\":1.5",
+        "\"time_embedding_type\":\"fourier\"",
+        "\"time_embedding_dim\":64",
+        "\"time_embedding_act_fn\":\"silu\"",
+        "\"timestep_post_act\":\"silu\"",
+        "\"time_cond_proj_dim\":256",
+        "\"conv_in_kernel\":1",
+        "\"conv_out_kernel\":1",
+        "\"projection_class_embeddings_input_dim\":2816",
+        "\"attention_type\":\"gated\"",
+        "\"class_embeddings_concat\":true",
+        "\"mid_block_only_cross_attention\":true",
+        "\"cross_attention_norm\":\"layer_norm\"",
+        "\"in_channels\":9",
+        "\"cross_attention_dim\":[8,16]",
+        "\"transformer_layers_per_block\":[[1],[2]]",
+        "\"sample_size\":[8,16]",
+        "\"_class_name\":\"UNet2DModel\"",
+    };
+    struct kn_err err = {0};
+    CHECK_MSG(!unet_with("", &err), "%s", err.text);
+    CHECK_MSG(
+        !unet_with(
+            "\"act_fn\":\"swish\",\"class_embed_type\":null,\"resnet_out_scale_factor\":1.0,\"dropout\":0.1",
+            &err),
+        "%s", err.text);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        char name[64];
+        CHECK(sscanf(fields[i], "\"%63[^\"]\"", name) == 1);
+        CHECK_MSG(unet_with(fields[i], &err) == KN_EUNSUPPORTED, "%s", fields[i]);
+        CHECK_MSG(strstr(err.text, "unet/config.json: ") && strstr(err.text, name), "%s: %s", fields[i],
+                  err.text);
+    }
+}
+
+TEST(numbers_that_cannot_be_are_refused_by_name) {
+    static const char *const fields[] = {
+        "\"layers_per_block\":0",
+        "\"layers_per_block\":[1]",
+        "\"layers_per_block\":\"2\"",
+        "\"layers_per_block\":1.5",
+        "\"norm_eps\":-1",
+        "\"freq_shift\":\"0\"",
+        "\"use_linear_projection\":1",
+        "\"in_channels\":0",
+        "\"cross_attention_dim\":1e99",
+        "\"transformer_layers_per_block\":17",
+    };
+    struct kn_err err = {0};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        char name[64];
+        CHECK(sscanf(fields[i], "\"%63[^\"]\"", name) == 1);
+        CHECK_MSG(unet_with(fields[i], &err) == KN_EPARSE, "%s: %s", fields[i], err.text);
+        CHECK_MSG(strstr(err.text, name), "%s: %s", fields[i], err.text);
+    }
+    struct kx_json j = json_of("u", "{\"block_out_channels\":[8,12],\"norm_num_groups\":8}");
+    struct kx_unet_config u;
+    CHECK_INT(kx_config_unet(&j, &u, &err), KN_EPARSE);
+    json_object_put(j.o);
+    j = json_of("u",
+                "{\"block_out_channels\":[8,16],\"norm_num_groups\":null,\"down_block_types\":["
+                "\"DownBlock2D\",\"DownBlock2D\"],"
+                "\"up_block_types\":[\"UpBlock2D\",\"UpBlock2D\"]}");
+    CHECK_INT(kx_config_unet(&j, &u, &err), KN_EUNSUPPORTED);
+    json_object_put(j.o);
+    j = json_of("u", "{\"block_out_channels\":[8,16,16,16,16,16,16,16,16]}");
+    CHECK_INT(kx_config_unet(&j, &u, &err), KN_EUNSUPPORTED);
+    json_object_put(j.o);
+}
+
+static int index_of(const char *text, struct kn_err *err) {
+    struct kx_json j = json_of("model_index.json", text);
+    int rc = kx_config_index(&j, err);
+    json_object_put(j.o);
+    return rc;
+}
+
+#define PARTS                                                                                                \
+    "\"tokenizer\":[\"transformers\",\"CLIPTokenizer\"],\"text_encoder\":[\"transformers\","                 \
+    "\"CLIPTextModel\"],"                                                                                    \
+    "\"unet\":[\"diffusers\",\"UNet2DConditionModel\"],\"vae\":[\"diffusers\",\"AutoencoderKL\"],"           \
+    "\"scheduler\":[\"diffusers\",\"PNDMScheduler\"]"
+
+TEST(pipelines_of_other_kinds_are_refused_by_name) {
+    struct kn_err err = {0};
+    CHECK_INT(index_of("{\"_class_name\":\"StableDiffusionPipeline\",\"safety_checker\":[null,null]," PARTS
+                       "}",
+                       &err),
+              0);
+    CHECK_INT(index_of("{\"_class_name\":\"StableDiffusionXLPipeline\"," PARTS "}", &err), KN_EUNSUPPORTED);
+    CHECK(strstr(err.text, "StableDiffusionXLPipeline"));
+    CHECK_INT(
+        index_of(
+            "{\"_class_name\":\"StableDiffusionPipeline\",\"image_encoder\":[\"transformers\",\"X\"]," PARTS
+            "}",
+            &err),
+        KN_EUNSUPPORTED);
+    CHECK(strstr(err.text, "image_encoder"));
+    CHECK_INT(
+        index_of("{\"_class_name\":\"StableDiffusionPipeline\",\"unet\":[\"diffusers\",\"Other\"]}", &err),
+        KN_EPARSE);
+    CHECK_INT(index_of("{" PARTS "}", &err), KN_EPARSE);
+}
+
+static int scheduler_of(const char *text, struct kx_scheduler_config *c, struct kn_err *err) {
+    struct kx_json j = json_of("scheduler_config.json", text);
+    int rc = kx_config_scheduler(&j, c, err);
+    json_object_put(j.o);
+    return rc;
+}
+
+TEST(scheduler_config_keeps_apart_what_is_stated) {
+    struct kx_scheduler_config c;
+    struct kn_err err = {0};
+    CHECK_MSG(
+        !scheduler_of(
+            "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"lambda_min_clipped\":-Infinity,\"steps_"
+            "offset\":0,"
+            "\"final_sigmas_type\":\"sigma_min\",\"variance_type\":null,\"timestep_spacing\":\"trailing\"}",
+            &c, &err),
+        "%s", err.text);
+    CHECK_INT(c.own, KN_SAMPLER_DPMPP_2M);
+    CHECK(c.steps_offset_stated && !c.beta_start_stated && c.final_sigma_min &&
+          c.timestep_spacing == KX_SPACING_TRAILING);
+    CHECK_INT(c.unsupported, 0);
+}
+
+TEST(scheduler_options_are_refused_only_for_the_samplers_that_read_them) {
+    struct kx_scheduler_config c;
+    struct kn_err err = {0};
+    CHECK_INT(scheduler_of("{\"_class_name\":\"DDIMScheduler\",\"thresholding\":true}", &c, &err), 0);
+    CHECK_INT(c.unsupported, 1u << KN_SAMPLER_DDIM | 1u << KN_SAMPLER_DPMPP_2M);
+    CHECK_STR(c.unsupported_field, "thresholding");
+    CHECK_INT(scheduler_of(
+                  "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"algorithm_type\":\"sde-dpmsolver++\"}",
+                  &c, &err),
+              0);
+    CHECK_INT(c.unsupported, 1u << KN_SAMPLER_DPMPP_2M);
+    CHECK_INT(scheduler_of("{\"_class_name\":\"DDIMScheduler\",\"trained_betas\":[0.1,0.2]}", &c, &err),
+              KN_EUNSUPPORTED);
+    CHECK(strstr(err.text, "trained_betas"));
+    CHECK_INT(scheduler_of("{\"_class_name\":\"FlowMatchEulerDiscreteScheduler\"}", &c, &err),
+              KN_EUNSUPPORTED);
+    CHECK_INT(scheduler_of("{\"_class_name\":\"DDIMScheduler\",\"prediction_type\":\"flow\"}", &c, &err),
+              KN_EUNSUPPORTED);
+    CHECK_INT(scheduler_of("{\"_class_name\":\"UniPCMultistepScheduler\"}", &c, &err), 0);
+    CHECK_INT(c.own, KN_SAMPLER_UNSET);
+}
+
+TEST(kiln_json_holds_defaults_and_nothing_else) {
+    struct kn_defaults d = {
+        .sampler = KN_SAMPLER_PNDM, .schedule = KN_SCHEDULE_NORMAL, .steps = 20, .cfg = 7};
+    struct kn_err err = {0};
+    struct kx_json j = json_of(
+        "kiln.json",
+        "{\"sampler\":\"dpm++ 2m\",\"schedule\":\"karras\",\"steps\":12,\"cfg\":4.5,\"size\":\"128x96\"}");
+    CHECK_MSG(!kx_config_defaults(&j, &d, &err), "%s", err.text);
+    CHECK(d.sampler == KN_SAMPLER_DPMPP_2M && d.schedule == KN_SCHEDULE_KARRAS && d.steps == 12 &&
+          d.cfg == 4.5f);
+    CHECK(d.width == 128 && d.height == 96);
+    json_object_put(j.o);
+    j = json_of("kiln.json", "{\"stesp\":12}");
+    CHECK_INT(kx_config_defaults(&j, &d, &err), KN_EPARSE);
+    CHECK_STR(err.text, "kiln.json: stesp: unknown, did you mean steps?");
+    json_object_put(j.o);
+    j = json_of("kiln.json", "{\"sampler\":\"ddim\",\"schedule\":\"karras\"}");
+    CHECK_INT(kx_config_defaults(&j, &d, &err), KN_EPARSE);
+    json_object_put(j.o);
+}
+
+TEST(vae_and_text_configs_are_read_or_refused) {
+    struct kx_vae_config v;
+    struct kx_text_config t;
+    struct kn_err err = {0};
+    struct kx_json j =
+        json_of("vae/config.json",
+                "{\"block_out_channels\":[128,256,512,512],\"layers_per_block\":2,\"up_block_types\":["
+                "\"UpDecoderBlock2D\",\"UpDecoderBlock2D\",\"UpDecoderBlock2D\",\"UpDecoderBlock2D\"]}");
+    CHECK_MSG(!kx_config_vae(&j, &v, &err), "%s", err.text);
+    CHECK(v.factor == 8 && v.scaling_factor == 0.18215f && v.post_quant_conv && v.mid_attention);
+    json_object_put(j.o);
+    static const char *const bad[] = {
+        "{\"block_out_channels\":[32],\"latents_mean\":[0.1]}",
+        "{\"block_out_channels\":[32],\"shift_factor\":0.1}",
+        "{\"block_out_channels\":[32],\"up_block_types\":[\"AttnUpDecoderBlock2D\"]}",
+        "{\"block_out_channels\":[32],\"out_channels\":1}",
+        "{\"block_out_channels\":[32],\"act_fn\":\"relu\"}"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        j = json_of("vae/config.json", bad[i]);
+        CHECK_MSG(kx_config_vae(&j, &v, &err) == KN_EUNSUPPORTED, "%s", bad[i]);
+        json_object_put(j.o);
+    }
+    j = json_of(
+        "text_encoder/config.json",
+        "{\"hidden_act\":\"gelu\",\"hidden_size\":1024,\"num_attention_heads\":16,\"num_hidden_layers\":23}");
+    CHECK_MSG(!kx_config_text(&j, &t, &err), "%s", err.text);
+    CHECK(!t.quick_gelu && t.layers == 23 && t.positions_max == 77 && t.vocab_size == 49408);
+    json_object_put(j.o);
+    j = json_of("text_encoder/config.json", "{\"hidden_act\":\"relu\"}");
+    CHECK_INT(kx_config_text(&j, &t, &err), KN_EUNSUPPORTED);
+    json_object_put(j.o);
+    j = json_of("text_encoder/config.json", "{\"hidden_size\":10,\"num_attention_heads\":3}");
+    CHECK_INT(kx_config_text(&j, &t, &err), KN_EPARSE);
+    json_object_put(j.o);
+}
+
+TEST(a_message_names_the_line_of_broken_json) {
+    struct kx_json j;
+    struct kn_err err = {0};
+    static const char text[] = "{\n \"a\": 1,\n \"b\": }\n";
+    CHECK_INT(kx_json_parse("f.json", text, sizeof text - 1, &j, &err), KN_EPARSE);
+    CHECK_MSG(!strncmp(err.text, "f.json:3: ", 10), "%s", err.text);
+    CHECK_INT(kx_json_parse("f.json", "[1]", 3, &j, &err), KN_EPARSE);
+    CHECK_INT(kx_json_parse("f.json", "{}x", 3, &j, &err), KN_EPARSE);
+    CHECK_INT(kx_json_parse("f.json", "", 0, &j, &err), KN_EPARSE);
+}
