@@ -1,10 +1,12 @@
 /* The hash map; the contract is map.h.
  *
  * Two arrays: `entries` in order of insertion (holes where something was removed) and `index`, a power-of-two
- * table of entry numbers, probed linearly, at most half full. Iteration walks `entries`, so its order is that
- * of the inserts and depends on no address and no hash. A removal leaves a hole in `entries` and a tombstone
- * in `index`; when holes are half of the entries, both arrays are rebuilt (only by put: an iteration sees no
- * move). The hash seed is fixed: the core must replay, and its keys are ids of its own. */
+ * table of entry numbers, probed linearly. Iteration walks `entries`, so its order is that of the inserts and
+ * depends on no address and no hash. A removal leaves a hole in `entries` and a tombstone in `index`. Each
+ * slot that is not empty stands for an entry or a hole, and there is room for half as many entries as slots:
+ * the table is never more than half full, tombstones counted. When `entries` is full, put closes the holes
+ * and rebuilds both (only put: an iteration sees no move). The hash seed is fixed: the core must replay, and
+ * its keys are ids of its own. */
 #include "base/map.h"
 
 #include <assert.h>
@@ -29,8 +31,7 @@ struct kn_map {
     struct map_entry *entries;
     size_t used, cap; /* used counts holes */
     uint32_t *index;
-    size_t slots;  /* a power of two, or 0 */
-    size_t filled; /* slots that are not MAP_EMPTY, tombstones counted */
+    size_t slots; /* a power of two, at least twice cap; or 0 */
     size_t count, count_max;
 };
 
@@ -95,7 +96,6 @@ static int map_rebuild(struct kn_map *m) {
     m->used = used;
     m->index = index;
     m->slots = slots;
-    m->filled = used;
     return KN_OK;
 }
 
@@ -107,7 +107,7 @@ int kn_map_put(struct kn_map *m, const void *key, size_t key_len, void *value) {
     char *copy = malloc(key_len ? key_len : 1);
     if (!copy) return KN_ENOMEM;
     if (key_len) memcpy(copy, key, key_len);
-    if (m->used == m->cap || 2 * (m->filled + 1) > m->slots) {
+    if (m->used == m->cap) {
         int rc = map_rebuild(m);
         if (rc) {
             free(copy);
@@ -116,7 +116,6 @@ int kn_map_put(struct kn_map *m, const void *key, size_t key_len, void *value) {
     }
     size_t s = hash & (m->slots - 1);
     while (m->index[s] != MAP_EMPTY && m->index[s] != MAP_TOMB) s = (s + 1) & (m->slots - 1);
-    if (m->index[s] == MAP_EMPTY) m->filled++;
     m->index[s] = (uint32_t)m->used;
     m->entries[m->used++] = (struct map_entry){copy, key_len, value, hash};
     m->count++;
