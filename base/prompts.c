@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <ctype.h>
 #include <json-c/json.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -603,7 +604,7 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, const char *
         rc = csv_read(&r, text, text + len, '\t');
         break;
     case KN_INPUT_AUTO:
-        assert(!"resolved above");
+        assert(false); /* resolved above */
         break;
     }
     if (rc) kn_tasks_cut(out, before);

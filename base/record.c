@@ -272,7 +272,7 @@ int kn_record_set(const struct kn_reader *r, struct kn_record *rec, enum kn_reco
     case KN_IN_UNSUPPORTED:
         break;
     }
-    assert(!"record_set: not a field");
+    assert(false); /* not a field: the reader asked for the name first */
     return KN_EINTERNAL;
 }
 

@@ -35,12 +35,15 @@ ALLOWED = {
 # library: (what its headers look like, the only files that may include them)
 LIBRARIES = {
     "zmq": (r"^zmq", r"^proto/wire\.c$"),
-    "protobuf-c": (r"^(protobuf-c/|google/protobuf-c/)|\.pb-c\.h$", r"^proto/codec\.c$"),
+    "protobuf-c": (r"^(protobuf-c/|google/protobuf-c/)|\.pb-c\.h$", r"^proto/(codec\.c|codec_\w+\.[ch]|arena\.[ch])$"),
     "hiredis": (r"^hiredis/", r"^coordinator/store[^/]*\.c$"),
     "libuv": (r"^(uv\.h$|uv/)", r"^(proto|worker|cli)/|^coordinator/(?!core/)"),
     "CUDA": (r"^(cuda|cublas|cudnn|nvml|nvrtc|curand)", r"^kernels/|^worker/device[^/]*\.c$"),
     "oneDNN": (r"^(oneapi/|dnnl)", r"^kernels/"),
 }
+
+# Headers that are one folder's own affair, though the folder is everyone's.
+PRIVATE = re.compile(r"^(base/record|proto/codec_\w+|proto/arena)\.h$")
 
 # coordinator/core: libc's headers, and none of those by which a function would reach the world.
 CORE_LIBC = {"assert.h", "ctype.h", "errno.h", "float.h", "inttypes.h", "limits.h", "math.h", "stdalign.h", "stdarg.h",
@@ -86,6 +89,8 @@ def judge(root, path, quoted, angled):
         return None
     if not any(quoted == p or (p.endswith("/") and quoted.startswith(p)) for p in ALLOWED[folder]):
         return f"{folder} may not include it"
+    if PRIVATE.search(quoted) and folder != quoted.split("/")[0]:
+        return "it is private to its folder"
     if folder == "coordinator/core" and quoted in CORE_NO_BASE:
         return "the core does no input or output and has no clock"
     if not (root / quoted).is_file():
@@ -101,6 +106,7 @@ def self_test():
         "proto/wire.h": '#include "base/err.h"\n#include <uv.h>\n',
         "proto/wire.c": '#include <zmq.h>\n#include "proto/wire.h"\n',
         "proto/codec.h": "",
+        "proto/codec_private.h": "#include <protobuf-c/protobuf-c.h>\n",
         "proto/codec.c": '#include "proto/kiln.pb-c.h"\n#include <protobuf-c/protobuf-c.h>\n',
         "kernels/kiln.h": "",
         "kernels/ops.h": "",
@@ -121,6 +127,8 @@ def self_test():
         ("proto/x.c", "#include <zmq.h>\n", 1, "zmq.h"),
         ("proto/wire.h", "#include <zmq.h>\n", 1, "zmq.h"),
         ("proto/wire.c", "#include <protobuf-c/protobuf-c.h>\n", 1, "protobuf-c/protobuf-c.h"),
+        ("proto/codec.h", "#include <protobuf-c/protobuf-c.h>\n", 1, "protobuf-c/protobuf-c.h"),
+        ("worker/x.c", '#include "proto/codec_private.h"\n', 1, "proto/codec_private.h"),
         ("worker/x.c", '#include "proto/kiln.pb-c.h"\n', 1, "proto/kiln.pb-c.h"),
         ("kernels/x.c", '#include "proto/codec.h"\n', 1, "proto/codec.h"),
         ("kernels/x.cu", '#include "worker/loop.h"\n', 1, "worker/loop.h"),
