@@ -193,14 +193,14 @@ static void free_pictures(struct pictures *p) {
 
 /* Different prompts, seeds, guidance (with none among them), one sampler: batch, reversed, and each alone. */
 static void check_batch(struct fixture *f, enum kn_sampler sampler, enum kn_schedule schedule) {
-    enum { N = 7 };
+    enum { N = 6 };
     struct kn_task t[N], back[N];
-    static const float cfg[N] = {7, 1, 3.5f, 12, 0.5f, 7, 2};
+    static const float cfg[N] = {7, 1, 3.5f, 12, 0.5f, 7};
     for (int i = 0; i < N; i++) {
         t[i] = f->tasks[i % f->count];
         t[i].width = f->tasks[0].width;
         t[i].height = f->tasks[0].height;
-        t[i].steps = 5;
+        t[i].steps = 4;
         t[i].sampler = sampler;
         t[i].schedule = schedule;
         t[i].cfg = cfg[i];
@@ -234,6 +234,7 @@ TEST(an_image_is_the_same_bytes_alone_in_a_batch_and_in_another_order) {
         struct fixture f;
         fixture_init(&f, names[k]);
         for (int s = KN_SAMPLER_DDIM; s <= KN_SAMPLER_DPMPP_2M; s++) {
+            if (k && s != KN_SAMPLER_EULER_A) continue; /* every sampler once, every network with one that draws noise */
             check_batch(&f, (enum kn_sampler)s, KN_SCHEDULE_NORMAL);
             if (kn_schedule_fits((enum kn_sampler)s, KN_SCHEDULE_KARRAS))
                 check_batch(&f, (enum kn_sampler)s, KN_SCHEDULE_KARRAS);
