@@ -1,8 +1,9 @@
 /* Messages as plain, validated C structs. protobuf-c is seen in codec.c alone.
  *
- * A decoded message owns everything in it (one block, freed by kn_msg_destroy): pointers inside live as long as the
- * message. For encoding, pointers are borrowed during the call. Decoding checks version, every length against base/limits.h,
- * UTF-8 of strings, sizes of digests and ids, enum ranges and finite floats: what comes out is safe to use. KN_EPROTO (malformed), KN_EVERSION, KN_ELIMIT. */
+ * A decoded message owns everything in it (one block, freed by kn_msg_destroy): pointers inside live as long
+ * as the message. For encoding, pointers are borrowed during the call. Decoding checks version, every length
+ * against base/limits.h, UTF-8 of strings, sizes of digests and ids, enum ranges and finite floats: what
+ * comes out is safe to use. KN_EPROTO (malformed), KN_EVERSION, KN_ELIMIT. */
 #ifndef KN_PROTO_CODEC_H
 #define KN_PROTO_CODEC_H
 
@@ -17,39 +18,39 @@
 #define KN_PROTO_VERSION 1
 
 enum kn_msg_type { /* the field numbers of Envelope.body */
-    KN_MSG_WORKER_HELLO = 10,
-    KN_MSG_HEARTBEAT = 11,
-    KN_MSG_SHARD_STARTED = 12,
-    KN_MSG_SHARD_RETURNED = 13,
-    KN_MSG_SHARD_DONE = 14,
-    KN_MSG_TASK_FAILED = 15,
-    KN_MSG_WORKER_BYE = 16,
-    KN_MSG_WELCOME = 20,
-    KN_MSG_HELLO_AGAIN = 21,
-    KN_MSG_SHARD_GRANT = 22,
-    KN_MSG_SHARD_REVOKE = 23,
-    KN_MSG_IMAGE_ACK = 24,
-    KN_MSG_DRAIN_WORKER = 25,
-    KN_MSG_IMAGE_RESULT = 30,
-    KN_MSG_CLIENT_HELLO = 40,
-    KN_MSG_SUBMIT_BEGIN = 41,
-    KN_MSG_SUBMIT_CHUNK = 42,
-    KN_MSG_SUBMIT_SEAL = 43,
-    KN_MSG_REPLY = 44,
-    KN_MSG_BATCH_QUERY = 45,
-    KN_MSG_BATCH_LIST = 46,
-    KN_MSG_WORKERS_QUERY = 47,
-    KN_MSG_WORKER_LIST = 48,
-    KN_MSG_MODELS_QUERY = 49,
-    KN_MSG_MODEL_LIST = 50,
-    KN_MSG_BATCH_COMMAND = 51,
-    KN_MSG_WORKER_COMMAND = 52,
-    KN_MSG_RESULTS_QUERY = 53,
-    KN_MSG_RESULTS_REPLY = 54,
-    KN_MSG_TASKS_QUERY = 55,
-    KN_MSG_TASKS_REPLY = 56,
-    KN_MSG_OBJECT_GET = 60,
-    KN_MSG_OBJECT_REPLY = 61,
+                   KN_MSG_WORKER_HELLO = 10,
+                   KN_MSG_HEARTBEAT = 11,
+                   KN_MSG_SHARD_STARTED = 12,
+                   KN_MSG_SHARD_RETURNED = 13,
+                   KN_MSG_SHARD_DONE = 14,
+                   KN_MSG_TASK_FAILED = 15,
+                   KN_MSG_WORKER_BYE = 16,
+                   KN_MSG_WELCOME = 20,
+                   KN_MSG_HELLO_AGAIN = 21,
+                   KN_MSG_SHARD_GRANT = 22,
+                   KN_MSG_SHARD_REVOKE = 23,
+                   KN_MSG_IMAGE_ACK = 24,
+                   KN_MSG_DRAIN_WORKER = 25,
+                   KN_MSG_IMAGE_RESULT = 30,
+                   KN_MSG_CLIENT_HELLO = 40,
+                   KN_MSG_SUBMIT_BEGIN = 41,
+                   KN_MSG_SUBMIT_CHUNK = 42,
+                   KN_MSG_SUBMIT_SEAL = 43,
+                   KN_MSG_REPLY = 44,
+                   KN_MSG_BATCH_QUERY = 45,
+                   KN_MSG_BATCH_LIST = 46,
+                   KN_MSG_WORKERS_QUERY = 47,
+                   KN_MSG_WORKER_LIST = 48,
+                   KN_MSG_MODELS_QUERY = 49,
+                   KN_MSG_MODEL_LIST = 50,
+                   KN_MSG_BATCH_COMMAND = 51,
+                   KN_MSG_WORKER_COMMAND = 52,
+                   KN_MSG_RESULTS_QUERY = 53,
+                   KN_MSG_RESULTS_REPLY = 54,
+                   KN_MSG_TASKS_QUERY = 55,
+                   KN_MSG_TASKS_REPLY = 56,
+                   KN_MSG_OBJECT_GET = 60,
+                   KN_MSG_OBJECT_REPLY = 61,
 };
 
 enum kn_batch_state { KN_BATCH_ACTIVE = 1, KN_BATCH_PAUSED = 2, KN_BATCH_DONE = 3, KN_BATCH_CANCELLED = 4 };
@@ -64,8 +65,8 @@ enum kn_batch_verb {
     KN_VERB_PRIORITY = 6, /* argument */
 };
 
-const char *kn_batch_state_name(enum kn_batch_state s);   /* "active", "paused", "done", "cancelled" */
-const char *kn_worker_state_name(enum kn_worker_state s); /* "idle", "busy", "draining", "lost" */
+const char *kn_batch_state_name(enum kn_batch_state s);     /* "active", "paused", "done", "cancelled" */
+const char *kn_worker_state_name(enum kn_worker_state s);   /* "idle", "busy", "draining", "lost" */
 const char *kn_result_status_name(enum kn_result_status s); /* "done", "failed", "cancelled" */
 
 typedef uint8_t kn_id[KN_UUID_BYTES]; /* a batch, a worker instance */
@@ -290,14 +291,17 @@ void kn_msg_destroy(struct kn_msg *m); /* one made by kn_msg_decode; NULL is fin
 KN_MUST_USE int kn_msg_encode(const struct kn_msg *m, struct kn_buf *out, struct kn_err *err);
 const char *kn_msg_name(enum kn_msg_type type); /* "shard_grant", for logs */
 
-/* A batch's tasks travel and rest as deflated TaskChunks of at most KN_TASKS_PER_CHUNK_MAX tasks. Packing asserts resolved tasks. */
-KN_MUST_USE int kn_chunk_pack(const struct kn_task *tasks, size_t count, struct kn_buf *out, struct kn_err *err);
+/* A batch's tasks travel and rest as deflated TaskChunks of at most KN_TASKS_PER_CHUNK_MAX tasks. Packing
+ * asserts resolved tasks. */
+KN_MUST_USE int kn_chunk_pack(const struct kn_task *tasks, size_t count, struct kn_buf *out,
+                              struct kn_err *err);
 struct kn_chunk {
     struct kn_task *v; /* strings live in the chunk */
     size_t count;
     void *block;
 };
-/* Inflates at most KN_CHUNK_BYTES_MAX, validates each task (kn_task_check, all fields set, model_index < model_count). */
+/* Inflates at most KN_CHUNK_BYTES_MAX, validates each task (kn_task_check, all fields set, model_index <
+ * model_count). */
 KN_MUST_USE int kn_chunk_unpack(const void *data, size_t len, size_t model_count, struct kn_chunk *out,
                                 struct kn_err *err);
 void kn_chunk_fini(struct kn_chunk *c);

@@ -1,9 +1,10 @@
 /* Sockets: ZeroMQ ROUTER and DEALER on a libuv loop. zmq is seen in wire.c alone.
  *
- * One message on the wire is [routing id, ROUTER only][frame: kiln.pb.Envelope][optional frame: raw bytes]. Each connection
- * has a random routing id; who a peer *is* stands in its hello. ZMQ_FD is edge-triggered: wire.c re-reads ZMQ_EVENTS after every send and
- * receive and bounds how long one wake-up may work. A message that cannot be decoded is logged and dropped, and counted; the peer gets
- * no answer. All calls and callbacks on the loop's thread. Not for use after fork. */
+ * One message on the wire is [routing id, ROUTER only][frame: kiln.pb.Envelope][optional frame: raw bytes].
+ * Each connection has a random routing id; who a peer *is* stands in its hello. ZMQ_FD is edge-triggered:
+ * wire.c re-reads ZMQ_EVENTS after every send and receive and bounds how long one wake-up may work. A message
+ * that cannot be decoded is logged and dropped, and counted; the peer gets no answer. All calls and callbacks
+ * on the loop's thread. Not for use after fork. */
 #ifndef KN_PROTO_WIRE_H
 #define KN_PROTO_WIRE_H
 
@@ -19,7 +20,8 @@ struct kn_peer { /* a ROUTER's connection */
     bool ipc; /* reserved: false when unknown */
 };
 
-/* Bytes that travel behind an envelope. The receiver's callback may take them: set data to NULL and call free_fn later. */
+/* Bytes that travel behind an envelope. The receiver's callback may take them: copy the struct, set data to
+ * NULL here, and release the copy later. free_fn may run on another thread. */
 struct kn_blob {
     void *data;
     size_t len;
@@ -36,7 +38,7 @@ typedef void (*kn_sock_writable)(struct kn_sock *s, void *ctx);
 
 struct kn_sock_options {
     bool router;
-    bool blobs;           /* data socket: frames up to KN_IMAGE_BYTES_MAX; else a second frame is a violation */
+    bool blobs; /* data socket: frames up to KN_IMAGE_BYTES_MAX; else a second frame is a violation */
     kn_sock_recv recv;
     kn_sock_writable writable;
     void *ctx;
@@ -48,24 +50,26 @@ void kn_wire_destroy(struct kn_wire *w); /* after its sockets; lingers 1 s at mo
 KN_MUST_USE int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct kn_sock **out,
                                struct kn_err *err);
 void kn_sock_destroy(struct kn_sock *s); /* safe inside its own callbacks (deferred); NULL is fine */
-/* Binds; a socket may bind several endpoints. tcp port "*" or 0 takes a free one: *port gets it (may be NULL). ipc files are made
- * with mode 0600 in a folder that exists; a stale one is replaced. Non-loopback tcp needs `insecure`. */
+/* Binds; a socket may bind several endpoints. tcp port "*" or 0 takes a free one: *port gets it (may be
+ * NULL). ipc files are made with mode 0600 in a folder that exists; a stale one is replaced. Non-loopback tcp
+ * needs `insecure`. */
 KN_MUST_USE int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port,
                              struct kn_err *err);
 /* Connects (returns at once; ZeroMQ connects and reconnects in the background, pausing up to 2 s). */
 KN_MUST_USE int kn_sock_connect(struct kn_sock *s, const char *endpoint, struct kn_err *err);
 /* Drops the connection and makes a new one with a new routing id (a DEALER that lost faith in its peer). */
 KN_MUST_USE int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err);
-/* Sends m, and blob behind it if not NULL. 0: taken (blob too). KN_EAGAIN: no room now or nobody connected yet, nothing taken;
- * KN_EGONE: that peer is not connected any more; KN_ELIMIT. The blob is the caller's still on failure. */
+/* Sends m, and blob behind it if not NULL. 0: taken (blob too). KN_EAGAIN: no room now or nobody connected
+ * yet, nothing taken; KN_EGONE: that peer is not connected any more; KN_ELIMIT. The blob is the caller's
+ * still on failure. */
 KN_MUST_USE int kn_sock_send(struct kn_sock *s, const struct kn_peer *peer, const struct kn_msg *m,
                              struct kn_blob *blob, struct kn_err *err);
 
 /* "tcp://host:5600" | "ipc:///path" | a farm's folder (reads DIR/endpoint) -> endpoint. */
 KN_MUST_USE int kn_endpoint_resolve(const char *text, char out[KN_ENDPOINT_MAX + 1], struct kn_err *err);
 /* The data endpoint that belongs to a control endpoint, as the Welcome says. */
-KN_MUST_USE int kn_endpoint_data(const char *control, const struct kn_welcome *w, char out[KN_ENDPOINT_MAX + 1],
-                                 struct kn_err *err);
+KN_MUST_USE int kn_endpoint_data(const char *control, const struct kn_welcome *w,
+                                 char out[KN_ENDPOINT_MAX + 1], struct kn_err *err);
 bool kn_endpoint_is_loopback(const char *endpoint); /* ipc, or tcp on 127.0.0.0/8, ::1, localhost */
 
 #endif

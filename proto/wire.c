@@ -1,0 +1,412 @@
+/* ROUTER and DEALER sockets on a libuv loop. See wire.h.
+ *
+ * How ZeroMQ is driven: its descriptor is edge-triggered and tells only that something may have changed, so
+ * after every send and receive the socket's events are read again: a send starts `again`, an idle handle that
+ * pumps the socket on the loop's next turn and stops itself when there is nothing more to do. One turn takes
+ * at most PUMP_MAX messages, so that timers and others are served. */
+#include "proto/wire.h"
+
+#include "base/log.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <zmq.h>
+
+#define PUMP_MAX 64
+#define LINGER_MS 1000
+
+struct kn_wire {
+    uv_loop_t *loop; /* borrowed */
+    void *ctx;       /* owns */
+};
+
+struct kn_sock {
+    struct kn_wire *wire; /* borrowed */
+    struct kn_sock_options opt;
+    void *z;         /* owns; NULL once destroyed */
+    uv_poll_t *poll; /* owns; a handle of its own, since a reconnect brings a new descriptor */
+    uv_idle_t again;
+    bool pumping;                       /* inside pump(): its caller goes on with the socket */
+    bool want_writable;                 /* a send was refused for want of room */
+    struct kn_buf frame;                /* reused for each encoded envelope */
+    char endpoint[KN_ENDPOINT_MAX + 1]; /* a DEALER's, for reconnecting */
+    uint64_t bad;                       /* messages dropped because they could not be decoded */
+};
+
+void kn_blob_release(struct kn_blob *b) {
+    if (b->data && b->free_fn) b->free_fn(b->data, b->hint);
+    b->data = NULL;
+}
+
+static int zmq_err(struct kn_err *err, const char *what) {
+    return kn_err_set(err, errno == ENOMEM ? KN_ENOMEM : KN_EIO, "%s: %s", what, zmq_strerror(errno));
+}
+
+int kn_wire_create(uv_loop_t *loop, struct kn_wire **out, struct kn_err *err) {
+    struct kn_wire *w = calloc(1, sizeof *w);
+    if (!w) return kn_err_set(err, KN_ENOMEM, "sockets: out of memory");
+    w->loop = loop;
+    w->ctx = zmq_ctx_new();
+    if (!w->ctx) {
+        free(w);
+        return zmq_err(err, "zmq_ctx_new");
+    }
+    *out = w;
+    return 0;
+}
+
+void kn_wire_destroy(struct kn_wire *w) {
+    if (!w) return;
+    while (zmq_ctx_term(w->ctx) != 0 && errno == EINTR) {
+    }
+    free(w);
+}
+
+/* ---- receiving */
+
+static void free_zmq_msg(void *data, void *hint) {
+    (void)data;
+    zmq_msg_close(hint);
+    free(hint);
+}
+
+static void dropped(struct kn_sock *s, const char *why) {
+    s->bad++;
+    kn_warn("message_dropped count=%llu reason=\"%s\"", (unsigned long long)s->bad, why);
+}
+
+/* Takes the parts of one message off the socket: up to three, any more are thrown away. Returns their number,
+ * 0: none there. */
+static int recv_parts(struct kn_sock *s, zmq_msg_t part[3]) {
+    int n = 0;
+    for (;;) {
+        zmq_msg_t extra, *p = n < 3 ? &part[n] : &extra;
+        zmq_msg_init(p);
+        int rc;
+        while ((rc = zmq_msg_recv(p, s->z, ZMQ_DONTWAIT)) < 0 && errno == EINTR) {
+        }
+        if (rc < 0) {
+            zmq_msg_close(p);
+            return n;
+        }
+        bool more = zmq_msg_more(p);
+        if (n >= 3) zmq_msg_close(p);
+        if (n < 4) n++;
+        if (!more) return n;
+    }
+}
+
+/* Decodes and hands over what recv_parts brought. The callback may destroy the socket. */
+static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
+    int first = s->opt.router ? 1 : 0;
+    int have = n > 3 ? 3 : n;
+    struct kn_peer peer = {0};
+    struct kn_msg *m = NULL;
+    struct kn_err err = {0};
+    zmq_msg_t *bytes = NULL;
+    if (n <= first || n > first + 2 || (n == first + 2 && !s->opt.blobs)) {
+        dropped(s, "wrong number of frames");
+        goto out;
+    }
+    if (s->opt.router) {
+        if (zmq_msg_size(&part[0]) != KN_PEER_BYTES) {
+            dropped(s, "routing id of a wrong length");
+            goto out;
+        }
+        memcpy(peer.id, zmq_msg_data(&part[0]), KN_PEER_BYTES);
+    }
+    if (kn_msg_decode(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &m, &err) != 0) {
+        dropped(s, err.text);
+        goto out;
+    }
+    struct kn_blob blob = {0};
+    if (n == first + 2) {
+        bytes = malloc(sizeof *bytes);
+        if (!bytes) {
+            dropped(s, "out of memory");
+            kn_msg_destroy(m);
+            goto out;
+        }
+        zmq_msg_init(bytes);
+        zmq_msg_move(bytes, &part[first + 1]);
+        blob = (struct kn_blob){zmq_msg_data(bytes), zmq_msg_size(bytes), free_zmq_msg, bytes};
+    }
+    s->opt.recv(s, s->opt.ctx, s->opt.router ? &peer : NULL, m, bytes ? &blob : NULL);
+    if (bytes) kn_blob_release(&blob); /* unless the callback took it */
+out:
+    for (int i = 0; i < have; i++) zmq_msg_close(&part[i]);
+}
+
+static int events(struct kn_sock *s) {
+    int ev = 0;
+    size_t len = sizeof ev;
+    if (zmq_getsockopt(s->z, ZMQ_EVENTS, &ev, &len) != 0) return 0;
+    return ev;
+}
+
+static void on_again(uv_idle_t *h);
+
+static void pump_later(struct kn_sock *s) {
+    if (!s->pumping) uv_idle_start(&s->again, on_again);
+}
+
+/* Works off what is there. Afterwards `s` may be gone (its handle `again` lives until the loop closes it). */
+static void pump(struct kn_sock *s) {
+    s->pumping = true;
+    int done = 0, ev = 0;
+    while (s->z && done < PUMP_MAX && ((ev = events(s)) & ZMQ_POLLIN)) {
+        zmq_msg_t part[3];
+        int n = recv_parts(s, part);
+        if (n == 0) break;
+        deliver(s, part, n);
+        done++;
+    }
+    if (s->z && s->want_writable && (events(s) & ZMQ_POLLOUT)) {
+        s->want_writable = false;
+        if (s->opt.writable) s->opt.writable(s, s->opt.ctx);
+    }
+    s->pumping = false;
+    if (!s->z) return;
+    ev = events(s);
+    if ((ev & ZMQ_POLLIN) || (s->want_writable && (ev & ZMQ_POLLOUT)))
+        uv_idle_start(&s->again, on_again);
+    else
+        uv_idle_stop(&s->again);
+}
+
+static void on_again(uv_idle_t *h) {
+    pump(h->data);
+}
+
+static void on_readable(uv_poll_t *h, int status, int uv_events) {
+    (void)status;
+    (void)uv_events;
+    pump(h->data);
+}
+
+/* ---- life of a socket */
+
+static void on_poll_closed(uv_handle_t *h) {
+    free(h);
+}
+
+static void on_again_closed(uv_handle_t *h) {
+    struct kn_sock *s = h->data;
+    kn_buf_fini(&s->frame);
+    free(s);
+}
+
+static int set_int(struct kn_sock *s, int option, int value) {
+    return zmq_setsockopt(s->z, option, &value, sizeof value);
+}
+
+static int open_zmq(struct kn_sock *s, struct kn_err *err) {
+    s->z = zmq_socket(s->wire->ctx, s->opt.router ? ZMQ_ROUTER : ZMQ_DEALER);
+    if (!s->z) return zmq_err(err, "zmq_socket");
+    int64_t frame_max = s->opt.blobs ? KN_IMAGE_BYTES_MAX : KN_FRAME_BYTES_MAX;
+    int rc = zmq_setsockopt(s->z, ZMQ_MAXMSGSIZE, &frame_max, sizeof frame_max);
+    rc |= set_int(s, ZMQ_LINGER, LINGER_MS);
+    rc |= set_int(s, ZMQ_RECONNECT_IVL, 100);
+    rc |= set_int(s, ZMQ_RECONNECT_IVL_MAX, 2000);
+    rc |= set_int(s, ZMQ_HEARTBEAT_IVL, 5000);
+    rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 15000);
+    rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
+    rc |= set_int(s, ZMQ_IPV6, 1);
+    rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs ? 32 : 10000);
+    rc |= set_int(s, ZMQ_RCVHWM, s->opt.blobs ? 32 : 10000);
+    if (s->opt.router) {
+        rc |= set_int(s, ZMQ_ROUTER_MANDATORY, 1);
+    } else {
+        uint8_t id[KN_PEER_BYTES];
+        if (getrandom(id, sizeof id, 0) != (ssize_t)sizeof id) {
+            zmq_close(s->z);
+            s->z = NULL;
+            return kn_err_set(err, KN_EIO, "getrandom: %s", strerror(errno));
+        }
+        id[0] |= 1; /* ZeroMQ keeps ids that begin with 0 for itself */
+        rc |= zmq_setsockopt(s->z, ZMQ_ROUTING_ID, id, sizeof id);
+        rc |= set_int(s, ZMQ_IMMEDIATE, 1);
+    }
+    int fd = -1;
+    size_t fd_len = sizeof fd;
+    if (rc != 0 || zmq_getsockopt(s->z, ZMQ_FD, &fd, &fd_len) != 0) {
+        rc = zmq_err(err, "zmq_setsockopt");
+        zmq_close(s->z);
+        s->z = NULL;
+        return rc;
+    }
+    s->poll = malloc(sizeof *s->poll);
+    if (!s->poll || (rc = uv_poll_init(s->wire->loop, s->poll, fd)) != 0) {
+        free(s->poll);
+        s->poll = NULL;
+        zmq_close(s->z);
+        s->z = NULL;
+        return kn_err_set(err, KN_ENOMEM, "watching a socket: %s", rc ? uv_strerror(rc) : "out of memory");
+    }
+    s->poll->data = s;
+    uv_poll_start(s->poll, UV_READABLE, on_readable);
+    return 0;
+}
+
+static void close_zmq(struct kn_sock *s) {
+    uv_close((uv_handle_t *)s->poll, on_poll_closed); /* leaves epoll at once, so the descriptor may go */
+    s->poll = NULL;
+    zmq_close(s->z);
+    s->z = NULL;
+}
+
+int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct kn_sock **out,
+                   struct kn_err *err) {
+    struct kn_sock *s = calloc(1, sizeof *s);
+    if (!s) return kn_err_set(err, KN_ENOMEM, "socket: out of memory");
+    s->wire = w;
+    s->opt = *opt;
+    kn_buf_init(&s->frame, KN_FRAME_BYTES_MAX + 1);
+    int rc = open_zmq(s, err);
+    if (rc != 0) {
+        free(s);
+        return rc;
+    }
+    uv_idle_init(w->loop, &s->again);
+    s->again.data = s;
+    *out = s;
+    return 0;
+}
+
+void kn_sock_destroy(struct kn_sock *s) {
+    if (!s || !s->z) return;
+    close_zmq(s);
+    uv_idle_stop(&s->again);
+    uv_close((uv_handle_t *)&s->again, on_again_closed);
+}
+
+int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port, struct kn_err *err) {
+    char e[KN_ENDPOINT_MAX + 1];
+    int rc = kn_endpoint_resolve(endpoint, e, err);
+    if (rc != 0) return rc;
+    if (!insecure && !kn_endpoint_is_loopback(e))
+        return kn_err_set(
+            err, KN_ECONFIG,
+            "%s: listens beyond this machine, where nothing checks who connects yet; --insecure allows it",
+            e);
+    if (strncmp(e, "tcp://localhost:", 16) == 0) {
+        char rest[KN_ENDPOINT_MAX + 1];
+        snprintf(rest, sizeof rest, "%s", e + 16);
+        snprintf(e, sizeof e, "tcp://127.0.0.1:%.200s", rest);
+    }
+    mode_t mask = umask(0177); /* an ipc socket's file is made inside zmq_bind */
+    rc = zmq_bind(s->z, e);
+    int saved = errno;
+    umask(mask);
+    if (rc != 0) {
+        errno = saved;
+        return kn_err_set(err, saved == EADDRINUSE ? KN_EEXIST : KN_EIO, "%s: %s", e, zmq_strerror(saved));
+    }
+    if (port) {
+        char last[KN_ENDPOINT_MAX + 1];
+        size_t len = sizeof last;
+        *port = 0;
+        if (zmq_getsockopt(s->z, ZMQ_LAST_ENDPOINT, last, &len) == 0 && strncmp(last, "tcp://", 6) == 0)
+            *port = (uint16_t)strtoul(strrchr(last, ':') + 1, NULL, 10);
+    }
+    pump_later(s);
+    return 0;
+}
+
+int kn_sock_connect(struct kn_sock *s, const char *endpoint, struct kn_err *err) {
+    assert(!s->opt.router);
+    int rc = kn_endpoint_resolve(endpoint, s->endpoint, err);
+    if (rc != 0) return rc;
+    if (zmq_connect(s->z, s->endpoint) != 0) return zmq_err(err, s->endpoint);
+    s->want_writable = true;
+    pump_later(s);
+    return 0;
+}
+
+int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err) {
+    assert(!s->opt.router && s->endpoint[0]);
+    set_int(s, ZMQ_LINGER, 0);
+    void *old_z = s->z;
+    uv_poll_t *old_poll = s->poll;
+    int rc = open_zmq(s, err);
+    if (rc != 0) { /* the old connection stays */
+        s->z = old_z;
+        s->poll = old_poll;
+        return rc;
+    }
+    uv_close((uv_handle_t *)old_poll, on_poll_closed);
+    zmq_close(old_z);
+    if (zmq_connect(s->z, s->endpoint) != 0) return zmq_err(err, s->endpoint);
+    s->want_writable = true;
+    pump_later(s);
+    return 0;
+}
+
+/* ---- sending */
+
+static int send_part(struct kn_sock *s, zmq_msg_t *p, int flags) {
+    int rc;
+    while ((rc = zmq_msg_send(p, s->z, flags | ZMQ_DONTWAIT)) < 0 && errno == EINTR) {
+    }
+    return rc < 0 ? -1 : 0;
+}
+
+static int send_copy(struct kn_sock *s, const void *data, size_t len, int flags) {
+    zmq_msg_t p;
+    if (zmq_msg_init_size(&p, len) != 0) return -1;
+    memcpy(zmq_msg_data(&p), data, len);
+    int rc = send_part(s, &p, flags);
+    if (rc != 0) {
+        int saved = errno;
+        zmq_msg_close(&p);
+        errno = saved;
+    }
+    return rc;
+}
+
+int kn_sock_send(struct kn_sock *s, const struct kn_peer *peer, const struct kn_msg *m, struct kn_blob *blob,
+                 struct kn_err *err) {
+    if (!s->z) return kn_err_set(err, KN_EGONE, "socket is closed");
+    assert(!blob || s->opt.blobs);
+    assert((peer != NULL) == s->opt.router);
+    if (blob && blob->len > KN_IMAGE_BYTES_MAX)
+        return kn_err_set(err, KN_ELIMIT, "%zu bytes behind a message, more than %u", blob->len,
+                          KN_IMAGE_BYTES_MAX);
+    kn_buf_clear(&s->frame);
+    int rc = kn_msg_encode(m, &s->frame, err);
+    if (rc != 0) return rc;
+    /* ZeroMQ decides at the first part whether it takes a message; the parts behind it never fail for want of
+     * room. */
+    int more = blob ? ZMQ_SNDMORE : 0;
+    rc = peer ? send_copy(s, peer->id, KN_PEER_BYTES, ZMQ_SNDMORE)
+              : send_copy(s, s->frame.data, s->frame.len, more);
+    if (rc != 0) {
+        pump_later(s);
+        if (errno == EAGAIN) {
+            s->want_writable = true;
+            return kn_err_set(err, KN_EAGAIN, "no room to send, or nobody there");
+        }
+        if (errno == EHOSTUNREACH) return kn_err_set(err, KN_EGONE, "that peer is not connected any more");
+        return zmq_err(err, "zmq_msg_send");
+    }
+    if (peer && send_copy(s, s->frame.data, s->frame.len, more) != 0)
+        kn_warn("send_lost message=%s reason=\"%s\"", kn_msg_name(m->type), zmq_strerror(errno));
+    if (blob) {
+        zmq_msg_t p;
+        struct kn_blob b = *blob;
+        blob->data = NULL;
+        if (zmq_msg_init_data(&p, b.data, b.len, b.free_fn, b.hint) != 0) {
+            kn_warn("send_lost message=%s reason=\"%s\"", kn_msg_name(m->type), zmq_strerror(errno));
+            kn_blob_release(&b);
+            zmq_msg_init(&p); /* the message must end, or the next one would be glued to it */
+        }
+        if (send_part(s, &p, 0) != 0) zmq_msg_close(&p);
+    }
+    pump_later(s);
+    return 0;
+}
