@@ -1,0 +1,521 @@
+/* kiln-render: pictures from a model's folder with no farm. Flags and wiring; the work is in the engine
+ * (kiln.h) and in base's reader of prompt files. One thread, but for the engine's own. Exit: 0 all done, 1
+ * bad usage or input (nothing was started), 2 some images failed, 130 interrupted. */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/fs.h"
+#include "base/log.h"
+#include "base/prompts.h"
+#include "kernels/io/safetensors.h"
+#include "kernels/kiln.h"
+
+enum { EXIT_USAGE = 1, EXIT_SOME_FAILED = 2, EXIT_INTERRUPTED = 130 };
+
+struct options {
+    const char *model, *prompt, *prompts, *output, *dump, *cache;
+    enum kn_input_format format;
+    struct kn_task settings; /* its strings are borrowed from argv */
+    uint32_t images;
+    int batch, threads;
+    bool json, describe, quiet;
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int sig) {
+    (void)sig;
+    interrupted = 1;
+}
+
+static const char usage[] =
+    "usage: kiln-render --model DIR --prompt TEXT [options] -o FILE.png\n"
+    "       kiln-render --model DIR --prompts FILE [options] -o DIR\n"
+    "       kiln-render --model DIR --describe\n"
+    "\n"
+    "Renders pictures with a diffusion model's folder (diffusers layout, safetensors), in this process.\n"
+    "\n"
+    "  --model DIR         the model's folder\n"
+    "  -p, --prompt TEXT   one prompt\n"
+    "  --prompts FILE      many: .txt (a prompt a line), .jsonl, .csv, .tsv; - is standard input\n"
+    "  --input-format F    txt, jsonl, csv or tsv (for - and other endings)\n"
+    "  --negative TEXT     what the picture should not show\n"
+    "  --seed N            seed; drawn and printed when not given\n"
+    "  --images N          pictures a prompt, of seeds N, N+1, …\n"
+    "  --steps N           denoising steps\n"
+    "  --sampler NAME      DDIM, PNDM, Euler, Euler a, DPM++ 2M\n"
+    "  --schedule NAME     normal, karras\n"
+    "  --cfg X             guidance; 1 and below is none\n"
+    "  --size WxH          pixels\n"
+    "  -o, --output PATH   the file, or with --prompts or --images the folder (000000.png, …)\n"
+    "  --dump FILE         every intermediate tensor of one picture, as safetensors\n"
+    "  --batch N           pictures rendered at once (default: what the engine deems best; never changes a "
+    "picture)\n"
+    "  --threads N         threads (default: all cores)\n"
+    "  --cache DIR         where the model's hash is remembered (default: $XDG_CACHE_HOME/kiln or "
+    "~/.cache/kiln)\n"
+    "  --describe          prints what the folder says of itself, as JSON, and ends\n"
+    "  --json              a line of JSON with the figures at the end, on standard output\n"
+    "  -q, --quiet         no progress on standard error\n"
+    "  --version, --help\n"
+    "\n"
+    "What is not given comes from the model's folder (kiln.json, else its scheduler and native size), 20 "
+    "steps, guidance 7.\n"
+    "\n"
+    "examples:\n"
+    "  kiln-render --model models/tiny -p \"a red circle above a blue square\" --seed 7 -o circle.png\n"
+    "  kiln-render --model ~/sd15 --prompts prompts.txt --steps 30 --sampler \"dpm++ 2m\" --schedule karras "
+    "-o out\n"
+    "  kiln-render --model ~/sd15 -p \"a lighthouse\" --seed 1 --images 4 -o out\n";
+
+/* ---- options ---- */
+
+static int fail(const char *fmt, ...) KN_PRINTF(1, 2);
+static int fail(const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("kiln-render: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+    return EXIT_USAGE;
+}
+
+/* A whole number between min and max, nothing behind it. */
+static bool parse_number(const char *s, uint64_t min, uint64_t max, uint64_t *out) {
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(s, &end, 10);
+    if (errno || end == s || *end || s[0] == '-' || s[0] == ' ' || s[0] == '+' || v < min || v > max)
+        return false;
+    *out = v;
+    return true;
+}
+
+static int bad_number(const char *flag, const char *text, uint64_t min, uint64_t max) {
+    return fail("%s: %.64s is not between %" PRIu64 " and %" PRIu64, flag, text, min, max);
+}
+
+enum {
+    OPT_MODEL = 256,
+    OPT_PROMPTS,
+    OPT_FORMAT,
+    OPT_NEGATIVE,
+    OPT_SEED,
+    OPT_IMAGES,
+    OPT_STEPS,
+    OPT_SAMPLER,
+    OPT_SCHEDULE,
+    OPT_CFG,
+    OPT_SIZE,
+    OPT_DUMP,
+    OPT_BATCH,
+    OPT_THREADS,
+    OPT_CACHE,
+    OPT_DESCRIBE,
+    OPT_JSON,
+    OPT_VERSION,
+    OPT_HELP
+};
+
+static const struct option long_options[] = {
+    {"model", required_argument, NULL, OPT_MODEL},
+    {"prompt", required_argument, NULL, 'p'},
+    {"prompts", required_argument, NULL, OPT_PROMPTS},
+    {"input-format", required_argument, NULL, OPT_FORMAT},
+    {"negative", required_argument, NULL, OPT_NEGATIVE},
+    {"seed", required_argument, NULL, OPT_SEED},
+    {"images", required_argument, NULL, OPT_IMAGES},
+    {"steps", required_argument, NULL, OPT_STEPS},
+    {"sampler", required_argument, NULL, OPT_SAMPLER},
+    {"schedule", required_argument, NULL, OPT_SCHEDULE},
+    {"cfg", required_argument, NULL, OPT_CFG},
+    {"size", required_argument, NULL, OPT_SIZE},
+    {"output", required_argument, NULL, 'o'},
+    {"dump", required_argument, NULL, OPT_DUMP},
+    {"batch", required_argument, NULL, OPT_BATCH},
+    {"threads", required_argument, NULL, OPT_THREADS},
+    {"cache", required_argument, NULL, OPT_CACHE},
+    {"describe", no_argument, NULL, OPT_DESCRIBE},
+    {"json", no_argument, NULL, OPT_JSON},
+    {"quiet", no_argument, NULL, 'q'},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {"help", no_argument, NULL, OPT_HELP},
+    {NULL, 0, NULL, 0},
+};
+
+/* 0, or an exit status; −1: done, leave with 0. */
+static int set_option(struct options *o, int opt, char *arg) {
+    struct kn_task *s = &o->settings;
+    struct kn_err err = {0};
+    uint64_t n = 0;
+    switch (opt) {
+    case OPT_MODEL:
+        o->model = arg;
+        return 0;
+    case 'p':
+        o->prompt = arg;
+        return 0;
+    case OPT_PROMPTS:
+        o->prompts = arg;
+        return 0;
+    case 'o':
+        o->output = arg;
+        return 0;
+    case OPT_DUMP:
+        o->dump = arg;
+        return 0;
+    case OPT_CACHE:
+        o->cache = arg;
+        return 0;
+    case OPT_DESCRIBE:
+        o->describe = true;
+        return 0;
+    case OPT_JSON:
+        o->json = true;
+        return 0;
+    case 'q':
+        o->quiet = true;
+        return 0;
+    case OPT_FORMAT:
+        return kn_input_format_parse(arg, &o->format, &err) ? fail("--input-format: %s", err.text) : 0;
+    case OPT_NEGATIVE:
+        s->negative = arg;
+        s->set |= KN_SET_NEGATIVE;
+        return 0;
+    case OPT_SEED:
+        if (!parse_number(arg, 0, UINT64_MAX, &s->seed)) return bad_number("--seed", arg, 0, UINT64_MAX);
+        s->set |= KN_SET_SEED;
+        return 0;
+    case OPT_IMAGES:
+        if (!parse_number(arg, 1, KN_IMAGES_MAX, &n)) return bad_number("--images", arg, 1, KN_IMAGES_MAX);
+        o->images = (uint32_t)n;
+        return 0;
+    case OPT_STEPS:
+        if (!parse_number(arg, KN_STEPS_MIN, KN_STEPS_MAX, &n))
+            return bad_number("--steps", arg, KN_STEPS_MIN, KN_STEPS_MAX);
+        s->steps = (uint32_t)n;
+        s->set |= KN_SET_STEPS;
+        return 0;
+    case OPT_SAMPLER:
+        if (kn_sampler_parse(arg, &s->sampler, &err)) return fail("--sampler: %s", err.text);
+        s->set |= KN_SET_SAMPLER;
+        return 0;
+    case OPT_SCHEDULE:
+        if (kn_schedule_parse(arg, &s->schedule, &err)) return fail("--schedule: %s", err.text);
+        s->set |= KN_SET_SCHEDULE;
+        return 0;
+    case OPT_CFG: {
+        char *end;
+        s->cfg = strtof(arg, &end);
+        if (end == arg || *end || !((double)s->cfg >= KN_CFG_MIN && (double)s->cfg <= KN_CFG_MAX))
+            return fail("--cfg: %.64s is not between %g and %g", arg, KN_CFG_MIN, KN_CFG_MAX);
+        s->set |= KN_SET_CFG;
+        return 0;
+    }
+    case OPT_SIZE:
+        if (kn_size_parse(arg, &s->width, &s->height, &err)) return fail("--size: %s", err.text);
+        s->set |= KN_SET_SIZE;
+        return 0;
+    case OPT_BATCH:
+        if (!parse_number(arg, 1, KN_SHARD_TASKS_MAX, &n))
+            return bad_number("--batch", arg, 1, KN_SHARD_TASKS_MAX);
+        o->batch = (int)n;
+        return 0;
+    case OPT_THREADS:
+        if (!parse_number(arg, 1, 1024, &n)) return bad_number("--threads", arg, 1, 1024);
+        o->threads = (int)n;
+        return 0;
+    case OPT_VERSION:
+        printf("kiln-render %s\n", KILN_VERSION);
+        return -1;
+    case OPT_HELP:
+        fputs(usage, stdout);
+        return -1;
+    default:
+        fputs("kiln-render --help lists the options\n", stderr);
+        return EXIT_USAGE;
+    }
+}
+
+static int parse_options(int argc, char **argv, struct options *o) {
+    int opt;
+    while ((opt = getopt_long(argc, argv, "p:o:q", long_options, NULL)) != -1) {
+        int rc = set_option(o, opt, optarg);
+        if (rc) return rc;
+    }
+    if (optind < argc) return fail("%s: what is it? A prompt goes behind -p", argv[optind]);
+    if (!o->model) return fail("--model is missing; kiln-render --help");
+    if (o->describe) return 0;
+    if (!o->prompt == !o->prompts) return fail("one of --prompt and --prompts is needed");
+    if (!o->output && !o->dump) return fail("-o is missing");
+    if (o->dump && (o->prompts || o->images > 1))
+        return fail("--dump is of one picture: --prompt, and no --images");
+    return 0;
+}
+
+/* ---- describe ---- */
+
+/* A figure with as many digits as it deserves. */
+static json_object *figure(double v) {
+    char text[32];
+    snprintf(text, sizeof text, "%.6g", v);
+    return json_object_new_double_s(v, text);
+}
+
+static int describe(const struct kn_model_info *info) {
+    char hex[KN_SHA256_HEX], size[32];
+    kn_hex(info->sha256, sizeof info->sha256, hex);
+    snprintf(size, sizeof size, "%ux%u", info->defaults.width, info->defaults.height);
+    json_object *o = json_object_new_object(), *d = json_object_new_object();
+    json_object_object_add(o, "name", json_object_new_string(info->name));
+    json_object_object_add(o, "sha256", json_object_new_string(hex));
+    json_object_object_add(o, "size_multiple", json_object_new_int((int)info->size_multiple));
+    json_object_object_add(d, "sampler", json_object_new_string(kn_sampler_name(info->defaults.sampler)));
+    json_object_object_add(d, "schedule", json_object_new_string(kn_schedule_name(info->defaults.schedule)));
+    json_object_object_add(d, "steps", json_object_new_int((int)info->defaults.steps));
+    json_object_object_add(d, "cfg", figure((double)info->defaults.cfg));
+    json_object_object_add(d, "size", json_object_new_string(size));
+    json_object_object_add(o, "defaults", d);
+    puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED));
+    json_object_put(o);
+    return 0;
+}
+
+/* ---- rendering ---- */
+
+struct run {
+    const struct options *o;
+    const struct kn_model_info *info;
+    struct kx_dump *dump;
+    bool folder;   /* the output is one */
+    size_t offset; /* index of the call's first task */
+    size_t total, done, failed;
+    uint64_t begun_us, step_us, steps,
+        last_us; /* last_us: when the running step began; 0: text or decoding are running */
+    bool terminal;
+    struct kn_err err; /* what went wrong in a callback */
+};
+
+static void progress(const struct run *r, int step, int steps) {
+    if (!r->terminal) return;
+    fprintf(stderr, "\r%zu of %zu, step %d of %d ", r->done, r->total, step, steps);
+}
+
+static int on_step(void *ctx, int step, int steps) {
+    struct run *r = ctx;
+    uint64_t now = kn_clock_us();
+    if (step > 1) { /* the first also holds the text's encoding */
+        r->step_us += now - r->last_us;
+        r->steps++;
+    }
+    r->last_us = now;
+    progress(r, step, steps);
+    return interrupted;
+}
+
+static int write_picture(struct run *r, const struct kiln_image *im) {
+    char path[KN_PATH_MAX], name[32];
+    struct kn_buf text, png;
+    kn_buf_init(&text, 1u << 20);
+    kn_buf_init(&png, KN_IMAGE_BYTES_MAX);
+    int rc = kn_task_parameters(im->task, r->info, "kiln " KILN_VERSION, &text);
+    if (rc) kn_err_set(&r->err, rc, "parameters: %s", kn_err_words(rc));
+    if (!rc) rc = kiln_png_encode(im->rgb, im->task->width, im->task->height, text.data, &png, &r->err);
+    if (!rc && r->folder) {
+        snprintf(name, sizeof name, "%06zu.png", r->offset + (size_t)im->index);
+        rc = kn_fs_join(path, sizeof path, r->o->output, name);
+        if (rc) kn_err_set(&r->err, rc, "%s: path too long", r->o->output);
+    } else if (!rc) {
+        snprintf(path, sizeof path, "%s", r->o->output);
+    }
+    if (!rc) rc = kn_fs_replace(path, png.data, png.len, false, &r->err);
+    kn_buf_fini(&text);
+    kn_buf_fini(&png);
+    return rc;
+}
+
+static int on_image(void *ctx, const struct kiln_image *im) {
+    struct run *r = ctx;
+    if (im->status) {
+        r->failed++;
+        fprintf(stderr, "%skiln-render: image %zu: %s at step %d\n", r->terminal ? "\r" : "",
+                r->offset + (size_t)im->index, kn_err_words(im->status), im->step);
+        return interrupted;
+    }
+    if (im->flat && !r->o->quiet)
+        fprintf(stderr, "%skiln-render: image %zu: every pixel has the same colour\n",
+                r->terminal ? "\r" : "", r->offset + (size_t)im->index);
+    if (r->o->output && write_picture(r, im)) return 1;
+    r->done++;
+    progress(r, 0, (int)im->task->steps);
+    return interrupted;
+}
+
+static void on_dump(void *ctx, const char *name, const void *data, const int64_t *shape, int ndim) {
+    struct run *r = ctx;
+    int rc = kx_dump_add(r->dump, name, strcmp(name, "input_ids") ? KX_F32 : KX_I32, shape, ndim, data);
+    if (rc && !r->err.code) kn_err_set(&r->err, rc, "%s: %s: %s", r->o->dump, name, kn_err_words(rc));
+}
+
+static bool same_batch(const struct kn_task *a, const struct kn_task *b) {
+    return a->width == b->width && a->height == b->height && a->sampler == b->sampler &&
+           a->schedule == b->schedule && a->steps == b->steps;
+}
+
+/* Neighbours that can share a batch go together; order is kept, so that picture n is prompt n. */
+static int render_all(struct run *r, struct kiln_model *m, const struct kn_tasks *ts, struct kn_err *err) {
+    struct kiln_callbacks cb = {
+        .ctx = r, .step = on_step, .image = on_image, .dump = r->dump ? on_dump : NULL};
+    int rc = 0;
+    for (size_t i = 0, n; i < ts->count && !rc; i += n) {
+        int max = r->o->batch ? r->o->batch : kiln_model_batch_max(m, ts->v[i].width, ts->v[i].height);
+        for (n = 1; n < (size_t)max && i + n < ts->count && same_batch(&ts->v[i], &ts->v[i + n]);) n++;
+        r->offset = i;
+        rc = kiln_render(m, ts->v + i, (int)n, &cb, err);
+    }
+    if (r->terminal) fputc('\n', stderr);
+    if (rc == KN_ECANCELED && r->err.code) *err = r->err;
+    if (!rc && r->err.code) {
+        *err = r->err;
+        rc = err->code;
+    }
+    return rc;
+}
+
+static int read_tasks(const struct options *o, const struct kn_model_info *info, struct kn_tasks *ts,
+                      struct kn_err *err) {
+    int rc = o->prompts ? kn_prompts_read(o->prompts, o->format, ts, err) : kn_tasks_add(ts, o->prompt, err);
+    uint64_t seed = o->settings.seed;
+    struct kn_task settings = o->settings;
+    settings.set &= ~(unsigned)KN_SET_SEED; /* the first seed of each prompt, see kn_tasks_expand */
+    if (!rc) rc = kn_task_check(&settings, err);
+    if (!rc) rc = kn_tasks_apply(ts, &settings, err);
+    if (!rc && !(o->settings.set & KN_SET_SEED)) {
+        uint32_t drawn;
+        bool needed = false;
+        for (size_t i = 0; i < ts->count; i++) needed |= !(ts->v[i].set & KN_SET_SEED);
+        if (getrandom(&drawn, sizeof drawn, 0) != sizeof drawn) drawn = (uint32_t)kn_wall_ms();
+        seed = drawn;
+        if (needed && !o->quiet) fprintf(stderr, "kiln-render: seed %" PRIu64 "\n", seed);
+    }
+    if (!rc) rc = kn_tasks_expand(ts, o->images, seed, err);
+    for (size_t i = 0; i < ts->count && !rc; i++) {
+        rc = kn_task_resolve(&ts->v[i], info, err);
+        if (rc && ts->count > 1) kn_err_prefix(err, "prompt %zu", i + 1);
+    }
+    if (!rc && !ts->count) rc = kn_err_set(err, KN_EINVAL, "%s: no prompts", o->prompts);
+    return rc;
+}
+
+static const char *cache_dir(const struct options *o, char *out, size_t max) {
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (o->cache) return o->cache;
+    if (xdg && xdg[0] == '/')
+        snprintf(out, max, "%s/kiln", xdg);
+    else if (home && home[0] == '/')
+        snprintf(out, max, "%s/.cache/kiln", home);
+    else
+        return NULL;
+    return out;
+}
+
+static void print_figures(const struct run *r, const struct kiln_engine *e, double load_s, double seconds) {
+    json_object *o = json_object_new_object();
+    json_object_object_add(o, "images", json_object_new_int64((int64_t)r->done));
+    json_object_object_add(o, "failed", json_object_new_int64((int64_t)r->failed));
+    json_object_object_add(o, "seconds", figure(seconds));
+    json_object_object_add(o, "images_per_s", figure(seconds > 0 ? (double)r->done / seconds : 0));
+    json_object_object_add(o, "load_s", figure(load_s));
+    json_object_object_add(o, "step_ms", figure(r->steps ? (double)r->step_us / 1000 / (double)r->steps : 0));
+    json_object_object_add(o, "backend", json_object_new_string(kiln_engine_backend(e)));
+    json_object_object_add(o, "device", json_object_new_string(kiln_engine_device(e)));
+    puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+    json_object_put(o);
+}
+
+/* Makes the output's folder, or sees that the file's is there: found before the model is loaded, not after
+ * the first picture. */
+static bool output_fits(const struct options *o, const struct run *r, struct kn_err *err) {
+    const char *files[] = {r->folder ? NULL : o->output, o->dump};
+    if (r->folder && kn_fs_mkdirs(o->output, 0777, err)) return false;
+    for (int i = 0; i < 2; i++) {
+        const char *slash = files[i] ? strrchr(files[i], '/') : NULL;
+        char dir[KN_PATH_MAX];
+        if (!slash || slash == files[i]) continue;
+        snprintf(dir, sizeof dir, "%.*s", (int)(slash - files[i]), files[i]);
+        if (kn_fs_exists(dir)) continue;
+        kn_err_set(err, KN_ENOENT, "%s: its folder does not exist", files[i]);
+        return false;
+    }
+    return true;
+}
+
+int main(int argc, char **argv) {
+    static char none[] = "";
+    struct options o = {.images = 1, .settings = {.prompt = none, .negative = none}};
+    int rc = parse_options(argc, argv, &o);
+    if (rc) return rc < 0 ? 0 : rc;
+    kn_log_init("kiln-render", KN_LOG_WARN);
+    struct kn_err err = {0};
+    struct kn_model_info info;
+    char cache[KN_PATH_MAX];
+    if (kiln_model_describe(o.model, cache_dir(&o, cache, sizeof cache), &info, &err))
+        return fail("%s", err.text);
+    if (o.describe) return describe(&info);
+
+    struct kn_tasks ts = {0};
+    struct kiln_engine *engine = NULL;
+    struct kiln_model *model = NULL;
+    struct run r = {.o = &o, .info = &info};
+    struct stat st;
+    int status = EXIT_USAGE;
+    if (read_tasks(&o, &info, &ts, &err)) {
+        fail("%s", err.text);
+        goto out;
+    }
+    r.folder = o.output && (o.prompts || ts.count > 1 || (!stat(o.output, &st) && S_ISDIR(st.st_mode)));
+    if (!output_fits(&o, &r, &err)) {
+        fail("%s", err.text);
+        goto out;
+    }
+    struct kiln_engine_options eo = {.device = KILN_DEVICE_CPU, .threads = o.threads};
+    uint64_t begun = kn_clock_us();
+    if (kiln_engine_create(&eo, &engine, &err) || kiln_model_load(engine, o.model, &model, &err) ||
+        (o.dump && kx_dump_create(&r.dump))) {
+        fail("%s", err.text[0] ? err.text : "out of memory");
+        goto out;
+    }
+    double load_s = (double)(kn_clock_us() - begun) / 1e6;
+    struct sigaction sa = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+
+    r.total = ts.count;
+    r.terminal = !o.quiet && isatty(STDERR_FILENO);
+    begun = kn_clock_us();
+    rc = render_all(&r, model, &ts, &err);
+    double seconds = (double)(kn_clock_us() - begun) / 1e6;
+    if (!rc && r.dump) rc = kx_dump_write(r.dump, o.dump, &err);
+    if (rc && !interrupted) fail("%s", err.text);
+    if (o.json) print_figures(&r, engine, load_s, seconds);
+    status = interrupted ? EXIT_INTERRUPTED : rc || r.failed ? EXIT_SOME_FAILED : 0;
+out:
+    kx_dump_destroy(r.dump);
+    kiln_model_destroy(model);
+    kiln_engine_destroy(engine);
+    kn_tasks_fini(&ts);
+    return status;
+}
