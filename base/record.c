@@ -282,6 +282,7 @@ int kn_record_finish(const struct kn_reader *r, struct kn_record *rec) {
     bool width = rec->given & 1u << KN_IN_WIDTH, height = rec->given & 1u << KN_IN_HEIGHT;
     uint64_t n = rec->images * rec->n_iter * rec->batch_size; /* at most 1e10: no overflow */
     int rc = KN_OK;
+    t->line = (uint32_t)r->line;
     if (!t->prompt) {
         rc = kn_record_fail(r, KN_EPARSE, "prompt: missing");
     } else if (width != height) {

@@ -66,7 +66,8 @@ struct kn_task {
     uint32_t width, height; /* pixels */
     enum kn_sampler sampler;
     enum kn_schedule schedule;
-    uint32_t set; /* KN_SET_… */
+    uint32_t set;  /* KN_SET_… */
+    uint32_t line; /* of the prompt file, for messages; 0: none */
 };
 
 /* What a model's folder says where the person says nothing. */
