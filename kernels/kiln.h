@@ -1,10 +1,10 @@
 /* The diffusion engine: a library that knows nothing of farms. This is its only public header.
  *
- * Life: kiln_engine_create → kiln_model_load (any number) → kiln_render (any number) → destroy in reverse. An engine and
- * its models belong to one thread at a time; two engines may live in one process.
+ * Life: kiln_engine_create → kiln_model_load (any number) → kiln_render (any number) → destroy in reverse. An
+ * engine and its models belong to one thread at a time; two engines may live in one process.
  *
- * Promise: the pixels of an image depend on its task, the model and kiln_engine_backend() alone: not on the batch that
- * it is rendered in, its place there, the number of threads or what was rendered before. */
+ * Promise: the pixels of an image depend on its task, the model and kiln_engine_backend() alone: not on the
+ * batch that it is rendered in, its place there, the number of threads or what was rendered before. */
 #ifndef KILN_KERNELS_KILN_H
 #define KILN_KERNELS_KILN_H
 
@@ -23,20 +23,24 @@ struct kiln_engine_options {
     int threads;      /* CPU: 0 means all cores that this process may use */
 };
 
-KN_MUST_USE int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine **out, struct kn_err *err);
+KN_MUST_USE int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine **out,
+                                   struct kn_err *err);
 void kiln_engine_destroy(struct kiln_engine *e); /* NULL is fine */
-/* The backend class: a short name and a digest of all that can move a bit ("cpu-avx2-3fa1c2"). Lives as long as e. */
+/* The backend class: a short name and a digest of all that can move a bit ("cpu-avx2-3fa1c2"). Lives as long
+ * as e. */
 const char *kiln_engine_backend(const struct kiln_engine *e);
 /* What a person calls the device ("AMD EPYC, 2 threads"). Lives as long as e. */
 const char *kiln_engine_device(const struct kiln_engine *e);
 
-/* Reads what DIR says of itself without loading the weights: name, defaults (kiln.json, else scheduler and native size),
- * and the hash, which reads every file once (a cache file may remember it: cache_dir, NULL for none; entries are keyed
- * by path, size, inode and mtime). KN_ENOENT, KN_EPARSE, KN_EUNSUPPORTED with the file named. */
+/* Reads what DIR says of itself without loading the weights: name, defaults (kiln.json, else scheduler and
+ * native size), and the hash, which reads every file once (a cache file may remember it: cache_dir, NULL for
+ * none; entries are keyed by path, size, inode and mtime). KN_ENOENT, KN_EPARSE, KN_EUNSUPPORTED with the
+ * file named. */
 KN_MUST_USE int kiln_model_describe(const char *dir, const char *cache_dir, struct kn_model_info *out,
                                     struct kn_err *err);
 /* Loads DIR (diffusers layout, safetensors; never pickle). */
-KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out, struct kn_err *err);
+KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out,
+                                struct kn_err *err);
 void kiln_model_destroy(struct kiln_model *m);
 /* The largest batch of this size that is safe here (at least 1). */
 int kiln_model_batch_max(const struct kiln_model *m, uint32_t width, uint32_t height);
@@ -54,7 +58,8 @@ struct kiln_image {
 
 struct kiln_callbacks {
     void *ctx;
-    /* After every denoising step of the whole batch; returning non-zero aborts the render with KN_ECANCELED. May be NULL. */
+    /* After every denoising step of the whole batch; returning non-zero aborts the render with KN_ECANCELED.
+     * May be NULL. */
     int (*step)(void *ctx, int step, int steps);
     /* Once an image, in the order of the tasks; returning non-zero aborts. */
     int (*image)(void *ctx, const struct kiln_image *image);
@@ -62,15 +67,16 @@ struct kiln_callbacks {
     void (*dump)(void *ctx, const char *name, const void *data, const int64_t *shape, int ndim);
 };
 
-/* Renders n resolved tasks that share model, size, sampler, schedule and steps (KN_EINVAL otherwise); prompts, negative
- * prompts, seeds and guidance differ freely. n may be more than kiln_model_batch_max(): it is cut. Errors of a single
- * image come through the callback; the return value speaks of the whole: KN_EOOM, KN_EDEVICE (the engine is dead and must be
- * destroyed), KN_ECANCELED. */
-KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n, const struct kiln_callbacks *cb,
-                            struct kn_err *err);
+/* Renders n resolved tasks that share model, size, sampler, schedule and steps (KN_EINVAL otherwise);
+ * prompts, negative prompts, seeds and guidance differ freely. n may be more than kiln_model_batch_max(): it
+ * is cut. Errors of a single image come through the callback; the return value speaks of the whole: KN_EOOM,
+ * KN_EDEVICE (the engine is dead and must be destroyed), KN_ECANCELED. */
+KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n,
+                            const struct kiln_callbacks *cb, struct kn_err *err);
 
-/* Encodes 8-bit RGB as PNG with A1111's `parameters` text (tEXt if it fits Latin-1, else iTXt; NULL for none) and the IPTC mark
- * of a synthetic picture (XMP in an iTXt chunk, before IDAT). Deterministic: the same input gives the same bytes. */
+/* Encodes 8-bit RGB as PNG with A1111's `parameters` text (tEXt if it fits Latin-1, else iTXt; NULL for none)
+ * and the IPTC mark of a synthetic picture (XMP in an iTXt chunk, before IDAT). Deterministic: the same input
+ * gives the same bytes. */
 KN_MUST_USE int kiln_png_encode(const uint8_t *rgb, uint32_t width, uint32_t height, const char *parameters,
                                 struct kn_buf *out, struct kn_err *err);
 

@@ -2,21 +2,24 @@
  *
  *     farm_step(farm, event, now, effects)      one event in, a list of effects out
  *
- * No socket, no clock, no randomness, no Redis and no image bytes here: time is an argument (milliseconds of a monotonic clock that
- * only grows), and all that happens outside is an effect that the shell carries out, feeding what came of it back as an event.
- * The same events give the same effects, bit for bit (tests/sim). Includes libc and base only.
+ * No socket, no clock, no randomness, no Redis and no image bytes here: time is an argument (milliseconds of
+ * a monotonic clock that only grows), and all that happens outside is an effect that the shell carries out,
+ * feeding what came of it back as an event. The same events give the same effects, bit for bit (tests/sim).
+ * Includes libc and base only.
  *
  * The life of a task:            queued → leased → committing → done
- *                                   ↑________|          |→ queued (store refused)        queued|leased → failed | cancelled
- * A result is accepted from whoever brings it first, leased or not, as long as its batch is live and the task is not done: a
- * late image is as good as any. A second result of the same backend class with other pixels is an alarm. A lease that ends without result
- * re-queues its tasks; only tasks that were executing are charged, and a task with `charges_max` charges is failed with its
- * reason.
+ *                                   ↑________|          |→ queued (store refused)        queued|leased →
+ * failed | cancelled A result is accepted from whoever brings it first, leased or not, as long as its batch
+ * is live and the task is not done: a late image is as good as any. A second result of the same backend class
+ * with other pixels is an alarm. A lease that ends without result re-queues its tasks; only tasks that were
+ * executing are charged, and a task with `charges_max` charges is failed with its reason.
  *
  * Invariants (farm_check asserts them; tests call it after every step):
- *  - queued + leased + committing + done + failed + cancelled = total, for every batch, and each count equals what a scan counts;
+ *  - queued + leased + committing + done + failed + cancelled = total, for every batch, and each count equals
+ * what a scan counts;
  *  - a task is done only after EV_STORED said so; one FX_COMMIT at a time for a task;
- *  - no worker holds more shards than its credit; a leased task is in at least one live shard, a queued one in none;
+ *  - no worker holds more shards than its credit; a leased task is in at least one live shard, a queued one
+ * in none;
  *  - no shard mixes groups or models; nothing is granted from a paused or cancelled batch;
  *  - memory: at most 32 bytes a task beside the groups' and shards' tables. */
 #ifndef KILN_COORDINATOR_CORE_FARM_H
@@ -34,12 +37,14 @@ typedef uint8_t farm_digest[KN_SHA256_BYTES];
 struct farm;
 
 struct farm_config {
-    uint64_t term;             /* this coordinator's; stands in every grant */
-    uint32_t silence_ms;       /* a worker not heard of for so long is given up (10,000) */
-    uint32_t progress_ms;      /* an executing shard without a sign of life for so long is taken away and charged (330,000) */
-    uint32_t shard_target_ms;  /* a shard should take so long on its worker (4,000) */
-    uint32_t charges_max;      /* charged failures that quarantine a task (3) */
-    uint32_t worker_faults_max; /* consecutive faults after which a worker is drained if others can do the work (5) */
+    uint64_t term;        /* this coordinator's; stands in every grant */
+    uint32_t silence_ms;  /* a worker not heard of for so long is given up (10,000) */
+    uint32_t progress_ms; /* an executing shard without a sign of life for so long is taken away and charged
+                             (330,000) */
+    uint32_t shard_target_ms;   /* a shard should take so long on its worker (4,000) */
+    uint32_t charges_max;       /* charged failures that quarantine a task (3) */
+    uint32_t worker_faults_max; /* consecutive faults after which a worker is drained if others can do the
+                                   work (5) */
 };
 void farm_config_default(struct farm_config *c);
 
@@ -49,27 +54,35 @@ void farm_destroy(struct farm *f);
 /* ---- events */
 
 enum farm_event_type {
-    EV_TICK,             /* time passed; call at least every farm_next_tick() */
-    EV_BATCH_OPEN,       /* a batch is durable (or was read back after a restart): tasks may be handed out */
+    EV_TICK,       /* time passed; call at least every farm_next_tick() */
+    EV_BATCH_OPEN, /* a batch is durable (or was read back after a restart): tasks may be handed out */
     EV_BATCH_CANCEL,
     EV_BATCH_PAUSE,
     EV_BATCH_RESUME,
-    EV_BATCH_RETRY,      /* failed tasks are queued again, uncharged */
+    EV_BATCH_RETRY, /* failed tasks are queued again, uncharged */
     EV_BATCH_PRIORITY,
-    EV_BATCH_REMOVE,     /* a finished batch leaves */
+    EV_BATCH_REMOVE, /* a finished batch leaves */
     EV_WORKER_HELLO,
     EV_WORKER_HEARTBEAT,
-    EV_WORKER_GONE,      /* said bye, or its connection cannot be reached */
-    EV_WORKER_DRAIN,     /* a person's wish */
+    EV_WORKER_GONE,  /* said bye, or its connection cannot be reached */
+    EV_WORKER_DRAIN, /* a person's wish */
     EV_SHARD_STARTED,
-    EV_SHARD_RETURNED,   /* handed back, uncharged */
-    EV_SHARD_DONE,       /* every image was sent or reported */
-    EV_TASK_FAILED,      /* the worker says so */
-    EV_RESULT,           /* image bytes are durable under their digest; not yet committed */
-    EV_STORED,           /* the store answered an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
+    EV_SHARD_RETURNED, /* handed back, uncharged */
+    EV_SHARD_DONE,     /* every image was sent or reported */
+    EV_TASK_FAILED,    /* the worker says so */
+    EV_RESULT,         /* image bytes are durable under their digest; not yet committed */
+    EV_STORED,         /* the store answered an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
 };
 
-enum farm_task_state { TASK_QUEUED, TASK_LEASED, TASK_COMMITTING, TASK_FAILING, TASK_DONE, TASK_FAILED, TASK_CANCELLED };
+enum farm_task_state {
+    TASK_QUEUED,
+    TASK_LEASED,
+    TASK_COMMITTING,
+    TASK_FAILING,
+    TASK_DONE,
+    TASK_FAILED,
+    TASK_CANCELLED
+};
 
 struct farm_group { /* what can share a GPU batch */
     farm_digest model;
@@ -90,11 +103,11 @@ struct ev_batch_open {
     const char *pin_backend;         /* "" for any */
     const struct farm_group *groups; /* copied */
     uint32_t group_count;
-    const uint16_t *task_group;      /* copied; one a task */
+    const uint16_t *task_group; /* copied; one a task */
     bool paused, cancelled;
     const struct farm_done_task *ended; /* what had ended before a restart, in the order to show it; copied */
     uint32_t ended_count;
-    const struct farm_charge { uint32_t task, charges; } *charges; /* before a restart; copied */
+    const struct farm_charge { uint32_t task, charges; } * charges; /* before a restart; copied */
     uint32_t charge_count;
 };
 
@@ -111,13 +124,15 @@ struct farm_held { /* what a worker says it holds when it says hello */
 };
 
 struct ev_worker_hello {
-    const char *worker;  /* identity; copied */
-    farm_id instance;    /* another instance of the same worker: the old one is dead, what it executed is charged */
+    const char *worker; /* identity; copied */
+    farm_id
+        instance; /* another instance of the same worker: the old one is dead, what it executed is charged */
     const char *backend; /* class; copied */
     uint32_t credit, batch_max;
     const farm_digest *models; /* copied */
     uint32_t model_count;
-    const struct farm_held *held; /* shards it kept over a lost connection: adopted, if of this batch and still useful, whatever the term */
+    const struct farm_held *held; /* shards it kept over a lost connection: adopted, if of this batch and
+                                     still useful, whatever the term */
     uint32_t held_count;
 };
 
@@ -131,7 +146,7 @@ struct ev_worker_heartbeat {
 
 struct ev_shard {
     uint64_t shard, term;
-    bool out_of_memory;  /* returned */
+    bool out_of_memory;         /* returned */
     uint32_t render_ms, images; /* done: feeds the speed estimate */
 };
 
@@ -155,11 +170,12 @@ struct ev_result {
 };
 
 struct ev_stored {
-    uint32_t what;    /* FX_COMMIT, FX_FAIL or FX_BATCH_STATE: which effect is answered */
+    uint32_t what; /* FX_COMMIT, FX_FAIL or FX_BATCH_STATE: which effect is answered */
     farm_id batch;
     uint32_t task;
-    int code;         /* 0; KN_EEXIST: it was committed already (as good); KN_EGONE: batch cancelled or removed; KN_ETERM: this coordinator has lost the
-                         lead; others: not durable, the core asks again later */
+    int code; /* 0; KN_EEXIST: it was committed already (as good); KN_EGONE: batch cancelled or removed;
+                 KN_ETERM: this coordinator has lost the lead; others: not durable, the core asks again later
+               */
 };
 
 struct farm_event {
@@ -174,8 +190,13 @@ struct farm_event {
         struct ev_task_failed task_failed;
         struct ev_result result;
         struct ev_stored stored;
-        struct { const char *worker; bool exit; } drain;
-        struct { const char *reason; } gone;
+        struct {
+            const char *worker;
+            bool exit;
+        } drain;
+        struct {
+            const char *reason;
+        } gone;
     } u;
 };
 
@@ -187,9 +208,10 @@ enum farm_effect_type {
     FX_COMMIT,      /* make this result durable; answer with EV_STORED */
     FX_FAIL,        /* make this failure durable; answer with EV_STORED */
     FX_CHARGE,      /* remember that this task was charged (no answer needed) */
-    FX_BATCH_STATE, /* make the batch's state durable (paused, resumed, cancelled, retried, done); answer with EV_STORED */
+    FX_BATCH_STATE, /* make the batch's state durable (paused, resumed, cancelled, retried, done); answer with
+                       EV_STORED */
     FX_BATCH_REMOVE, /* delete the batch from the store and its objects nobody else names */
-    FX_ACK,         /* tell the worker what became of a result; code 0: committed or known, it may forget the bytes */
+    FX_ACK, /* tell the worker what became of a result; code 0: committed or known, it may forget the bytes */
     FX_HELLO_AGAIN, /* this connection is not known (any more) */
     FX_DRAIN,       /* tell a worker to drain; exit as it says */
     FX_ALARM,       /* a promise is in doubt; text says which. Log, count, show */
@@ -209,19 +231,39 @@ struct farm_effect {
             const uint32_t *tasks; /* borrowed until the next farm_step */
             uint32_t task_count;
         } grant;
-        struct { uint64_t shard, term; bool abort; } revoke;
+        struct {
+            uint64_t shard, term;
+            bool abort;
+        } revoke;
         struct { /* the result as it came; strings are copies inside the effects list */
             uint32_t attempt, render_ms, backend;
             farm_digest sha256, pixels;
             bool flat;
             const char *worker, *engine;
         } commit;
-        struct { int code; uint32_t attempt; const char *reason, *worker; } fail;
-        struct { uint32_t charges; const char *reason; } charge;
-        struct { uint32_t state; int priority; } batch_state; /* enum kn_batch_state's values: 1 active 2 paused 3 done 4 cancelled */
-        struct { int code; } ack;
-        struct { bool exit; const char *reason; } drain;
-        struct { const char *text; } note;
+        struct {
+            int code;
+            uint32_t attempt;
+            const char *reason, *worker;
+        } fail;
+        struct {
+            uint32_t charges;
+            const char *reason;
+        } charge;
+        struct {
+            uint32_t state;
+            int priority;
+        } batch_state; /* enum kn_batch_state's values: 1 active 2 paused 3 done 4 cancelled */
+        struct {
+            int code;
+        } ack;
+        struct {
+            bool exit;
+            const char *reason;
+        } drain;
+        struct {
+            const char *text;
+        } note;
     } u;
 };
 
@@ -233,11 +275,13 @@ struct farm_effects { /* grown by farm_step, emptied by farm_effects_clear; zero
 void farm_effects_clear(struct farm_effects *fx);
 void farm_effects_fini(struct farm_effects *fx);
 
-/* Takes one event. now_ms must not be less than at the last call. Returns 0, or for events that ask something of the core:
- * KN_ENOENT (no such batch or worker), KN_EEXIST (EV_BATCH_OPEN of a known id), KN_ESTATE (removing a batch that still runs …),
- * KN_ELIMIT, KN_ENOMEM (nothing was changed). Events of peers that do not fit (unknown shard, stale term, task out of range) are
- * not errors: they are dropped, and a NOTE says so. */
-KN_MUST_USE int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, struct farm_effects *fx);
+/* Takes one event. now_ms must not be less than at the last call. Returns 0, or for events that ask something
+ * of the core: KN_ENOENT (no such batch or worker), KN_EEXIST (EV_BATCH_OPEN of a known id), KN_ESTATE
+ * (removing a batch that still runs …), KN_ELIMIT, KN_ENOMEM (nothing was changed). Events of peers that do
+ * not fit (unknown shard, stale term, task out of range) are not errors: they are dropped, and a NOTE says
+ * so. */
+KN_MUST_USE int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms,
+                          struct farm_effects *fx);
 
 /* When the next EV_TICK is due (absolute). */
 uint64_t farm_next_tick(const struct farm *f, uint64_t now_ms);
@@ -250,7 +294,7 @@ const char *farm_backend_name(const struct farm *f, uint32_t backend);
 
 struct farm_batch_view {
     farm_id id;
-    uint32_t state; /* kn_batch_state's values */
+    uint32_t state;                                           /* kn_batch_state's values */
     uint32_t total, done, failed, cancelled, queued, running; /* running: leased, committing, failing */
     uint32_t ended;          /* done + failed + cancelled: the length of the log of ends */
     float images_per_s;      /* over the last 15 s */
@@ -259,15 +303,18 @@ struct farm_batch_view {
     int priority;
     bool cancelled_by_person;
 };
-KN_MUST_USE int farm_batch_view(const struct farm *f, const farm_id id, uint64_t now_ms, struct farm_batch_view *out);
+KN_MUST_USE int farm_batch_view(const struct farm *f, const farm_id id, uint64_t now_ms,
+                                struct farm_batch_view *out);
 size_t farm_batch_count(const struct farm *f);
 /* The i-th batch in the order they were opened. */
 KN_MUST_USE int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out);
 /* The log of ends: task numbers in the order in which they ended; a retry begins a new epoch (see epoch). */
-KN_MUST_USE int farm_batch_ended(const struct farm *f, const farm_id id, uint32_t from, uint32_t max, uint32_t *tasks,
-                                 uint32_t *count, uint64_t *epoch);
-KN_MUST_USE int farm_task_state(const struct farm *f, const farm_id id, uint32_t task, enum farm_task_state *out);
-/* Whether a result for this task is wanted at all: lets the shell refuse bytes early. KN_EEXIST: done already. KN_EGONE: batch over or unknown. */
+KN_MUST_USE int farm_batch_ended(const struct farm *f, const farm_id id, uint32_t from, uint32_t max,
+                                 uint32_t *tasks, uint32_t *count, uint64_t *epoch);
+KN_MUST_USE int farm_task_state(const struct farm *f, const farm_id id, uint32_t task,
+                                enum farm_task_state *out);
+/* Whether a result for this task is wanted at all: lets the shell refuse bytes early. KN_EEXIST: done
+ * already. KN_EGONE: batch over or unknown. */
 KN_MUST_USE int farm_wants(const struct farm *f, const farm_id id, uint32_t task);
 
 struct farm_worker_view {

@@ -1,7 +1,8 @@
-/* The networks of a Stable Diffusion pipeline, built on kernels/ops.h: CLIP text encoder, UNet2DCondition, AutoencoderKL's
- * decoder. Each is created from a parsed config and a bag of named weights, plans its memory once a shape, and then
- * runs without allocating. Engine-internal; tensors are NHWC (token sequences: batch × length × width), f32 on the CPU.
- * Semantics: huggingface/diffusers and huggingface/transformers at the versions that tests/golden pins. */
+/* The networks of a Stable Diffusion pipeline, built on kernels/ops.h: CLIP text encoder, UNet2DCondition,
+ * AutoencoderKL's decoder. Each is created from a parsed config and a bag of named weights, plans its memory
+ * once a shape, and then runs without allocating. Engine-internal; tensors are NHWC (token sequences: batch ×
+ * length × width), f32 on the CPU. Semantics: huggingface/diffusers and huggingface/transformers at the
+ * versions that tests/golden pins. */
 #ifndef KILN_KERNELS_MODELS_H
 #define KILN_KERNELS_MODELS_H
 
@@ -17,7 +18,7 @@ struct kx_weights; /* kernels/io/safetensors.h: named tensors of one component, 
 
 struct kx_text_config { /* text_encoder/config.json */
     int vocab_size, hidden_size, intermediate_size, layers, heads, positions_max;
-    bool quick_gelu;         /* hidden_act quick_gelu, else gelu */
+    bool quick_gelu; /* hidden_act quick_gelu, else gelu */
     float layer_norm_eps;
     int eos_token_id;
     int projection_dim;
@@ -28,18 +29,19 @@ enum kx_block_type { KX_BLOCK_PLAIN, KX_BLOCK_CROSS_ATTN };
 struct kx_unet_config { /* unet/config.json */
     int in_channels, out_channels, levels;
     int channels[KX_LEVELS_MAX];
-    enum kx_block_type down[KX_LEVELS_MAX], up[KX_LEVELS_MAX]; /* up[0] is the lowest resolution, as in the file */
-    int layers[KX_LEVELS_MAX];             /* layers_per_block */
-    int heads[KX_LEVELS_MAX];              /* attention_head_dim / num_attention_heads: number of heads a level */
-    int transformer_depth[KX_LEVELS_MAX];  /* transformer_layers_per_block */
+    enum kx_block_type down[KX_LEVELS_MAX],
+        up[KX_LEVELS_MAX];     /* up[0] is the lowest resolution, as in the file */
+    int layers[KX_LEVELS_MAX]; /* layers_per_block */
+    int heads[KX_LEVELS_MAX];  /* attention_head_dim / num_attention_heads: number of heads a level */
+    int transformer_depth[KX_LEVELS_MAX]; /* transformer_layers_per_block */
     int cross_attention_dim;
     int norm_groups;
     float norm_eps;
-    bool linear_projection;                /* use_linear_projection */
-    bool only_cross_attention;             /* not supported when true */
+    bool linear_projection;    /* use_linear_projection */
+    bool only_cross_attention; /* not supported when true */
     bool flip_sin_to_cos;
     float freq_shift;
-    int sample_size;                       /* native latent size, 0 unknown */
+    int sample_size; /* native latent size, 0 unknown */
 };
 
 struct kx_vae_config { /* vae/config.json, the decoder's part */
@@ -48,40 +50,43 @@ struct kx_vae_config { /* vae/config.json, the decoder's part */
     int layers_per_block;
     int norm_groups;
     float scaling_factor, shift_factor;
-    bool mid_attention;       /* mid_block_add_attention */
-    bool post_quant_conv;     /* use_post_quant_conv */
-    int factor;               /* 2^(levels-1) */
+    bool mid_attention;   /* mid_block_add_attention */
+    bool post_quant_conv; /* use_post_quant_conv */
+    int factor;           /* 2^(levels-1) */
 };
 
 struct kx_text;
 struct kx_unet;
 struct kx_vae;
 
-/* Creates copy and re-lay what they need; weights may be closed after the create. A missing tensor, a wrong shape or a tensor that
- * nothing uses and that diffusers would use too is KN_EPARSE with its name. */
-KN_MUST_USE int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const struct kx_weights *w,
-                               struct kx_text **out, struct kn_err *err);
+/* Creates copy and re-lay what they need; weights may be closed after the create. A missing tensor, a wrong
+ * shape or a tensor that nothing uses and that diffusers would use too is KN_EPARSE with its name. */
+KN_MUST_USE int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg,
+                               const struct kx_weights *w, struct kx_text **out, struct kn_err *err);
 void kx_text_destroy(struct kx_text *t);
 /* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm. */
 KN_MUST_USE int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int positions, float *states,
                                struct kn_err *err);
 
-KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const struct kx_weights *w,
-                               struct kx_unet **out, struct kn_err *err);
+KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg,
+                               const struct kx_weights *w, struct kx_unet **out, struct kn_err *err);
 void kx_unet_destroy(struct kx_unet *u);
-/* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large enough. KN_EOOM. */
+/* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large
+ * enough. KN_EOOM. */
 KN_MUST_USE int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err);
 /* Cross-attention keys and values of n texts (n × positions × cross_attention_dim), once for all steps. */
-KN_MUST_USE int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int positions, struct kn_err *err);
-/* x: n × h × w × in_channels; timesteps: n (may be fractional); out: n × h × w × out_channels. After plan and set_text with n. */
+KN_MUST_USE int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int positions,
+                                 struct kn_err *err);
+/* x: n × h × w × in_channels; timesteps: n (may be fractional); out: n × h × w × out_channels. After plan and
+ * set_text with n. */
 KN_MUST_USE int kx_unet_forward(struct kx_unet *u, const float *x, const float *timesteps, int n, float *out,
                                 struct kn_err *err);
 
 KN_MUST_USE int kx_vae_create(struct kx_ctx *ctx, const struct kx_vae_config *cfg, const struct kx_weights *w,
                               struct kx_vae **out, struct kn_err *err);
 void kx_vae_destroy(struct kx_vae *v);
-/* latents: n × h × w × latent_channels, as the loop leaves them (divides by scaling_factor, adds shift_factor itself).
- * rgb out: n × (h·factor) × (w·factor) × 3, f32 in [0, 1]: clamp(x/2 + 0.5). */
+/* latents: n × h × w × latent_channels, as the loop leaves them (divides by scaling_factor, adds shift_factor
+ * itself). rgb out: n × (h·factor) × (w·factor) × 3, f32 in [0, 1]: clamp(x/2 + 0.5). */
 KN_MUST_USE int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb,
                               struct kn_err *err);
 

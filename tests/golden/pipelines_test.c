@@ -234,7 +234,8 @@ TEST(an_image_is_the_same_bytes_alone_in_a_batch_and_in_another_order) {
         struct fixture f;
         fixture_init(&f, names[k]);
         for (int s = KN_SAMPLER_DDIM; s <= KN_SAMPLER_DPMPP_2M; s++) {
-            if (k && s != KN_SAMPLER_EULER_A) continue; /* every sampler once, every network with one that draws noise */
+            if (k && s != KN_SAMPLER_EULER_A)
+                continue; /* every sampler once, every network with one that draws noise */
             check_batch(&f, (enum kn_sampler)s, KN_SCHEDULE_NORMAL);
             if (kn_schedule_fits((enum kn_sampler)s, KN_SCHEDULE_KARRAS))
                 check_batch(&f, (enum kn_sampler)s, KN_SCHEDULE_KARRAS);
