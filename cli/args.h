@@ -1,0 +1,44 @@
+/* The command line: one table of commands, one of options; what a command accepts is a set of groups of
+ * options. Help is printed from the same tables, so that it cannot say anything else. */
+#ifndef KILN_CLI_ARGS_H
+#define KILN_CLI_ARGS_H
+
+#include "cli/cli.h"
+
+struct cli_command {
+    const char *name;
+    const char *usage; /* behind the name: "FILE… [options]" */
+    const char *words; /* a line for `kiln --help` */
+    const char *more;  /* a paragraph for `kiln COMMAND --help`; may be NULL */
+    const char *examples;
+    unsigned groups; /* CLI_G_… */
+    int args_min, args_max;
+    int (*run)(const struct cli_options *o);
+};
+
+enum {
+    CLI_G_FARM = 1u << 0,   /* --farm */
+    CLI_G_INPUT = 1u << 1,  /* prompts and their settings */
+    CLI_G_SUBMIT = 1u << 2, /* --name --priority --pin-backend */
+    CLI_G_OUT = 1u << 3,    /* -o */
+    CLI_G_START = 1u << 4,  /* --workers --threads --engine --models */
+    CLI_G_UP = 1u << 5,     /* --listen --insecure --redis … */
+    CLI_G_JSON = 1u << 6,
+    CLI_G_NOW = 1u << 7,
+    CLI_G_EXIT = 1u << 8,
+    CLI_G_TIMEOUT = 1u << 9,
+    CLI_G_MODEL = 1u << 10, /* --model alone (up) */
+};
+
+extern const struct cli_command cli_commands[]; /* ends with a NULL name */
+const struct cli_command *cli_command_find(const char *name);
+const char *cli_command_suggest(const char *name); /* the nearest, or NULL */
+
+/* Parses argv[1…] of a command (argv[0] is its name; permuted in place). 0; KN_EINVAL with a text for the
+ * person; 1 when --help was asked for. `out` borrows from argv. */
+KN_MUST_USE int cli_parse(const struct cli_command *cmd, int argc, char **argv, struct cli_options *out,
+                          struct kn_err *err);
+void cli_help(void);
+void cli_help_command(const struct cli_command *cmd);
+
+#endif

@@ -1,0 +1,84 @@
+/* What kiln's commands share: exit statuses, the parsed command line, the flag that Ctrl-C sets.
+ *
+ * One command runs in a process, on one thread. A command returns its exit status; it has then told the
+ * person what went wrong, on standard error. Standard output carries results alone (ids, tables, JSON). */
+#ifndef KILN_CLI_CLI_H
+#define KILN_CLI_CLI_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/prompts.h"
+
+enum cli_exit {
+    CLI_DONE = 0,
+    CLI_BAD_INPUT = 1, /* bad usage or input; nothing was started */
+    CLI_FAILED = 2,    /* some images failed, or verify found faults */
+    CLI_NO_FARM = 3,   /* no farm there, or no such id */
+    CLI_INTERRUPTED = 130,
+};
+
+#define CLI_PROMPTS_MAX 256 /* -p on one command line */
+#define CLI_LISTEN_MAX 8
+#define CLI_MODELS_MAX 32
+
+struct cli_options {
+    /* where */
+    const char *farm; /* --farm, else $KILN_HOME, else ~/.kiln; a folder or an endpoint */
+    const char *out;  /* -o */
+    bool json;
+    /* what to render */
+    const char *prompts[CLI_PROMPTS_MAX];
+    size_t prompt_count;
+    enum kn_input_format format;
+    struct kn_task settings; /* strings borrowed from argv */
+    bool has_seed;
+    uint32_t images;
+    const char *name, *pin_backend;
+    int priority;
+    /* a farm to start */
+    int workers; /* -1: not given */
+    int threads; /* a worker; 0: cores / workers */
+    const char *engine;
+    const char *models[CLI_MODELS_MAX]; /* --models: folders of model folders */
+    size_t model_dir_count;
+    const char *listen[CLI_LISTEN_MAX];
+    size_t listen_count;
+    int data_port;
+    bool insecure, allow_volatile;
+    const char *redis;
+    bool now, exit_worker, failed_only;
+    int timeout_s; /* 0: none */
+    /* what stands behind the options */
+    char **args;
+    int arg_count;
+};
+
+extern volatile sig_atomic_t cli_interrupted; /* how often SIGINT, SIGTERM or SIGHUP came */
+void cli_catch_signals(void);                 /* from then on they only count */
+
+/* "kiln: TEXT" on standard error. */
+void cli_say(const char *fmt, ...) KN_PRINTF(1, 2);
+/* Says err's text and returns the exit status that belongs to its code. */
+int cli_fail(const struct kn_err *err);
+int cli_exit_for(int code);
+
+int cmd_render(const struct cli_options *o);
+int cmd_submit(const struct cli_options *o);
+int cmd_up(const struct cli_options *o);
+int cmd_down(const struct cli_options *o);
+int cmd_status(const struct cli_options *o);
+int cmd_wait(const struct cli_options *o);
+int cmd_fetch(const struct cli_options *o);
+int cmd_cancel(const struct cli_options *o);
+int cmd_pause(const struct cli_options *o);
+int cmd_resume(const struct cli_options *o);
+int cmd_retry(const struct cli_options *o);
+int cmd_rm(const struct cli_options *o);
+int cmd_workers(const struct cli_options *o);
+int cmd_drain(const struct cli_options *o);
+int cmd_top(const struct cli_options *o);
+int cmd_verify(const struct cli_options *o);
+
+#endif

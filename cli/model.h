@@ -1,0 +1,28 @@
+/* What models there are: those that a farm's workers announce, or what kiln-worker says of a folder on this
+ * machine. The cli never links the engine. */
+#ifndef KILN_CLI_MODEL_H
+#define KILN_CLI_MODEL_H
+
+#include "cli/client.h"
+#include "cli/cli.h"
+
+struct models {
+    struct kn_model_info *v; /* owns */
+    size_t count;
+};
+void models_fini(struct models *m);
+KN_MUST_USE int models_of_farm(struct client *c, struct models *out, struct kn_err *err);
+/* By name; NULL: none. */
+const struct kn_model_info *models_find(const struct models *m, const char *name);
+const struct kn_model_info *models_find_hash(const struct models *m, const uint8_t sha256[KN_SHA256_BYTES]);
+/* "a, b and 3 more", for messages. */
+void models_list(const struct models *m, char *out, size_t out_max);
+
+/* Runs kiln-worker --describe-model DIR ("sim": the simulated engine's model). Reads every file once. */
+KN_MUST_USE int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *err);
+/* The line that it prints. */
+KN_MUST_USE int model_parse(const char *text, size_t len, struct kn_model_info *out, struct kn_err *err);
+/* Whether `name` is a folder rather than a model's name. */
+bool model_is_folder(const char *name);
+
+#endif

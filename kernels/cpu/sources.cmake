@@ -1,0 +1,11 @@
+# The CPU backend. vector.c is built once for each instruction set; which one runs is chosen by the processor.
+set(KX_CPU_SOURCES cpu/context.c cpu/conv.c cpu/linear.c cpu/onednn.c cpu/ops.c)
+foreach(isa sse2 avx2 avx512)
+  add_library(kx_vector_${isa} OBJECT ${CMAKE_CURRENT_SOURCE_DIR}/cpu/vector.c)
+  target_include_directories(kx_vector_${isa} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_definitions(kx_vector_${isa} PRIVATE KX_ISA=${isa})
+  target_compile_options(kx_vector_${isa} PRIVATE -O3 -fno-math-errno -fno-trapping-math -Wno-psabi)
+  list(APPEND KX_CPU_SOURCES $<TARGET_OBJECTS:kx_vector_${isa}>)
+endforeach()
+target_compile_options(kx_vector_avx2 PRIVATE -mavx2 -mfma)
+target_compile_options(kx_vector_avx512 PRIVATE -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512)
