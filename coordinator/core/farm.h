@@ -10,9 +10,9 @@
  * The life of a task:            queued → leased → committing → done
  *                                   ↑________|          |→ queued (store refused)        queued|leased →
  * failed | cancelled A result is accepted from whoever brings it first, leased or not, as long as its batch
- * is live and the task is not done: a late image is as good as any. A second result of the same backend class
- * with other pixels is an alarm. A lease that ends without result re-queues its tasks; only tasks that were
- * executing are charged, and a task with `charges_max` charges is failed with its reason.
+ * is live and the task has not ended: a late image is as good as any. A second result of the same backend
+ * class with other pixels is an alarm. A lease that ends without result re-queues its tasks; only tasks that
+ * were executing are charged, and a task with `charges_max` charges is failed with its reason.
  *
  * Invariants (farm_check asserts them; tests call it after every step):
  *  - queued + leased + committing + done + failed + cancelled = total, for every batch, and each count equals
@@ -196,6 +196,8 @@ struct farm_event {
         } drain;
         struct {
             const char *reason;
+            bool bye; /* it left on purpose: nothing is charged. Else its connection broke: it may come back
+                         within silence_ms with what it holds */
         } gone;
     } u;
 };
@@ -228,7 +230,7 @@ struct farm_effect {
             uint64_t shard;
             uint32_t attempt; /* highest of its tasks, from 1 */
             farm_digest model;
-            const uint32_t *tasks; /* borrowed until the next farm_step */
+            const uint32_t *tasks; /* lives in the effects list */
             uint32_t task_count;
         } grant;
         struct {
@@ -253,7 +255,9 @@ struct farm_effect {
         struct {
             uint32_t state;
             int priority;
-        } batch_state; /* enum kn_batch_state's values: 1 active 2 paused 3 done 4 cancelled */
+            bool retried; /* what was recorded as failed or charged before is void */
+        } batch_state;    /* enum kn_batch_state's values: 1 active 2 paused 3 done 4 cancelled; one at a time
+                             for a batch */
         struct {
             int code;
         } ack;
