@@ -1,7 +1,7 @@
 /* Whole pipelines against diffusers: every case of pipelines/NAME.json is rendered through kiln.h and each
  * stage compared: token ids exactly, text states and predictions within 1e-4 (‖a − b‖/‖b‖), latents likewise,
  * and the picture within 1/255 at every value. Then what the engine promises of itself: the same bytes alone,
- * in a batch, in another order. One argument a pipeline: its name. Files: make.py. */
+ * in a batch, in another order, on any number of threads. Files: make.py. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -228,7 +228,7 @@ static void check_batch(struct fixture *f, enum kn_sampler sampler, enum kn_sche
     free_pictures(&reversed);
 }
 
-TEST(an_image_is_the_same_bytes_alone_in_a_batch_and_in_another_order) {
+TEST(same_bytes_alone_in_a_batch_and_in_another_order) {
     static const char *const names[] = {"sd1", "v8", "wide"};
     for (int k = 0; k < 3; k++) {
         struct fixture f;
@@ -244,24 +244,46 @@ TEST(an_image_is_the_same_bytes_alone_in_a_batch_and_in_another_order) {
     }
 }
 
-TEST(threads_do_not_change_a_picture) {
-    struct fixture f;
-    fixture_init(&f, "sd1");
-    struct kn_err err = {0};
-    struct pictures one = {.bytes = (size_t)f.tasks->width * f.tasks->height * 3}, two = {.bytes = one.bytes};
-    CHECK(!kiln_render(f.model, f.tasks, 1, &(struct kiln_callbacks){.ctx = &two, .image = keep}, &err));
-    struct kiln_engine *e;
-    struct kiln_model *m;
-    CHECK(!kiln_engine_create(&(struct kiln_engine_options){.threads = 1}, &e, &err));
-    CHECK_STR(kiln_engine_backend(e), kiln_engine_backend(f.engine));
-    CHECK(!kiln_model_load(e, KILN_GOLDEN_DIR "/pipelines/sd1", &m, &err));
-    CHECK(!kiln_render(m, f.tasks, 1, &(struct kiln_callbacks){.ctx = &one, .image = keep}, &err));
-    CHECK_MEM(one.rgb[0], two.rgb[0], one.bytes);
-    free_pictures(&one);
-    free_pictures(&two);
-    kiln_model_destroy(m);
-    kiln_engine_destroy(e);
-    fixture_fini(&f);
+TEST(same_bytes_with_1_2_and_4_threads_alone_and_at_every_place_of_a_batch) {
+    enum { N = 5 };
+    static const char *const names[] = {"sd1", "v8", "wide"};
+    static const int threads[] = {1, 2, 4};
+    for (int k = 0; k < 3; k++) {
+        struct fixture f;
+        fixture_init(&f, names[k]);
+        struct kn_err err = {0};
+        struct kn_task t[N];
+        for (int i = 0; i < N; i++) {
+            t[i] = f.tasks[0];
+            t[i].prompt = f.tasks[i % f.count].prompt;
+            t[i].seed = (uint64_t)(50 + i);
+            t[i].cfg = i == 2 ? 1 : 4 + (float)i; /* one without guidance: an odd number of rows */
+            t[i].steps = 2;
+        }
+        struct pictures want = {.bytes = (size_t)t->width * t->height * 3};
+        CHECK(!kiln_render(f.model, t, N, &(struct kiln_callbacks){.ctx = &want, .image = keep}, &err));
+        for (int q = 0; q < 3; q++) {
+            struct kiln_engine *e;
+            struct kiln_model *m;
+            char path[1024];
+            snprintf(path, sizeof path, "%s/pipelines/%s", KILN_GOLDEN_DIR, names[k]);
+            CHECK(!kiln_engine_create(&(struct kiln_engine_options){.threads = threads[q]}, &e, &err));
+            CHECK_STR(kiln_engine_backend(e), kiln_engine_backend(f.engine));
+            CHECK_MSG(!kiln_model_load(e, path, &m, &err), "%s", err.text);
+            for (int first = 0; first < N; first++) /* batches of every size, each task at every place */
+                for (int n = 1; first + n <= N; n++) {
+                    struct pictures got = {.bytes = want.bytes};
+                    struct kiln_callbacks cb = {.ctx = &got, .image = keep};
+                    CHECK_MSG(!kiln_render(m, t + first, n, &cb, &err), "%s", err.text);
+                    for (int i = 0; i < n; i++) CHECK_MEM(got.rgb[i], want.rgb[first + i], want.bytes);
+                    free_pictures(&got);
+                }
+            kiln_model_destroy(m);
+            kiln_engine_destroy(e);
+        }
+        free_pictures(&want);
+        fixture_fini(&f);
+    }
 }
 
 /* ---- a render's edges ---- */
@@ -271,7 +293,7 @@ static int stop_at_two(void *ctx, int step, int steps) {
     return step == 2;
 }
 
-TEST(step_callback_cancels_a_render) {
+TEST(engine_ends_a_render_when_the_step_callback_says_so) {
     struct fixture f;
     fixture_init(&f, "sd1");
     struct kn_err err = {0};
@@ -282,7 +304,7 @@ TEST(step_callback_cancels_a_render) {
     fixture_fini(&f);
 }
 
-TEST(tasks_that_cannot_share_a_batch_are_refused) {
+TEST(engine_refuses_tasks_that_cannot_share_a_batch) {
     struct fixture f;
     fixture_init(&f, "sd1");
     struct kn_err err = {0};
@@ -298,7 +320,7 @@ TEST(tasks_that_cannot_share_a_batch_are_refused) {
     fixture_fini(&f);
 }
 
-TEST(describe_gives_the_folders_own_defaults_and_a_stable_hash) {
+TEST(engine_describes_the_folders_own_defaults_and_a_stable_hash) {
     struct kn_model_info a, b;
     struct kn_err err = {0};
     CHECK_MSG(!kiln_model_describe(KILN_GOLDEN_DIR "/pipelines/sd1", NULL, &a, &err), "%s", err.text);

@@ -1,0 +1,60 @@
+/* Weights by name into a network's parts. A loader remembers the first failure and what was used, so that a
+ * network reads as a list of its parts; at the end a tensor that nobody asked for is a failure too. Values
+ * become f32 once, in one scratch buffer. Engine-internal; the thread that loads. */
+#ifndef KILN_KERNELS_MODELS_LOAD_H
+#define KILN_KERNELS_MODELS_LOAD_H
+
+#include <stdbool.h>
+
+#include "kernels/io/safetensors.h"
+#include "kernels/ops.h"
+
+#define KX_TENSOR_NAME_MAX 256
+#define KX_FUSED_MAX 4
+
+struct kx_loader {
+    struct kx_ctx *ctx;
+    const struct kx_weights *weights;
+    bool *used;     /* a flag a tensor */
+    float *scratch; /* the largest tensor so far */
+    size_t scratch_floats;
+    int rc;             /* the first failure; later calls do nothing */
+    struct kn_err *err; /* its text */
+};
+
+KN_MUST_USE int kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w,
+                               struct kn_err *err);
+/* Tensors whose name begins so belong to a part that is not run (a NULL-terminated list). */
+void kx_loader_ignore(struct kx_loader *l, const char *const *prefixes);
+/* The first failure, or KN_EPARSE with the name of a tensor that nothing uses. Frees what the loader has. */
+KN_MUST_USE int kx_loader_finish(struct kx_loader *l);
+
+/* Notes a failure (the first counts). */
+void kx_loader_fail(struct kx_loader *l, int code, const char *fmt, ...) KN_PRINTF(3, 4);
+/* calloc that notes its failure. */
+void *kx_loader_alloc(struct kx_loader *l, size_t count, size_t size);
+
+/* In what follows a part's name is "prefix" "name", and its tensors are that with ".weight" and ".bias". */
+
+/* Two vectors of c values: what a norm is. */
+struct kx_norm {
+    float *gamma, *beta; /* own */
+};
+void kx_load_norm(struct kx_loader *l, const char *prefix, const char *name, int c, struct kx_norm *out);
+void kx_norm_fini(struct kx_norm *n);
+
+/* A matrix of `rows` rows (an embedding): owned by the caller. */
+float *kx_load_matrix(struct kx_loader *l, const char *prefix, const char *name, int rows, int columns);
+
+void kx_load_conv(struct kx_loader *l, const char *prefix, const char *name, const struct kx_conv_shape *s,
+                  struct kx_conv **out);
+/* The same with the weights, not the bias, times `factor`. */
+void kx_load_conv_scaled(struct kx_loader *l, const char *prefix, const char *name,
+                         const struct kx_conv_shape *s, float factor, struct kx_conv **out);
+
+/* Some linear layers with the same input as one, below one another: of `count` names, each with `out` rows.
+ * A matrix may be written as a 1×1 convolution. */
+void kx_load_linear(struct kx_loader *l, const char *prefix, const char *const *names, int count, int in,
+                    int out, bool bias, enum kx_act act, struct kx_linear **out_linear);
+
+#endif

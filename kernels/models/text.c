@@ -1,0 +1,155 @@
+/* CLIP's text encoder (transformers' CLIPTextModel): embeddings, causal transformer layers, the final norm.
+ * No pooling: Stable Diffusion reads the states of all positions. */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/models/blocks.h"
+#include "kernels/models/lanes.h"
+
+struct layer {
+    struct kx_norm norm1, norm2;
+    struct kx_linear *qkv, *out, *fc1, *fc2;
+};
+
+struct kx_text {
+    struct kx_ctx *ctx; /* borrowed */
+    struct kx_text_config cfg;
+    float *tokens, *places; /* embeddings: vocab_size and positions_max rows of hidden_size; own */
+    struct layer *layers;
+    struct kx_norm norm;
+    struct kx_lanes lanes;
+    int planned; /* positions */
+};
+
+static void load_layer(struct kx_loader *l, const struct kx_text_config *cfg, const char *prefix,
+                       struct layer *y) {
+    int c = cfg->hidden_size;
+    kx_load_norm(l, prefix, "layer_norm1", c, &y->norm1);
+    kx_load_linear(l, prefix, (const char *[]){"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}, 3,
+                   c, c, true, KX_ACT_NONE, &y->qkv);
+    kx_load_linear(l, prefix, (const char *[]){"self_attn.out_proj"}, 1, c, c, true, KX_ACT_NONE, &y->out);
+    kx_load_norm(l, prefix, "layer_norm2", c, &y->norm2);
+    kx_load_linear(l, prefix, (const char *[]){"mlp.fc1"}, 1, c, cfg->intermediate_size, true,
+                   cfg->quick_gelu ? KX_ACT_QUICK_GELU : KX_ACT_GELU, &y->fc1);
+    kx_load_linear(l, prefix, (const char *[]){"mlp.fc2"}, 1, cfg->intermediate_size, c, true, KX_ACT_NONE,
+                   &y->fc2);
+}
+
+int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const struct kx_weights *w,
+                   struct kx_text **out, struct kn_err *err) {
+    *out = NULL;
+    struct kx_loader l;
+    int rc = kx_loader_init(&l, ctx, w, err);
+    struct kx_text *t = kx_loader_alloc(&l, 1, sizeof *t);
+    if (!t) return kx_loader_finish(&l);
+    t->ctx = ctx;
+    t->cfg = *cfg;
+    /* transformers 5 writes the names without this prefix */
+    const char *prefix = kx_weights_find(w, "embeddings.token_embedding.weight") ? "" : "text_model.";
+    char name[KX_TENSOR_NAME_MAX / 2];
+    snprintf(name, sizeof name, "%sembeddings.", prefix);
+    t->tokens = kx_load_matrix(&l, name, "token_embedding", cfg->vocab_size, cfg->hidden_size);
+    t->places = kx_load_matrix(&l, name, "position_embedding", cfg->positions_max, cfg->hidden_size);
+    t->layers = kx_loader_alloc(&l, (size_t)cfg->layers, sizeof *t->layers);
+    for (int i = 0; i < cfg->layers && t->layers; i++) {
+        snprintf(name, sizeof name, "%sencoder.layers.%d.", prefix, i);
+        load_layer(&l, cfg, name, &t->layers[i]);
+    }
+    kx_load_norm(&l, prefix, "final_layer_norm", cfg->hidden_size, &t->norm);
+    /* a counter that old versions stored, and what belongs to CLIP's other half */
+    kx_loader_ignore(&l, (const char *[]){"text_model.embeddings.position_ids", "embeddings.position_ids",
+                                          "text_projection.", "logit_scale", "vision_model.",
+                                          "visual_projection.", NULL});
+    if ((rc = kx_loader_finish(&l))) {
+        kx_text_destroy(t);
+        return rc;
+    }
+    *out = t;
+    return 0;
+}
+
+void kx_text_destroy(struct kx_text *t) {
+    if (!t) return;
+    for (int i = 0; t->layers && i < t->cfg.layers; i++) {
+        struct layer *y = &t->layers[i];
+        kx_norm_fini(&y->norm1);
+        kx_norm_fini(&y->norm2);
+        kx_linear_destroy(y->qkv);
+        kx_linear_destroy(y->out);
+        kx_linear_destroy(y->fc1);
+        kx_linear_destroy(y->fc2);
+    }
+    free(t->layers);
+    kx_norm_fini(&t->norm);
+    free(t->tokens);
+    free(t->places);
+    kx_lanes_fini(&t->lanes);
+    free(t);
+}
+
+/* One call of kx_text_encode. */
+struct encoding {
+    const struct kx_text *t;
+    const int32_t *ids;
+    int positions;
+    float *states;
+};
+
+static void run_layer(struct kx_ctx *ctx, const struct kx_text_config *cfg, const struct layer *y,
+                      struct kx_tensor *s, struct kx_tensor *n) {
+    size_t mark = kx_mark(ctx);
+    struct kx_tensor qkv = kx_tensor_take(ctx, 1, 1, s->w, 3 * s->c);
+    kx_layer_norm(ctx, s, y->norm1.gamma, y->norm1.beta, cfg->layer_norm_eps, n);
+    kx_linear(ctx, y->qkv, n, NULL, &qkv);
+    kx_self_attention(ctx, &qkv, cfg->heads, true, n);
+    kx_linear(ctx, y->out, n, s, s);
+    kx_release(ctx, mark);
+
+    struct kx_tensor inner = kx_tensor_take(ctx, 1, 1, s->w, cfg->intermediate_size);
+    kx_layer_norm(ctx, s, y->norm2.gamma, y->norm2.beta, cfg->layer_norm_eps, n);
+    kx_linear(ctx, y->fc1, n, NULL, &inner);
+    kx_linear(ctx, y->fc2, &inner, s, s);
+    kx_release(ctx, mark);
+}
+
+static void encode_one(void *arg, struct kx_ctx *ctx, int i) {
+    const struct encoding *e = arg;
+    const struct kx_text *t = e->t;
+    size_t mark = kx_mark(ctx), width = (size_t)t->cfg.hidden_size, positions = (size_t)e->positions;
+    struct kx_tensor s = kx_tensor_take(ctx, 1, 1, e->positions, t->cfg.hidden_size);
+    struct kx_tensor n = kx_tensor_take(ctx, 1, 1, e->positions, t->cfg.hidden_size);
+    struct kx_tensor out = {e->states, 1, 1, e->positions, t->cfg.hidden_size};
+    if (!kx_planning(ctx)) {
+        out.v += (size_t)i * positions * width;
+        for (size_t p = 0; p < positions; p++) {
+            const float *token = t->tokens + (size_t)e->ids[(size_t)i * positions + p] * width,
+                        *place = t->places + p * width;
+            for (size_t k = 0; k < width; k++) s.v[p * width + k] = token[k] + place[k];
+        }
+    }
+    for (int k = 0; k < t->cfg.layers; k++) run_layer(ctx, &t->cfg, &t->layers[k], &s, &n);
+    kx_layer_norm(ctx, &s, t->norm.gamma, t->norm.beta, t->cfg.layer_norm_eps, &out);
+    kx_release(ctx, mark);
+}
+
+int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int positions, float *states,
+                   struct kn_err *err) {
+    if (positions < 2 || positions > t->cfg.positions_max)
+        return kn_err_set(err, KN_EINVAL, "%d positions, not 2 to %d", positions, t->cfg.positions_max);
+    for (int64_t i = 0; i < (int64_t)n * positions; i++)
+        if (ids[i] < 0 || ids[i] >= t->cfg.vocab_size)
+            return kn_err_set(err, KN_EINVAL, "token %d is beyond vocab_size %d", ids[i], t->cfg.vocab_size);
+    struct encoding e = {t, ids, positions, states};
+    /* what a text takes: its states and a layer's widest */
+    size_t bytes =
+        sizeof(float) * (size_t)positions * (size_t)(5 * t->cfg.hidden_size + t->cfg.intermediate_size);
+    int lanes = kx_ctx_lanes(t->ctx, n, bytes), rc = 0;
+    if (t->planned != positions || t->lanes.count != lanes) {
+        t->planned = 0;
+        if ((rc = kx_lanes_plan(&t->lanes, t->ctx, lanes, encode_one, &e, err))) return rc;
+        t->planned = positions;
+    }
+    return kx_lanes_run(&t->lanes, t->ctx, n, encode_one, &e, err);
+}
