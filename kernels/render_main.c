@@ -245,15 +245,32 @@ static int set_option(struct options *o, int opt, char *arg) {
         fputs(usage, stdout);
         return -1;
     default:
-        fputs("kiln-render --help lists the options\n", stderr);
         return EXIT_USAGE;
     }
 }
 
+/* What getopt did not take: an option that is not there, or one without its value. */
+static int bad_option(const char *word, int opt) {
+    if (opt == ':') return fail("%s: a value is missing", word);
+    const char *names[sizeof long_options / sizeof *long_options];
+    size_t n = 0;
+    for (; long_options[n].name; n++) names[n] = long_options[n].name;
+    names[n] = NULL;
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    const char *near = !strncmp(name, "--", 2) ? kn_suggest(name + 2, names) : NULL;
+    if (near) return fail("%s: unknown option, did you mean --%s?", name, near);
+    return fail("%s: unknown option; kiln-render --help lists them", name);
+}
+
 static int parse_options(int argc, char **argv, struct options *o) {
     int opt;
-    while ((opt = getopt_long(argc, argv, "p:o:q", long_options, NULL)) != -1) {
-        int rc = set_option(o, opt, optarg);
+    opterr = 0;
+    while ((opt = getopt_long(argc, argv, ":p:o:q", long_options, NULL)) != -1) {
+        char letter[3] = {'-', (char)optopt, 0};
+        int rc = opt == '?' || opt == ':'
+                     ? bad_option(optopt > 0 && optopt < 256 ? letter : argv[optind - 1], opt)
+                     : set_option(o, opt, optarg);
         if (rc) return rc;
     }
     if (optind < argc) return fail("%s: what is it? A prompt goes behind -p", argv[optind]);
@@ -395,8 +412,9 @@ static int render_all(struct run *r, struct kiln_model *m, const struct kn_tasks
     return rc;
 }
 
+/* The tasks, resolved. *drawn_seed: the one that was drawn for them, 0 when every task had its own. */
 static int read_tasks(const struct options *o, const struct kn_model_info *info, struct kn_tasks *ts,
-                      struct kn_err *err) {
+                      uint64_t *drawn_seed, struct kn_err *err) {
     int rc = o->prompts ? kn_prompts_read(o->prompts, o->format, ts, err) : kn_tasks_add(ts, o->prompt, err);
     uint64_t seed = o->settings.seed;
     struct kn_task settings = o->settings;
@@ -409,7 +427,7 @@ static int read_tasks(const struct options *o, const struct kn_model_info *info,
         for (size_t i = 0; i < ts->count; i++) needed |= !(ts->v[i].set & KN_SET_SEED);
         if (getrandom(&drawn, sizeof drawn, 0) != sizeof drawn) drawn = (uint32_t)kn_wall_ms();
         seed = drawn;
-        if (needed && !o->quiet) fprintf(stderr, "kiln-render: seed %" PRIu64 "\n", seed);
+        if (needed) *drawn_seed = seed;
     }
     if (!rc) rc = kn_tasks_expand(ts, o->images, seed, err);
     for (size_t i = 0; i < ts->count && !rc; i++) {
@@ -482,7 +500,8 @@ int main(int argc, char **argv) {
     struct run r = {.o = &o, .info = &info};
     struct stat st;
     int status = EXIT_USAGE;
-    if (read_tasks(&o, &info, &ts, &err)) {
+    uint64_t drawn = 0;
+    if (read_tasks(&o, &info, &ts, &drawn, &err)) {
         fail("%s", err.text);
         goto out;
     }
@@ -503,6 +522,7 @@ int main(int argc, char **argv) {
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
 
+    if (drawn && !o.quiet) fprintf(stderr, "kiln-render: seed %" PRIu64 "\n", drawn);
     r.total = ts.count;
     r.terminal = !o.quiet && isatty(STDERR_FILENO);
     begun = kn_clock_us();

@@ -27,7 +27,9 @@ int kx_json_parse(const char *file, const char *text, size_t len, struct kx_json
         for (size_t i = 0; i < used && i < len; i++) line += text[i] == '\n';
         json_object_put(o);
         return kn_err_set(err, KN_EPARSE, "%s:%d: not a JSON object: %s", file, line,
-                          je == json_tokener_success ? "something else" : json_tokener_error_desc(je));
+                          je == json_tokener_success    ? "something else"
+                          : je == json_tokener_continue ? "it ends in the middle"
+                                                        : json_tokener_error_desc(je));
     }
     out->o = o;
     return 0;
