@@ -1,7 +1,7 @@
 /* See output.h. */
 #include "cli/output.h"
 
-#include <assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,12 +15,13 @@
 #include "base/map.h"
 #include "cli/cli.h"
 #include "cli/gallery.h"
+#include "cli/manifest.h"
 #include "cli/text.h"
 
 #define FLUSH_EVERY_MS 1500
 #define FLUSH_COST_SHARE 15 /* at most a fifteenth of the time goes into rewriting the manifest */
+#define LIFE_EVERY_MS 5000  /* the gallery hears that often that a run goes on */
 #define STRINGS_MAX 200000
-#define LINE_MAX_BYTES (64u << 10)
 
 /* ---- interned strings: thousands of images name the same worker, backend and engine ---- */
 
@@ -85,6 +86,7 @@ void output_close(struct output *o) {
     }
     free(o->entries);
     o->entries = NULL;
+    gallery_fini(o);
     if (o->lock_fd >= 0) close(o->lock_fd);
     o->lock_fd = -1;
 }
@@ -96,11 +98,7 @@ json_object *output_old_batch(const struct output *o) {
     kn_buf_init(&b, 4u << 20);
     if (kn_fs_join(path, sizeof path, o->dir, "batch.json") == KN_OK && kn_fs_read(path, &b, NULL) == KN_OK &&
         b.len > 0) {
-        struct json_tokener *tok = json_tokener_new_ex(16);
-        if (tok) {
-            v = json_tokener_parse_ex(tok, b.data, (int)b.len);
-            json_tokener_free(tok);
-        }
+        v = manifest_parse(b.data, b.len, 16);
         if (v && !json_object_is_type(v, json_type_object)) {
             json_object_put(v);
             v = NULL;
@@ -141,9 +139,7 @@ struct old_images {
 
 /* One line of the old manifest; lines that say nothing usable are passed over: their images are rendered. */
 static int old_line(struct output *o, struct old_images *old, const char *line, size_t len) {
-    struct json_tokener *tok = json_tokener_new_ex(16);
-    json_object *v = tok ? json_tokener_parse_ex(tok, line, (int)len) : NULL;
-    if (tok) json_tokener_free(tok);
+    json_object *v = manifest_parse(line, len, 32);
     struct old_image img = {0};
     kn_digest key;
     char want[32];
@@ -190,11 +186,13 @@ static int read_old(struct output *o, struct old_images *old, struct kn_err *err
     if (rc) return kn_err_set(err, rc, "the path is too long");
     FILE *f = fopen(path, "re");
     if (f) {
-        char *line = NULL;
-        size_t cap = 0;
-        ssize_t n;
-        while (rc == KN_OK && (n = getline(&line, &cap, f)) > 0)
-            if ((size_t)n < LINE_MAX_BYTES) rc = old_line(o, old, line, (size_t)n);
+        char *line = malloc(MANIFEST_LINE_MAX);
+        size_t len;
+        bool ended;
+        int got;
+        if (!line) rc = KN_ENOMEM;
+        while (rc == KN_OK && ((got = manifest_next(f, line, &len, &ended)) == 1 || got == KN_ELIMIT))
+            if (got == 1 && old->count < KN_TASKS_PER_BATCH_MAX) rc = old_line(o, old, line, len);
         free(line);
         fclose(f);
     }
@@ -250,6 +248,7 @@ static int keep(struct output *o, struct old_images *old, const char *pin_backen
             img->used = true;
         }
         o->entries[i] = img->e;
+        gallery_note(o, i);
         o->done++;
         o->kept++;
         if (cli_interrupted) rc = kn_err_set(err, KN_ECANCELED, "interrupted");
@@ -270,6 +269,24 @@ static int keep(struct output *o, struct old_images *old, const char *pin_backen
     return rc;
 }
 
+/* Removes what a run that was killed left unfinished: names that only this file makes. */
+static int sweep(struct output *o, struct kn_err *err) {
+    char path[KN_PATH_MAX];
+    DIR *d = opendir(o->images);
+    if (!d) return kn_err_set(err, KN_EIO, "%s: %s", o->images, strerror(errno));
+    struct dirent *e;
+    while ((e = readdir(d))) {
+        size_t prefix = strncmp(e->d_name, ".new-", 5) == 0    ? 5
+                        : strncmp(e->d_name, ".kept-", 6) == 0 ? 6
+                                                               : 0;
+        size_t digits = prefix ? strspn(e->d_name + prefix, "0123456789") : 0;
+        if (digits < 6 || e->d_name[prefix + digits]) continue;
+        if (kn_fs_join(path, sizeof path, o->images, e->d_name) == KN_OK) unlink(path);
+    }
+    closedir(d);
+    return KN_OK;
+}
+
 int output_begin(struct output *o, const struct kn_task *tasks, const kn_digest *keys, size_t count,
                  const struct kn_model_info *models, const char *pin_backend, struct kn_err *err) {
     struct old_images old = {0};
@@ -281,7 +298,9 @@ int output_begin(struct output *o, const struct kn_task *tasks, const kn_digest 
     if (!o->entries) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     for (size_t i = 0; i < count; i++)
         o->entries[i].worker = o->entries[i].backend = o->entries[i].engine = o->entries[i].error = "";
-    int rc = read_old(o, &old, err);
+    int rc = gallery_init(o, err);
+    if (rc == KN_OK) rc = sweep(o, err);
+    if (rc == KN_OK) rc = read_old(o, &old, err);
     if (rc == KN_OK) rc = keep(o, &old, pin_backend, err);
     kn_map_destroy(old.by_key);
     free(old.v);
@@ -354,6 +373,7 @@ int output_note(struct output *o, uint32_t index, const struct kn_result *r) {
     if (r->status == KN_RESULT_FAILED) o->failed++;
     if (r->status == KN_RESULT_CANCELLED) o->cancelled++;
     o->changes++;
+    gallery_note(o, index);
     return KN_OK;
 }
 
@@ -555,6 +575,10 @@ static int write_manifest(struct output *o, bool durable, struct kn_err *err) {
 int output_flush(struct output *o, bool last, struct kn_err *err) {
     uint64_t now = kn_clock_ms(), pause = FLUSH_EVERY_MS;
     if (o->flush_cost_ms * FLUSH_COST_SHARE > pause) pause = o->flush_cost_ms * FLUSH_COST_SHARE;
+    if (!last && o->changes == 0 && now - o->flushed_ms >= LIFE_EVERY_MS) {
+        o->flushed_ms = now;
+        return gallery_write_status(o, err);
+    }
     if (!last && (o->changes == 0 || now - o->flushed_ms < pause)) return KN_OK;
     int rc = KN_OK;
     if (last) rc = kn_fs_sync_dir(o->images, err);

@@ -15,6 +15,7 @@
 
 #include "base/fs.h"
 #include "cli/client.h"
+#include "cli/gallery.h"
 #include "proto/codec.h"
 
 struct output_entry { /* an image */
@@ -39,6 +40,7 @@ struct output {
     struct output_entry *entries;
     size_t done, failed, cancelled, kept;
     struct output_strings *strings;
+    struct gallery gallery;
     /* writing */
     uint64_t flushed_ms, flush_cost_ms, changes;
     bool finished;

@@ -4,7 +4,8 @@
 set -euo pipefail
 
 build=(build-essential cmake ninja-build pkg-config protobuf-c-compiler libprotobuf-c-dev libzmq3-dev libuv1-dev
-       libhiredis-dev libdnnl-dev libpng-dev libjson-c-dev libssl-dev libutf8proc-dev zlib1g-dev redis-server)
+       libhiredis-dev libdnnl-dev libpng-dev libjson-c-dev libssl-dev libutf8proc-dev zlib1g-dev libncurses-dev
+       redis-server)
 test=(python3 iproute2)
 
 wanted=()
