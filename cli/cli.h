@@ -56,7 +56,7 @@ struct cli_options {
 };
 
 extern volatile sig_atomic_t cli_interrupted; /* how often SIGINT, SIGTERM or SIGHUP came */
-void cli_catch_signals(void);                 /* from then on they only count */
+void cli_catch_signals(void); /* from then on they only count; but a second SIGINT ends the process at once */
 
 /* "kiln: TEXT" on standard error. */
 void cli_say(const char *fmt, ...) KN_PRINTF(1, 2);

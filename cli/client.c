@@ -32,7 +32,8 @@ struct client {
     uint64_t waiting_for;
     struct kn_msg *reply;
     bool heed_interrupt;
-    void (*idle)(void *ctx, int silent_ms);
+    int limit_ms;
+    int (*idle)(void *ctx, int silent_ms, struct kn_err *err);
     void *idle_ctx;
     struct fetch *fetch; /* while client_fetch runs */
 };
@@ -102,28 +103,25 @@ void client_heed_interrupt(struct client *c, bool on) {
     c->heed_interrupt = on;
 }
 
-void client_on_idle(struct client *c, void (*fn)(void *ctx, int silent_ms), void *ctx) {
+void client_limit(struct client *c, int ms) {
+    c->limit_ms = ms;
+}
+
+void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct kn_err *err), void *ctx) {
     c->idle = fn;
     c->idle_ctx = ctx;
 }
 
-int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
-                struct kn_msg **reply, struct kn_err *err) {
+/* The answer to m, or why there is none. */
+static int await_reply(struct client *c, const struct kn_msg *m, int timeout_ms, struct kn_err *err) {
     uint64_t start = kn_clock_ms(), sent = start, idle_at = start + 500;
     bool taken = false;
-    m->request = ++c->next_request;
-    c->waiting_for = m->request;
-    assert(!c->reply);
+    if (c->limit_ms && timeout_ms > c->limit_ms) timeout_ms = c->limit_ms;
     while (!c->reply) {
         uint64_t now = kn_clock_ms();
-        if (c->heed_interrupt && cli_interrupted) {
-            c->waiting_for = 0;
-            return kn_err_set(err, KN_ECANCELED, "interrupted");
-        }
-        if (now - start >= (uint64_t)timeout_ms) {
-            c->waiting_for = 0;
+        if (c->heed_interrupt && cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
+        if (now - start >= (uint64_t)timeout_ms)
             return kn_err_set(err, KN_ETIMEOUT, "the farm at %s does not answer", c->endpoint);
-        }
         if (taken && (c->greet_again || now - sent >= RESEND_MS)) {
             if (!c->greet_again) {
                 int rc = kn_sock_reconnect(c->control, err);
@@ -135,23 +133,30 @@ int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int t
         }
         if (!taken) {
             int rc = kn_sock_send(c->control, NULL, m, NULL, err);
-            if (rc && rc != KN_EAGAIN && rc != KN_EGONE) {
-                c->waiting_for = 0;
-                return rc;
-            }
+            if (rc && rc != KN_EAGAIN && rc != KN_EGONE) return rc;
             taken = rc == KN_OK;
             if (taken) sent = now;
         }
         if (c->idle && now >= idle_at) {
-            c->idle(c->idle_ctx, (int)(now - start));
+            int rc = c->idle(c->idle_ctx, (int)(now - start), err);
+            if (rc) return rc;
             idle_at = now + 500;
         }
         uv_run(&c->loop, UV_RUN_ONCE);
     }
+    return KN_OK;
+}
+
+int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
+                struct kn_msg **reply, struct kn_err *err) {
+    m->request = ++c->next_request;
+    c->waiting_for = m->request;
+    assert(!c->reply);
+    int rc = await_reply(c, m, timeout_ms, err);
+    c->waiting_for = 0;
+    if (rc) return rc;
     struct kn_msg *r = c->reply;
     c->reply = NULL;
-    c->waiting_for = 0;
-    int rc = KN_OK;
     if (r->type == KN_MSG_REPLY && r->u.reply.code)
         rc = kn_err_set(err, r->u.reply.code, "%s",
                         r->u.reply.text[0] ? r->u.reply.text : kn_err_words(r->u.reply.code));
@@ -311,7 +316,8 @@ int client_fetch(struct client *c, const struct client_objects *objects, struct 
             }
         }
         if (c->idle && now >= idle_at) {
-            c->idle(c->idle_ctx, (int)(now - f.heard_ms));
+            int rc = c->idle(c->idle_ctx, (int)(now - f.heard_ms), err);
+            if (rc) f.rc = rc;
             idle_at = now + 500;
         }
         if (f.rc == KN_OK && f.left > 0) uv_run(&c->loop, UV_RUN_ONCE);

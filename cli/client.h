@@ -20,10 +20,14 @@ struct client;
 KN_MUST_USE int client_open(const char *endpoint, int timeout_ms, struct client **out, struct kn_err *err);
 void client_close(struct client *c); /* NULL is fine */
 
-/* From then on calls listen to cli_interrupted; false: they do not (to say "cancel" after a Ctrl-C). */
+/* From then on calls listen to cli_interrupted (they do at first); false: they do not (to say "cancel" after
+ * a Ctrl-C). */
 void client_heed_interrupt(struct client *c, bool on);
-/* Called about twice a second while a call waits (a progress bar); may be NULL. Must not call the client. */
-void client_on_idle(struct client *c, void (*fn)(void *ctx, int silent_ms), void *ctx);
+/* From then on no call waits longer than this, whatever it is given; 0: no such bound. */
+void client_limit(struct client *c, int ms);
+/* Called about twice a second while a call waits (a progress bar); may be NULL. Must not call the client.
+ * What it returns, if not KN_OK, ends the call; err then holds its words. */
+void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct kn_err *err), void *ctx);
 
 /* Sends m and waits for an answer of type `want`; an error that the coordinator answers with comes back as
  * err. *reply is the caller's to destroy; NULL when only success matters. */

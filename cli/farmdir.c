@@ -79,26 +79,44 @@ int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err) {
     return KN_OK;
 }
 
-int farmdir_lock(const char *dir, int *fd, struct kn_err *err) {
+/* Opens DIR/name and locks it with `how`. KN_EAGAIN: somebody holds it. */
+static int lock_file(const char *dir, const char *name, int how, int *fd, struct kn_err *err) {
     char path[KN_PATH_MAX];
-    int rc = kn_fs_join(path, sizeof path, dir, "lock");
+    int rc = kn_fs_join(path, sizeof path, dir, name);
     if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", dir);
     int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (f < 0) return kn_err_set(err, KN_EIO, "%s: %s", path, strerror(errno));
-    if (flock(f, LOCK_EX | LOCK_NB)) {
+    if (flock(f, how | LOCK_NB)) {
         int e = errno;
         close(f);
-        if (e == EWOULDBLOCK) return kn_err_set(err, KN_EEXIST, "%s: a farm is up already", dir);
-        return kn_err_set(err, KN_EIO, "%s: %s", path, strerror(e));
+        return kn_err_set(err, e == EWOULDBLOCK ? KN_EAGAIN : KN_EIO, "%s: %s", path, strerror(e));
     }
     *fd = f;
     return KN_OK;
 }
 
+int farmdir_lock(const char *dir, int *fd, struct kn_err *err) {
+    int rc = KN_EAGAIN;
+    for (int i = 0; i < 5 && rc == KN_EAGAIN; i++) { /* farmdir_is_locked() holds it for a moment */
+        if (i > 0) usleep(10000);
+        rc = lock_file(dir, "lock", LOCK_EX, fd, err);
+    }
+    return rc == KN_EAGAIN ? kn_err_set(err, KN_EEXIST, "%s: a farm is up already", dir) : rc;
+}
+
+int farmdir_use(const char *dir, int *fd, struct kn_err *err) {
+    int rc = lock_file(dir, "users", LOCK_SH, fd, err);
+    return rc == KN_EAGAIN ? kn_err_set(err, rc, "%s: the farm is ending", dir) : rc;
+}
+
+bool farmdir_end_use(const char *dir, int *fd) {
+    return lock_file(dir, "users", LOCK_EX, fd, NULL) == KN_OK;
+}
+
 bool farmdir_is_locked(const char *dir) {
     char path[KN_PATH_MAX];
     if (kn_fs_join(path, sizeof path, dir, "lock")) return false;
-    int f = open(path, O_RDWR | O_CLOEXEC);
+    int f = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (f < 0) return false;
     bool locked = flock(f, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     close(f);
@@ -138,6 +156,7 @@ int farmdir_endpoint(const char *farm_option, int wait_ms, char out[KN_ENDPOINT_
     char farm[KN_PATH_MAX];
     bool is_endpoint;
     int rc = farmdir_choose(farm_option, farm, &is_endpoint, err);
+    out[0] = '\0';
     if (rc) return rc;
     if (is_endpoint) {
         if (strlen(farm) > KN_ENDPOINT_MAX) return kn_err_set(err, KN_EINVAL, "--farm: too long");
@@ -150,10 +169,11 @@ int farmdir_endpoint(const char *farm_option, int wait_ms, char out[KN_ENDPOINT_
     uint64_t end = kn_clock_ms() + (uint64_t)wait_ms;
     for (;;) {
         struct kn_buf b;
-        kn_buf_init(&b, KN_ENDPOINT_MAX);
+        kn_buf_init(&b, KN_ENDPOINT_MAX + 2);
         rc = kn_fs_read(path, &b, NULL);
         if (rc == KN_OK && b.len > 0) {
             size_t len = strcspn(b.data, "\r\n");
+            if (len > KN_ENDPOINT_MAX) len = KN_ENDPOINT_MAX;
             memcpy(out, b.data, len);
             out[len] = '\0';
         }

@@ -2,6 +2,7 @@
  *
  *   DIR/endpoint     what clients and workers connect to; there while the farm is up
  *   DIR/lock         held (flock) by what supervises the farm, for as long as it lives
+ *   DIR/users        held (flock, shared) by every render on a farm that is not its own
  *   DIR/run/         pid files: supervisor, redis, coordinator, worker-0 …
  *   DIR/log/         one file a process
  *   DIR/redis/       Redis' append-only file;  DIR/objects/  the pictures
@@ -35,6 +36,11 @@ KN_MUST_USE int farmdir_path(const struct farmdir *f, const char *name, char out
 /* Takes the lock. *fd ≥ 0 is the caller's (close-on-exec). KN_EEXIST: somebody holds it. */
 KN_MUST_USE int farmdir_lock(const char *dir, int *fd, struct kn_err *err);
 bool farmdir_is_locked(const char *dir); /* a farm is up there, or starting, or ending */
+/* Whoever renders on a farm that may be another's private one says so, and it does not end before. *fd ≥ 0 is
+ * the caller's; closing it ends the use. KN_EAGAIN: the farm is ending. */
+KN_MUST_USE int farmdir_use(const char *dir, int *fd, struct kn_err *err);
+/* Whether nobody uses it; from then on nobody can. *fd as above. */
+bool farmdir_end_use(const char *dir, int *fd);
 /* A pid file's number if that process lives, else 0. */
 pid_t farmdir_pid(const char *dir, const char *name);
 KN_MUST_USE int farmdir_write_pid(const struct farmdir *f, const char *name, pid_t pid, struct kn_err *err);

@@ -1,16 +1,19 @@
 /* See model.h. */
 #include "cli/model.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <json-c/json.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "cli/farmdir.h"
 
 void models_fini(struct models *m) {
@@ -18,21 +21,28 @@ void models_fini(struct models *m) {
     *m = (struct models){0};
 }
 
-int models_of_farm(struct client *c, struct models *out, struct kn_err *err) {
-    struct kn_msg q = {.type = KN_MSG_MODELS_QUERY}, *r;
-    int rc = client_call(c, &q, KN_MSG_MODEL_LIST, CLIENT_PATIENCE_MS, &r, err);
-    if (rc) return rc;
-    const struct kn_model_list *l = &r->u.model_list;
-    out->count = 0;
-    out->v = calloc(l->count + 1, sizeof *out->v);
-    if (out->v) {
-        memcpy(out->v, l->v, l->count * sizeof *out->v);
-        out->count = l->count;
-    } else {
-        rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_err *err) {
+    uint64_t end = kn_clock_ms() + (uint64_t)wait_ms;
+    *out = (struct models){0};
+    for (;;) {
+        struct kn_msg q = {.type = KN_MSG_MODELS_QUERY}, *r;
+        int rc = client_call(c, &q, KN_MSG_MODEL_LIST, CLIENT_PATIENCE_MS, &r, err);
+        if (rc) return rc;
+        const struct kn_model_list *l = &r->u.model_list;
+        if (l->count > 0) {
+            out->v = calloc(l->count, sizeof *out->v);
+            if (out->v) {
+                memcpy(out->v, l->v, l->count * sizeof *out->v);
+                out->count = l->count;
+            } else {
+                rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+            }
+        }
+        kn_msg_destroy(r);
+        if (rc || out->count > 0 || kn_clock_ms() >= end) return rc;
+        rc = client_sleep(c, 50, err);
+        if (rc) return rc;
     }
-    kn_msg_destroy(r);
-    return rc;
 }
 
 const struct kn_model_info *models_find(const struct models *m, const char *name) {
@@ -64,6 +74,48 @@ bool model_is_folder(const char *name) {
     struct stat st;
     return strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
            (stat(name, &st) == 0 && S_ISDIR(st.st_mode));
+}
+
+static bool is_model(const char *dir) {
+    char path[KN_PATH_MAX];
+    return kn_fs_join(path, sizeof path, dir, "model_index.json") == KN_OK && kn_fs_exists(path);
+}
+
+struct finding {
+    const char *name; /* NULL: any */
+    size_t count;
+    char *path, *list;
+    size_t list_len, list_max;
+};
+
+static void found(struct finding *f, const char *dir, const char *name) {
+    if ((f->name && strcmp(f->name, name) != 0) || !is_model(dir)) return;
+    if (f->count++ == 0) snprintf(f->path, KN_PATH_MAX, "%s", dir);
+    if (f->list_len + strlen(name) + 3 < f->list_max)
+        f->list_len += (size_t)snprintf(f->list + f->list_len, f->list_max - f->list_len, "%s%s",
+                                        f->count > 1 ? ", " : "", name);
+}
+
+size_t models_local(const struct cli_options *o, const char *name, char path[KN_PATH_MAX], char *list,
+                    size_t list_max) {
+    struct finding f = {.name = name, .path = path, .list = list, .list_max = list_max};
+    list[0] = '\0';
+    for (size_t i = 0; i < o->model_dir_count; i++) {
+        char *real = realpath(o->models[i], NULL), below[KN_PATH_MAX];
+        if (!real) continue;
+        if (is_model(real)) {
+            found(&f, real, strrchr(real, '/') + 1);
+        } else {
+            DIR *d = opendir(real);
+            struct dirent *e;
+            while (d && (e = readdir(d)))
+                if (e->d_name[0] != '.' && kn_fs_join(below, sizeof below, real, e->d_name) == KN_OK)
+                    found(&f, below, e->d_name);
+            if (d) closedir(d);
+        }
+        free(real);
+    }
+    return f.count;
 }
 
 static json_object *member(json_object *o, const char *name, json_type type) {

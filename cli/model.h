@@ -3,6 +3,7 @@
 #ifndef KILN_CLI_MODEL_H
 #define KILN_CLI_MODEL_H
 
+#include "base/fs.h"
 #include "cli/client.h"
 #include "cli/cli.h"
 
@@ -11,7 +12,8 @@ struct models {
     size_t count;
 };
 void models_fini(struct models *m);
-KN_MUST_USE int models_of_farm(struct client *c, struct models *out, struct kn_err *err);
+/* Asks again for wait_ms while there is none: workers may be on their way. */
+KN_MUST_USE int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_err *err);
 /* By name; NULL: none. */
 const struct kn_model_info *models_find(const struct models *m, const char *name);
 const struct kn_model_info *models_find_hash(const struct models *m, const uint8_t sha256[KN_SHA256_BYTES]);
@@ -22,6 +24,10 @@ void models_list(const struct models *m, char *out, size_t out_max);
 KN_MUST_USE int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *err);
 /* The line that it prints. */
 KN_MUST_USE int model_parse(const char *text, size_t len, struct kn_model_info *out, struct kn_err *err);
+/* The model folders below o's --models (or among them) that are called `name` (NULL: any): how many, the
+ * first one's path, and their names for messages. */
+size_t models_local(const struct cli_options *o, const char *name, char path[KN_PATH_MAX], char *list,
+                    size_t list_max);
 /* Whether `name` is a folder rather than a model's name. */
 bool model_is_folder(const char *name);
 

@@ -5,15 +5,19 @@
 #include <errno.h>
 #include <libgen.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
 #include "base/clock.h"
+#include "base/utf8.h"
+#include "cli/batch.h"
 #include "cli/farmdir.h"
 #include "cli/text.h"
 
 #define REQUEST_INPUTS_MAX 16
+#define WORKERS_WAIT_MS 10000 /* for the first one to tell of its models */
 
 static bool is_sim(const struct cli_options *o) {
     return o->engine && strncmp(o->engine, "sim", 3) == 0;
@@ -39,6 +43,25 @@ static int remember_input(struct job *j, const char *file) {
     j->inputs[j->input_count] = file;
     j->first[j->input_count++] = j->tasks.count;
     return KN_OK;
+}
+
+/* File names may be any bytes; what travels and what stands in JSON is UTF-8. */
+static void make_utf8(char *s) {
+    if (kn_utf8_span(s, strlen(s)) == strlen(s)) return;
+    for (; *s; s++)
+        if ((unsigned char)*s >= 0x80) *s = '?';
+}
+
+static void note_source(struct job *j, const struct cli_options *o) {
+    kn_digest d;
+    struct kn_sha256 *h = kn_sha256_create();
+    if (!h) return; /* a new seed, then */
+    for (int i = 0; i < o->arg_count; i++) kn_sha256_update(h, o->args[i], strlen(o->args[i]) + 1);
+    kn_sha256_update(h, "", 1);
+    for (size_t i = 0; i < o->prompt_count; i++)
+        kn_sha256_update(h, o->prompts[i], strlen(o->prompts[i]) + 1);
+    kn_sha256_final(h, d);
+    kn_hex(d, sizeof d, j->source);
 }
 
 int job_read(const struct cli_options *o, struct job *out, struct kn_err *err) {
@@ -84,8 +107,10 @@ int job_read(const struct cli_options *o, struct job *out, struct kn_err *err) {
         if (copy) text_fit(basename(copy), 40, 0, out->name, sizeof out->name);
         free(copy);
     } else {
-        text_fit(out->tasks.v[0].prompt, 40, 0, out->name, sizeof out->name - 4);
+        text_fit(out->tasks.v[0].prompt, 40, 0, out->name, sizeof out->name);
     }
+    make_utf8(out->name);
+    note_source(out, o);
     return KN_OK;
 }
 
@@ -95,8 +120,9 @@ uint64_t job_draw_seed(void) {
     return v;
 }
 
-/* Adds a model to the batch's table, once. */
-static int add_model(struct job *j, const struct kn_model_info *m, uint32_t *index, struct kn_err *err) {
+/* Adds a model to the batch's table, once. path: "" when the farm has it. */
+static int add_model(struct job *j, const struct kn_model_info *m, const char *path, uint32_t *index,
+                     struct kn_err *err) {
     for (size_t i = 0; i < j->model_count; i++) {
         if (memcmp(j->models[i].sha256, m->sha256, KN_SHA256_BYTES) != 0) continue;
         *index = (uint32_t)i;
@@ -104,35 +130,40 @@ static int add_model(struct job *j, const struct kn_model_info *m, uint32_t *ind
     }
     if (j->model_count == KN_MODELS_PER_BATCH_MAX)
         return kn_err_set(err, KN_ELIMIT, "model: more than %d models in a batch", KN_MODELS_PER_BATCH_MAX);
+    if (path[0] && !(j->paths[j->model_count] = realpath(path, NULL)))
+        return kn_err_set(err, KN_EMODEL, "model: %s: %s", path, strerror(errno));
     j->models[j->model_count] = *m;
     *index = (uint32_t)j->model_count++;
     return KN_OK;
 }
 
-/* The model that `name` means (NULL: none was named). */
-static int find_model(const struct cli_options *o, const struct models *farm, const char *name,
-                      struct kn_model_info *out, struct kn_err *err) {
-    char path[KN_PATH_MAX], list[512];
+/* The model that `name` means (NULL: none was named) on a farm that is up. */
+static int find_on_farm(const struct models *farm, const char *name, struct kn_model_info *out,
+                        struct kn_err *err) {
+    char list[512];
     const struct kn_model_info *m = NULL;
-    if (farm) {
-        models_list(farm, list, sizeof list);
-        if (!name) {
-            m = farm->count == 1 ? &farm->v[0] : models_find(farm, "tiny");
-            if (m || farm->count == 0) {
-            } else {
-                return kn_err_set(err, KN_EMODEL, "model: not given, and the farm has several: %s", list);
-            }
-        } else if (!(m = models_find(farm, name)) && model_is_folder(name)) {
-            int rc = model_describe(name, out, err);
-            if (rc) return rc;
-            m = models_find_hash(farm, out->sha256);
-        }
-        if (!m)
-            return kn_err_set(err, KN_EMODEL, "model: %s is not on this farm; there is: %s",
-                              name ? name : "the shipped one", list);
-        *out = *m;
-        return KN_OK;
+    models_list(farm, list, sizeof list);
+    if (!name) {
+        m = farm->count == 1 ? &farm->v[0] : models_find(farm, "tiny");
+        if (!m && farm->count > 0)
+            return kn_err_set(err, KN_EMODEL, "model: not given, and the farm has several: %s", list);
+    } else if (!(m = models_find(farm, name)) && model_is_folder(name)) {
+        int rc = model_describe(name, out, err);
+        if (rc) return rc;
+        m = models_find_hash(farm, out->sha256);
     }
+    if (!m)
+        return kn_err_set(err, KN_EMODEL, "model: %s%sthis farm has %s", name ? name : "",
+                          name ? " is not there; " : "none given; ", list);
+    *out = *m;
+    return KN_OK;
+}
+
+/* The same for a private farm that is yet to be started: a folder of this machine; *path gets it. */
+static int find_here(const struct cli_options *o, const char *name, struct kn_model_info *out,
+                     char path[KN_PATH_MAX], struct kn_err *err) {
+    char list[512];
+    path[0] = '\0';
     if (is_sim(o)) {
         int rc = model_describe("sim", out, err);
         if (rc == KN_OK && name && strcmp(name, out->name) != 0)
@@ -140,27 +171,44 @@ static int find_model(const struct cli_options *o, const struct models *farm, co
                               out->name);
         return rc;
     }
-    if (!name) {
-        if (farmdir_shipped_model(path)) return model_describe(path, out, err);
-        return kn_err_set(err, KN_EMODEL,
-                          "model: not given, and the one that ships is not there; say --model DIR");
+    if (name && model_is_folder(name)) {
+        snprintf(path, KN_PATH_MAX, "%s", name);
+    } else if (o->model_dir_count > 0) {
+        size_t n = models_local(o, name, path, list, sizeof list);
+        if (n == 0 && name && farmdir_shipped_model(path) && strcmp(strrchr(path, '/') + 1, name) == 0) n = 1;
+        if (n > 1)
+            return kn_err_set(err, KN_EMODEL, "model: %s, and --models has several: %s",
+                              name ? "by a name alone" : "not given", list);
+        if (n == 0) {
+            models_local(o, NULL, path, list, sizeof list);
+            return kn_err_set(err, KN_EMODEL, "model: %s%s--models has %s", name ? name : "",
+                              name ? " is not there; " : "none given; ", list[0] ? list : "none");
+        }
+    } else {
+        bool shipped = farmdir_shipped_model(path);
+        if (name && (!shipped || strcmp(strrchr(path, '/') + 1, name) != 0))
+            return kn_err_set(err, KN_EMODEL,
+                              "model: %s is not a folder, and there is no --models to look for it in", name);
+        if (!shipped)
+            return kn_err_set(err, KN_EMODEL,
+                              "model: not given, and the one that ships is not there; say --model DIR");
     }
-    if (model_is_folder(name)) return model_describe(name, out, err);
-    for (size_t i = 0; i < o->model_dir_count; i++)
-        if (kn_fs_join(path, sizeof path, o->models[i], name) == KN_OK && kn_fs_exists(path))
-            return model_describe(path, out, err);
-    if (farmdir_shipped_model(path) && strcmp(strrchr(path, '/') + 1, name) == 0)
-        return model_describe(path, out, err);
-    return kn_err_set(err, KN_EMODEL, "model: %s is not a folder, nor the name of one below --models", name);
+    return model_describe(path, out, err);
 }
 
 static int write_request(struct job *j, const struct cli_options *o, struct kn_err *err) {
     json_object *r = json_object_new_object(), *in = json_object_new_array(), *s = json_object_new_object();
     for (size_t k = 0; k < j->input_count && k < REQUEST_INPUTS_MAX; k++)
-        if (j->inputs[k]) json_object_array_add(in, json_object_new_string(j->inputs[k]));
+        if (j->inputs[k]) {
+            char name[KN_PATH_MAX];
+            snprintf(name, sizeof name, "%s", j->inputs[k]);
+            make_utf8(name);
+            json_object_array_add(in, json_object_new_string(name));
+        }
     json_object_object_add(r, "name", json_object_new_string(j->name));
     json_object_object_add(r, "inputs", in);
     json_object_object_add(r, "prompts", json_object_new_int64((int64_t)o->prompt_count));
+    json_object_object_add(r, "source", json_object_new_string(j->source));
     json_object_object_add(r, "images", json_object_new_int64((int64_t)o->images));
     json_object_object_add(r, "seed", json_object_new_uint64(j->seed));
     json_object_object_add(r, "seed_drawn", json_object_new_boolean(j->seed_drawn));
@@ -195,19 +243,34 @@ int job_resolve(struct job *j, const struct cli_options *o, const struct models 
     j->seed = seed;
     j->seed_drawn = seed_drawn;
     /* First with any seed and before images are counted out: a task is still a line of a file. */
-    char *last = NULL; /* the model's name of the task before: most batches name one */
-    uint32_t index = 0;
-    bool have = false;
+    struct { /* models are found once, however often and in what turn the lines name them */
+        const char *name;
+        uint32_t index;
+    } known[KN_MODELS_PER_BATCH_MAX + 1];
+    size_t known_count = 0;
     for (size_t i = 0; i < j->tasks.count; i++) {
         struct kn_task *t = &j->tasks.v[i], trial;
         const char *name = t->set & KN_SET_MODEL ? t->model : NULL;
+        uint32_t index = 0;
+        size_t k = 0;
         int rc = KN_OK;
-        if (!have || (name ? !last || strcmp(last, name) != 0 : last != NULL)) {
+        while (k < known_count &&
+               (known[k].name && name ? strcmp(known[k].name, name) != 0 : known[k].name != name))
+            k++;
+        if (k < known_count) {
+            index = known[k].index;
+        } else {
             struct kn_model_info m;
-            rc = find_model(o, farm, name, &m, err);
-            if (rc == KN_OK) rc = add_model(j, &m, &index, err);
-            last = (char *)name;
-            have = true;
+            char path[KN_PATH_MAX] = "";
+            rc = farm ? find_on_farm(farm, name, &m, err) : find_here(o, name, &m, path, err);
+            if (rc == KN_OK) rc = add_model(j, &m, path, &index, err);
+            if (rc == KN_OK && known_count == KN_MODELS_PER_BATCH_MAX + 1)
+                rc = kn_err_set(err, KN_ELIMIT, "model: more than %d names of models in a batch",
+                                KN_MODELS_PER_BATCH_MAX);
+            if (rc == KN_OK) {
+                known[known_count].name = name;
+                known[known_count++].index = index;
+            }
         }
         if (rc == KN_OK) {
             t->model_index = index;
@@ -238,6 +301,7 @@ int job_resolve(struct job *j, const struct cli_options *o, const struct models 
 
 void job_fini(struct job *j) {
     kn_tasks_fini(&j->tasks);
+    for (size_t i = 0; i < j->model_count; i++) free(j->paths[i]);
     free(j->keys);
     free(j->request);
     free(j->inputs);
@@ -318,17 +382,15 @@ int cmd_submit(const struct cli_options *o) {
     struct kn_err err = {0};
     struct client *c = NULL;
     struct models farm = {0};
-    char endpoint[KN_ENDPOINT_MAX + 1];
     kn_id id;
     cli_catch_signals();
     bool input = true; /* a mistake is the input's, not the farm's */
     int rc = job_read(o, &j, &err);
     if (rc == KN_OK) {
         input = false;
-        rc = farmdir_endpoint(o->farm, CLIENT_PATIENCE_MS, endpoint, &err);
+        rc = farm_connect(o, &c, &err);
     }
-    if (rc == KN_OK) rc = client_open(endpoint, CLIENT_PATIENCE_MS, &c, &err);
-    if (rc == KN_OK) rc = models_of_farm(c, &farm, &err);
+    if (rc == KN_OK) rc = models_of_farm(c, WORKERS_WAIT_MS, &farm, &err);
     if (rc == KN_OK) {
         uint64_t seed = o->has_seed ? o->settings.seed : job_draw_seed();
         rc = job_resolve(&j, o, &farm, seed, !o->has_seed, &err);

@@ -12,12 +12,16 @@
 struct job {
     struct kn_tasks tasks;
     struct kn_model_info models[KN_MODELS_PER_BATCH_MAX];
+    char *paths[KN_MODELS_PER_BATCH_MAX]; /* their folders on this machine; NULL: the farm has them */
     size_t model_count;
     kn_digest *keys; /* a task's each */
     uint64_t seed;   /* of what sets none itself */
     bool seed_drawn;
     char name[KN_NAME_MAX + 1];
     char *request; /* JSON: what was asked */
+    /* SHA-256 over the inputs' names and the prompts of -p: the same command has the same one, and gets again
+     * the seed that was drawn for it */
+    char source[KN_SHA256_HEX];
     /* which file a task came from: inputs[k] gave those from first[k] on, before they were counted out */
     const char **inputs;
     size_t *first, input_count;

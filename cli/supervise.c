@@ -26,6 +26,7 @@
 #define READY_MS 60000 /* for Redis to load its file, then for the coordinator to read it back */
 #define DRAIN_MS 20000
 #define END_MS 15000
+#define FDS_MAX 1024 /* more than a starter has open */
 
 enum phase { STARTING_REDIS, STARTING_COORDINATOR, UP };
 
@@ -48,6 +49,8 @@ struct supervisor {
     enum phase phase;
     uint64_t phase_ms;
     int signal_fd, news_fd, life_fd;
+    bool abandoned; /* a private farm whose starter is gone: it ends when nobody renders on it any more */
+    int users_fd;
 };
 
 static void news(struct supervisor *s, const char *fmt, ...) KN_PRINTF(2, 3);
@@ -265,13 +268,15 @@ static void end_children(struct supervisor *s, size_t from, size_t to, int sig, 
     }
 }
 
+/* `now`: what is being rendered is not waited for. The coordinator and Redis are never killed in haste: they
+ * have little to do, and they are the ones with the data. */
 static void end_farm(struct supervisor *s, bool now) {
-    bool redis_now =
-        false; /* Redis is never killed in haste: it has little to do, and it is the one with the data */
+    bool haste = false;
     unlink(s->endpoint_file);
     end_children(s, s->workers, s->count, SIGTERM, DRAIN_MS, &now);
-    end_children(s, s->coordinator, s->workers, SIGTERM, END_MS, &now);
-    if (s->redis != SIZE_MAX) end_children(s, s->redis, s->coordinator, SIGTERM, END_MS, &redis_now);
+    end_children(s, s->coordinator, s->workers, SIGTERM, END_MS, &haste);
+    haste = false;
+    if (s->redis != SIZE_MAX) end_children(s, s->redis, s->coordinator, SIGTERM, END_MS, &haste);
 }
 
 /* What a supervisor that was killed may have left running: two Redis on one file would be the end of it. */
@@ -388,7 +393,7 @@ static int plan(struct supervisor *s, struct kn_err *err) {
 
 static void watch(struct supervisor *s) {
     move(s, s->redis == SIZE_MAX ? STARTING_COORDINATOR : STARTING_REDIS);
-    bool now = false;
+    bool now = false, told = false;
     for (;;) {
         if (advance(s)) break;
         struct pollfd p[2] = {{.fd = s->signal_fd, .events = POLLIN}, {.fd = s->life_fd, .events = POLLIN}};
@@ -411,9 +416,18 @@ static void watch(struct supervisor *s) {
         reap(s);
         if (s->life_fd >= 0 && p[1].revents) {
             char byte;
-            ssize_t n =
-                read(s->life_fd, &byte, 1); /* a byte is "now"; the end of the pipe, an ordinary end */
-            if (n >= 0) end = now = true;   /* nobody is there to wait for what is being rendered */
+            if (read(s->life_fd, &byte, 1) >= 0) {
+                close(s->life_fd);
+                s->life_fd = -1;
+                s->abandoned = true;
+            }
+        }
+        if (s->abandoned) {
+            if (farmdir_end_use(s->f->dir, &s->users_fd))
+                end = now = true; /* nobody waits for what is being rendered */
+            else if (!told)
+                news(s, "used");
+            told = true;
         }
         if (end) break;
     }
@@ -424,6 +438,9 @@ static _Noreturn void supervise(struct supervisor *s) {
     char log[KN_PATH_MAX + 64];
     setsid();
     signal(SIGPIPE, SIG_IGN);
+    /* What else the starter had open is none of the farm's: the lock of its output folder, for one. */
+    for (int fd = 3; fd < FDS_MAX; fd++)
+        if (fd != s->c->lock_fd && fd != s->news_fd && fd != s->life_fd) close(fd);
     if (chdir("/")) _exit(1);
     snprintf(log, sizeof log, "%s/log/supervisor.log", s->f->dir);
     int in = open("/dev/null", O_RDONLY), out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -452,7 +469,6 @@ static _Noreturn void supervise(struct supervisor *s) {
     farmdir_remove_pid(s->f, "supervisor");
     unlink(s->ready_file);
     kn_info("ended");
-    if (s->c->private_farm) rc = farmdir_remove_tree(s->f->dir, NULL);
     rc = farmdir_remove_tree(s->f->runtime, NULL); /* sockets only */
     (void)rc;
     _exit(0); /* the lock goes with it */
@@ -464,7 +480,7 @@ int supervise_start(const struct supervise_config *c, struct supervise_handle *o
     memset(&s, 0, sizeof s);
     s.c = c;
     s.f = c->farm;
-    s.life_fd = -1;
+    s.life_fd = s.users_fd = -1;
     int rc = plan(&s, err);
     if (rc) {
         close(c->lock_fd);
@@ -506,7 +522,7 @@ int supervise_start(const struct supervise_config *c, struct supervise_handle *o
             rc = kn_err_set(err, KN_ECANCELED, "interrupted");
         if (rc) {
             if (!c->private_farm) kill(pid, SIGTERM);
-            supervise_end(out, true);
+            supervise_end(out);
             return rc;
         }
         if (!line) {
@@ -547,13 +563,18 @@ bool supervise_news(struct supervise_handle *h, const char **out) {
     }
 }
 
-void supervise_end(struct supervise_handle *h, bool now) {
-    (void)now;
+void supervise_end(struct supervise_handle *h) {
     if (h->life_fd >= 0) close(h->life_fd);
     h->life_fd = -1;
-    while (waitpid(h->pid, NULL, 0) < 0 && errno == EINTR) {
-        if (cli_interrupted > 2) break; /* the supervisor goes on without us */
+    /* While others use the farm it goes on, and there is nothing to wait for. */
+    for (int tries = 0; waitpid(h->pid, NULL, WNOHANG) == 0; tries++) {
+        const char *line;
+        while (supervise_news(h, &line) && line) {
+            if (strcmp(line, "used") == 0) goto out;
+        }
+        usleep(tries < 100 ? 2000 : 20000);
     }
+out:
     if (h->news_fd >= 0) close(h->news_fd);
     h->news_fd = -1;
 }

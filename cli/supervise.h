@@ -7,8 +7,9 @@
  * worker) is not started again.
  *
  * It ends the farm on SIGTERM (workers drain first), on SIGQUIT (nothing is waited for), and a private farm's
- * supervisor also when the process that started it is gone: it reads a pipe whose other end only that process
- * has. Children get SIGTERM should the supervisor itself be killed. */
+ * supervisor also when the process that started it is gone (it reads a pipe whose other end only that process
+ * has) and nobody else renders on it (farmdir_use). Children get SIGTERM should the supervisor itself be
+ * killed. */
 #ifndef KILN_CLI_SUPERVISE_H
 #define KILN_CLI_SUPERVISE_H
 
@@ -18,7 +19,7 @@
 struct supervise_config {
     const struct farmdir *farm;
     int lock_fd;       /* taken over by the supervisor; closed here */
-    bool private_farm; /* ends with its starter, and removes its folder */
+    bool private_farm; /* ends with its starter */
     int workers, threads;
     const char *engine;        /* NULL: the worker's default */
     const char *const *models; /* --models */
@@ -45,8 +46,8 @@ KN_MUST_USE int supervise_start(const struct supervise_config *c, struct supervi
 /* The next line of news if there is one (not "ready"): *out borrows until the next call; NULL when there is
  * none. False: the supervisor is gone. */
 bool supervise_news(struct supervise_handle *h, const char **out);
-/* Ends a private farm and waits for it. */
-void supervise_end(struct supervise_handle *h, bool now);
+/* Lets go of a private farm and waits for its end, unless others render on it still. */
+void supervise_end(struct supervise_handle *h);
 /* Lets a farm that stays go its way. */
 void supervise_leave(struct supervise_handle *h);
 

@@ -6,13 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 
 volatile sig_atomic_t cli_interrupted;
 
 static void on_signal(int sig) {
-    (void)sig;
+    if (cli_interrupted > 0 && sig == SIGINT) _exit(CLI_INTERRUPTED); /* the second Ctrl-C: at once */
     cli_interrupted++;
 }
 
