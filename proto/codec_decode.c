@@ -47,6 +47,10 @@ static uint32_t ranged(struct dec *d, const char *field, uint32_t v, uint32_t mi
     return v;
 }
 
+static uint32_t task_number(struct dec *d, const char *field, uint32_t v) {
+    return ranged(d, field, v, 0, KN_TASKS_PER_BATCH_MAX - 1);
+}
+
 static float finite_only(struct dec *d, const char *field, float v) {
     if (!isfinite(v)) fail(d, KN_EPROTO, field, "not finite");
     return v;
@@ -204,7 +208,7 @@ static void heartbeat(struct dec *d, const Kiln__Pb__Heartbeat *p, struct kn_hea
 
 static void task_failed(struct dec *d, const Kiln__Pb__TaskFailed *p, struct kn_task_failed *s) {
     fixed(d, "batch", p->batch, s->batch, KN_UUID_BYTES);
-    s->task = p->task;
+    s->task = task_number(d, "task", p->task);
     s->shard = p->shard;
     s->term = p->term;
     s->code = p->code;
@@ -233,12 +237,13 @@ static void shard_grant(struct dec *d, const Kiln__Pb__ShardGrant *p, struct kn_
     if (p->n_tasks == 0 || p->n_index != p->n_tasks)
         fail(d, KN_EPROTO, "tasks", "none, or not one index each");
     s->index = p->index;
+    for (size_t i = 0; i < p->n_index; i++) task_number(d, "index", p->index[i]);
     if (d->rc == 0) d->rc = codec_tasks_from_pb(d->a, p->tasks, p->n_tasks, 0, &s->tasks, d->err);
 }
 
 static void image_result(struct dec *d, const Kiln__Pb__ImageResult *p, struct kn_image_result *s) {
     fixed(d, "batch", p->batch, s->batch, KN_UUID_BYTES);
-    s->task = p->task;
+    s->task = task_number(d, "task", p->task);
     s->shard = p->shard;
     s->term = p->term;
     s->attempt = p->attempt;
@@ -380,7 +385,7 @@ static void to_worker(struct dec *d, const Kiln__Pb__Envelope *e, struct kn_msg 
         break;
     case KN_MSG_IMAGE_ACK:
         fixed(d, "batch", e->image_ack->batch, m->u.image_ack.batch, KN_UUID_BYTES);
-        m->u.image_ack.task = e->image_ack->task;
+        m->u.image_ack.task = task_number(d, "task", e->image_ack->task);
         m->u.image_ack.code = e->image_ack->code;
         break;
     case KN_MSG_DRAIN_WORKER:

@@ -1,0 +1,391 @@
+/* The codec: every message there and back, and what it refuses. Hostile frames are written by hand, field by
+ * field, since the encoder does not make them. */
+#include "tests/unit/check.h"
+
+#include <math.h>
+
+#include "tests/unit/proto_messages.h"
+
+static void encode(const struct kn_msg *m, struct kn_buf *out) {
+    struct kn_err err = {0};
+    kn_buf_init(out, KN_FRAME_BYTES_MAX);
+    CHECK_MSG(kn_msg_encode(m, out, &err) == 0, "%s", err.text);
+}
+
+TEST(every_message_comes_back_as_it_went) {
+    for (size_t i = 0; i < proto_type_count; i++) {
+        struct kn_msg m, *back = NULL;
+        struct kn_buf b, again;
+        struct kn_err err = {0};
+        proto_example(proto_types[i], &m);
+        encode(&m, &b);
+        CHECK_MSG(kn_msg_decode(b.data, b.len, &back, &err) == 0, "%s: %s", kn_msg_name(m.type), err.text);
+        proto_check_same(&m, back);
+        encode(back, &again);
+        CHECK_U64(again.len, b.len);
+        CHECK_MEM(again.data, b.data, b.len);
+        kn_buf_fini(&b);
+        kn_buf_fini(&again);
+        kn_msg_destroy(back);
+    }
+}
+
+TEST(every_message_has_a_name_of_its_own) {
+    for (size_t i = 0; i < proto_type_count; i++) {
+        CHECK(strcmp(kn_msg_name(proto_types[i]), "?") != 0);
+        for (size_t k = 0; k < i; k++)
+            CHECK(strcmp(kn_msg_name(proto_types[i]), kn_msg_name(proto_types[k])) != 0);
+    }
+    CHECK_STR(kn_msg_name((enum kn_msg_type)9999), "?");
+}
+
+/* A message that says nothing optional is as good as one that says everything. */
+TEST(empty_ids_mean_none_where_none_is_allowed) {
+    struct kn_msg q = {.type = KN_MSG_BATCH_QUERY}, beat = {.type = KN_MSG_HEARTBEAT}, *back = NULL;
+    struct kn_buf b;
+    encode(&q, &b);
+    CHECK_INT(kn_msg_decode(b.data, b.len, &back, NULL), 0);
+    CHECK(!back->u.batch_query.has_batch);
+    kn_msg_destroy(back);
+    kn_buf_fini(&b);
+    encode(&beat, &b);
+    CHECK_INT(kn_msg_decode(b.data, b.len, &back, NULL), 0);
+    CHECK(!back->u.heartbeat.has_model && back->u.heartbeat.shard == 0);
+    kn_msg_destroy(back);
+    kn_buf_fini(&b);
+}
+
+TEST(a_frame_cut_anywhere_is_refused_or_decodes_to_something_valid) {
+    for (size_t i = 0; i < proto_type_count; i++) {
+        struct kn_msg m;
+        struct kn_buf b;
+        proto_example(proto_types[i], &m);
+        encode(&m, &b);
+        for (size_t cut = 0; cut < b.len; cut++) {
+            char *copy = malloc(cut ? cut : 1); /* exactly so long: a sanitizer sees a read behind it */
+            memcpy(copy, b.data, cut);
+            struct kn_msg *back = NULL;
+            struct kn_err err = {0};
+            int rc = kn_msg_decode(copy, cut, &back, &err);
+            free(copy);
+            CHECK((rc == 0) == (back != NULL));
+            if (rc != 0) CHECK(err.code == rc && err.text[0]);
+            if (back) { /* the cut fell between two fields, and the rest has its defaults */
+                struct kn_buf again;
+                encode(back, &again);
+                kn_buf_fini(&again);
+            }
+            kn_msg_destroy(back);
+        }
+        kn_buf_fini(&b);
+    }
+}
+
+/* ---- hostile frames */
+
+struct frame {
+    uint8_t data[1 << 16];
+    size_t len;
+};
+
+static void put_varint(struct frame *f, uint64_t v) {
+    do {
+        uint8_t low = v & 0x7f;
+        v >>= 7;
+        f->data[f->len++] = (uint8_t)(low | (v ? 0x80 : 0));
+    } while (v);
+}
+static void put_number(struct frame *f, unsigned field, uint64_t v) {
+    put_varint(f, field << 3);
+    put_varint(f, v);
+}
+static void put_bytes(struct frame *f, unsigned field, const void *p, size_t n) {
+    put_varint(f, field << 3 | 2);
+    put_varint(f, n);
+    if (n) memcpy(f->data + f->len, p, n);
+    f->len += n;
+}
+static void put_float(struct frame *f, unsigned field, float v) {
+    put_varint(f, field << 3 | 5);
+    memcpy(f->data + f->len, &v, 4);
+    f->len += 4;
+}
+
+/* An envelope of this version around the body of a message. */
+static int decode_body(enum kn_msg_type type, const struct frame *body, struct kn_err *err) {
+    static struct frame f;
+    struct kn_msg *m = NULL;
+    f.len = 0;
+    put_number(&f, 1, KN_PROTO_VERSION);
+    put_bytes(&f, (unsigned)type, body->data, body->len);
+    *err = (struct kn_err){0};
+    int rc = kn_msg_decode(f.data, f.len, &m, err);
+    kn_msg_destroy(m);
+    return rc;
+}
+
+#define REFUSED(type, body, code, word)                                                                      \
+    do {                                                                                                     \
+        struct kn_err refused_err;                                                                           \
+        CHECK_INT(decode_body((type), (body), &refused_err), (code));                                        \
+        CHECK_MSG(strstr(refused_err.text, (word)), "[%s]", refused_err.text);                               \
+    } while (0)
+
+TEST(another_version_is_refused_by_name) {
+    struct frame f = {.len = 0}, empty = {.len = 0};
+    struct kn_msg *m = NULL;
+    struct kn_err err = {0};
+    put_number(&f, 1, KN_PROTO_VERSION + 1);
+    put_bytes(&f, KN_MSG_WORKERS_QUERY, empty.data, 0);
+    CHECK_INT(kn_msg_decode(f.data, f.len, &m, &err), KN_EVERSION);
+    CHECK(m == NULL && strstr(err.text, "version 2"));
+}
+
+TEST(an_unknown_message_and_no_message_are_refused) {
+    struct frame f = {.len = 0};
+    struct kn_msg *m = NULL;
+    put_number(&f, 1, KN_PROTO_VERSION);
+    CHECK_INT(kn_msg_decode(f.data, f.len, &m, NULL), KN_EPROTO);
+    put_bytes(&f, 999, "x", 1);
+    CHECK_INT(kn_msg_decode(f.data, f.len, &m, NULL), KN_EPROTO);
+    CHECK_INT(kn_msg_decode("", 0, &m, NULL), KN_EVERSION);
+    CHECK_INT(kn_msg_decode("\xff\xff\xff\xff", 4, &m, NULL), KN_EPROTO);
+}
+
+TEST(a_frame_over_the_limit_is_refused_unread) {
+    struct kn_msg *m = NULL;
+    CHECK_INT(kn_msg_decode("", (size_t)KN_FRAME_BYTES_MAX + 1, &m, NULL), KN_ELIMIT);
+}
+
+static const uint8_t id[16] = {1}, digest[32] = {1};
+
+TEST(ids_and_digests_of_another_length_are_refused) {
+    for (size_t n = 0; n <= 40; n++) {
+        uint8_t any[40] = {0};
+        struct frame ack = {.len = 0}, get = {.len = 0}, beat = {.len = 0};
+        struct kn_err err;
+        put_bytes(&ack, 1, any, n);
+        CHECK_INT(decode_body(KN_MSG_IMAGE_ACK, &ack, &err), n == 16 ? 0 : KN_EPROTO);
+        put_bytes(&get, 1, any, n);
+        CHECK_INT(decode_body(KN_MSG_OBJECT_GET, &get, &err), n == 32 ? 0 : KN_EPROTO);
+        put_bytes(&beat, 9, any, n);
+        CHECK_INT(decode_body(KN_MSG_HEARTBEAT, &beat, &err), n == 32 || n == 0 ? 0 : KN_EPROTO);
+    }
+}
+
+TEST(a_heartbeat_that_names_a_shard_names_its_batch) {
+    struct frame f = {.len = 0};
+    put_number(&f, 1, 5);
+    REFUSED(KN_MSG_HEARTBEAT, &f, KN_EPROTO, "heartbeat: batch");
+}
+
+TEST(floats_that_are_not_finite_are_refused) {
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < 3; i++) {
+        struct frame beat = {.len = 0}, list = {.len = 0}, model = {.len = 0}, models = {.len = 0};
+        put_float(&beat, 7, bad[i]);
+        REFUSED(KN_MSG_HEARTBEAT, &beat, KN_EPROTO, "images_per_s: not finite");
+        put_float(&list, 2, bad[i]);
+        REFUSED(KN_MSG_WORKER_LIST, &list, KN_EPROTO, "not finite");
+        put_bytes(&model, 1, "m", 1);
+        put_bytes(&model, 2, digest, 32);
+        put_number(&model, 3, 1);
+        put_number(&model, 4, 1);
+        put_number(&model, 5, 20);
+        put_float(&model, 6, bad[i]);
+        put_number(&model, 7, 64);
+        put_number(&model, 8, 64);
+        put_number(&model, 9, 8);
+        put_bytes(&models, 1, model.data, model.len);
+        REFUSED(KN_MSG_MODEL_LIST, &models, KN_EPROTO, "model.cfg: not finite");
+    }
+}
+
+TEST(text_that_is_not_utf8_is_refused) {
+    const char *const bad[] = {"\xff", "\xc0\x80", "\xed\xa0\x80", "\xf5\x80\x80\x80", "abc\xe2\x82"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct frame f = {.len = 0};
+        put_bytes(&f, 1, bad[i], strlen(bad[i]));
+        REFUSED(KN_MSG_WORKER_BYE, &f, KN_EPROTO, "worker_bye: reason: not UTF-8");
+    }
+}
+
+TEST(text_over_its_limit_is_refused) {
+    static struct frame f;
+    static char text[KN_REASON_MAX + 1];
+    memset(text, 'x', sizeof text);
+    f.len = 0;
+    put_bytes(&f, 1, text, KN_REASON_MAX);
+    struct kn_err err;
+    CHECK_INT(decode_body(KN_MSG_WORKER_BYE, &f, &err), 0);
+    f.len = 0;
+    put_bytes(&f, 1, text, KN_REASON_MAX + 1);
+    REFUSED(KN_MSG_WORKER_BYE, &f, KN_ELIMIT, "reason: too long");
+}
+
+struct task_fields {
+    size_t prompt_len;
+    float cfg;
+    uint64_t steps, width, height, sampler, schedule;
+};
+static const struct task_fields good_task = {3, 7, 20, 512, 512, 3, 1};
+
+static void put_grant(struct frame *f, const struct task_fields *t, unsigned tasks, unsigned indexes) {
+    static char prompt[KN_PROMPT_BYTES_MAX + 8];
+    static struct frame task;
+    memset(prompt, 'p', sizeof prompt);
+    task.len = 0;
+    put_bytes(&task, 1, prompt, t->prompt_len);
+    put_float(&task, 6, t->cfg);
+    put_number(&task, 7, t->steps);
+    put_number(&task, 8, t->width);
+    put_number(&task, 9, t->height);
+    put_number(&task, 10, t->sampler);
+    put_number(&task, 11, t->schedule);
+    f->len = 0;
+    put_number(f, 1, 1);
+    put_bytes(f, 4, id, 16);
+    put_bytes(f, 5, digest, 32);
+    for (unsigned i = 0; i < indexes; i++) put_number(f, 6, i);
+    for (unsigned i = 0; i < tasks; i++) put_bytes(f, 7, task.data, task.len);
+}
+
+TEST(a_grant_with_a_task_out_of_range_is_refused) {
+    static struct frame f;
+    struct kn_err err;
+    put_grant(&f, &good_task, 1, 1);
+    CHECK_INT(decode_body(KN_MSG_SHARD_GRANT, &f, &err), 0);
+    const struct {
+        struct task_fields t;
+        int code;
+        const char *word;
+    } bad[] = {
+        {{KN_PROMPT_BYTES_MAX + 1, 7, 20, 512, 512, 3, 1}, KN_ELIMIT, "prompt: too long"},
+        {{3, NAN, 20, 512, 512, 3, 1}, KN_EPROTO, "cfg"},
+        {{3, INFINITY, 20, 512, 512, 3, 1}, KN_EPROTO, "cfg"},
+        {{3, -1, 20, 512, 512, 3, 1}, KN_EPROTO, "cfg"},
+        {{3, 7, 0, 512, 512, 3, 1}, KN_EPROTO, "steps"},
+        {{3, 7, 1001, 512, 512, 3, 1}, KN_EPROTO, "steps"},
+        {{3, 7, 20, 513, 512, 3, 1}, KN_EPROTO, "width"},
+        {{3, 7, 20, 512, 0, 3, 1}, KN_EPROTO, "height"},
+        {{3, 7, 20, 1 << 20, 512, 3, 1}, KN_EPROTO, "width"},
+        {{3, 7, 20, 512, 512, 0, 1}, KN_EPROTO, "sampler"},
+        {{3, 7, 20, 512, 512, 99, 1}, KN_EPROTO, "sampler"},
+        {{3, 7, 20, 512, 512, 3, 0}, KN_EPROTO, "schedule"},
+        {{3, 7, 20, 512, 512, 3, 3}, KN_EPROTO, "schedule"},
+        {{3, 7, 20, 512, 512, 1, 2}, KN_EPROTO, "schedule"}, /* Karras means nothing with DDIM */
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        put_grant(&f, &bad[i].t, 1, 1);
+        REFUSED(KN_MSG_SHARD_GRANT, &f, bad[i].code, bad[i].word);
+    }
+}
+
+TEST(a_grant_has_one_index_a_task_and_not_too_many) {
+    static struct frame f;
+    put_grant(&f, &good_task, 0, 0);
+    REFUSED(KN_MSG_SHARD_GRANT, &f, KN_EPROTO, "tasks");
+    put_grant(&f, &good_task, 2, 1);
+    REFUSED(KN_MSG_SHARD_GRANT, &f, KN_EPROTO, "tasks");
+    put_grant(&f, &good_task, KN_SHARD_TASKS_MAX + 1, KN_SHARD_TASKS_MAX + 1);
+    REFUSED(KN_MSG_SHARD_GRANT, &f, KN_ELIMIT, "tasks: too many");
+    put_grant(&f, &good_task, 1, 0);
+    put_number(&f, 6, KN_TASKS_PER_BATCH_MAX);
+    REFUSED(KN_MSG_SHARD_GRANT, &f, KN_EPROTO, "index");
+}
+
+TEST(a_task_number_past_any_batch_is_refused) {
+    struct frame failed = {.len = 0}, ack = {.len = 0}, result = {.len = 0};
+    put_bytes(&failed, 1, id, 16);
+    put_number(&failed, 2, KN_TASKS_PER_BATCH_MAX);
+    REFUSED(KN_MSG_TASK_FAILED, &failed, KN_EPROTO, "task: out of range");
+    put_bytes(&ack, 1, id, 16);
+    put_number(&ack, 2, KN_TASKS_PER_BATCH_MAX);
+    REFUSED(KN_MSG_IMAGE_ACK, &ack, KN_EPROTO, "task: out of range");
+    put_bytes(&result, 1, id, 16);
+    put_number(&result, 2, KN_TASKS_PER_BATCH_MAX);
+    REFUSED(KN_MSG_IMAGE_RESULT, &result, KN_EPROTO, "task: out of range");
+}
+
+TEST(a_failure_says_an_error) {
+    struct frame f = {.len = 0};
+    put_bytes(&f, 1, id, 16);
+    REFUSED(KN_MSG_TASK_FAILED, &f, KN_EPROTO, "code: not an error");
+}
+
+TEST(a_hello_needs_a_name_a_class_and_a_credit) {
+    const char *const names[] = {"worker", "backend", "credit", "batch_max"};
+    for (int left_out = 0; left_out < 4; left_out++) {
+        struct frame f = {.len = 0};
+        if (left_out != 0) put_bytes(&f, 1, "w", 1);
+        put_bytes(&f, 2, id, 16);
+        if (left_out != 1) put_bytes(&f, 6, "sim-1", 5);
+        if (left_out != 2) put_number(&f, 8, 3);
+        if (left_out != 3) put_number(&f, 9, 8);
+        REFUSED(KN_MSG_WORKER_HELLO, &f, KN_EPROTO, names[left_out]);
+    }
+}
+
+TEST(a_hello_with_too_many_models_or_shards_is_refused) {
+    static struct frame f;
+    for (int models = 0; models < 2; models++) {
+        f.len = 0;
+        put_bytes(&f, 1, "w", 1);
+        put_bytes(&f, 2, id, 16);
+        put_bytes(&f, 6, "sim-1", 5);
+        put_number(&f, 8, 3);
+        put_number(&f, 9, 8);
+        for (int i = 0; i <= (models ? KN_MODELS_PER_WORKER_MAX : KN_SHARDS_PER_WORKER_MAX * 4); i++)
+            put_bytes(&f, models ? 10 : 11, "", 0);
+        REFUSED(KN_MSG_WORKER_HELLO, &f, KN_ELIMIT, models ? "models: too many" : "held: too many");
+    }
+}
+
+TEST(enumerations_out_of_range_are_refused) {
+    for (uint64_t v = 0; v < 9; v++) {
+        struct frame f = {.len = 0};
+        struct kn_err err;
+        put_bytes(&f, 1, id, 16);
+        put_number(&f, 2, v);
+        bool known = v >= KN_VERB_CANCEL && v <= KN_VERB_PRIORITY;
+        CHECK_INT(decode_body(KN_MSG_BATCH_COMMAND, &f, &err), known ? 0 : KN_EPROTO);
+    }
+}
+
+/* A short frame that would unpack to a hundred times its size is bounded by the message's arena and by the
+ * counts. */
+TEST(many_empty_parts_are_refused_and_cost_a_bounded_memory) {
+    size_t n = KN_FRAME_BYTES_MAX / 2 - 64;
+    uint8_t *data = malloc(KN_FRAME_BYTES_MAX);
+    size_t len = 0;
+    struct frame head = {.len = 0};
+    put_number(&head, 1, KN_PROTO_VERSION);
+    put_varint(&head, KN_MSG_BATCH_LIST << 3 | 2);
+    put_varint(&head, n * 2);
+    memcpy(data, head.data, head.len);
+    len = head.len;
+    for (size_t i = 0; i < n; i++) {
+        data[len++] = 1 << 3 | 2;
+        data[len++] = 0;
+    }
+    struct kn_msg *m = NULL;
+    struct kn_err err = {0};
+    int rc = kn_msg_decode(data, len, &m, &err);
+    free(data);
+    CHECK(rc != 0 && m == NULL);
+}
+
+TEST(a_message_over_the_limit_is_not_encoded) {
+    struct kn_msg m;
+    struct kn_buf b;
+    struct kn_err err = {0};
+    char *text = malloc((size_t)KN_FRAME_BYTES_MAX + 1);
+    memset(text, 'x', KN_FRAME_BYTES_MAX);
+    text[KN_FRAME_BYTES_MAX] = '\0';
+    m = (struct kn_msg){.type = KN_MSG_REPLY, .u.reply = {0, text}};
+    kn_buf_init(&b, (size_t)2 * KN_FRAME_BYTES_MAX);
+    int rc = kn_msg_encode(&m, &b, &err);
+    free(text);
+    kn_buf_fini(&b);
+    CHECK_INT(rc, KN_ELIMIT);
+}

@@ -1,0 +1,14 @@
+/* One example of each message, with every field set to something that is not its default. Used by the codec's
+ * tests and by what makes the fuzz corpus. What it points to is static. */
+#ifndef KN_TESTS_UNIT_PROTO_MESSAGES_H
+#define KN_TESTS_UNIT_PROTO_MESSAGES_H
+
+#include "proto/codec.h"
+
+extern const enum kn_msg_type proto_types[];
+extern const size_t proto_type_count;
+void proto_example(enum kn_msg_type type, struct kn_msg *out);
+/* Field by field; stops the test at the first that differs. */
+void proto_check_same(const struct kn_msg *a, const struct kn_msg *b);
+
+#endif
