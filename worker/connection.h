@@ -1,0 +1,66 @@
+/* The worker's way to its coordinator: a control socket, a data socket, and the conversation that keeps them.
+ * The loop's thread.
+ *
+ * States:  APART → CONNECTING → GREETING → JOINED
+ * APART       there are no sockets (the last try failed); another one soon
+ * CONNECTING  sockets are there, nobody has answered the connection yet; ZeroMQ keeps trying
+ * GREETING    a hello was sent, no welcome yet
+ * JOINED      welcomed: heartbeats go out
+ *
+ * Who says nothing for silence_ms is asked with another hello, and when that is not answered either, the
+ * worker makes a new connection with a new routing id: ZeroMQ mends broken connections by itself, but a
+ * coordinator that has not noticed the break yet refuses the old routing id. After any doubt (a new
+ * connection, a HelloAgain, another term), the welcome says `again`: what was sent and not acknowledged must
+ * be sent again. The hello tells what is held, so nothing else needs to be repeated: control messages that
+ * cannot be sent are dropped. */
+#ifndef KILN_WORKER_CONNECTION_H
+#define KILN_WORKER_CONNECTION_H
+
+#include "proto/wire.h"
+
+enum connection_state { CONNECTION_APART, CONNECTION_CONNECTING, CONNECTION_GREETING, CONNECTION_JOINED };
+
+struct connection_handler {
+    /* Fills what the hello says; what it points to must live until the next call. */
+    void (*hello)(void *ctx, struct kn_worker_hello *out);
+    void (*heartbeat)(void *ctx, struct kn_heartbeat *out);
+    void (*welcome)(void *ctx, const struct kn_welcome *w, bool again);
+    /* Every other message; owned by the callee. */
+    void (*message)(void *ctx, struct kn_msg *m);
+    void (*data_writable)(void *ctx);
+    void *ctx;
+};
+
+struct connection {
+    struct kn_wire *wire; /* borrowed */
+    struct connection_handler on;
+    char join[KN_ENDPOINT_MAX + 1]; /* as the person said it: an endpoint, or a farm's folder */
+    char endpoint[KN_ENDPOINT_MAX + 1], data_endpoint[KN_ENDPOINT_MAX + 1];
+    struct kn_sock *control, *data; /* owns */
+    enum connection_state state;
+    bool again;     /* what the next welcome will say */
+    bool hello_due; /* as soon as the rate allows it */
+    uint64_t term;  /* of the last welcome */
+    uint32_t heartbeat_ms, silence_ms;
+    uint64_t since_ms; /* of the state */
+    uint64_t hello_ms; /* the last hello; 0: none on this connection */
+    uint64_t heard_ms; /* the last message from there */
+    uint64_t heartbeat_at_ms, complain_at_ms;
+    int refused; /* attempts in a row that failed */
+};
+
+/* join: see kn_endpoint_resolve; a farm's folder is read again with each attempt. KN_ENOENT, KN_EINVAL: it
+ * names no farm. Nothing is sent before the loop runs. */
+KN_MUST_USE int connection_open(struct connection *c, struct kn_wire *wire, const char *join,
+                                const struct connection_handler *on, uint64_t now_ms, struct kn_err *err);
+void connection_close(struct connection *c);
+/* Every 100 ms or so. */
+void connection_tick(struct connection *c, uint64_t now_ms);
+/* A control message, if the worker is connected: else it is dropped, since the next hello says all. */
+void connection_tell(struct connection *c, const struct kn_msg *m);
+/* KN_EAGAIN: not now; data_writable() comes. The blob is taken on success only. */
+KN_MUST_USE int connection_send_data(struct connection *c, const struct kn_msg *m, struct kn_blob *blob);
+/* Drops the data connection for a new one, on which everything must be sent again. */
+void connection_renew_data(struct connection *c);
+
+#endif

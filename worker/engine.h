@@ -1,0 +1,90 @@
+/* What the worker needs of an engine, with two implementations: the diffusion engine (engine_kiln.c, over
+ * kernels/kiln.h) and a simulated one that renders small pictures at once (engine_sim.c), with which a farm
+ * is tested fast and without a model.
+ *
+ * An engine is opened and closed by the thread that wires the program; between, render() is called by one
+ * thread at a time. What is public in `struct engine` never changes while it is open: any thread may read it.
+ */
+#ifndef KILN_WORKER_ENGINE_H
+#define KILN_WORKER_ENGINE_H
+
+#include "base/fs.h"
+#include "kernels/kiln.h"
+
+struct engine;
+
+struct engine_model {
+    struct kn_model_info info;
+    char *dir; /* owns; NULL: there is no folder behind it */
+};
+
+/* Tasks that can be rendered together: resolved, of one model, size, sampler, schedule and steps. */
+struct engine_work {
+    const struct kn_model_info *model; /* one of the engine's */
+    const struct kn_task *tasks;
+    int count;
+    uint32_t attempt;
+};
+
+struct engine_ops {
+    /* As kiln_render() (kernels/kiln.h), of which it takes the callbacks and the errors; a model that is not
+     * in memory is loaded first. KN_EDEVICE: the engine is of no use any more. */
+    int (*render)(struct engine *e, const struct engine_work *w, const struct kiln_callbacks *cb,
+                  struct kn_err *err);
+    void (*close)(struct engine *e);
+};
+
+struct engine {
+    const struct engine_ops *ops;
+    const char *backend;         /* the class; never empty */
+    const char *device;          /* what a person calls it */
+    const char *version;         /* "kiln 0.1.0" */
+    uint32_t batch_max;          /* how many tasks it wants at once, at most */
+    struct engine_model *models; /* owned by the caller of engine_open; outlives the engine */
+    size_t model_count;
+};
+
+struct engine_options {
+    const char *spec; /* "cpu", or "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,seed=7,…]" */
+    int threads;      /* 0: all cores that this process may use */
+    uint64_t
+        model_bytes_max; /* how much of models' weights is kept in memory; at least one model always is */
+};
+
+/* The models that can be rendered are `models` and, for the simulated engine, "sim", which it puts in front:
+ * see engine_sim_model. KN_EINVAL with a text for the person. */
+KN_MUST_USE int engine_open(const struct engine_options *opt, struct engine_model *models, size_t model_count,
+                            struct engine **out, struct kn_err *err);
+void engine_close(struct engine *e); /* NULL is fine */
+/* NULL: none. */
+const struct kn_model_info *engine_model(const struct engine *e, const uint8_t sha256[KN_SHA256_BYTES]);
+
+/* ---- the simulated engine
+ *
+ * A task's picture depends on the task alone: not on the worker, the shard, the attempt or these options.
+ * Whether a task crashes, hangs or comes out as not-a-number is a function of its key and the seed, so that
+ * the same task does it everywhere and each time: that is what quarantine is for. `flaky` depends on the
+ * attempt too: the task does well later. */
+struct engine_sim_options {
+    double ms;                      /* how long a picture takes */
+    double crash, hang, nan, flaky; /* shares of the tasks, 0 to 1 */
+    uint64_t seed;
+    uint32_t size;  /* the default size of the model "sim", pixels */
+    uint32_t batch; /* how many tasks it wants at once */
+    uint32_t oom;   /* more tasks at once than these do not fit in its memory; 0: all do */
+};
+bool engine_is_sim(const char *spec);
+KN_MUST_USE int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err);
+void engine_sim_model(const struct engine_sim_options *opt, struct kn_model_info *out);
+
+enum engine_sim_fate { SIM_WELL, SIM_CRASH, SIM_HANG, SIM_NAN };
+enum engine_sim_fate engine_sim_fate(const struct engine_sim_options *opt, const uint8_t key[KN_SHA256_BYTES],
+                                     uint32_t attempt);
+/* rgb: height × width × 3. */
+void engine_sim_draw(const uint8_t key[KN_SHA256_BYTES], uint32_t width, uint32_t height, uint8_t *rgb);
+
+/* For engine_open alone. */
+KN_MUST_USE int engine_sim_open(const struct engine_options *opt, struct engine **out, struct kn_err *err);
+KN_MUST_USE int engine_kiln_open(const struct engine_options *opt, struct engine **out, struct kn_err *err);
+
+#endif

@@ -1,0 +1,142 @@
+/* The diffusion engine behind engine.h: loads a model when a task first asks for it, and drops those that
+ * were not used for longest when the weights in memory would be more than model_bytes_max. Used by one thread
+ * at a time. */
+#include "worker/engine.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#define BATCH_WANTED 64 /* it cuts what it is given; more at once only makes a lost shard dearer */
+
+struct loaded {
+    struct loaded *next; /* the one used before this one */
+    struct kiln_model *model;
+    const struct kn_model_info *info; /* borrowed from the engine's models */
+    uint64_t bytes;
+};
+
+struct kiln {
+    struct engine engine; /* first: an engine * is a kiln * */
+    struct kiln_engine *e;
+    struct loaded *models; /* the latest used first */
+    uint64_t bytes, bytes_max;
+};
+
+/* The bytes of weights that a model's folder holds: what it will take in memory, nearly. */
+static uint64_t weight_bytes(const char *dir) {
+    static const char *const parts[] = {"text_encoder", "unet", "vae"};
+    uint64_t sum = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        char path[KN_PATH_MAX], file[KN_PATH_MAX];
+        if (kn_fs_join(path, sizeof path, dir, parts[i])) continue;
+        DIR *d = opendir(path);
+        for (struct dirent *entry; d && (entry = readdir(d)) != NULL;) {
+            size_t len = strlen(entry->d_name);
+            struct stat st;
+            if (len > 12 && strcmp(entry->d_name + len - 12, ".safetensors") == 0 &&
+                kn_fs_join(file, sizeof file, path, entry->d_name) == 0 && stat(file, &st) == 0)
+                sum += (uint64_t)st.st_size;
+        }
+        if (d) closedir(d);
+    }
+    return sum;
+}
+
+static void drop(struct kiln *k, struct loaded **at) {
+    struct loaded *l = *at;
+    *at = l->next;
+    k->bytes -= l->bytes;
+    kn_info("model_dropped model=%s bytes=%llu", l->info->name, (unsigned long long)l->bytes);
+    kiln_model_destroy(l->model);
+    free(l);
+}
+
+/* Drops the least recently used until `more` bytes fit. */
+static void make_room(struct kiln *k, uint64_t more) {
+    while (k->models && k->bytes + more > k->bytes_max) {
+        struct loaded **at = &k->models;
+        while ((*at)->next) at = &(*at)->next;
+        drop(k, at);
+    }
+}
+
+static int load(struct kiln *k, const struct kn_model_info *info, struct kiln_model **out,
+                struct kn_err *err) {
+    for (struct loaded **at = &k->models; *at; at = &(*at)->next) {
+        struct loaded *l = *at;
+        if (memcmp(l->info->sha256, info->sha256, KN_SHA256_BYTES) != 0) continue;
+        *at = l->next;
+        l->next = k->models;
+        k->models = l;
+        *out = l->model;
+        return 0;
+    }
+    const char *dir = NULL;
+    for (size_t i = 0; i < k->engine.model_count; i++)
+        if (&k->engine.models[i].info == info) dir = k->engine.models[i].dir;
+    if (!dir) return kn_err_set(err, KN_EMODEL, "%s: this model has no folder", info->name);
+    struct loaded *l = calloc(1, sizeof *l);
+    if (!l) return kn_err_set(err, KN_EOOM, "out of memory");
+    l->info = info;
+    l->bytes = weight_bytes(dir);
+    make_room(k, l->bytes);
+    uint64_t begun = kn_clock_ms();
+    int rc = kiln_model_load(k->e, dir, &l->model, err);
+    if ((rc == KN_EOOM || rc == KN_ENOMEM) &&
+        k->models) { /* the estimate was too low: it gets all there is */
+        make_room(k, k->bytes_max);
+        rc = kiln_model_load(k->e, dir, &l->model, err);
+    }
+    if (rc != 0) {
+        free(l);
+        return kn_err_prefix(err, "loading %s", info->name);
+    }
+    kn_info("model_loaded model=%s bytes=%llu ms=%llu", info->name, (unsigned long long)l->bytes,
+            (unsigned long long)(kn_clock_ms() - begun));
+    l->next = k->models;
+    k->models = l;
+    k->bytes += l->bytes;
+    *out = l->model;
+    return 0;
+}
+
+static int kiln_engine_render(struct engine *e, const struct engine_work *w, const struct kiln_callbacks *cb,
+                              struct kn_err *err) {
+    struct kiln_model *m = NULL;
+    int rc = load((struct kiln *)e, w->model, &m, err);
+    return rc ? rc : kiln_render(m, w->tasks, w->count, cb, err);
+}
+
+static void kiln_close(struct engine *e) {
+    struct kiln *k = (struct kiln *)e;
+    while (k->models) drop(k, &k->models);
+    kiln_engine_destroy(k->e);
+    free(k);
+}
+
+int engine_kiln_open(const struct engine_options *opt, struct engine **out, struct kn_err *err) {
+    static const struct engine_ops ops = {kiln_engine_render, kiln_close};
+    struct kiln_engine_options o = {.device = KILN_DEVICE_CPU, .threads = opt->threads};
+    struct kiln *k = calloc(1, sizeof *k);
+    if (!k) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    int rc = kiln_engine_create(&o, &k->e, err);
+    if (rc != 0) {
+        free(k);
+        return rc;
+    }
+    k->bytes_max = opt->model_bytes_max;
+    k->engine = (struct engine){.ops = &ops,
+                                .backend = kiln_engine_backend(k->e),
+                                .device = kiln_engine_device(k->e),
+                                .version = "kiln " KILN_VERSION,
+                                .batch_max = BATCH_WANTED};
+    *out = &k->engine;
+    return 0;
+}

@@ -1,0 +1,372 @@
+/* kiln-worker: flags and wiring; the work is in worker.h. Exit: 0 drained, 1 bad usage or configuration, 3
+ * the engine failed (a supervisor starts the worker again). */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "worker/models.h"
+#include "worker/worker.h"
+
+#define CREDIT 3
+#define UNACKED_BYTES_MAX (256ull << 20)
+#define LOCAL_WORKERS_MAX 1024
+#define TREES_MAX 64
+
+static const char usage[] =
+    "usage: kiln-worker --join ENDPOINT|FARMDIR [options]\n"
+    "       kiln-worker --describe-model DIR\n"
+    "\n"
+    "Renders for a farm: joins its coordinator, takes shards of a batch, and sends the pictures back.\n"
+    "\n"
+    "  --join WHERE          tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine\n"
+    "  --name NAME           who it is on the farm: unique there, the same after a restart (default: host "
+    "and number)\n"
+    "  --models DIR          a folder of models' folders, or a model's folder itself; may be given again\n"
+    "  --model DIR           a model's folder (diffusers layout, safetensors); may be given again\n"
+    "  --engine ENGINE       cpu (default), or "
+    "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,flaky=0.01,seed=7,size=64,\n"
+    "                        batch=64,oom=8]: a simulated engine, with a model named sim\n"
+    "  --threads N           threads of the engine (default: all cores)\n"
+    "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3)\n"
+    "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's)\n"
+    "  --log-level LEVEL     error, warn, info (default), debug\n"
+    "  --describe-model DIR  prints what a model's folder says of itself, as a line of JSON, and ends\n"
+    "  --version, --help\n"
+    "\n"
+    "SIGTERM drains: what has not begun is handed back, what runs is finished or handed back within 15 s. A "
+    "second one\n"
+    "ends it at once.\n"
+    "\n"
+    "examples:\n"
+    "  kiln-worker --join tcp://render1:5600 --models ~/models\n"
+    "  kiln-worker --join ~/.kiln --model ~/sd15 --threads 8\n"
+    "  kiln-worker --join ~/.kiln --engine sim:ms=50\n";
+
+struct options {
+    const char *join, *name, *engine, *describe;
+    const char *models[TREES_MAX];
+    bool tree[TREES_MAX]; /* beside models: --models, not --model */
+    int model_count, threads;
+    uint32_t credit;
+    uint64_t model_bytes_max;
+    enum kn_log_level level;
+};
+
+static int fail(const char *fmt, ...) KN_PRINTF(1, 2);
+static int fail(const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("kiln-worker: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+    return WORKER_EXIT_USAGE;
+}
+
+/* ---- options */
+
+enum {
+    OPT_JOIN = 256,
+    OPT_NAME,
+    OPT_MODELS,
+    OPT_MODEL,
+    OPT_ENGINE,
+    OPT_THREADS,
+    OPT_CREDIT,
+    OPT_MEMORY,
+    OPT_LOG_LEVEL,
+    OPT_DESCRIBE,
+    OPT_VERSION,
+    OPT_HELP
+};
+
+static const struct option long_options[] = {
+    {"join", required_argument, NULL, OPT_JOIN},
+    {"name", required_argument, NULL, OPT_NAME},
+    {"models", required_argument, NULL, OPT_MODELS},
+    {"model", required_argument, NULL, OPT_MODEL},
+    {"engine", required_argument, NULL, OPT_ENGINE},
+    {"threads", required_argument, NULL, OPT_THREADS},
+    {"credit", required_argument, NULL, OPT_CREDIT},
+    {"model-memory", required_argument, NULL, OPT_MEMORY},
+    {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
+    {"describe-model", required_argument, NULL, OPT_DESCRIBE},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {"help", no_argument, NULL, OPT_HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static bool number(const char *flag, const char *text, uint64_t min, uint64_t max, uint64_t *out) {
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(text, &end, 10);
+    if (errno || text[0] < '0' || text[0] > '9' || *end || v < min || v > max) {
+        fail("%s: %.64s is not between %llu and %llu", flag, text, (unsigned long long)min,
+             (unsigned long long)max);
+        return false;
+    }
+    *out = v;
+    return true;
+}
+
+static int unknown_option(const char *arg) {
+    const char *names[sizeof long_options / sizeof long_options[0]];
+    char word[64];
+    size_t n = 0;
+    for (const struct option *o = long_options; o->name; o++) names[n++] = o->name;
+    names[n] = NULL;
+    snprintf(word, sizeof word, "%.*s", (int)strcspn(arg, "="), arg);
+    const char *near = kn_suggest(word + strspn(word, "-"), names);
+    return near ? fail("%s: unknown option, did you mean --%s?", word, near)
+                : fail("%s: unknown option; see kiln-worker --help", word);
+}
+
+static bool name_is_good(const char *name) {
+    size_t len = strlen(name);
+    if (len == 0 || len > KN_NAME_MAX) return false;
+    for (; *name; name++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *name)) return false;
+    return true;
+}
+
+/* 0; an exit status; -1: done, leave with 0. */
+static int set_option(struct options *o, int opt, const char *arg) {
+    uint64_t n = 0;
+    switch (opt) {
+    case OPT_JOIN:
+        o->join = arg;
+        return 0;
+    case OPT_NAME:
+        o->name = arg;
+        return name_is_good(arg) ? 0
+                                 : fail("--name: %.80s: expected up to %d letters, digits, '.', '_' and '-'",
+                                        arg, KN_NAME_MAX);
+    case OPT_MODELS:
+    case OPT_MODEL:
+        if (o->model_count == TREES_MAX) return fail("more than %d --model and --models", TREES_MAX);
+        o->tree[o->model_count] = opt == OPT_MODELS;
+        o->models[o->model_count++] = arg;
+        return 0;
+    case OPT_ENGINE:
+        o->engine = arg;
+        return 0;
+    case OPT_THREADS: /* 0: all cores */
+        if (!number("--threads", arg, 0, 1024, &n)) return WORKER_EXIT_USAGE;
+        o->threads = (int)n;
+        return 0;
+    case OPT_CREDIT:
+        if (!number("--credit", arg, 1, KN_SHARDS_PER_WORKER_MAX, &n)) return WORKER_EXIT_USAGE;
+        o->credit = (uint32_t)n;
+        return 0;
+    case OPT_MEMORY:
+        if (!number("--model-memory", arg, 1, 1ull << 30, &n)) return WORKER_EXIT_USAGE;
+        o->model_bytes_max = n << 20;
+        return 0;
+    case OPT_LOG_LEVEL:
+        return kn_log_level_parse(arg, &o->level)
+                   ? fail("--log-level: %.64s: expected error, warn, info or debug", arg)
+                   : 0;
+    case OPT_DESCRIBE:
+        o->describe = arg;
+        return 0;
+    case OPT_VERSION:
+        puts("kiln-worker " KILN_VERSION);
+        return -1;
+    case OPT_HELP:
+        fputs(usage, stdout);
+        return -1;
+    default:
+        return WORKER_EXIT_USAGE;
+    }
+}
+
+static int parse(struct options *o, int argc, char **argv) {
+    opterr = 0;
+    for (;;) {
+        int at = optind, opt = getopt_long(argc, argv, ":", long_options, NULL);
+        if (opt == -1) break;
+        if (opt == ':') return fail("%s: expects a value", argv[optind - 1]);
+        if (opt == '?') return unknown_option(argv[optind > at ? optind - 1 : at]);
+        int rc = set_option(o, opt, optarg);
+        if (rc != 0) return rc;
+    }
+    if (optind < argc) return fail("%.64s: unexpected argument; see kiln-worker --help", argv[optind]);
+    if (!o->join && !o->describe) return fail("--join ENDPOINT|FARMDIR is missing; see kiln-worker --help");
+    return 0;
+}
+
+/* ---- who it is */
+
+/* The host's name and the first number that no other worker of this user holds here: two workers never share
+ * it, and one that is started again finds its own. The lock is held until the process ends. */
+static int default_name(char out[KN_NAME_MAX + 1]) {
+    const char *dir = getenv("XDG_RUNTIME_DIR");
+    char host[KN_NAME_MAX - 6] = "", path[KN_PATH_MAX];
+    if (gethostname(host, sizeof host - 1) != 0 || !host[0]) strcpy(host, "worker");
+    for (char *p = host; *p; p++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *p)) *p = '-';
+    for (int i = 0; i < LOCAL_WORKERS_MAX; i++) {
+        int n = snprintf(path, sizeof path, "%s/kiln-worker-%u-%d.lock", dir && dir[0] == '/' ? dir : "/tmp",
+                         (unsigned)getuid(), i);
+        if (n < 0 || (size_t)n >= sizeof path) break;
+        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0) continue;
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+            snprintf(out, KN_NAME_MAX + 1, "%s-%d", host, i);
+            return 0;
+        }
+        close(fd);
+    }
+    return fail("--name is needed: no lock in %s can be had for a name of its own", dir ? dir : "/tmp");
+}
+
+/* ---- models and engine */
+
+static int find_models(const struct options *o, struct model_list *l, struct kn_err *err) {
+    int rc = 0;
+    if (engine_is_sim(o->engine)) {
+        struct engine_sim_options sim;
+        struct kn_model_info info;
+        if ((rc = engine_sim_parse(o->engine, &sim, err)) != 0) return kn_err_prefix(err, "--engine");
+        engine_sim_model(&sim, &info);
+        rc = models_add(l, &info, err);
+    }
+    for (int i = 0; i < o->model_count && rc == 0; i++) {
+        rc = o->tree[i] ? models_add_tree(l, o->models[i], err) : models_add_folder(l, o->models[i], err);
+        if (rc != 0) kn_err_prefix(err, o->tree[i] ? "--models" : "--model");
+    }
+    if (rc == 0 && l->count == 0) rc = kn_err_set(err, KN_ECONFIG, "--models DIR or --model DIR is needed");
+    return rc;
+}
+
+static int describe(const char *dir) {
+    struct model_list l = {0};
+    struct kn_err err = {0};
+    struct kn_buf out;
+    kn_buf_init(&out, 1 << 16);
+    int rc = models_add_folder(&l, dir, &err);
+    if (rc == 0 && (rc = models_describe(&l.v[0].info, &out)) != 0)
+        kn_err_set(&err, rc, "%s", kn_err_words(rc));
+    if (rc == 0)
+        fputs(out.data, stdout);
+    else
+        fail("%s", err.text);
+    kn_buf_fini(&out);
+    models_fini(&l);
+    return rc == 0 && fflush(stdout) == 0 ? WORKER_EXIT_OK : WORKER_EXIT_USAGE;
+}
+
+static uint64_t half_of_memory(void) {
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size / 2 : 2ull << 30;
+}
+
+/* ---- running */
+
+struct program {
+    uv_loop_t loop;
+    struct kn_wire *wire;
+    struct worker *worker;
+    uv_signal_t signals[3];
+    int signals_seen, status;
+};
+
+static void on_ended(void *ctx, int status) {
+    struct program *p = ctx;
+    p->status = status;
+    uv_stop(&p->loop);
+}
+
+static void on_signal(uv_signal_t *h, int signum) {
+    struct program *p = h->data;
+    (void)signum;
+    if (p->signals_seen++ == 0)
+        worker_drain(p->worker, true, WORKER_PATIENCE_MS, "asked to end");
+    else
+        worker_leave_now(p->worker, WORKER_EXIT_OK, "asked twice to end");
+}
+
+static void watch_signals(struct program *p) {
+    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+    signal(SIGPIPE, SIG_IGN);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        uv_signal_init(&p->loop, &p->signals[i]);
+        p->signals[i].data = p;
+        uv_signal_start(&p->signals[i], on_signal, numbers[i]);
+    }
+}
+
+static int run(const struct options *o, struct engine *engine) {
+    struct program p = {0};
+    struct kn_err err = {0};
+    struct worker_options wo = {.loop = &p.loop,
+                                .engine = engine,
+                                .join = o->join,
+                                .name = o->name,
+                                .credit = o->credit,
+                                .unacked_bytes_max = UNACKED_BYTES_MAX,
+                                .ended = on_ended,
+                                .ctx = &p};
+    int rc = uv_loop_init(&p.loop);
+    if (rc != 0) return fail("%s", uv_strerror(rc));
+    if (kn_wire_create(&p.loop, &p.wire, &err) != 0) {
+        uv_loop_close(&p.loop);
+        return fail("%s", err.text);
+    }
+    wo.wire = p.wire;
+    if (worker_create(&wo, &p.worker, &err) != 0) {
+        kn_wire_destroy(p.wire);
+        uv_loop_close(&p.loop);
+        return fail("--join: %s", err.text);
+    }
+    watch_signals(&p);
+    kn_info("started name=%s join=%s backend=%s device=\"%s\" models=%zu", o->name, o->join, engine->backend,
+            engine->device, engine->model_count);
+    uv_run(&p.loop, UV_RUN_DEFAULT);
+
+    bool clean = worker_close(p.worker);
+    if (!clean) {
+        kn_wire_destroy(p.wire); /* what was said last goes out */
+        _exit(p.status);
+    }
+    for (size_t i = 0; i < sizeof p.signals / sizeof p.signals[0]; i++)
+        uv_close((uv_handle_t *)&p.signals[i], NULL);
+    uv_run(&p.loop, UV_RUN_DEFAULT);
+    kn_wire_destroy(p.wire);
+    worker_free(p.worker);
+    uv_loop_close(&p.loop);
+    return p.status;
+}
+
+int main(int argc, char **argv) {
+    struct options o = {
+        .engine = "cpu", .credit = CREDIT, .model_bytes_max = half_of_memory(), .level = KN_LOG_INFO};
+    int rc = parse(&o, argc, argv);
+    if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
+    kn_log_init("worker", o.level);
+    if (o.describe) return describe(o.describe);
+    char name[KN_NAME_MAX + 1];
+    if (!o.name) {
+        if ((rc = default_name(name)) != 0) return rc;
+        o.name = name;
+    }
+    struct model_list models = {0};
+    struct kn_err err = {0};
+    struct engine *engine = NULL;
+    struct engine_options eo = {.spec = o.engine, .threads = o.threads, .model_bytes_max = o.model_bytes_max};
+    if ((rc = find_models(&o, &models, &err)) == 0 &&
+        (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
+        kn_err_prefix(&err, "--engine");
+    rc = rc == 0 ? run(&o, engine) : fail("%s", err.text);
+    engine_close(engine);
+    models_fini(&models);
+    return rc;
+}

@@ -1,0 +1,45 @@
+/* A worker: what it holds, what it sends, and how it leaves. It ties the connection (connection.h), the
+ * shards (leases.h), the threads (stages.h) and the bytes that wait (uploads.h) together on a libuv loop; it
+ * has no other thread of its own.
+ *
+ * Leaving: worker_drain() hands back what has not begun and lets what runs come to its end; `patience_ms`
+ * bounds it, and then what runs is stopped and handed back too. worker_leave_now() hands back everything at
+ * once. Either way `ended` is called once, with the status that the process should end with; then
+ * worker_close(), the loop until it is empty, and worker_free(). */
+#ifndef KILN_WORKER_WORKER_H
+#define KILN_WORKER_WORKER_H
+
+#include <uv.h>
+#include "proto/wire.h"
+#include "worker/engine.h"
+
+enum { WORKER_EXIT_OK = 0, WORKER_EXIT_USAGE = 1, WORKER_EXIT_ENGINE = 3 }; /* 3: start me again */
+
+#define WORKER_PATIENCE_MS 15000 /* from a first signal to the end; a supervisor waits 20 s */
+
+struct worker;
+
+struct worker_options {
+    uv_loop_t *loop;       /* borrowed */
+    struct kn_wire *wire;  /* borrowed */
+    struct engine *engine; /* borrowed until worker_free */
+    const char *join, *name;
+    uint32_t credit;
+    uint64_t unacked_bytes_max; /* encoded pictures kept in memory */
+    uint32_t resend_ms,
+        abort_ms; /* 0: the defaults (60 s for an acknowledgement, 5 s for an engine to look up) */
+    void (*ended)(void *ctx, int status);
+    void *ctx;
+};
+
+KN_MUST_USE int worker_create(const struct worker_options *opt, struct worker **out, struct kn_err *err);
+/* patience_ms 0: what runs may take its time. Not `leave`: it stays connected and takes nothing more. */
+void worker_drain(struct worker *w, bool leave, uint32_t patience_ms, const char *reason);
+void worker_leave_now(struct worker *w, int status, const char *reason);
+/* Ends its threads and begins to close its handles: run the loop until they are closed, then worker_free().
+ * False: the engine does not answer; its thread cannot be ended and still uses what it was given: leave by
+ * _exit(). */
+bool worker_close(struct worker *w);
+void worker_free(struct worker *w);
+
+#endif
