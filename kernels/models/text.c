@@ -47,7 +47,9 @@ int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const s
     t->ctx = ctx;
     t->cfg = *cfg;
     /* transformers 5 writes the names without this prefix */
-    const char *prefix = kx_weights_find(w, "embeddings.token_embedding.weight") ? "" : "text_model.";
+    bool bare = kx_weights_find(w, "embeddings.token_embedding.weight") ||
+                kx_weights_find(w, "final_layer_norm.weight");
+    const char *prefix = bare ? "" : "text_model.";
     char name[KX_TENSOR_NAME_MAX / 2];
     snprintf(name, sizeof name, "%sembeddings.", prefix);
     t->tokens = kx_load_matrix(&l, name, "token_embedding", cfg->vocab_size, cfg->hidden_size);

@@ -38,7 +38,8 @@ static int channels_of(const struct kx_vae_config *cfg, int i) {
 static void load_attention(struct kx_loader *l, struct kx_vae *v, int c) {
     /* the names of diffusers before 0.18, which published folders still have */
     static const char prefix[] = "decoder.mid_block.attentions.0.";
-    bool old = kx_weights_find(l->weights, "decoder.mid_block.attentions.0.query.weight");
+    bool old = kx_weights_find(l->weights, "decoder.mid_block.attentions.0.query.weight") ||
+               kx_weights_find(l->weights, "decoder.mid_block.attentions.0.key.weight");
     const char *const names[] = {old ? "query" : "to_q", old ? "key" : "to_k", old ? "value" : "to_v"};
     kx_load_norm(l, prefix, "group_norm", c, &v->attention_norm);
     kx_load_linear(l, prefix, names, 3, c, c, true, KX_ACT_NONE, &v->qkv);

@@ -4,3 +4,8 @@ kn_unit_test(NAME engine.png SOURCES engine_png.c LIBS kiln_engine)
 kn_unit_test(NAME engine.safetensors SOURCES engine_safetensors.c LIBS kiln_engine)
 kn_unit_test(NAME engine.samplers SOURCES engine_samplers.c LIBS kiln_engine)
 kn_unit_test(NAME engine.tokenizer SOURCES engine_tokenizer.c LIBS kiln_engine)
+# Those that need the backend and the networks.
+if(TARGET kiln-render)
+  kn_unit_test(NAME engine.networks SOURCES engine_networks.c LIBS kiln_engine)
+  target_compile_definitions(test-engine-networks PRIVATE KILN_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
+endif()
