@@ -19,6 +19,7 @@
 
 #define PUMP_MAX 64
 #define LINGER_MS 1000
+#define RETRY_MS 10 /* between two tries to send where the last one still found no room */
 
 struct kn_wire {
     uv_loop_t *loop; /* borrowed */
@@ -31,7 +32,11 @@ struct kn_sock {
     void *z;         /* owns; NULL once destroyed */
     uv_poll_t *poll; /* owns; a handle of its own, since a reconnect brings a new descriptor */
     uv_idle_t again;
+    uv_timer_t
+        retry; /* a ROUTER counts as writable when any of its peers is: without a pause the loop would spin */
+    int closing;                        /* handles not closed yet */
     bool pumping;                       /* inside pump(): its caller goes on with the socket */
+    bool paused;                        /* see kn_sock_pause */
     bool want_writable;                 /* a send was refused for want of room */
     struct kn_buf frame;                /* reused for each encoded envelope */
     char endpoint[KN_ENDPOINT_MAX + 1]; /* a DEALER's, for reconnecting */
@@ -150,16 +155,19 @@ static int events(struct kn_sock *s) {
 }
 
 static void on_again(uv_idle_t *h);
+static void on_retry(uv_timer_t *h);
 
 static void pump_later(struct kn_sock *s) {
     if (!s->pumping) uv_idle_start(&s->again, on_again);
 }
 
-/* Works off what is there. Afterwards `s` may be gone (its handle `again` lives until the loop closes it). */
+/* Works off what is there. Afterwards `s` may be closed (its memory lives until the loop has closed its
+ * handles). */
 static void pump(struct kn_sock *s) {
     s->pumping = true;
     int done = 0, ev = 0;
-    while (s->z && done < PUMP_MAX && ((ev = events(s)) & ZMQ_POLLIN)) {
+    bool refused = s->want_writable;
+    while (s->z && !s->paused && done < PUMP_MAX && ((ev = events(s)) & ZMQ_POLLIN)) {
         zmq_msg_t part[3];
         int n = recv_parts(s, part);
         if (n == 0) break;
@@ -169,17 +177,24 @@ static void pump(struct kn_sock *s) {
     if (s->z && s->want_writable && (events(s) & ZMQ_POLLOUT)) {
         s->want_writable = false;
         if (s->opt.writable) s->opt.writable(s, s->opt.ctx);
+        refused = s->want_writable;
     }
     s->pumping = false;
     if (!s->z) return;
     ev = events(s);
-    if ((ev & ZMQ_POLLIN) || (s->want_writable && (ev & ZMQ_POLLOUT)))
+    bool room = s->want_writable && (ev & ZMQ_POLLOUT);
+    if (room && refused) uv_timer_start(&s->retry, on_retry, RETRY_MS, 0);
+    if ((!s->paused && (ev & ZMQ_POLLIN)) || (room && !refused))
         uv_idle_start(&s->again, on_again);
     else
         uv_idle_stop(&s->again);
 }
 
 static void on_again(uv_idle_t *h) {
+    pump(h->data);
+}
+
+static void on_retry(uv_timer_t *h) {
     pump(h->data);
 }
 
@@ -195,8 +210,9 @@ static void on_poll_closed(uv_handle_t *h) {
     free(h);
 }
 
-static void on_again_closed(uv_handle_t *h) {
+static void on_closed(uv_handle_t *h) {
     struct kn_sock *s = h->data;
+    if (--s->closing > 0) return;
     kn_buf_fini(&s->frame);
     free(s);
 }
@@ -218,7 +234,7 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
     rc |= set_int(s, ZMQ_IPV6, 1);
     rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs ? 32 : 10000);
-    rc |= set_int(s, ZMQ_RCVHWM, s->opt.blobs ? 32 : 10000);
+    rc |= set_int(s, ZMQ_RCVHWM, s->opt.blobs ? 8 : 10000);
     if (s->opt.router) {
         rc |= set_int(s, ZMQ_ROUTER_MANDATORY, 1);
     } else {
@@ -273,7 +289,8 @@ int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct 
         return rc;
     }
     uv_idle_init(w->loop, &s->again);
-    s->again.data = s;
+    uv_timer_init(w->loop, &s->retry);
+    s->again.data = s->retry.data = s;
     *out = s;
     return 0;
 }
@@ -281,8 +298,9 @@ int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct 
 void kn_sock_destroy(struct kn_sock *s) {
     if (!s || !s->z) return;
     close_zmq(s);
-    uv_idle_stop(&s->again);
-    uv_close((uv_handle_t *)&s->again, on_again_closed);
+    s->closing = 2;
+    uv_close((uv_handle_t *)&s->again, on_closed);
+    uv_close((uv_handle_t *)&s->retry, on_closed);
 }
 
 int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port, struct kn_err *err) {
@@ -345,6 +363,12 @@ int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err) {
     s->want_writable = true;
     pump_later(s);
     return 0;
+}
+
+void kn_sock_pause(struct kn_sock *s, bool paused) {
+    if (s->paused == paused) return;
+    s->paused = paused;
+    if (!paused && s->z) pump_later(s);
 }
 
 /* ---- sending */

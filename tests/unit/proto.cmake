@@ -1,3 +1,4 @@
 # proto/: messages, chunks, sockets.
 kn_unit_test(NAME proto.codec SOURCES proto_codec.c proto_messages.c LIBS kn_proto)
 kn_unit_test(NAME proto.chunk SOURCES proto_chunk.c LIBS kn_proto PkgConfig::ZLIB)
+kn_unit_test(NAME proto.wire SOURCES proto_wire.c proto_messages.c LIBS kn_proto)
