@@ -243,6 +243,7 @@ static int add_special(struct kx_tokenizer *t, const char *file, const char *tex
     if (id > t->id_max) t->id_max = (int32_t)id;
     if (!normalized) return 0;
     int rc = clean(text, len, &s->clean, &s->clean_len);
+    if (rc == KN_ENOMEM) return kn_err_set(err, rc, "%s: out of memory", file);
     return rc ? kn_err_set(err, KN_EPARSE, "%s: special token %.64s: not UTF-8", file, text) : 0;
 }
 
