@@ -166,7 +166,7 @@ static void pump_later(struct kn_sock *s) {
 static void pump(struct kn_sock *s) {
     s->pumping = true;
     int done = 0, ev = 0;
-    bool refused = s->want_writable;
+    bool refused = false;
     while (s->z && !s->paused && done < PUMP_MAX && ((ev = events(s)) & ZMQ_POLLIN)) {
         zmq_msg_t part[3];
         int n = recv_parts(s, part);
