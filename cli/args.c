@@ -343,7 +343,7 @@ int cli_parse(const struct cli_command *cmd, int argc, char **argv, struct cli_o
     shorts[s] = '\0';
 
     opterr = 0;
-    optind = 1;
+    optind = 0; /* GNU getopt: begins anew, also in the middle of a word of the last time */
     for (;;) {
         int c = getopt_long(argc, argv, shorts, longs, NULL);
         if (c == -1) break;

@@ -254,6 +254,7 @@ int job_resolve(struct job *j, const struct cli_options *o, const struct models 
         uint32_t index = 0;
         size_t k = 0;
         int rc = KN_OK;
+        bool have; /* its model */
         while (k < known_count &&
                (known[k].name && name ? strcmp(known[k].name, name) != 0 : known[k].name != name))
             k++;
@@ -272,16 +273,16 @@ int job_resolve(struct job *j, const struct cli_options *o, const struct models 
                 known[known_count++].index = index;
             }
         }
-        if (rc == KN_OK) {
+        have = rc == KN_OK;
+        if (have) {
             t->model_index = index;
             trial = *t;
             trial.set |= KN_SET_SEED;
             rc = kn_task_resolve(&trial, &j->models[index], err);
         }
         if (rc) {
-            /* what the command line said for every line is no line's mistake */
-            if (rc == KN_EMODEL && (!name || (o->settings.model && strcmp(name, o->settings.model) == 0)))
-                return rc;
+            /* a model that the command line named, or that nobody did, is no line's mistake */
+            if (!have && (!name || (o->settings.model && strcmp(name, o->settings.model) == 0))) return rc;
             kn_err_prefix(err, "task %zu", i);
             return name_line(j, err);
         }

@@ -1,0 +1,5 @@
+# cli/: the person's command.
+kn_unit_test(NAME cli.args SOURCES cli_args.c LIBS kiln_cli)
+kn_unit_test(NAME cli.farmdir SOURCES cli_farmdir.c LIBS kiln_cli)
+kn_unit_test(NAME cli.submit SOURCES cli_submit.c LIBS kiln_cli)
+kn_unit_test(NAME cli.text SOURCES cli_text.c LIBS kiln_cli)
