@@ -1,20 +1,22 @@
 /* The CPU's context: threads, lanes, arenas, workspace. See kernels/ops.h.
  *
  * A lane is a context of one thread. When there are as many images as threads, each thread takes images on
- * its lane and meets no barrier inside of a network; oneDNN's primitives, made for one thread, run inside of
- * the parallel region. */
-#define _GNU_SOURCE
+ * its lane, and nobody waits for anybody inside of a network. */
 #include "kernels/cpu/context.h"
 
 #include <assert.h>
-#include <omp.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
-#define LANE_BYTES_MAX (96u << 20) /* an image that takes more is worth all threads */
+#define THREADS_MAX 256
 
+#if defined(__x86_64__)
 const struct kx_vector *kx_vector_choose(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -24,52 +26,106 @@ const struct kx_vector *kx_vector_choose(void) {
     return &kx_vector_sse2;
 }
 
+/* oneDNN chooses the size of its blocks, and with it the order of sums, by the caches: each level's
+ * size, and how many share it, as cpuid says: " 48K/1 1024K/1 32768K/2". */
+static void describe_caches(char *out, size_t size) {
+    unsigned a, b, c, d, leaf = 4;
+    char vendor[13] = "";
+    *out = 0;
+    if (__get_cpuid(0, &a, (unsigned *)(void *)vendor, (unsigned *)(void *)(vendor + 8),
+                    (unsigned *)(void *)(vendor + 4)) &&
+        !strcmp(vendor, "AuthenticAMD"))
+        leaf = 0x8000001d;
+    for (unsigned i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31); i++) {
+        if ((a & 31) == 2) continue; /* instructions */
+        unsigned long bytes =
+            (unsigned long)((b >> 22) + 1) * (((b >> 12) & 1023) + 1) * ((b & 4095) + 1) * (c + 1);
+        size_t n = strlen(out);
+        snprintf(out + n, size - n, " %luK/%u", bytes >> 10, ((a >> 14) & 4095) + 1);
+    }
+}
+#else
+const struct kx_vector *kx_vector_choose(void) {
+    return &kx_vector_sse2;
+}
+
+static void describe_caches(char *out, size_t size) {
+    snprintf(out, size, " %ldK %ldK", sysconf(_SC_LEVEL1_DCACHE_SIZE) >> 10,
+             sysconf(_SC_LEVEL2_CACHE_SIZE) >> 10);
+}
+#endif
+
 static int cores(void) {
     cpu_set_t set;
     CPU_ZERO(&set);
-    int n = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-    return n < 1 ? 1 : n;
+    long n = sched_getaffinity(0, sizeof set, &set) ? sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
+    return n < 1 ? 1 : n > THREADS_MAX ? THREADS_MAX : (int)n;
+}
+
+static int create_seats(struct kx_ctx *c, int first) {
+    c->seats = calloc((size_t)c->threads, sizeof *c->seats);
+    for (int i = 0; c->seats && i < c->threads; i++) c->seats[i].number = first + i;
+    return c->seats ? 0 : KN_ENOMEM;
+}
+
+static int create(struct kx_ctx *c, struct kn_err *err) {
+    c->lanes = calloc((size_t)c->threads, sizeof *c->lanes);
+    if (!c->lanes || create_seats(c, 0)) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    int rc = kx_pool_create(c->threads, &c->pool, err);
+    if (!rc) rc = kx_dnn_create(c->threads, &c->dnn, err);
+    if (rc) return rc;
+    for (int i = 0; i < c->threads; i++) {
+        struct kx_ctx *lane = &c->lanes[i];
+        *lane = (struct kx_ctx){.root = c, .vector = c->vector, .dnn = c->dnn, .threads = 1};
+        if (create_seats(lane, i)) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    }
+    char caches[128];
+    describe_caches(caches, sizeof caches);
+    snprintf(c->name, sizeof c->name, "cpu-%s", c->vector->name);
+    snprintf(c->facts, sizeof c->facts, "%s; vectors %s; caches%s", kx_dnn_facts(c->dnn), c->vector->name,
+             caches);
+    return 0;
 }
 
 int kx_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err) {
     *out = NULL;
+    if (threads > THREADS_MAX)
+        return kn_err_set(err, KN_EINVAL, "threads: %d is more than %d", threads, THREADS_MAX);
     struct kx_ctx *c = calloc(1, sizeof *c);
     if (!c) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    pthread_mutex_init(&c->lock, NULL);
     c->root = c;
     c->threads = threads > 0 ? threads : cores();
     c->vector = kx_vector_choose();
-    c->lanes = calloc((size_t)c->threads, sizeof *c->lanes);
-    int rc =
-        c->lanes ? kx_dnn_create(1 + c->threads, &c->dnn, err) : kn_err_set(err, KN_ENOMEM, "out of memory");
-    if (rc) {
+    int rc = create(c, err);
+    if (rc)
         kx_ctx_destroy(c);
-        return rc;
-    }
-    for (int i = 0; i < c->threads; i++)
-        c->lanes[i] =
-            (struct kx_ctx){.root = c, .vector = c->vector, .dnn = c->dnn, .lane = 1 + i, .threads = 1};
-    omp_set_num_threads(c->threads);
-    snprintf(c->facts, sizeof c->facts, "%s, vectors of %s", kx_dnn_facts(c->dnn), c->vector->name);
-    snprintf(c->name, sizeof c->name, "cpu-%s", c->vector->name);
-    *out = c;
-    return 0;
+    else
+        *out = c;
+    return rc;
 }
 
 void kx_ctx_destroy(struct kx_ctx *c) {
     if (!c) return;
-    for (int i = 0; c->lanes && i < c->threads; i++) free(c->lanes[i].workspace);
+    for (int i = 0; c->lanes && i < c->threads; i++) {
+        free(c->lanes[i].workspace);
+        free(c->lanes[i].seats);
+    }
     free(c->lanes);
     free(c->workspace);
+    free(c->seats);
+    kx_pool_destroy(c->pool);
     kx_dnn_destroy(c->dnn);
+    pthread_mutex_destroy(&c->lock);
     free(c);
 }
 
 const char *kx_ctx_class(const struct kx_ctx *ctx) {
-    return ctx->name;
+    return ctx->root->name;
 }
 
 const char *kx_ctx_facts(const struct kx_ctx *ctx) {
-    return ctx->facts;
+    return ctx->root->facts;
 }
 
 int kx_ctx_threads(const struct kx_ctx *ctx) {
@@ -86,56 +142,90 @@ void kx_ctx_describe(const struct kx_ctx *ctx, char *out, size_t size) {
 }
 
 void kx_ctx_fail(struct kx_ctx *ctx, int code, const char *text) {
-    if (ctx->error) return;
-    ctx->error = code;
-    snprintf(ctx->error_text, sizeof ctx->error_text, "%s", text);
+    struct kx_ctx *root = ctx->root;
+    pthread_mutex_lock(&root->lock);
+    if (!root->error) {
+        root->error = code;
+        snprintf(root->error_text, sizeof root->error_text, "%s", text);
+    }
+    pthread_mutex_unlock(&root->lock);
 }
 
 int kx_ctx_error(struct kx_ctx *ctx, struct kn_err *err) {
-    int code = ctx->error;
-    ctx->error = 0;
-    return code ? kn_err_set(err, code, "%s", ctx->error_text) : 0;
+    struct kx_ctx *root = ctx->root;
+    pthread_mutex_lock(&root->lock);
+    int code = root->error;
+    root->error = 0;
+    if (code) kn_err_set(err, code, "%s", root->error_text);
+    pthread_mutex_unlock(&root->lock);
+    return code;
 }
 
 void *kx_aligned(size_t bytes) {
-    return aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    return aligned_alloc(64, kx_round64(bytes ? bytes : 1));
 }
 
 /* ---- lanes */
 
 int kx_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
-    return ctx->threads > 1 && n >= ctx->threads && bytes <= LANE_BYTES_MAX ? ctx->threads : 1;
+    if (ctx->threads == 1 || n < ctx->threads) return 1;
+    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    return bytes <= memory / 4 / (size_t)ctx->threads ? ctx->threads : 1;
 }
 
 struct kx_ctx *kx_ctx_lane(struct kx_ctx *ctx, int lanes, int i) {
-    assert(i < lanes && lanes <= ctx->threads);
+    assert(i >= 0 && i < lanes && lanes <= ctx->threads);
     return lanes == 1 ? ctx : &ctx->lanes[i];
+}
+
+struct each {
+    struct kx_ctx *ctx;
+    int lanes, n;
+    void (*fn)(void *arg, struct kx_ctx *lane, int i);
+    void *arg;
+};
+
+static void run_lane(void *arg, int lane, int thread) {
+    (void)thread;
+    const struct each *e = arg;
+    for (int i = lane; i < e->n; i += e->lanes) e->fn(e->arg, &e->ctx->lanes[lane], i);
 }
 
 void kx_ctx_each(struct kx_ctx *ctx, int lanes, int n, void (*fn)(void *arg, struct kx_ctx *lane, int i),
                  void *arg) {
+    assert(ctx->pool && lanes >= 1 && lanes <= ctx->threads);
     if (lanes == 1) {
         for (int i = 0; i < n; i++) fn(arg, ctx, i);
         return;
     }
-#pragma omp parallel for schedule(static, 1) num_threads(lanes)
-    for (int l = 0; l < lanes; l++)
-        for (int i = l; i < n; i += lanes) fn(arg, &ctx->lanes[l], i);
+    struct each e = {ctx, lanes, n, fn, arg};
+    kx_pool_run(ctx->pool, lanes, run_lane, &e);
 }
 
-void kx_parallel(struct kx_ctx *ctx, int n, void (*fn)(void *arg, int i), void *arg) {
-    if (ctx->threads == 1 || n < 2) {
-        for (int i = 0; i < n; i++) fn(arg, i);
+struct items {
+    struct kx_ctx *ctx;
+    kx_item *fn;
+    void *arg;
+};
+
+static void run_item(void *arg, int i, int thread) {
+    const struct items *it = arg;
+    it->fn(it->arg, i, &it->ctx->seats[thread]);
+}
+
+void kx_parallel(struct kx_ctx *ctx, int n, kx_item *fn, void *arg) {
+    if (ctx->threads == 1) {
+        for (int i = 0; i < n; i++) fn(arg, i, ctx->seats);
         return;
     }
-#pragma omp parallel for schedule(static) num_threads(ctx->threads)
-    for (int i = 0; i < n; i++) fn(arg, i);
+    struct items it = {ctx, fn, arg};
+    kx_pool_run(ctx->pool, n, run_item, &it);
 }
 
 /* ---- memory */
 
 int kx_arena_init(struct kx_arena *a, size_t floats) {
-    *a = (struct kx_arena){.size = floats, .base = kx_aligned((floats ? floats : 1) * sizeof(float))};
+    *a = (struct kx_arena){.size = floats, .base = kx_aligned(floats * sizeof(float))};
     return a->base ? 0 : KN_EOOM;
 }
 
@@ -180,12 +270,14 @@ void kx_plan_begin(struct kx_ctx *ctx, struct kx_arena *arena) {
     assert(!ctx->planning);
     *arena = (struct kx_arena){0};
     ctx->planning = true;
-    ctx->wanted = 0;
+    ctx->shared_wanted = ctx->scratch_wanted = 0;
     kx_use(ctx, arena);
 }
 
-void kx_ctx_want(struct kx_ctx *ctx, size_t bytes) {
-    if (bytes > ctx->wanted) ctx->wanted = bytes;
+void kx_want(struct kx_ctx *ctx, size_t shared_bytes, size_t scratch_bytes) {
+    assert(ctx->planning);
+    if (shared_bytes > ctx->shared_wanted) ctx->shared_wanted = shared_bytes;
+    if (scratch_bytes > ctx->scratch_wanted) ctx->scratch_wanted = scratch_bytes;
 }
 
 int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
@@ -193,12 +285,19 @@ int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     ctx->planning = false;
     ctx->arena = NULL;
     int rc = kx_ctx_error(ctx, err);
-    if (rc || ctx->wanted <= ctx->workspace_bytes) return rc;
+    if (rc || (ctx->shared_wanted <= ctx->shared_bytes && ctx->scratch_wanted <= ctx->scratch_bytes))
+        return rc;
+    if (ctx->shared_wanted > ctx->shared_bytes) ctx->shared_bytes = kx_round64(ctx->shared_wanted);
+    if (ctx->scratch_wanted > ctx->scratch_bytes) ctx->scratch_bytes = kx_round64(ctx->scratch_wanted);
+    size_t bytes = ctx->shared_bytes + (size_t)ctx->threads * ctx->scratch_bytes;
     free(ctx->workspace);
-    ctx->workspace_bytes = ctx->wanted;
-    if ((ctx->workspace = kx_aligned(ctx->wanted))) return 0;
-    ctx->workspace_bytes = 0;
-    return kn_err_set(err, KN_EOOM, "out of memory for a workspace of %zu MiB", ctx->wanted >> 20);
+    if (!(ctx->workspace = kx_aligned(bytes))) {
+        ctx->shared_bytes = ctx->scratch_bytes = 0;
+        return kn_err_set(err, KN_EOOM, "out of memory for a workspace of %zu MiB", bytes >> 20);
+    }
+    for (int i = 0; i < ctx->threads; i++)
+        ctx->seats[i].scratch = (char *)ctx->workspace + ctx->shared_bytes + (size_t)i * ctx->scratch_bytes;
+    return 0;
 }
 
 bool kx_planning(const struct kx_ctx *ctx) {

@@ -1,9 +1,10 @@
 /* oneDNN, and all that differs between its second and third generation (2.6 on Debian 12, 3.x on Debian 13).
  * dnnl.h is seen in onednn.c alone.
  *
- * A product is a convolution, or a matrix product, of fixed shape with weights in the layout that oneDNN
- * chose for it. It is made while planning and executed without allocating. Several lanes may execute the same
- * product at once, each with its own number. */
+ * A product is a convolution of one fixed shape (a matrix product is one with a kernel of 1), made while
+ * planning and executed without allocating of ours. It runs on the thread that calls: oneDNN is given a
+ * single thread, and threads are ours to spread over (context.h). Several seats may execute the same product
+ * at once. */
 #ifndef KILN_KERNELS_CPU_ONEDNN_H
 #define KILN_KERNELS_CPU_ONEDNN_H
 
@@ -12,33 +13,35 @@
 
 #include "base/err.h"
 
-struct kx_dnn;     /* oneDNN's engine and a stream for each lane */
-struct kx_product; /* one shape */
+struct kx_dnn;     /* oneDNN's engine, a stream a seat, and the products made so far */
+struct kx_product; /* one shape; lives as long as its kx_dnn, which gives the same one for the same shape */
+struct kx_packed;  /* weights in the layout that a product chose for them */
 
-KN_MUST_USE int kx_dnn_create(int lanes, struct kx_dnn **out, struct kn_err *err);
+KN_MUST_USE int kx_dnn_create(int seats, struct kx_dnn **out, struct kn_err *err);
 void kx_dnn_destroy(struct kx_dnn *d);
-/* "onednn 2.6.3 avx2" */
+/* Version, instruction set and whatever else of oneDNN can move a bit. */
 const char *kx_dnn_facts(const struct kx_dnn *d);
 
 struct kx_product_shape {
-    int in, out;        /* channels */
-    int h, w;           /* of the input; a matrix product has its rows in h, and w = 1 */
-    int kernel, stride; /* padding is kernel / 2 */
-    bool bias, sum;     /* sum: y += */
+    int in, out; /* channels */
+    int h, w;    /* of the input; a matrix product has its rows in h, and w = 1 */
+    int kernel, stride;
+    int top, bottom, left, right; /* padding, with zeros */
+    int sum;                      /* 1: y += */
 };
-/* Made for `threads` threads; execute with as many. KN_EUNSUPPORTED, KN_ENOMEM. */
-KN_MUST_USE int kx_product_create(struct kx_dnn *d, const struct kx_product_shape *s, int threads,
-                                  struct kx_product **out, struct kn_err *err);
-void kx_product_destroy(struct kx_product *p);
-size_t kx_product_workspace(const struct kx_product *p);    /* bytes, aligned to 64 */
-size_t kx_product_weight_bytes(const struct kx_product *p); /* packed */
-bool kx_product_same_weights(const struct kx_product *a, const struct kx_product *b);
-/* Re-lays weights: from PyTorch's order (from NULL: OIHW, or out × in), or from another product's packed
- * ones. */
-KN_MUST_USE int kx_product_pack(struct kx_product *p, const struct kx_product *from, const float *weights,
-                                float *packed, struct kn_err *err);
-/* All aligned to 64 bytes where the caller can; bias has `out` values, or is NULL. */
-KN_MUST_USE int kx_product_run(struct kx_product *p, int lane, const float *x, const float *weights,
-                               const float *bias, float *y, void *workspace);
+KN_MUST_USE int kx_product_get(struct kx_dnn *d, const struct kx_product_shape *s, struct kx_product **out,
+                               struct kn_err *err);
+size_t kx_product_scratch(const struct kx_product *p); /* bytes */
+/* x: h × w × in; y: its own height × width × out; bias: out values. */
+KN_MUST_USE int kx_product_run(struct kx_product *p, int seat, const float *x,
+                               const struct kx_packed *weights, const float *bias, float *y, void *scratch);
+
+/* weights: in PyTorch's order (OIHW, or out × in), copied. */
+KN_MUST_USE int kx_packed_create(const struct kx_product *p, const float *weights, struct kx_packed **out,
+                                 struct kn_err *err);
+void kx_packed_destroy(struct kx_packed *k); /* NULL is fine */
+bool kx_packed_fits(const struct kx_packed *k, const struct kx_product *p);
+/* Back to PyTorch's order, bit for bit. */
+KN_MUST_USE int kx_packed_read(const struct kx_packed *k, float *weights, struct kn_err *err);
 
 #endif

@@ -6,8 +6,6 @@
 
 #include "kernels/cpu/context.h"
 
-enum { PIXELS = 32, ROWS = 16 };
-
 static size_t blocks(size_t n, size_t each) {
     return (n + each - 1) / each;
 }
@@ -15,48 +13,73 @@ static size_t least(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* ---- GroupNorm: sums of each channel over 32 pixels, then of each group over all, then one scale and shift
- * a channel */
+/* Rows of c floats a stretch: about 32 KiB, in whole multiples of 16 rows. */
+static size_t rows_each(size_t c) {
+    size_t n = 8192 / (c ? c : 1) / 16 * 16;
+    return n < 16 ? 16 : n;
+}
+
+/* ---- GroupNorm: per-channel sums of each stretch, then each group's mean and variance, then a scale and a
+ * shift a channel. What is summed is the distance to the group's mean at the first pixel, so that a mean far
+ * from zero costs no digits. */
+
+enum { SUM_STRETCHES_MAX = 64, SUM_PIXELS = 128 };
 
 struct norm {
     struct kx_ctx *ctx;
     const float *x, *gamma, *beta;
     float *y;
-    size_t pixels, c;
+    size_t pixels, c, each; /* each: rows a stretch */
     int groups;
     float eps;
     bool silu;
-    float *sum, *square;  /* blocks × c */
-    float *scale, *shift; /* c */
+    double *sum, *square;         /* stretches × c */
+    float *pivot, *scale, *shift; /* c */
 };
 
-static void norm_sums(void *arg, int i) {
+static void norm_sums(void *arg, int i, const struct kx_seat *seat) {
+    (void)seat;
     const struct norm *n = arg;
-    size_t from = (size_t)i * PIXELS;
-    n->ctx->vector->sums(n->x + from * n->c, least(PIXELS, n->pixels - from), n->c, n->sum + (size_t)i * n->c,
-                         n->square + (size_t)i * n->c);
+    size_t from = (size_t)i * n->each;
+    double *sum = n->sum + (size_t)i * n->c, *square = n->square + (size_t)i * n->c;
+    memset(sum, 0, n->c * sizeof *sum);
+    memset(square, 0, n->c * sizeof *square);
+    n->ctx->vector->sums(n->x + from * n->c, least(n->each, n->pixels - from), n->c, n->pivot, sum, square);
 }
 
-static void norm_apply(void *arg, int i) {
+static void norm_apply(void *arg, int i, const struct kx_seat *seat) {
+    (void)seat;
     const struct norm *n = arg;
-    size_t from = (size_t)i * PIXELS;
-    n->ctx->vector->scale_shift(n->x + from * n->c, n->y + from * n->c, least(PIXELS, n->pixels - from), n->c,
-                                n->scale, n->shift, n->silu);
+    size_t from = (size_t)i * n->each;
+    n->ctx->vector->scale_shift(n->x + from * n->c, n->y + from * n->c, least(n->each, n->pixels - from),
+                                n->c, n->scale, n->shift, n->silu);
 }
 
-static void norm_groups(struct norm *n, size_t count) {
+static void norm_pivots(struct norm *n) {
     size_t width = n->c / (size_t)n->groups;
     for (size_t g = 0; g < (size_t)n->groups; g++) {
-        double sum = 0, square = 0;
-        for (size_t b = 0; b < count; b++)
-            for (size_t c = g * width; c < (g + 1) * width; c++) {
-                sum += (double)n->sum[b * n->c + c];
-                square += (double)n->square[b * n->c + c];
-            }
-        double values = (double)(width * n->pixels), mean = sum / values,
-               variance = square / values - mean * mean;
-        if (variance < 0) variance = 0;
-        double inv = 1 / sqrt(variance + (double)n->eps);
+        float sum = 0;
+        for (size_t c = g * width; c < (g + 1) * width; c++) sum += n->x[c];
+        for (size_t c = g * width; c < (g + 1) * width; c++) n->pivot[c] = sum / (float)width;
+    }
+}
+
+static void norm_groups(struct norm *n, size_t stretches) {
+    size_t width = n->c / (size_t)n->groups;
+    for (size_t s = 1; s < stretches; s++)
+        for (size_t c = 0; c < n->c; c++) {
+            n->sum[c] += n->sum[s * n->c + c];
+            n->square[c] += n->square[s * n->c + c];
+        }
+    for (size_t g = 0; g < (size_t)n->groups; g++) {
+        double sum = 0, square = 0, values = (double)(width * n->pixels);
+        for (size_t c = g * width; c < (g + 1) * width; c++) {
+            sum += n->sum[c];
+            square += n->square[c];
+        }
+        double mean = sum / values, variance = square / values - mean * mean;
+        double inv = 1 / sqrt((variance < 0 ? 0 : variance) + (double)n->eps);
+        mean += (double)n->pivot[g * width];
         for (size_t c = g * width; c < (g + 1) * width; c++) {
             n->scale[c] = (float)(inv * (double)n->gamma[c]);
             n->shift[c] = (float)((double)n->beta[c] - mean * inv * (double)n->gamma[c]);
@@ -75,28 +98,34 @@ void kx_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *g
                      .eps = eps,
                      .silu = silu};
     assert(x->c % groups == 0 && y->c == x->c && kx_count(y) == kx_count(x));
-    size_t count = blocks(n.pixels, PIXELS);
+    size_t each = blocks(blocks(n.pixels, SUM_STRETCHES_MAX), SUM_PIXELS) * SUM_PIXELS,
+           stretches = blocks(n.pixels, each);
     if (ctx->planning) {
-        kx_ctx_want(ctx, (2 * count + 2) * n.c * sizeof(float));
+        kx_want(ctx, stretches * n.c * 2 * sizeof(double) + 3 * n.c * sizeof(float), 0);
         return;
     }
     n.sum = ctx->workspace;
-    n.square = n.sum + count * n.c;
-    n.scale = n.square + count * n.c;
+    n.square = n.sum + stretches * n.c;
+    n.pivot = (float *)(n.square + stretches * n.c);
+    n.scale = n.pivot + n.c;
     n.shift = n.scale + n.c;
     for (int i = 0; i < x->n; i++) {
         n.x = x->v + (size_t)i * n.pixels * n.c;
         n.y = y->v + (size_t)i * n.pixels * n.c;
-        kx_parallel(ctx, (int)count, norm_sums, &n);
-        norm_groups(&n, count);
-        kx_parallel(ctx, (int)count, norm_apply, &n);
+        n.each = each;
+        norm_pivots(&n);
+        kx_parallel(ctx, (int)stretches, norm_sums, &n);
+        norm_groups(&n, stretches);
+        n.each = rows_each(n.c);
+        kx_parallel(ctx, (int)blocks(n.pixels, n.each), norm_apply, &n);
     }
 }
 
-static void norm_rows(void *arg, int i) {
+static void norm_rows(void *arg, int i, const struct kx_seat *seat) {
+    (void)seat;
     const struct norm *n = arg;
-    size_t from = (size_t)i * ROWS;
-    n->ctx->vector->layer_norm(n->x + from * n->c, n->y + from * n->c, least(ROWS, n->pixels - from), n->c,
+    size_t from = (size_t)i * n->each;
+    n->ctx->vector->layer_norm(n->x + from * n->c, n->y + from * n->c, least(n->each, n->pixels - from), n->c,
                                n->gamma, n->beta, n->eps);
 }
 
@@ -111,70 +140,105 @@ void kx_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *g
                      .beta = beta,
                      .c = (size_t)x->c,
                      .eps = eps,
+                     .each = rows_each((size_t)x->c),
                      .pixels = (size_t)x->n * (size_t)x->h * (size_t)x->w};
-    kx_parallel(ctx, (int)blocks(n.pixels, ROWS), norm_rows, &n);
+    kx_parallel(ctx, (int)blocks(n.pixels, n.each), norm_rows, &n);
 }
 
-/* ---- attention: keys are turned to dim × length once a head, then blocks of query rows go over them */
+/* ---- attention: each head's keys and values are packed once, then blocks of query rows go over them */
 
 struct attending {
     struct kx_ctx *ctx;
     const struct kx_attention *a;
-    size_t padded, rows_each, per_head, scratch;
-    float *packed, *scratches;
+    size_t key_blocks, row_blocks, width; /* a head */
+    float *keys, *values;                 /* heads × … */
 };
 
-static void attend_pack(void *arg, int head) {
+/* A head's next KX_ATTEND_KEYS keys and values. */
+static void attend_pack(void *arg, int i, const struct kx_seat *seat) {
+    (void)seat;
     const struct attending *t = arg;
     const struct kx_attention *a = t->a;
-    t->ctx->vector->pack_keys(a->k + (size_t)head * (size_t)a->dim, a->k_stride, a->length, a->dim,
-                              t->packed + (size_t)head * (size_t)a->dim * t->padded, t->padded);
+    size_t head = (size_t)i / t->key_blocks, from = (size_t)i % t->key_blocks * KX_ATTEND_KEYS,
+           dim = (size_t)a->dim, length = (size_t)a->length;
+    int n = (int)least(KX_ATTEND_KEYS, length - from);
+    t->ctx->vector->pack_keys(a->k + from * a->k_stride + head * dim, a->k_stride, n, a->dim,
+                              t->keys + (head * t->key_blocks * KX_ATTEND_KEYS + from) * dim);
+    t->ctx->vector->pack_values(a->v + from * a->v_stride + head * dim, a->v_stride, n, a->dim,
+                                t->values + (head * length + from) * t->width);
 }
 
-static void attend_block(void *arg, int i) {
+static void attend_rows(void *arg, int i, const struct kx_seat *seat) {
     const struct attending *t = arg;
     const struct kx_attention *a = t->a;
-    size_t head = (size_t)i / t->per_head, from = (size_t)i % t->per_head * t->rows_each,
-           to = least(from + t->rows_each, (size_t)a->rows), at = head * (size_t)a->dim;
-    for (size_t row = from; row < to; row += KX_ATTEND_ROWS)
-        t->ctx->vector->attend(a->q + row * a->q_stride + at, a->q_stride,
-                               (int)least(KX_ATTEND_ROWS, to - row), t->packed + at * t->padded, t->padded,
-                               a->v + at, a->v_stride, a->length, a->causal ? (int)row + 1 : a->length,
-                               a->causal, a->dim, a->scale, a->out + row * a->out_stride + at, a->out_stride,
-                               t->scratches + (size_t)i * t->scratch);
+    size_t head = (size_t)i / t->row_blocks, from = (size_t)i % t->row_blocks * KX_ATTEND_ROWS,
+           dim = (size_t)a->dim;
+    struct kx_head h = {.q = a->q + from * a->q_stride + head * dim,
+                        .q_stride = a->q_stride,
+                        .rows = (int)least(KX_ATTEND_ROWS, (size_t)a->rows - from),
+                        .length = a->length,
+                        .dim = a->dim,
+                        .keys = t->keys + head * t->key_blocks * KX_ATTEND_KEYS * dim,
+                        .values = t->values + head * (size_t)a->length * t->width,
+                        .seen = a->causal ? (int)from + 1 : a->length,
+                        .step = a->causal,
+                        .scale = a->scale,
+                        .out = a->out + from * a->out_stride + head * dim,
+                        .out_stride = a->out_stride,
+                        .scratch = seat->scratch};
+    t->ctx->vector->attend(&h);
 }
 
 void kx_attention(struct kx_ctx *ctx, const struct kx_attention *a) {
-    struct attending t = {
-        .ctx = ctx, .a = a, .rows_each = 64, .scratch = (kx_attend_scratch(a->dim) + 15) & ~(size_t)15};
-    t.padded = ((size_t)a->length + 2 * KX_VECTOR_MAX - 1) / (2 * KX_VECTOR_MAX) * (2 * KX_VECTOR_MAX);
-    t.per_head = blocks((size_t)a->rows, t.rows_each);
-    size_t keys = (size_t)a->heads * (size_t)a->dim * t.padded, count = t.per_head * (size_t)a->heads;
+    assert(a->rows > 0 && a->length > 0 && a->heads > 0 && a->dim > 0);
+    struct attending t = {.ctx = ctx,
+                          .a = a,
+                          .key_blocks = blocks((size_t)a->length, KX_ATTEND_KEYS),
+                          .row_blocks = blocks((size_t)a->rows, KX_ATTEND_ROWS),
+                          .width = kx_attend_width(a->dim)};
+    size_t heads = (size_t)a->heads, values = heads * (size_t)a->length * t.width,
+           keys = heads * t.key_blocks * KX_ATTEND_KEYS * (size_t)a->dim;
     if (ctx->planning) {
-        kx_ctx_want(ctx, (keys + count * t.scratch) * sizeof(float));
+        kx_want(ctx, (values + keys) * sizeof(float), kx_attend_scratch(a->dim) * sizeof(float));
         return;
     }
-    t.packed = ctx->workspace;
-    t.scratches = t.packed + keys;
-    kx_parallel(ctx, a->heads, attend_pack, &t);
-    kx_parallel(ctx, (int)count, attend_block, &t);
+    t.values = ctx->workspace;
+    t.keys = t.values + values;
+    kx_parallel(ctx, (int)(heads * t.key_blocks), attend_pack, &t);
+    kx_parallel(ctx, (int)(heads * t.row_blocks), attend_rows, &t);
 }
 
 /* ---- the small ones */
 
+struct joining {
+    const struct kx_tensor *a, *b;
+    struct kx_tensor *y;
+    size_t pixels, each;
+};
+
+static void join_rows(void *arg, int i, const struct kx_seat *seat) {
+    (void)seat;
+    const struct joining *j = arg;
+    size_t a = (size_t)j->a->c, b = (size_t)j->b->c, from = (size_t)i * j->each,
+           to = least(from + j->each, j->pixels);
+    for (size_t p = from; p < to; p++) {
+        memcpy(j->y->v + p * (a + b), j->a->v + p * a, a * sizeof(float));
+        memcpy(j->y->v + p * (a + b) + a, j->b->v + p * b, b * sizeof(float));
+    }
+}
+
 void kx_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
                struct kx_tensor *y) {
     assert(a->n == b->n && a->h == b->h && a->w == b->w && y->c == a->c + b->c);
+    assert(kx_count(y) == kx_count(a) + kx_count(b));
     if (ctx->planning) return;
-    size_t pixels = (size_t)a->n * (size_t)a->h * (size_t)a->w, ac = (size_t)a->c, bc = (size_t)b->c;
-    for (size_t i = 0; i < pixels; i++) {
-        memcpy(y->v + i * (ac + bc), a->v + i * ac, ac * sizeof(float));
-        memcpy(y->v + i * (ac + bc) + ac, b->v + i * bc, bc * sizeof(float));
-    }
+    struct joining j = {a, b, y, (size_t)a->n * (size_t)a->h * (size_t)a->w, rows_each((size_t)y->c)};
+    kx_parallel(ctx, (int)blocks(j.pixels, j.each), join_rows, &j);
 }
 
 void kx_timestep(struct kx_ctx *ctx, float timestep, int dim, bool flip_sin_to_cos, float freq_shift,
                  float *out) {
+    assert(dim % 2 == 0);
     if (ctx->planning) return;
     int half = dim / 2;
     for (int i = 0; i < half; i++) {

@@ -1,0 +1,152 @@
+/* Attention's inner loops: softmax(q · kᵀ · scale) · v for one head and a block of query rows (Dao et al.
+ * 2022, FlashAttention, in its order for a CPU).
+ *
+ * Keys and values go by in tiles of 128; a tile is used by all of the block's rows while it is in the cache,
+ * R rows at a time: R × 128 scores (registers: R × 2 vectors of keys), the running maximum and the sum of
+ * each row, then R rows of the result gain the tile's values (registers: R × up to 3 vectors). Built three
+ * times (simd.h). */
+#include "kernels/cpu/vector.h"
+
+#include <math.h>
+
+#include "kernels/cpu/simd.h"
+
+#if W == 16
+enum { R = 8 };
+#else
+enum { R = 4 }; /* sixteen registers */
+#endif
+enum { TILE = KX_ATTEND_TILE, KEYS = KX_ATTEND_KEYS };
+
+void KX_GLUE(kx_pack_keys_, KX_ISA)(const float *k, size_t stride, int rows, int dim, float *block) {
+    for (int j = 0; j < rows; j++)
+        for (int d = 0; d < dim; d++) block[d * KEYS + j] = k[(size_t)j * stride + (size_t)d];
+    for (int j = rows; j < KEYS; j++)
+        for (int d = 0; d < dim; d++) block[d * KEYS + j] = 0;
+}
+
+void KX_GLUE(kx_pack_values_, KX_ISA)(const float *v, size_t stride, int rows, int dim, float *packed) {
+    size_t width = kx_attend_width(dim);
+    for (int j = 0; j < rows; j++, v += stride, packed += width) {
+        memcpy(packed, v, (size_t)dim * sizeof *v);
+        for (size_t d = (size_t)dim; d < width; d++) packed[d] = 0;
+    }
+}
+
+/* score[r][0 … 2·W) = q[r] · keys. q: R × dim. */
+KX_INLINE void scores(const float *q, int dim, const float *keys, float *score) {
+    vf a[R][2] = {{{0}}};
+    for (int d = 0; d < dim; d++) {
+        vf k0 = load(keys + d * KEYS), k1 = load(keys + d * KEYS + W);
+        for (int r = 0; r < R; r++) {
+            vf x = splat(q[r * dim + d]);
+            a[r][0] = muladd(x, k0, a[r][0]);
+            a[r][1] = muladd(x, k1, a[r][1]);
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        store(score + r * TILE, a[r][0]);
+        store(score + r * TILE + W, a[r][1]);
+    }
+}
+
+/* acc[r] = acc[r] · fade[r] + Σ_j p[r][j] · v[j], for n vectors of the columns. */
+KX_INLINE void weigh(int n, const float *p, int keys, const float *v, size_t width, const float *fade,
+                     float *acc) {
+    vf a[R][3];
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < n; i++) a[r][i] = load(acc + (size_t)r * width + (size_t)i * W) * splat(fade[r]);
+    for (int j = 0; j < keys; j++) {
+        vf row[3];
+        for (int i = 0; i < n; i++) row[i] = load(v + (size_t)j * width + (size_t)i * W);
+        for (int r = 0; r < R; r++) {
+            vf x = splat(p[r * TILE + j]);
+            for (int i = 0; i < n; i++) a[r][i] = muladd(x, row[i], a[r][i]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < n; i++) store(acc + (size_t)r * width + (size_t)i * W, a[r][i]);
+}
+
+static void weigh1(const float *p, int keys, const float *v, size_t width, const float *fade, float *acc) {
+    weigh(1, p, keys, v, width, fade, acc);
+}
+static void weigh2(const float *p, int keys, const float *v, size_t width, const float *fade, float *acc) {
+    weigh(2, p, keys, v, width, fade, acc);
+}
+static void weigh3(const float *p, int keys, const float *v, size_t width, const float *fade, float *acc) {
+    weigh(3, p, keys, v, width, fade, acc);
+}
+
+/* Scores to weights: s[0 … full) becomes e^(s - max), nothing counts from `mine` on. Returns what the earlier
+ * tiles' weights are to be multiplied with. */
+static float soften(float *s, int mine, int full, float *max, float *sum) {
+    if (mine <= 0) {
+        memset(s, 0, (size_t)full * sizeof *s);
+        return 1;
+    }
+    for (int j = mine; j < full; j++) s[j] = -INFINITY;
+    vf m = load(s);
+    for (int j = W; j < full; j += W) m = larger(load(s + j), m);
+    float top = largest(m);
+    if (top < *max) top = *max;
+    float fade = vexp(splat(*max - top))[0];
+    *max = top;
+    vf add = {0};
+    for (int j = 0; j < full; j += W) {
+        vf e = vexp(load(s + j) - splat(top));
+        store(s + j, e);
+        add += e;
+    }
+    *sum = *sum * fade + total(add);
+    return fade;
+}
+
+/* R of the block's rows against the keys [at, at + keys). */
+static void tile(const struct kx_head *h, int row, int at, int keys, const float *query, float *acc,
+                 float *max, float *sum, float *score) {
+    int full = (keys + KEYS - 1) / KEYS * KEYS;
+    size_t width = kx_attend_width(h->dim);
+    float fade[R];
+    for (int j = 0; j < full; j += KEYS)
+        for (int k = 0; k < KEYS; k += 2 * W)
+            scores(query, h->dim, h->keys + (size_t)(at + j) * (size_t)h->dim + k, score + j + k);
+    for (int r = 0; r < R; r++) {
+        int limit = row + r < h->rows ? h->seen + (row + r) * h->step : 0;
+        if (limit > at + keys) limit = at + keys;
+        fade[r] = soften(score + r * TILE, limit - at, full, &max[r], &sum[r]);
+    }
+    const float *v = h->values + (size_t)at * width;
+    for (size_t left = width / W; left;) {
+        size_t n = left == 4 || left == 2 ? 2 : left < 3 ? left : 3;
+        (n == 3 ? weigh3 : n == 2 ? weigh2 : weigh1)(score, keys, v, width, fade, acc);
+        v += n * W;
+        acc += n * W;
+        left -= n;
+    }
+}
+
+void KX_GLUE(kx_attend_, KX_ISA)(const struct kx_head *h) {
+    size_t dim = (size_t)h->dim, width = kx_attend_width(h->dim);
+    int rows = (h->rows + R - 1) / R * R, last = h->seen + (h->rows - 1) * h->step;
+    if (last > h->length) last = h->length;
+    float *query = h->scratch, *acc = query + (size_t)rows * dim, *max = acc + (size_t)rows * width,
+          *sum = max + rows, *score = sum + rows;
+    for (int r = 0; r < rows; r++) {
+        max[r] = -INFINITY;
+        sum[r] = 0;
+        for (size_t d = 0; d < dim; d++)
+            query[(size_t)r * dim + d] = r < h->rows ? h->q[(size_t)r * h->q_stride + d] * h->scale : 0;
+    }
+    memset(acc, 0, (size_t)rows * width * sizeof *acc);
+    for (int at = 0; at < last; at += TILE) {
+        int keys = last - at < TILE ? last - at : TILE;
+        for (int r = 0; r < rows; r += R)
+            tile(h, r, at, keys, query + (size_t)r * dim, acc + (size_t)r * width, max + r, sum + r, score);
+    }
+    for (int r = 0; r < h->rows; r++) {
+        float inv = 1 / sum[r];
+        for (size_t d = 0; d < dim; d++)
+            h->out[(size_t)r * h->out_stride + d] = acc[(size_t)r * width + d] * inv;
+    }
+}

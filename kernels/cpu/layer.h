@@ -1,0 +1,23 @@
+/* A layer with weights: what a convolution and a linear layer have in common. */
+#ifndef KILN_KERNELS_CPU_LAYER_H
+#define KILN_KERNELS_CPU_LAYER_H
+
+#include "kernels/cpu/context.h"
+
+struct kx_layer;
+
+struct kx_layer_shape {
+    int in, out, kernel, stride;
+    bool upsample;
+    enum kx_act act;
+};
+
+KN_MUST_USE int kx_layer_create(const struct kx_layer_shape *s, const float *weight, const float *bias,
+                                struct kx_layer **out, struct kn_err *err);
+void kx_layer_destroy(struct kx_layer *l);
+const struct kx_layer_shape *kx_layer_shape(const struct kx_layer *l);
+/* y = act(layer(x) + shift) + residual, or its plan. x: h × w pixels. shift and residual: or NULL. */
+void kx_layer_run(struct kx_ctx *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,
+                  const float *residual, float *y);
+
+#endif
