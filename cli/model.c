@@ -197,7 +197,8 @@ int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *er
     words[w] = '\0';
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
         const char *text = strncmp(words, "kiln-worker: ", 13) == 0 ? words + 13 : words;
-        return kn_err_set(err, KN_EMODEL, "--model %s: %s", dir, text[0] ? text : "cannot be read");
+        return kn_err_set(err, KN_EMODEL, "%s %s: %s", strncmp(dir, "sim", 3) == 0 ? "--engine" : "--model",
+                          dir, text[0] ? text : "cannot be read");
     }
     return model_parse(answer, n, out, err);
 }

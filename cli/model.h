@@ -20,7 +20,7 @@ const struct kn_model_info *models_find_hash(const struct models *m, const uint8
 /* "a, b and 3 more", for messages. */
 void models_list(const struct models *m, char *out, size_t out_max);
 
-/* Runs kiln-worker --describe-model DIR ("sim": the simulated engine's model). Reads every file once. */
+/* Runs kiln-worker --describe-model DIR ("sim:…": the simulated engine's model). Reads every file once. */
 KN_MUST_USE int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *err);
 /* The line that it prints. */
 KN_MUST_USE int model_parse(const char *text, size_t len, struct kn_model_info *out, struct kn_err *err);

@@ -165,7 +165,7 @@ static int find_here(const struct cli_options *o, const char *name, struct kn_mo
     char list[512];
     path[0] = '\0';
     if (is_sim(o)) {
-        int rc = model_describe("sim", out, err);
+        int rc = model_describe(o->engine, out, err);
         if (rc == KN_OK && name && strcmp(name, out->name) != 0)
             return kn_err_set(err, KN_EMODEL, "model: %s is not there; the simulated engine has: %s", name,
                               out->name);

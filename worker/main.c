@@ -38,7 +38,8 @@ static const char usage[] =
     "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3)\n"
     "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's)\n"
     "  --log-level LEVEL     error, warn, info (default), debug\n"
-    "  --describe-model DIR  prints what a model's folder says of itself, as a line of JSON, and ends\n"
+    "  --describe-model DIR  prints what a model's folder says of itself, as a line of JSON, and ends; "
+    "sim[:…] too\n"
     "  --version, --help\n"
     "\n"
     "SIGTERM drains: what has not begun is handed back, what runs is finished or handed back within 15 s. A "
@@ -247,13 +248,18 @@ static int find_models(const struct options *o, struct model_list *l, struct kn_
     return rc;
 }
 
+/* A model's folder, or the model of a simulated engine: "sim:size=32". */
 static int describe(const char *dir) {
     struct model_list l = {0};
+    struct kn_model_info sim;
+    struct engine_sim_options opt;
     struct kn_err err = {0};
     struct kn_buf out;
     kn_buf_init(&out, 1 << 16);
-    int rc = models_add_folder(&l, dir, &err);
-    if (rc == 0 && (rc = models_describe(&l.v[0].info, &out)) != 0)
+    bool is_sim = engine_is_sim(dir);
+    int rc = is_sim ? engine_sim_parse(dir, &opt, &err) : models_add_folder(&l, dir, &err);
+    if (rc == 0 && is_sim) engine_sim_model(&opt, &sim);
+    if (rc == 0 && (rc = models_describe(is_sim ? &sim : &l.v[0].info, &out)) != 0)
         kn_err_set(&err, rc, "%s", kn_err_words(rc));
     if (rc == 0)
         fputs(out.data, stdout);
