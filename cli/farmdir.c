@@ -187,11 +187,13 @@ int farmdir_endpoint(const char *farm_option, int wait_ms, char out[KN_ENDPOINT_
 }
 
 int farmdir_programs(char out[KN_PATH_MAX], struct kn_err *err) {
-    ssize_t n = readlink("/proc/self/exe", out, KN_PATH_MAX - 1);
+    char self[KN_PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n <= 0) return kn_err_set(err, KN_EIO, "/proc/self/exe: %s", strerror(errno));
-    out[n] = '\0';
-    char *slash = strrchr(out, '/');
+    self[n] = '\0';
+    char *slash = strrchr(self, '/');
     if (slash) *slash = '\0';
+    memcpy(out, self, strlen(self) + 1);
     return KN_OK;
 }
 
