@@ -2,9 +2,9 @@
  * loop text → noise → (UNet, guidance, sampler) × steps → picture.
  *
  * Why an image does not depend on its batch: texts are encoded one at a time and remembered by their text;
- * each image has its own generator, coefficients and guidance; the sampler is elementwise; pictures are
- * decoded one at a time; and the networks promise the same of themselves (models/models.h). Nothing is
- * allocated inside of the denoising loop. One thread. */
+ * each image has its own generator, coefficients and guidance; the sampler is elementwise; and the
+ * networks promise the same of themselves (models/models.h). Nothing is allocated inside of the denoising
+ * loop. One thread. */
 #include "kernels/kiln.h"
 
 #include <assert.h>
@@ -293,7 +293,8 @@ static int render_alloc(struct render *r, int n) {
     size_t rows = 2 * (size_t)n, v = r->values, states = (size_t)m->positions * (size_t)m->width,
            count = (size_t)n;
     size_t slots = (size_t)r->schedule->slots;
-    size_t total = count * v * (2 + slots) + rows * v * 2 + rows * states + rows + 3 * v + r->pixels * 3;
+    size_t total =
+        count * v * (2 + slots) + rows * v * 2 + rows * states + rows + 3 * v + count * r->pixels * 3;
     r->arena = malloc(total * sizeof(float));
     r->images = calloc(count, sizeof *r->images);
     r->bytes = malloc(r->pixels * 3);
@@ -310,7 +311,7 @@ static int render_alloc(struct render *r, int n) {
     TAKE(r->guided, v);
     TAKE(r->noise, v);
     TAKE(r->scratch, v);
-    TAKE(r->rgb, r->pixels * 3);
+    TAKE(r->rgb, count * r->pixels * 3);
 #undef TAKE
     assert(p == r->arena + total);
     return 0;
@@ -420,26 +421,38 @@ static bool is_flat(const uint8_t *rgb, size_t pixels) {
     return true;
 }
 
-/* Decodes the image and hands it to the callback. */
-static int finish(struct render *r, struct image *im, int index, uint64_t shared_us, struct kn_err *err) {
-    struct kiln_image out = {.task = im->task, .index = index, .status = im->status, .step = im->failed_step};
-    uint64_t begun = kn_clock_us();
-    if (!im->status) {
-        int rc = kx_vae_decode(r->m->vae, im->state.x, 1, r->h, r->w, r->rgb, err);
-        if (rc) return rc;
+/* Hands the decoded image to the callback. ms: its share of the time. */
+static int hand_out(struct render *r, struct image *im, const float *rgb, int index, double ms,
+                    struct kn_err *err) {
+    struct kiln_image out = {
+        .task = im->task, .index = index, .status = im->status, .step = im->failed_step, .render_ms = ms};
+    if (!im->status && r->cb->dump) {
         int factor = r->m->cfg.vae.factor;
-        if (r->cb->dump) dump(r, "image", r->rgb, (int64_t[]){r->h * factor, r->w * factor, 3}, 3);
-        if (quantize(r->rgb, r->bytes, 3 * r->pixels)) {
-            out.rgb = r->bytes;
-            out.flat = is_flat(r->bytes, r->pixels);
-        } else {
-            out.status = KN_ENAN;
-            out.step = r->schedule->count;
-        }
+        dump(r, "image", rgb, (int64_t[]){r->h * factor, r->w * factor, 3}, 3);
     }
-    out.render_ms = (double)(shared_us + kn_clock_us() - begun) / 1000;
+    if (!im->status && quantize(rgb, r->bytes, 3 * r->pixels)) {
+        out.rgb = r->bytes;
+        out.flat = is_flat(r->bytes, r->pixels);
+    } else if (!im->status) {
+        out.status = KN_ENAN;
+        out.step = r->schedule->count;
+    }
     if (r->cb->image(r->cb->ctx, &out)) return kn_err_set(err, KN_ECANCELED, "cancelled at image %d", index);
     return 0;
+}
+
+/* Decodes n images, as many at a time as there are lanes for, and hands out what is ready. */
+static int decode(struct render *r, int first, int n, double shared_ms, struct kn_err *err) {
+    int group = kx_vae_lanes(r->m->vae, n, r->h, r->w) > 1 ? n : 1, rc = 0;
+    for (int i = 0; i < n && !rc; i += group) {
+        uint64_t begun = kn_clock_us();
+        if (group > 1 || !r->images[i].status)
+            rc = kx_vae_decode(r->m->vae, r->latents + (size_t)i * r->values, group, r->h, r->w, r->rgb, err);
+        double ms = shared_ms + (double)(kn_clock_us() - begun) / 1000 / group;
+        for (int k = 0; k < group && !rc; k++)
+            rc = hand_out(r, &r->images[i + k], r->rgb + (size_t)k * 3 * r->pixels, first + i + k, ms, err);
+    }
+    return rc;
 }
 
 static int render_batch(struct render *r, const struct kn_task *tasks, int first, int n, struct kn_err *err) {
@@ -452,9 +465,7 @@ static int render_batch(struct render *r, const struct kn_task *tasks, int first
     if (rc) return rc;
     start_noise(r, tasks + first, n);
     rc = denoise(r, n, rows, err);
-    uint64_t shared_us = (kn_clock_us() - begun) / (uint64_t)n;
-    for (int i = 0; i < n && !rc; i++) rc = finish(r, &r->images[i], first + i, shared_us, err);
-    return rc;
+    return rc ? rc : decode(r, first, n, (double)(kn_clock_us() - begun) / 1000 / n, err);
 }
 
 /* What the tasks must share, and what the loop relies on. */

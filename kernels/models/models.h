@@ -85,6 +85,8 @@ KN_MUST_USE int kx_unet_forward(struct kx_unet *u, const float *x, const float *
 KN_MUST_USE int kx_vae_create(struct kx_ctx *ctx, const struct kx_vae_config *cfg, const struct kx_weights *w,
                               struct kx_vae **out, struct kn_err *err);
 void kx_vae_destroy(struct kx_vae *v);
+/* How many of n images are decoded at the same time. */
+int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w);
 /* latents: n × h × w × latent_channels, as the loop leaves them (divides by scaling_factor, adds shift_factor
  * itself). rgb out: n × (h·factor) × (w·factor) × 3, f32 in [0, 1]: clamp(x/2 + 0.5). */
 KN_MUST_USE int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb,

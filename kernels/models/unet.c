@@ -34,12 +34,13 @@ struct kx_unet {
     size_t shifts, kv; /* floats of all shifts of a timestep; of all keys and values of a position */
 
     /* the plan */
-    struct kx_lanes lanes, alone;    /* images; time embeddings, on the context itself */
-    int h, w, positions, n;          /* n: images that there is room for */
-    float *shift_room, *kv_room;     /* own: n × shifts, n × positions × kv */
-    const float **shift_of, **kv_of; /* own: an image's, in the rooms */
-    int *source;                     /* own: the image whose text is the k-th different one */
-    int texts;                       /* of the last kx_unet_set_text */
+    struct kx_lanes one, many, alone; /* images one after another; on lanes; time embeddings */
+    struct kx_lanes *lanes;           /* that of the last kx_unet_plan; NULL: none */
+    int h, w, positions, n;           /* n: images that there is room for */
+    float *shift_room, *kv_room;      /* own: n × shifts, n × positions × kv */
+    const float **shift_of, **kv_of;  /* own: an image's, in the rooms */
+    int *source;                      /* own: the image whose text is the k-th different one */
+    int texts;                        /* of the last kx_unet_set_text */
 };
 
 /* ---- creation */
@@ -147,9 +148,7 @@ static void level_fini(struct level *y) {
     kx_conv_destroy(y->resample);
 }
 
-static void drop_plan(struct kx_unet *u) {
-    kx_lanes_fini(&u->lanes);
-    kx_lanes_fini(&u->alone);
+static void drop_rooms(struct kx_unet *u) {
     free(u->shift_room);
     free(u->kv_room);
     free(u->shift_of);
@@ -159,6 +158,15 @@ static void drop_plan(struct kx_unet *u) {
     u->shift_of = u->kv_of = NULL;
     u->source = NULL;
     u->n = u->texts = 0;
+}
+
+static void drop_plan(struct kx_unet *u) {
+    kx_lanes_fini(&u->one);
+    kx_lanes_fini(&u->many);
+    kx_lanes_fini(&u->alone);
+    drop_rooms(u);
+    u->h = u->w = u->positions = 0;
+    u->lanes = NULL;
 }
 
 void kx_unet_destroy(struct kx_unet *u) {
@@ -384,22 +392,27 @@ int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct k
     if (n < 1 || h < 1 || w < 1 || h % multiple || w % multiple || positions < 2)
         return kn_err_set(err, KN_EINVAL, "%d latents of %d × %d, texts of %d: not multiples of %d", n, w, h,
                           positions, multiple);
+    if (u->h != h || u->w != w || u->positions != positions) {
+        drop_plan(u);
+        u->h = h;
+        u->w = w;
+        u->positions = positions;
+    }
     int lanes = kx_ctx_lanes(u->ctx, n, image_bytes(&u->cfg, h, w)), rc = 0;
-    bool same_shape = u->h == h && u->w == w && u->positions == positions;
-    if (same_shape && u->lanes.count == lanes && u->n >= n) return 0;
-    drop_plan(u);
-    u->h = h;
-    u->w = w;
-    u->positions = positions;
-    rc = make_rooms(u, n, err);
-    if (!rc) rc = kx_lanes_plan(&u->alone, u->ctx, 1, run_time, &(struct timing){u, 0, NULL}, err);
-    if (!rc) rc = kx_lanes_plan(&u->lanes, u->ctx, lanes, plan_lane, u, err);
+    u->lanes = lanes > 1 ? &u->many : &u->one;
+    if (u->n < n) {
+        drop_rooms(u);
+        rc = make_rooms(u, n, err);
+    }
+    if (!rc && !u->alone.count)
+        rc = kx_lanes_plan(&u->alone, u->ctx, 1, run_time, &(struct timing){u, 0, NULL}, err);
+    if (!rc && u->lanes->count != lanes) rc = kx_lanes_plan(u->lanes, u->ctx, lanes, plan_lane, u, err);
     if (rc) drop_plan(u);
     return rc;
 }
 
 int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int positions, struct kn_err *err) {
-    if (n < 1 || n > u->n || positions != u->positions)
+    if (!u->lanes || n < 1 || n > u->n || positions != u->positions)
         return kn_err_set(err, KN_EINVAL, "%d texts of %d: planned for %d of %d", n, positions, u->n,
                           u->positions);
     size_t each = (size_t)positions * (size_t)u->cfg.cross_attention_dim;
@@ -413,7 +426,7 @@ int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int position
         u->kv_of[i] = u->kv_room + (size_t)k * (size_t)positions * u->kv;
     }
     u->texts = 0;
-    int rc = kx_lanes_run(&u->lanes, u->ctx, different, run_text, &(struct texting){u, states}, err);
+    int rc = kx_lanes_run(u->lanes, u->ctx, different, run_text, &(struct texting){u, states}, err);
     if (!rc) u->texts = n;
     return rc;
 }
@@ -430,5 +443,5 @@ int kx_unet_forward(struct kx_unet *u, const float *x, const float *timesteps, i
         if (k == i)
             rc = kx_lanes_run(&u->alone, u->ctx, 1, run_time, &(struct timing){u, timesteps[i], room}, err);
     }
-    return rc ? rc : kx_lanes_run(&u->lanes, u->ctx, n, run_image, &(struct forward){u, x, out}, err);
+    return rc ? rc : kx_lanes_run(u->lanes, u->ctx, n, run_image, &(struct forward){u, x, out}, err);
 }

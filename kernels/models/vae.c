@@ -26,8 +26,10 @@ struct kx_vae {
     struct kx_linear *qkv, *attention_out;
     struct level levels[KX_LEVELS_MAX]; /* [0] is the deepest */
     struct kx_norm norm_out;
-    struct kx_lanes lanes;
-    int h, w; /* planned */
+    struct plan {
+        struct kx_lanes lanes;
+        int h, w;
+    } one, many; /* images one after another; on lanes */
 };
 
 /* Channels of the i-th level upwards. */
@@ -116,7 +118,8 @@ void kx_vae_destroy(struct kx_vae *v) {
         kx_conv_destroy(v->levels[i].up);
     }
     kx_norm_fini(&v->norm_out);
-    kx_lanes_fini(&v->lanes);
+    kx_lanes_fini(&v->one.lanes);
+    kx_lanes_fini(&v->many.lanes);
     free(v);
 }
 
@@ -220,18 +223,23 @@ static void decode_one(void *arg, struct kx_ctx *ctx, int i) {
     kx_release(ctx, mark);
 }
 
-int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb,
-                  struct kn_err *err) {
-    struct decoding d = {v, latents, rgb, h, w};
+int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w) {
     size_t room[2];
     rooms(&v->cfg, h, w, room);
     /* beside the two places a block has two more in work */
-    int lanes = kx_ctx_lanes(v->ctx, n, 2 * (room[0] + room[1]) * sizeof(float)), rc = 0;
-    if (v->h != h || v->w != w || v->lanes.count != lanes) {
-        v->h = v->w = 0;
-        if ((rc = kx_lanes_plan(&v->lanes, v->ctx, lanes, decode_one, &d, err))) return rc;
-        v->h = h;
-        v->w = w;
+    return kx_ctx_lanes(v->ctx, n, 2 * (room[0] + room[1]) * sizeof(float));
+}
+
+int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb,
+                  struct kn_err *err) {
+    struct decoding d = {v, latents, rgb, h, w};
+    int lanes = kx_vae_lanes(v, n, h, w), rc = 0;
+    struct plan *p = lanes > 1 ? &v->many : &v->one;
+    if (p->h != h || p->w != w || p->lanes.count != lanes) {
+        p->h = p->w = 0;
+        if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, decode_one, &d, err))) return rc;
+        p->h = h;
+        p->w = w;
     }
-    return kx_lanes_run(&v->lanes, v->ctx, n, decode_one, &d, err);
+    return kx_lanes_run(&p->lanes, v->ctx, n, decode_one, &d, err);
 }
