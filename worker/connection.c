@@ -107,7 +107,7 @@ void connection_tell(struct connection *c, const struct kn_msg *m) {
 
 int connection_send_data(struct connection *c, const struct kn_msg *m, struct kn_blob *blob) {
     struct kn_err err = {0};
-    if (!c->data) return KN_EAGAIN;
+    if (!c->data || c->again) return KN_EAGAIN; /* the welcome that is due has all of it sent anyway */
     int rc = kn_sock_send(c->data, NULL, m, blob, &err);
     if (rc != 0 && rc != KN_EAGAIN) kn_error("upload_failed reason=\"%s\"", err.text);
     return rc;

@@ -1,0 +1,4 @@
+# worker/: what it holds, its simulated engine, and a whole worker against a coordinator played by the test.
+kn_unit_test(NAME worker.leases SOURCES worker_leases.c LIBS kn_worker)
+kn_unit_test(NAME worker.sim SOURCES worker_sim.c LIBS kn_worker)
+kn_unit_test(NAME worker.whole SOURCES worker_whole.c LIBS kn_worker)
