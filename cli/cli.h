@@ -80,5 +80,6 @@ int cmd_workers(const struct cli_options *o);
 int cmd_drain(const struct cli_options *o);
 int cmd_top(const struct cli_options *o);
 int cmd_verify(const struct cli_options *o);
+int cmd_doctor(const struct cli_options *o);
 
 #endif

@@ -77,6 +77,11 @@ const struct cli_command cli_commands[] = {
      "digests, and that every "
      "picture decodes to the pixels that were rendered.",
      "  kiln verify pictures\n", CLI_G_JSON, 1, -1, cmd_verify},
+    {"doctor", "[options]", "check this machine",
+     "Says whether this machine has what a farm needs: Redis, the programs, the model, memory, room on the "
+     "disk; "
+     "and whether the farm is up. Status 2 when something is missing.",
+     "  kiln doctor\n", CLI_G_FARM, 0, 0, cmd_doctor},
     {0},
 };
 
