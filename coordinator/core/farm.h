@@ -105,6 +105,7 @@ struct ev_batch_open {
     uint32_t group_count;
     const uint16_t *task_group; /* copied; one a task */
     bool paused, cancelled;
+    bool done;                          /* that is how its state is stored: it need not be written again */
     const struct farm_done_task *ended; /* what had ended before a restart, in the order to show it; copied */
     uint32_t ended_count;
     const struct farm_charge { uint32_t task, charges; } * charges; /* before a restart; copied */

@@ -1,0 +1,251 @@
+/* Who is guilty: the task or the worker. The contract is blame.h.
+ *
+ * A worker that dies says nothing about which of its eight images killed it. So a shard of several tasks that
+ * ends badly charges nobody: its tasks go back in two halves, each a "piece" that is granted alone, and a
+ * half that ends badly is halved again, until a single task is left. Only a task that was alone is charged,
+ * or one that the worker named. An innocent task therefore shares at most log2(256) = 8 bad ends with a
+ * killer and is charged for none of them.
+ *
+ * A charged task is tried on another worker than the one that failed it, as long as another can render it,
+ * and fails after charges_max charges, of two workers where two can. NaN is a property of the task and the
+ * backend class (an image is a pure function of what was asked): it is tried once on each other class, and
+ * fails when there is none.
+ *
+ * Every bad end is also held against its worker, as a `fault` that remembers which tasks were concerned. When
+ * all of them were then rendered by others, the fault is disproved: it was not the task. So many disproved
+ * faults in a row, with no result of its own between them, and the worker is drained and its charges are
+ * taken back. A worker of one class that gives NaN all the time has no tasks that others would do; it is
+ * drained after twice as many, if its class does well meanwhile. */
+#include "coordinator/core/blame.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "coordinator/core/batch.h"
+#include "coordinator/core/commit.h"
+#include "coordinator/core/fleet.h"
+
+#define SWEEP_TASKS 64 /* looked at in one tick */
+
+static struct trouble *trouble_of(const struct farm *f, const struct batch *b, uint32_t t) {
+    return b->tasks[t].trouble == NONE ? NULL : slab_at(&f->troubles, b->tasks[t].trouble);
+}
+
+static struct trouble *trouble_get(struct farm *f, struct batch *b, uint32_t t) {
+    if (b->tasks[t].trouble != NONE) return trouble_of(f, b, t);
+    b->tasks[t].trouble = slab_take(&f->troubles);
+    struct trouble *x = trouble_of(f, b, t);
+    x->piece = x->fault = x->avoid = x->prev = x->next = NONE;
+    x->batch = b;
+    x->task = t;
+    return x;
+}
+
+/* ---- the list of tasks that may be left with nobody to render them */
+
+static void waits_remove(struct farm *f, struct trouble *x) {
+    if (!x->waits) return;
+    x->waits = false;
+    if (x->prev != NONE)
+        ((struct trouble *)slab_at(&f->troubles, x->prev))->next = x->next;
+    else
+        f->trouble_head = x->next;
+    if (x->next != NONE)
+        ((struct trouble *)slab_at(&f->troubles, x->next))->prev = x->prev;
+    else
+        f->trouble_tail = x->prev;
+}
+
+static void waits_append(struct farm *f, struct trouble *x) {
+    waits_remove(f, x);
+    uint32_t slot = x->batch->tasks[x->task].trouble;
+    x->waits = true;
+    x->prev = f->trouble_tail;
+    x->next = NONE;
+    if (x->prev != NONE)
+        ((struct trouble *)slab_at(&f->troubles, x->prev))->next = slot;
+    else
+        f->trouble_head = slot;
+    f->trouble_tail = slot;
+}
+
+/* ---- faults of workers */
+
+static uint32_t fault_create(struct farm *f, struct worker *w, uint32_t tasks) {
+    if (w->faults++ == 0) w->class_done = f->backends[w->backend].done;
+    if (tasks == 0) return NONE;
+    uint32_t slot = slab_take(&f->faults);
+    *(struct fault *)slab_at(&f->faults, slot) =
+        (struct fault){.worker = w->uid, .run = w->run, .left = tasks};
+    return slot;
+}
+
+/* One task of a fault less whose outcome is open. */
+static void fault_settle(struct farm *f, struct trouble *x, bool other_did_it, struct farm_effects *fx) {
+    if (x->fault == NONE) return;
+    struct fault *fault = slab_at(&f->faults, x->fault);
+    if (!other_did_it) fault->explained = true;
+    assert(fault->left > 0);
+    if (--fault->left == 0) {
+        struct worker *w = fault->explained ? NULL : fleet_by_uid(f, fault->worker);
+        if (w && w->run == fault->run && !w->barred) {
+            w->disproved++;
+            if (w->disproved >= f->config.worker_faults_max)
+                fleet_bar(f, w, "it failed what others then did", fx);
+        }
+        slab_give(&f->faults, x->fault);
+    }
+    x->fault = NONE;
+}
+
+void blame_forget(struct farm *f, struct batch *b, uint32_t t) {
+    struct trouble *x = trouble_of(f, b, t);
+    if (!x) return;
+    assert(x->piece == NONE || b->tasks[t].state == TASK_QUEUED);
+    fault_settle(f, x, false, NULL);
+    waits_remove(f, x);
+    free(x->reason);
+    x->batch = NULL; /* free: see fleet_bar */
+    slab_give(&f->troubles, b->tasks[t].trouble);
+    b->tasks[t].trouble = NONE;
+}
+
+void blame_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges) {
+    if (b->tasks[t].state != TASK_QUEUED || charges == 0) return;
+    struct trouble *x = trouble_get(f, b, t);
+    b->tasks[t].charges = charges < UINT8_MAX ? (uint8_t)charges : UINT8_MAX;
+    b->tasks[t].attempts = b->tasks[t].charges;
+    x->code = KN_EINTERNAL;
+    if (charges >= f->config.charges_max) waits_append(f, x);
+}
+
+/* ---- what becomes of a task */
+
+/* Whether nobody should try it any more; *code says why. */
+static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
+    const struct trouble *x = trouble_of(f, b, t);
+    if (x->nan_count > 0 && !fleet_other_can(f, b, t, NONE)) return true;
+    if (b->tasks[t].charges < f->config.charges_max) return false;
+    for (uint32_t i = 1; i < x->by_count; i++)
+        if (x->by[i] != x->by[0]) return true;
+    return x->by_count == 0 || !fleet_other_can(f, b, t, x->by[0]);
+}
+
+/* A task with charges, in no queue and no shard: queued to be rendered alone, or failed. */
+static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_effects *fx) {
+    struct trouble *x = trouble_of(f, b, t);
+    if (task_is_over(f, b, t)) {
+        struct worker *w = fleet_by_uid(f, x->avoid);
+        char words[128];
+        snprintf(words, sizeof words, "failed %u times: %s", b->tasks[t].charges, kn_err_words(x->code));
+        commit_fail(f, b, t, x->code, x->reason ? x->reason : words, w ? w->name : "", fx);
+        return;
+    }
+    task_queue_piece(f, b, &t, 1);
+    if (x->nan_count > 0 || b->tasks[t].charges >= f->config.charges_max) waits_append(f, x);
+}
+
+void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, int code, const char *reason,
+                struct farm_effects *fx) {
+    struct task *task = &b->tasks[t];
+    struct trouble *x = trouble_get(f, b, t);
+    fault_settle(f, x, false,
+                 fx); /* an earlier fault is explained: it is the task, or the same worker again */
+    x->fault = fault_create(f, w, 1);
+    x->avoid = w->uid;
+    if (x->by_count < CHARGERS_MAX) x->by[x->by_count++] = w->uid;
+    if (task->charges < UINT8_MAX) task->charges++;
+    x->code = (int16_t)code;
+    char *copy = strdup(reason && *reason ? reason : kn_err_words(code));
+    if (copy) {
+        free(x->reason);
+        x->reason = copy;
+    }
+    w->failed++;
+    struct farm_effect *e = fx_add(fx, FX_CHARGE);
+    memcpy(e->batch, b->id, sizeof e->batch);
+    e->task = t;
+    e->u.charge.charges = task->charges;
+    e->u.charge.reason = fx_text(fx, x->reason);
+    if (code == KN_ENAN) {
+        bool known = false;
+        for (uint32_t i = 0; i < x->nan_count; i++) known |= x->nan[i] == w->backend;
+        if (!known && x->nan_count < CHARGERS_MAX) x->nan[x->nan_count++] = (uint8_t)w->backend;
+        uint32_t enough = 2 * f->config.worker_faults_max;
+        if (++w->nans >= enough && f->backends[w->backend].done - w->class_done >= enough && !w->barred)
+            fleet_bar(f, w, "not a number in every picture, others of its class do well", fx);
+    }
+    if (task->a == NONE) task_judge(f, b, t, fx);
+}
+
+void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count, struct worker *w,
+                 struct farm_effects *fx) {
+    uint32_t charged[KN_SHARD_TASKS_MAX], suspects[KN_SHARD_TASKS_MAX], charged_count = 0, suspect_count = 0;
+    for (uint32_t i = 0; i < count; i++) fault_settle(f, trouble_get(f, b, tasks[i]), false, fx);
+    uint32_t fault = fault_create(f, w, count);
+    for (uint32_t i = 0; i < count; i++) {
+        struct trouble *x = trouble_of(f, b, tasks[i]);
+        x->fault = fault;
+        x->avoid = w->uid;
+        if (b->tasks[tasks[i]].charges > 0)
+            charged[charged_count++] = tasks[i];
+        else
+            suspects[suspect_count++] = tasks[i];
+    }
+    uint32_t half = (suspect_count + 1) / 2;
+    if (half > 0) task_queue_piece(f, b, suspects, half);
+    if (suspect_count > half) task_queue_piece(f, b, suspects + half, suspect_count - half);
+    for (uint32_t i = 0; i < charged_count; i++) task_judge(f, b, charged[i], fx);
+}
+
+void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
+                   struct farm_effects *fx) {
+    uint32_t suspects[KN_SHARD_TASKS_MAX], suspect_count = 0;
+    for (uint32_t i = count; i-- > 0;) { /* the first one ends up in front */
+        if (b->tasks[tasks[i]].charges > 0)
+            task_judge(f, b, tasks[i], fx);
+        else if (b->tasks[tasks[i]].trouble == NONE)
+            task_queue(f, b, tasks[i], true);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        if (b->tasks[tasks[i]].state == TASK_LEASED && b->tasks[tasks[i]].trouble != NONE)
+            suspects[suspect_count++] = tasks[i];
+    if (suspect_count > 0) task_queue_piece(f, b, suspects, suspect_count);
+}
+
+bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w) {
+    const struct trouble *x = trouble_of(f, b, t);
+    for (uint32_t i = 0; i < x->nan_count; i++)
+        if (x->nan[i] == w->backend) return false;
+    return x->avoid != w->uid || !fleet_other_can(f, b, t, w->uid);
+}
+
+void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, struct farm_effects *fx) {
+    struct trouble *x = trouble_of(f, b, t);
+    if (x && x->fault != NONE) {
+        const struct fault *fault = slab_at(&f->faults, x->fault);
+        fault_settle(f, x, by && by->uid != fault->worker, fx);
+    }
+    if (!by) return;
+    if (by->faults > 0) {
+        by->run++;
+        by->faults = by->disproved = by->nans = 0;
+    }
+}
+
+void blame_sweep(struct farm *f, struct farm_effects *fx) {
+    uint32_t first = f->trouble_head;
+    for (uint32_t i = 0; i < SWEEP_TASKS && f->trouble_head != NONE; i++) {
+        uint32_t slot = f->trouble_head;
+        if (i > 0 && slot == first) return;
+        if (farm_reserve(f, fx, 8, 1, 1)) return;
+        struct trouble *x = slab_at(&f->troubles, slot);
+        struct batch *b = x->batch;
+        uint32_t t = x->task;
+        waits_append(f, x); /* to the end */
+        if (b->tasks[t].state != TASK_QUEUED || !batch_live(b) || !task_is_over(f, b, t)) continue;
+        task_unqueue(f, b, t);
+        task_judge(f, b, t, fx);
+        first = NONE; /* it may be gone */
+    }
+}

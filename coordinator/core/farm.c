@@ -1,0 +1,312 @@
+/* The farm: one event in, effects out. The contract is farm.h; where what lives is told in state.h. */
+#include "coordinator/core/farm.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "coordinator/core/batch.h"
+#include "coordinator/core/blame.h"
+#include "coordinator/core/commit.h"
+#include "coordinator/core/fleet.h"
+#include "coordinator/core/lease.h"
+#include "coordinator/core/sched.h"
+#include "coordinator/core/state.h"
+
+void farm_config_default(struct farm_config *c) {
+    *c = (struct farm_config){
+        .term = 1,
+        .silence_ms = 10000,
+        .progress_ms = 330000,
+        .shard_target_ms = 4000,
+        .charges_max = 3,
+        .worker_faults_max = 5,
+    };
+}
+
+int farm_create(const struct farm_config *c, struct farm **out) {
+    if (c->silence_ms == 0 || c->progress_ms == 0 || c->shard_target_ms == 0 || c->charges_max == 0 ||
+        c->worker_faults_max == 0)
+        return KN_EINVAL;
+    struct farm *f = calloc(1, sizeof *f);
+    if (!f) return KN_ENOMEM;
+    f->config = *c;
+    f->wait_head = f->wait_tail = f->trouble_head = f->trouble_tail = NONE;
+    slab_init(&f->shapes, sizeof(struct shape), UINT32_MAX - 1);
+    slab_init(&f->shards, sizeof(struct shard), UINT32_MAX - 1);
+    slab_init(&f->pieces, sizeof(struct piece), UINT32_MAX - 1);
+    slab_init(&f->troubles, sizeof(struct trouble), UINT32_MAX - 1);
+    slab_init(&f->faults, sizeof(struct fault), UINT32_MAX - 1);
+    slab_init(&f->pendings, sizeof(struct pending), UINT32_MAX - 1);
+    f->batch_by_id = kn_map_create(KN_BATCHES_MAX);
+    f->worker_by_name = kn_map_create(KN_WORKERS_MAX);
+    f->worker_by_conn = kn_map_create(KN_WORKERS_MAX);
+    f->model_by_digest = kn_map_create(SIZE_MAX);
+    f->shape_by_key = kn_map_create(SIZE_MAX);
+    if (!f->batch_by_id || !f->worker_by_name || !f->worker_by_conn || !f->model_by_digest ||
+        !f->shape_by_key) {
+        farm_destroy(f);
+        return KN_ENOMEM;
+    }
+    *out = f;
+    return KN_OK;
+}
+
+void farm_destroy(struct farm *f) {
+    if (!f) return;
+    for (uint32_t i = 0; i < f->shards.total; i++)
+        if (f->shards.chunks) free(((struct shard *)slab_at(&f->shards, i))->tasks);
+    for (uint32_t i = 0; i < f->pendings.total; i++)
+        free(((struct pending *)slab_at(&f->pendings, i))->reason);
+    for (size_t i = 0; i < f->batch_count; i++) {
+        struct batch *b = f->batches[i];
+        for (uint32_t l = 0; l < b->lane_count; l++) b->lanes[l].pool->ready_count = 0;
+    }
+    for (size_t i = 0; i < f->worker_count; i++) {
+        f->workers[i]->counted = false;
+        fleet_worker_destroy(f, f->workers[i]);
+    }
+    for (size_t i = 0; i < f->batch_count; i++) batch_destroy(f, f->batches[i]);
+    for (uint32_t i = 0; i < f->level_count; i++) free(f->levels[i]);
+    for (uint32_t i = 0; i < f->backend_count; i++) free(f->backends[i].name);
+    free(f->batches);
+    free(f->workers);
+    free(f->levels);
+    free(f->order);
+    free(f->tail);
+    kn_map_destroy(f->batch_by_id);
+    kn_map_destroy(f->worker_by_name);
+    kn_map_destroy(f->worker_by_conn);
+    kn_map_destroy(f->model_by_digest);
+    kn_map_destroy(f->shape_by_key);
+    slab_fini(&f->shapes);
+    slab_fini(&f->shards);
+    slab_fini(&f->pieces);
+    slab_fini(&f->troubles);
+    slab_fini(&f->faults);
+    slab_fini(&f->pendings);
+    free(f);
+}
+
+int farm_reserve(struct farm *f, struct farm_effects *fx, uint32_t effects, uint32_t suspects,
+                 uint32_t pendings) {
+    int rc = fx_reserve(fx, (size_t)effects + 16); /* and some for notes */
+    if (rc == 0) rc = slab_reserve(&f->troubles, suspects);
+    if (rc == 0) rc = slab_reserve(&f->pieces, suspects);
+    if (rc == 0) rc = slab_reserve(&f->faults, suspects);
+    if (rc == 0) rc = slab_reserve(&f->pendings, pendings);
+    return rc;
+}
+
+int farm_backend(struct farm *f, const char *name, uint32_t *out) {
+    if (!name || !*name || strlen(name) > KN_BACKEND_MAX) return KN_EINVAL;
+    for (uint32_t i = 0; i < f->backend_count; i++) {
+        if (strcmp(f->backends[i].name, name) != 0) continue;
+        *out = i;
+        return KN_OK;
+    }
+    if (f->backend_count == BACKENDS_MAX) return KN_ELIMIT;
+    char *copy = strdup(name);
+    if (!copy) return KN_ENOMEM;
+    *out = f->backend_count;
+    f->backends[f->backend_count++] = (struct backend){.name = copy};
+    return KN_OK;
+}
+
+const char *farm_backend_name(const struct farm *f, uint32_t backend) {
+    return backend < f->backend_count ? f->backends[backend].name : "";
+}
+
+/* ---- what workers say about shards */
+
+static void note_unknown(struct farm_effects *fx, const struct worker *w, const char *what, uint64_t shard) {
+    fx_note(fx, FX_NOTE, NULL, "dropped event=%s worker=%s shard=%llu: no such shard any more", what, w->name,
+            (unsigned long long)shard);
+}
+
+static int shard_started(struct farm *f, struct worker *w, const struct ev_shard *e,
+                         struct farm_effects *fx) {
+    struct shard *s = lease_find(w, e->shard, e->term);
+    if (s)
+        lease_started(f, s);
+    else
+        note_unknown(fx, w, "started", e->shard);
+    return KN_OK;
+}
+
+static int shard_returned(struct farm *f, struct worker *w, const struct ev_shard *e,
+                          struct farm_effects *fx) {
+    struct shard *s = lease_find(w, e->shard, e->term);
+    if (!s) {
+        note_unknown(fx, w, "returned", e->shard);
+        return KN_OK;
+    }
+    int rc = lease_reserve(f, fx, s);
+    if (rc) return rc;
+    if (e->out_of_memory && s->state != SHARD_REVOKED) {
+        fleet_out_of_memory(w, s->shape_uid, s->count);
+        fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL, "out_of_memory worker=%s images=%u", w->name,
+                s->count);
+        if (s->count == 1) { /* not even one: that is a failure */
+            lease_end(f, s, LEASE_GUILTY, KN_EOOM, "out of memory for a single image", fx);
+            return KN_OK;
+        }
+    } else if (s->state != SHARD_REVOKED) {
+        w->cool_until = f->now + COOL_MS;
+    }
+    lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+    return KN_OK;
+}
+
+static int shard_done(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx) {
+    struct shard *s = lease_find(w, e->shard, e->term);
+    if (!s) {
+        note_unknown(fx, w, "done", e->shard);
+        return KN_OK;
+    }
+    if (s->state == SHARD_SENT) return KN_OK; /* said twice */
+    int rc = lease_reserve(f, fx, s);
+    if (rc) return rc;
+    fleet_measured(w, s, e->render_ms, e->images);
+    lease_done(f, s, fx);
+    return KN_OK;
+}
+
+static int task_failed(struct farm *f, struct worker *w, const struct ev_task_failed *e,
+                       struct farm_effects *fx) {
+    struct shard *s = lease_find(w, e->shard, e->term);
+    struct batch *b = s ? s->batch : NULL;
+    if (!b || memcmp(b->id, e->batch, sizeof b->id) != 0 || e->task >= b->total || !lease_holds(s, e->task)) {
+        note_unknown(fx, w, "task_failed", e->shard);
+        return KN_OK;
+    }
+    int rc = lease_reserve(f, fx, s);
+    if (rc) return rc;
+    uint32_t t = e->task;
+    s->alive_ms = f->now;
+    bool memory = e->code == KN_EOOM;
+    if (memory) fleet_out_of_memory(w, s->shape_uid, s->count);
+    bool alone = s->count == 1;
+    lease_drop(f, s, t);
+    if (e->code == KN_ECANCELED || (memory && !alone)) { /* nobody's fault */
+        if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
+    } else {
+        blame_task(f, b, t, w, e->code ? e->code : KN_EINTERNAL, e->reason, fx);
+    }
+    if (s->left == 0 && s->state == SHARD_SENT) lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+    return KN_OK;
+}
+
+/* ---- one event */
+
+static int tick(struct farm *f, struct farm_effects *fx) {
+    fleet_sweep(f, fx);
+    commit_retry(f, fx);
+    batch_state_retry(f, fx);
+    blame_sweep(f, fx);
+    f->work_arrived = true; /* whoever was not worth a shard may be now */
+    return KN_OK;
+}
+
+static int batch_event(struct farm *f, const struct farm_event *ev, struct farm_effects *fx) {
+    struct batch *b = batch_find(f, ev->u.batch.id);
+    if (!b) return KN_ENOENT;
+    switch (ev->type) {
+    case EV_BATCH_CANCEL:
+        return batch_cancel(f, b, fx);
+    case EV_BATCH_PAUSE:
+        return batch_pause(f, b, fx);
+    case EV_BATCH_RESUME:
+        return batch_resume(f, b, fx);
+    case EV_BATCH_RETRY:
+        return batch_retry(f, b, fx);
+    case EV_BATCH_PRIORITY:
+        return batch_priority(f, b, ev->u.batch.priority, fx);
+    default:
+        return batch_remove(f, b, fx);
+    }
+}
+
+static int worker_event(struct farm *f, const struct farm_event *ev, struct farm_effects *fx) {
+    struct worker *w = fleet_by_conn(f, ev->conn);
+    if (!w) {
+        if (ev->type == EV_WORKER_GONE) return KN_OK;
+        int rc = fx_reserve(fx, 1);
+        if (rc) return rc;
+        fx_add(fx, FX_HELLO_AGAIN)->conn = ev->conn;
+        return KN_OK;
+    }
+    if (ev->type == EV_WORKER_GONE) return fleet_gone(f, w, ev->u.gone.bye, ev->u.gone.reason, fx);
+    w->seen_ms = f->now;
+    switch (ev->type) {
+    case EV_WORKER_HEARTBEAT:
+        return fleet_heartbeat(f, w, &ev->u.heartbeat, fx);
+    case EV_SHARD_STARTED:
+        return shard_started(f, w, &ev->u.shard, fx);
+    case EV_SHARD_RETURNED:
+        return shard_returned(f, w, &ev->u.shard, fx);
+    case EV_SHARD_DONE:
+        return shard_done(f, w, &ev->u.shard, fx);
+    default:
+        return task_failed(f, w, &ev->u.task_failed, fx);
+    }
+}
+
+static int stored(struct farm *f, const struct ev_stored *s, struct farm_effects *fx) {
+    if (s->what != FX_BATCH_STATE) return commit_stored(f, s, fx);
+    struct batch *b = batch_find(f, s->batch);
+    if (!b) return KN_OK;
+    int rc = fx_reserve(fx, 4);
+    if (rc) return rc;
+    if (s->code == KN_ETERM) f->deposed = true;
+    batch_state_stored(f, b, s->code, fx);
+    return KN_OK;
+}
+
+int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, struct farm_effects *fx) {
+    assert(now_ms >= f->now);
+    f->now = now_ms;
+    int rc = KN_EINVAL;
+    switch (ev->type) {
+    case EV_TICK:
+        rc = tick(f, fx);
+        break;
+    case EV_BATCH_OPEN:
+        rc = batch_open(f, &ev->u.batch_open, fx);
+        break;
+    case EV_BATCH_CANCEL:
+    case EV_BATCH_PAUSE:
+    case EV_BATCH_RESUME:
+    case EV_BATCH_RETRY:
+    case EV_BATCH_PRIORITY:
+    case EV_BATCH_REMOVE:
+        rc = batch_event(f, ev, fx);
+        break;
+    case EV_WORKER_HELLO:
+        rc = fleet_hello(f, ev->conn, &ev->u.hello, fx);
+        break;
+    case EV_WORKER_DRAIN:
+        rc = fleet_drain(f, ev->u.drain.worker, ev->u.drain.exit, fx);
+        break;
+    case EV_WORKER_HEARTBEAT:
+    case EV_WORKER_GONE:
+    case EV_SHARD_STARTED:
+    case EV_SHARD_RETURNED:
+    case EV_SHARD_DONE:
+    case EV_TASK_FAILED:
+        rc = worker_event(f, ev, fx);
+        break;
+    case EV_RESULT:
+        rc = commit_result(f, ev->conn, &ev->u.result, fx);
+        break;
+    case EV_STORED:
+        rc = stored(f, &ev->u.stored, fx);
+        break;
+    }
+    sched_run(f, fx);
+    return rc;
+}
+
+uint64_t farm_next_tick(const struct farm *f, uint64_t now_ms) {
+    if (f->shard_count > 0 || f->wait_head != NONE || f->trouble_head != NONE) return now_ms + TAIL_EVERY_MS;
+    return now_ms + 500;
+}

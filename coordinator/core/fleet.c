@@ -1,0 +1,494 @@
+/* Workers. The contract is fleet.h, the data state.h.
+ *
+ * A worker is its name. What says hello under that name with another instance number is a new process: the
+ * old one is dead, whatever was executing there is guilty or halved. The same instance that comes back over a
+ * new connection keeps what it holds. A connection that broke is no death yet: what had not begun goes
+ * elsewhere at once, what was executing gets until silence_ms (and may be rendered twice meanwhile, tail.c).
+ */
+#include "coordinator/core/fleet.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "coordinator/core/batch.h"
+#include "coordinator/core/blame.h"
+#include "coordinator/core/lease.h"
+#include "coordinator/core/pool.h"
+
+#define HELD_MAX 32 /* shards that a hello may name */
+
+struct worker *fleet_by_name(const struct farm *f, const char *name) {
+    return *name ? kn_map_get(f->worker_by_name, name, strlen(name)) : NULL;
+}
+
+struct worker *fleet_by_conn(const struct farm *f, uint64_t conn) {
+    return kn_map_get(f->worker_by_conn, &conn, sizeof conn);
+}
+
+struct worker *fleet_by_uid(const struct farm *f, uint32_t uid) {
+    for (size_t i = 0; i < f->worker_count; i++)
+        if (f->workers[i]->uid == uid) return f->workers[i];
+    return NULL;
+}
+
+struct worker_model *fleet_model(struct worker *w, const struct model *m) {
+    for (uint32_t k = 0; k < w->model_count; k++)
+        if (w->models[k].model == m) return &w->models[k];
+    return NULL;
+}
+
+void fleet_wake(struct farm *f, struct worker *w) {
+    if (w->woken) return;
+    w->woken = true;
+    w->woken_next = f->woken;
+    f->woken = w;
+}
+
+/* In its pools' sums as long as work may be given to it. */
+static void worker_count(struct farm *f, struct worker *w) {
+    if (w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred) {
+        if (w->counted) return;
+        pool_worker_enter(w);
+        fleet_wake(f, w);
+    } else {
+        pool_worker_leave(w);
+    }
+}
+
+bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, uint32_t uid) {
+    const struct task *task = &b->tasks[t];
+    const struct group *group = &b->groups[task->group];
+    const struct pool *p = b->lanes[group->lane].pool;
+    uint32_t shape_uid = ((struct shape *)slab_at(&f->shapes, group->shape))->uid;
+    const struct trouble *x = task->trouble == NONE ? NULL : slab_at(&f->troubles, task->trouble);
+    for (size_t i = 0; i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        if (w->uid == uid || w->left || w->drain_wish || w->drain_said || w->barred) continue;
+        if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
+        if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
+        bool nan = false;
+        for (uint32_t k = 0; x && k < x->nan_count; k++) nan |= x->nan[k] == w->backend;
+        const struct worker_shape *ws = fleet_shape(w, shape_uid, false);
+        if (!nan && !(ws && ws->limit == 0)) return true;
+    }
+    return false;
+}
+
+/* ---- coming and going */
+
+static int worker_reserve(struct farm *f, struct farm_effects *fx, const struct worker *w, uint32_t more) {
+    uint32_t tasks = more, shards = 0;
+    for (const struct shard *s = w->shards; s; s = s->worker_next, shards++) tasks += s->left;
+    return farm_reserve(f, fx, 3 * tasks + 2 * shards + 16, tasks + 1, tasks + 1);
+}
+
+static void worker_disconnect(struct farm *f, struct worker *w) {
+    if (w->conn) kn_map_remove(f->worker_by_conn, &w->conn, sizeof w->conn);
+    w->conn = 0;
+    worker_count(f, w);
+}
+
+/* Which of its shards a worker that died was executing: the one that its last heartbeat named, else the one
+ * that began last. If none is known to have begun: one that was lost too often already. */
+static struct shard *worker_executing(struct worker *w) {
+    struct shard *found = NULL;
+    for (struct shard *s = w->shards; s; s = s->worker_next) {
+        if (s->state != SHARD_STARTED) continue;
+        if (s->id == w->running) return s;
+        if (!found || s->started_ms >= found->started_ms) found = s;
+    }
+    for (struct shard *s = w->shards; s && !found; s = s->worker_next) {
+        for (uint32_t i = 0; i < s->count && !found; i++)
+            if (lease_holds(s, s->tasks[i]) && s->batch->tasks[s->tasks[i]].losses >= LOSSES_MAX) found = s;
+    }
+    return found;
+}
+
+/* All its leases end. Reserved by who calls. */
+static void worker_lose(struct farm *f, struct worker *w, bool guilty, const char *reason,
+                        struct farm_effects *fx) {
+    struct shard *executing = guilty ? worker_executing(w) : NULL;
+    worker_disconnect(f, w);
+    w->lost = true;
+    w->lost_ms = f->now;
+    while (w->shards) {
+        struct shard *s = w->shards;
+        enum lease_how how = s == executing ? LEASE_GUILTY : guilty ? LEASE_LOST : LEASE_REQUEUE;
+        lease_end(f, s, how, KN_EGONE, reason, fx);
+    }
+    w->running = 0;
+    w->step = w->steps = 0;
+    w->idle_since = 0;
+    w->loaded = NULL;
+}
+
+void fleet_worker_destroy(struct farm *f, struct worker *w) {
+    if (!w) return;
+    for (uint32_t k = 0; k < w->model_count; k++) pool_model_put(f, w->models[k].model);
+    free(w->models);
+    free(w);
+}
+
+/* A lost worker is forgotten; it has no shards. */
+static void worker_forget(struct farm *f, size_t i) {
+    struct worker *w = f->workers[i];
+    assert(w->lost && !w->shards && !w->counted && !w->conn);
+    for (struct worker **at = &f->woken; w->woken && *at; at = &(*at)->woken_next)
+        if (*at == w) {
+            *at = w->woken_next;
+            break;
+        }
+    kn_map_remove(f->worker_by_name, w->name, strlen(w->name));
+    f->worker_count--;
+    memmove(&f->workers[i], &f->workers[i + 1], (f->worker_count - i) * sizeof *f->workers);
+    fleet_worker_destroy(f, w);
+}
+
+static int worker_create(struct farm *f, const char *name, struct worker **out) {
+    size_t len = strlen(name);
+    if (len == 0 || len > KN_NAME_MAX) return KN_EINVAL;
+    if (f->worker_count >= KN_WORKERS_MAX) { /* the one that is lost for longest makes room */
+        size_t oldest = f->worker_count;
+        for (size_t i = 0; i < f->worker_count; i++)
+            if (f->workers[i]->lost &&
+                (oldest == f->worker_count || f->workers[i]->lost_ms < f->workers[oldest]->lost_ms))
+                oldest = i;
+        if (oldest == f->worker_count) return KN_ELIMIT;
+        worker_forget(f, oldest);
+    }
+    if (f->worker_count == f->worker_cap) {
+        size_t cap = f->worker_cap ? f->worker_cap * 2 : 16;
+        struct worker **v = realloc(f->workers, cap * sizeof(struct worker *));
+        if (!v) return KN_ENOMEM;
+        f->workers = v;
+        struct worker **order = realloc(f->order, cap * sizeof(struct worker *));
+        if (!order) return KN_ENOMEM;
+        f->order = order;
+        f->worker_cap = cap;
+    }
+    struct worker *w = calloc(1, sizeof *w);
+    if (!w) return KN_ENOMEM;
+    memcpy(w->name, name, len + 1);
+    w->lost = true; /* until the hello is through */
+    int rc = kn_map_put(f->worker_by_name, name, len, w);
+    if (rc) {
+        free(w);
+        return rc;
+    }
+    w->uid = ++f->worker_uid;
+    f->workers[f->worker_count++] = w;
+    *out = w;
+    return KN_OK;
+}
+
+static int models_copy(struct farm *f, const struct ev_worker_hello *h, struct worker_model **out,
+                       uint32_t *count) {
+    struct worker_model *models = calloc(h->model_count + 1, sizeof *models);
+    if (!models) return KN_ENOMEM;
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < h->model_count; k++) {
+        struct model *m;
+        int rc = pool_model_get(f, h->models[k], &m);
+        if (rc) {
+            while (n > 0) pool_model_put(f, models[--n].model);
+            free(models);
+            return rc;
+        }
+        bool twice = false;
+        for (uint32_t i = 0; i < n; i++) twice |= models[i].model == m;
+        if (twice)
+            pool_model_put(f, m);
+        else
+            models[n++].model = m;
+    }
+    *out = models;
+    *count = n;
+    return KN_OK;
+}
+
+/* Replaces what the worker has; a speed that was measured on the same class stays. */
+static void models_replace(struct farm *f, struct worker *w, struct worker_model *models, uint32_t count,
+                           uint16_t backend) {
+    pool_worker_leave(w);
+    if (w->backend != backend) w->shape_count = 0;
+    bool loaded = false;
+    for (uint32_t k = 0; k < count; k++) {
+        struct worker_model *old = w->backend == backend ? fleet_model(w, models[k].model) : NULL;
+        if (old) models[k].speed = old->speed;
+        loaded |= w->loaded == models[k].model;
+    }
+    if (!loaded) w->loaded = NULL;
+    for (uint32_t k = 0; k < w->model_count; k++) pool_model_put(f, w->models[k].model);
+    free(w->models);
+    w->models = models;
+    w->model_count = count;
+    w->backend = backend;
+}
+
+static bool held_lists(const struct farm_held *held, uint32_t t) {
+    for (uint32_t i = 0; i < held->task_count; i++)
+        if (held->tasks[i] == t) return true;
+    return false;
+}
+
+/* The same process over a new connection: what it holds goes on, what it does not hold ends. */
+static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_worker_hello *h,
+                            struct farm_effects *fx) {
+    struct shard *next;
+    for (struct shard *s = w->shards; s; s = next) {
+        next = s->worker_next;
+        const struct farm_held *held = NULL;
+        for (uint32_t i = 0; i < h->held_count && !held; i++)
+            if (h->held[i].shard == s->id && h->held[i].term == s->term) held = &h->held[i];
+        if (!held) {
+            lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            continue;
+        }
+        if (s->state == SHARD_REVOKED) { /* it may not have heard */
+            struct farm_effect *e = fx_add(fx, FX_REVOKE);
+            e->conn = w->conn;
+            e->u.revoke.shard = s->id;
+            e->u.revoke.term = s->term;
+            e->u.revoke.abort = true;
+            lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            continue;
+        }
+        s->alive_ms = f->now;
+        for (uint32_t i = 0; i < s->count && s->left > 0; i++) {
+            uint32_t t = s->tasks[i];
+            if (!lease_holds(s, t) || held_lists(held, t)) continue;
+            struct batch *b = s->batch;
+            lease_drop(f, s, t);
+            if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
+        }
+    }
+}
+
+/* A shard that we do not know: of another term, or ended here while the worker was away. */
+static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held *held,
+                        struct farm_effects *fx) {
+    uint32_t tasks[KN_SHARD_TASKS_MAX], count = 0, group = 0;
+    struct batch *b = batch_find(f, held->batch);
+    for (uint32_t i = 0; b && batch_live(b) && i < held->task_count && count < KN_SHARD_TASKS_MAX; i++) {
+        uint32_t t = held->tasks[i];
+        if (t >= b->total) continue;
+        struct task *task = &b->tasks[t];
+        bool twice = false;
+        for (uint32_t k = 0; k < count; k++) twice |= tasks[k] == t;
+        if (twice || (count > 0 && task->group != group)) continue;
+        if (task->state == TASK_QUEUED || (task->state == TASK_LEASED && task->b == NONE)) {
+            if (task->state == TASK_LEASED && ((struct shard *)slab_at(&f->shards, task->a))->worker == w)
+                continue;
+            group = task->group;
+            tasks[count++] = t;
+        }
+    }
+    if (b && b->pin != PIN_ANY && b->pin != w->backend) count = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (b->tasks[tasks[i]].state == TASK_QUEUED) {
+            task_unqueue(f, b, tasks[i]);
+            task_set(f, b, tasks[i], TASK_LEASED);
+        }
+    if (count > 0 && lease_adopt(f, w, b, held, tasks, count)) return;
+    for (uint32_t i = count; i-- > 0;)
+        if (b->tasks[tasks[i]].a == NONE) blame_requeue(f, b, &tasks[i], 1, fx);
+    struct farm_effect *e = fx_add(fx, FX_REVOKE); /* nobody wants it */
+    e->conn = w->conn;
+    e->u.revoke.shard = held->shard;
+    e->u.revoke.term = held->term;
+    e->u.revoke.abort = true;
+}
+
+int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct farm_effects *fx) {
+    if (!conn || !h->worker || h->model_count > KN_MODELS_PER_WORKER_MAX || h->held_count > HELD_MAX)
+        return KN_EINVAL;
+    uint32_t backend, held_tasks = 0, model_count = 0;
+    for (uint32_t i = 0; i < h->held_count; i++)
+        held_tasks += h->held[i].task_count < KN_SHARD_TASKS_MAX ? h->held[i].task_count : KN_SHARD_TASKS_MAX;
+    struct worker_model *models = NULL;
+    struct worker *w = fleet_by_name(f, h->worker), *other = fleet_by_conn(f, conn);
+    if (other && other != w) return KN_ESTATE; /* one connection, one worker */
+    int rc = farm_backend(f, h->backend, &backend);
+    if (rc == 0 && !w) rc = worker_create(f, h->worker, &w);
+    if (rc == 0) rc = worker_reserve(f, fx, w, held_tasks + HELD_MAX);
+    if (rc) return rc;
+    rc = models_copy(f, h, &models, &model_count);
+    if (rc) return rc;
+    if (other != w) {
+        rc = kn_map_put(f->worker_by_conn, &conn, sizeof conn, w);
+        if (rc) {
+            for (uint32_t k = 0; k < model_count; k++) pool_model_put(f, models[k].model);
+            free(models);
+            return rc;
+        }
+        uint64_t before = w->conn;
+        if (before) kn_map_remove(f->worker_by_conn, &before, sizeof before);
+        w->conn = conn;
+    }
+    bool known = memcmp(w->instance, h->instance, sizeof w->instance) == 0;
+    if (!known) {
+        if (!w->lost) {
+            char reason[KN_REASON_MAX];
+            snprintf(reason, sizeof reason, "worker %s died while it rendered this image", w->name);
+            w->conn = 0; /* what is taken back here was the old process's */
+            worker_lose(f, w, true, reason, fx);
+            w->conn = conn;
+        }
+        memcpy(w->instance, h->instance, sizeof w->instance);
+        w->drain_wish = w->drain_said = false;
+        if (w->barred && f->now >= w->barred_until) {
+            w->barred = false;
+            w->run++;
+            w->faults = w->disproved = w->nans = 0;
+        }
+    }
+    models_replace(f, w, models, model_count, (uint16_t)backend);
+    w->lost = w->left = false;
+    w->seen_ms = f->now;
+    w->running = 0;
+    w->idle_since = 0;
+    w->cool_until = 0;
+    w->credit = h->credit < 1                          ? 1
+                : h->credit < KN_SHARDS_PER_WORKER_MAX ? h->credit
+                                                       : KN_SHARDS_PER_WORKER_MAX;
+    w->batch_max = h->batch_max < 1                    ? 1
+                   : h->batch_max < KN_SHARD_TASKS_MAX ? h->batch_max
+                                                       : KN_SHARD_TASKS_MAX;
+    hello_reconcile(f, w, h, fx);
+    for (struct shard *s = w->shards_last; s && w->held > w->credit; s = s->worker_prev) {
+        if (s->state == SHARD_SENT) continue;
+        w->held--; /* it can hold less than before: only the images of the rest are awaited */
+        w->sent++;
+        s->state = SHARD_SENT;
+    }
+    for (uint32_t i = 0; i < h->held_count; i++)
+        if (!lease_find(w, h->held[i].shard, h->held[i].term)) hello_adopt(f, w, &h->held[i], fx);
+    if (w->barred) {
+        struct farm_effect *e = fx_add(fx, FX_DRAIN);
+        e->conn = conn;
+        e->u.drain.reason = "drained for its faults";
+    }
+    worker_count(f, w);
+    fleet_wake(f, w);
+    return KN_OK;
+}
+
+int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_heartbeat *h,
+                    struct farm_effects *fx) {
+    int rc = fx_reserve(fx, 4);
+    if (rc) return rc;
+    w->running = h->shard;
+    w->step = h->shard ? h->step : 0;
+    w->steps = h->shard ? h->steps : 0;
+    w->drain_said = h->draining;
+    if (h->has_model) {
+        struct model *m = kn_map_get(f->model_by_digest, h->model, sizeof h->model);
+        /* Before it has begun what it was given last, what it has loaded is not what it will have. */
+        if (m && fleet_model(w, m) && (w->held == 0 || !w->loaded)) w->loaded = m;
+    }
+    if (h->shard) {
+        w->idle_since = 0;
+        for (struct shard *s = w->shards; s; s = s->worker_next) {
+            if (s->id != h->shard) continue;
+            if (s->state == SHARD_WAITING) lease_started(f, s);
+            uint64_t age = h->progress_age_ms < f->now ? h->progress_age_ms : f->now;
+            if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
+            s->step = h->step;
+            s->steps = h->steps;
+        }
+    } else if (!w->idle_since) {
+        w->idle_since = f->now ? f->now : 1;
+    }
+    worker_count(f, w);
+    return KN_OK;
+}
+
+int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, struct farm_effects *fx) {
+    int rc = worker_reserve(f, fx, w, 0);
+    if (rc) return rc;
+    fx_note(fx, FX_NOTE, NULL, "worker_%s worker=%s: %s", bye ? "left" : "unreachable", w->name,
+            reason ? reason : "");
+    if (bye) {
+        worker_lose(f, w, false, NULL, fx);
+        w->left = true;
+        return KN_OK;
+    }
+    worker_disconnect(f, w);
+    struct shard *next;
+    for (struct shard *s = w->shards; s; s = next) {
+        next = s->worker_next;
+        if (s->state == SHARD_REVOKED || s->state == SHARD_WAITING)
+            lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+    }
+    return KN_OK;
+}
+
+int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects *fx) {
+    struct worker *w = fleet_by_name(f, name);
+    if (!w || !w->conn) return KN_ENOENT;
+    int rc = fx_reserve(fx, 4);
+    if (rc) return rc;
+    w->drain_wish = true;
+    worker_count(f, w);
+    struct farm_effect *e = fx_add(fx, FX_DRAIN);
+    e->conn = w->conn;
+    e->u.drain.exit = exit;
+    e->u.drain.reason = "asked to";
+    return KN_OK;
+}
+
+/* Takes back what one worker charged a task. */
+static void charge_refund(struct trouble *x, const struct worker *w, struct farm_effects *fx) {
+    struct task *task = &x->batch->tasks[x->task];
+    uint32_t kept = 0, back = 0;
+    for (uint32_t i = 0; i < x->by_count; i++) {
+        if (x->by[i] == w->uid)
+            back++;
+        else
+            x->by[kept++] = x->by[i];
+    }
+    x->by_count = (uint8_t)kept;
+    if (back == 0 || task->charges == 0 || fx_reserve(fx, 8)) return;
+    task->charges = back < task->charges ? (uint8_t)(task->charges - back) : 0;
+    struct farm_effect *e = fx_add(fx, FX_CHARGE);
+    memcpy(e->batch, x->batch->id, sizeof e->batch);
+    e->task = x->task;
+    e->u.charge.charges = task->charges;
+    e->u.charge.reason = "charged by a worker that was drained for its faults";
+}
+
+void fleet_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
+    w->barred = true;
+    w->barred_until = f->now + BARRED_MS;
+    worker_count(f, w);
+    if (w->conn && fx_reserve(fx, 8) == 0) {
+        struct farm_effect *e = fx_add(fx, FX_DRAIN);
+        e->conn = w->conn;
+        e->u.drain.reason = fx_text(fx, why);
+    }
+    fx_note(fx, FX_ALARM, NULL, "worker_drained worker=%s: %u faults in a row: %s", w->name, w->faults, why);
+    for (uint32_t i = 0; i < f->troubles.total; i++) {
+        struct trouble *x = slab_at(&f->troubles, i);
+        if (x->batch && x->batch->tasks[x->task].state < TASK_COMMITTING) charge_refund(x, w, fx);
+    }
+}
+
+void fleet_sweep(struct farm *f, struct farm_effects *fx) {
+    for (size_t i = 0; i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        if (w->lost) {
+            if (f->now - w->lost_ms >= LOST_KEEP_MS) worker_forget(f, i--);
+            continue;
+        }
+        if (f->now - w->seen_ms >= f->config.silence_ms) {
+            if (worker_reserve(f, fx, w, 0)) return; /* the next tick tries again */
+            char reason[KN_REASON_MAX];
+            snprintf(reason, sizeof reason, "worker %s fell silent while it rendered this image", w->name);
+            fx_note(fx, FX_NOTE, NULL, "worker_lost worker=%s silent_ms=%llu", w->name,
+                    (unsigned long long)(f->now - w->seen_ms));
+            worker_lose(f, w, true, reason, fx);
+            continue;
+        }
+        if (w->shards) lease_sweep(f, w, fx);
+    }
+}

@@ -1,0 +1,323 @@
+/* Shards. The contract is lease.h, the data state.h.
+ *
+ * A shard's tasks are those of its array that are leased and point back at it: taking one out is two
+ * assignments. A shard that holds no task any more has no batch; it stays with its worker as long as the
+ * worker may still be busy with it, because it uses the worker's credit. */
+#include "coordinator/core/lease.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "coordinator/core/batch.h"
+#include "coordinator/core/blame.h"
+#include "coordinator/core/fleet.h"
+
+int lease_reserve(struct farm *f, struct farm_effects *fx, const struct shard *s) {
+    return farm_reserve(f, fx, 3 * s->left + 8, s->left, s->left);
+}
+
+bool lease_holds(const struct shard *s, uint32_t t) {
+    if (!s->batch) return false;
+    const struct task *task = &s->batch->tasks[t];
+    return task->state == TASK_LEASED && (task->a == s->slot || task->b == s->slot);
+}
+
+struct shard *lease_other(const struct farm *f, const struct shard *s, uint32_t t) {
+    const struct task *task = &s->batch->tasks[t];
+    uint32_t other = task->a == s->slot ? task->b : task->a;
+    return other == NONE ? NULL : slab_at(&f->shards, other);
+}
+
+static void shard_take_credit(struct farm *f, struct shard *s, bool take) {
+    struct worker *w = s->worker;
+    if (take) {
+        w->held++;
+    } else {
+        assert(w->held > 0);
+        w->held--;
+        fleet_wake(f, w);
+    }
+}
+
+/* Links a new shard to its worker, its batch and its tasks. */
+static struct shard *shard_create(struct farm *f, struct worker *w, struct batch *b, const uint32_t *tasks,
+                                  uint32_t count) {
+    if (slab_reserve(&f->shards, 1)) return NULL;
+    uint32_t *copy = malloc(count * sizeof *copy);
+    if (!copy) return NULL;
+    memcpy(copy, tasks, count * sizeof *copy);
+    uint32_t slot = slab_take(&f->shards);
+    struct shard *s = slab_at(&f->shards, slot);
+    s->slot = slot;
+    s->worker = w;
+    s->batch = b;
+    s->group = b->tasks[tasks[0]].group;
+    const struct shape *shape = slab_at(&f->shapes, b->groups[s->group].shape);
+    s->shape_uid = shape->uid;
+    s->units = shape->units;
+    s->model = b->lanes[b->groups[s->group].lane].pool->model;
+    s->tasks = copy;
+    s->count = s->left = count;
+    s->granted_ms = s->alive_ms = f->now;
+    s->worker_prev = w->shards_last;
+    if (w->shards_last)
+        w->shards_last->worker_next = s;
+    else
+        w->shards = s;
+    w->shards_last = s;
+    s->batch_next = b->shards;
+    if (b->shards) b->shards->batch_prev = s;
+    b->shards = s;
+    f->shard_count++;
+    for (uint32_t i = 0; i < count; i++) {
+        struct task *task = &b->tasks[tasks[i]];
+        assert(task->group == s->group);
+        if (task->trouble != NONE) s->suspect = true;
+        if (task->state == TASK_LEASED && task->a != NONE) {
+            assert(task->b == NONE);
+            task->b = slot;
+            s->copy = true;
+        } else {
+            if (task->state != TASK_LEASED) task_set(f, b, tasks[i], TASK_LEASED);
+            task->a = slot;
+            task->b = NONE;
+        }
+        if (task->attempts < UINT8_MAX) task->attempts++;
+    }
+    return s;
+}
+
+struct shard *lease_grant(struct farm *f, struct worker *w, struct batch *b, const uint32_t *tasks,
+                          uint32_t count, struct farm_effects *fx) {
+    assert(w->conn && w->held < w->credit && count > 0 && count <= KN_SHARD_TASKS_MAX);
+    if (fx_reserve(fx, 2)) return NULL;
+    uint32_t *listed = fx_bytes(fx, count * sizeof *listed);
+    if (!listed) return NULL;
+    struct shard *s = shard_create(f, w, b, tasks, count);
+    if (!s) return NULL;
+    s->id = ++f->shard_seq;
+    s->term = f->config.term;
+    s->state = SHARD_WAITING;
+    shard_take_credit(f, s, true);
+    memcpy(listed, tasks, count * sizeof *listed);
+    struct farm_effect *e = fx_add(fx, FX_GRANT);
+    e->conn = w->conn;
+    memcpy(e->batch, b->id, sizeof e->batch);
+    e->task = tasks[0];
+    e->u.grant.shard = s->id;
+    for (uint32_t i = 0; i < count; i++)
+        if (b->tasks[tasks[i]].attempts > e->u.grant.attempt)
+            e->u.grant.attempt = b->tasks[tasks[i]].attempts;
+    const struct shape *shape = slab_at(&f->shapes, b->groups[s->group].shape);
+    memcpy(e->u.grant.model, shape->key.model, sizeof e->u.grant.model);
+    e->u.grant.tasks = listed;
+    e->u.grant.task_count = count;
+    if (!b->first_ms) b->first_ms = f->now;
+    return s;
+}
+
+struct shard *lease_adopt(struct farm *f, struct worker *w, struct batch *b, const struct farm_held *held,
+                          const uint32_t *tasks, uint32_t count) {
+    struct shard *s = shard_create(f, w, b, tasks, count);
+    if (!s) return NULL;
+    s->id = held->shard;
+    s->term = held->term;
+    if (w->held < w->credit) {
+        s->state = SHARD_WAITING; /* until a heartbeat names it */
+        shard_take_credit(f, s, true);
+    } else {
+        s->state = SHARD_SENT; /* more than it can hold: only its images are awaited */
+        w->sent++;
+    }
+    if (!b->first_ms) b->first_ms = f->now;
+    return s;
+}
+
+struct shard *lease_find(const struct worker *w, uint64_t id, uint64_t term) {
+    for (struct shard *s = w->shards; s; s = s->worker_next)
+        if (s->id == id && s->term == term) return s;
+    return NULL;
+}
+
+/* A shard that holds no task belongs to no batch. */
+static void shard_leave_batch(struct farm *f, struct shard *s) {
+    if (!s->batch) return;
+    if (s->batch_prev)
+        s->batch_prev->batch_next = s->batch_next;
+    else
+        s->batch->shards = s->batch_next;
+    if (s->batch_next) s->batch_next->batch_prev = s->batch_prev;
+    s->batch_prev = s->batch_next = NULL;
+    s->batch = NULL;
+    f->shard_count--;
+}
+
+static void shard_close(struct farm *f, struct shard *s) {
+    struct worker *w = s->worker;
+    assert(s->left == 0);
+    shard_leave_batch(f, s);
+    if (s->worker_prev)
+        s->worker_prev->worker_next = s->worker_next;
+    else
+        w->shards = s->worker_next;
+    if (s->worker_next)
+        s->worker_next->worker_prev = s->worker_prev;
+    else
+        w->shards_last = s->worker_prev;
+    if (s->state == SHARD_SENT)
+        w->sent--;
+    else
+        shard_take_credit(f, s, false);
+    free(s->tasks);
+    s->tasks = NULL;
+    slab_give(&f->shards, s->slot);
+}
+
+void lease_drop(struct farm *f, struct shard *s, uint32_t t) {
+    struct task *task = &s->batch->tasks[t];
+    assert(lease_holds(s, t) && s->left > 0);
+    if (task->a == s->slot) task->a = task->b;
+    task->b = NONE;
+    s->left--;
+    if (s->left == 0) shard_leave_batch(f, s);
+}
+
+void lease_started(struct farm *f, struct shard *s) {
+    s->alive_ms = f->now;
+    if (s->state != SHARD_WAITING) return;
+    s->state = SHARD_STARTED;
+    s->started_ms = f->now;
+}
+
+/* Lets go of all tasks that the shard holds. */
+static void shard_release(struct farm *f, struct shard *s, enum lease_how how, int code, const char *reason,
+                          struct farm_effects *fx) {
+    if (s->left == 0) return;
+    struct batch *b = s->batch;
+    struct worker *w = s->worker;
+    uint32_t missing[KN_SHARD_TASKS_MAX], free_count = 0, total = s->left, last = 0;
+    if (how == LEASE_REQUEUE || how == LEASE_LOST) batch_refund_time(b, s->cost / s->count * s->left);
+    for (uint32_t i = 0; i < s->count; i++) {
+        uint32_t t = s->tasks[i];
+        if (!lease_holds(s, t)) continue;
+        lease_drop(f, s, t);
+        last = t;
+        if (b->tasks[t].a == NONE) missing[free_count++] = t;
+    }
+    assert(s->left == 0 && !s->batch);
+    switch (how) {
+    case LEASE_CANCEL:
+        for (uint32_t i = 0; i < free_count; i++) task_set(f, b, missing[i], TASK_CANCELLED);
+        break;
+    case LEASE_GUILTY:
+        if (total == 1)
+            blame_task(f, b, last, w, code, reason, fx);
+        else
+            blame_shard(f, b, missing, free_count, w, fx);
+        break;
+    case LEASE_LOST:
+        for (uint32_t i = 0; i < free_count; i++)
+            if (b->tasks[missing[i]].losses < UINT8_MAX) b->tasks[missing[i]].losses++;
+        blame_requeue(f, b, missing, free_count, fx);
+        break;
+    case LEASE_REQUEUE:
+        blame_requeue(f, b, missing, free_count, fx);
+        break;
+    }
+}
+
+void lease_end(struct farm *f, struct shard *s, enum lease_how how, int code, const char *reason,
+               struct farm_effects *fx) {
+    shard_release(f, s, how, code, reason, fx);
+    shard_close(f, s);
+}
+
+static void shard_revoke(struct farm *f, struct shard *s, bool abort, struct farm_effects *fx) {
+    assert(s->left == 0);
+    if (s->state == SHARD_SENT || !s->worker->conn) {
+        shard_close(f, s);
+        return;
+    }
+    s->state = SHARD_REVOKED;
+    s->alive_ms = f->now;
+    struct farm_effect *e = fx_add(fx, FX_REVOKE);
+    e->conn = s->worker->conn;
+    e->u.revoke.shard = s->id;
+    e->u.revoke.term = s->term;
+    e->u.revoke.abort = abort;
+}
+
+void lease_withdraw(struct farm *f, struct shard *s, bool abort, enum lease_how how,
+                    struct farm_effects *fx) {
+    shard_release(f, s, how, 0, NULL, fx);
+    shard_revoke(f, s, abort, fx);
+}
+
+void lease_withdraw_guilty(struct farm *f, struct shard *s, int code, const char *reason,
+                           struct farm_effects *fx) {
+    shard_release(f, s, LEASE_GUILTY, code, reason, fx);
+    shard_revoke(f, s, true, fx);
+}
+
+void lease_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
+    if (s->left == 0) {
+        shard_close(f, s);
+        return;
+    }
+    if (s->worker->sent > 2 * s->worker->credit) { /* it never sends what it says it has done */
+        lease_end(f, s, LEASE_LOST, 0, NULL, fx);
+        return;
+    }
+    shard_take_credit(f, s, false);
+    s->state = SHARD_SENT;
+    s->worker->sent++;
+    s->alive_ms = f->now;
+}
+
+void lease_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
+                  struct farm_effects *fx) {
+    while (b->tasks[t].a != NONE) {
+        struct shard *s = slab_at(&f->shards, b->tasks[t].a);
+        lease_drop(f, s, t);
+        if (s->worker == by) s->alive_ms = f->now;
+        if (s->left > 0) continue;
+        if (s->state == SHARD_SENT)
+            shard_close(f, s);
+        else if (s->worker != by)
+            shard_revoke(f, s, true, fx); /* all that it was to do has come from elsewhere */
+    }
+}
+
+void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
+    struct shard *next;
+    for (struct shard *s = w->shards; s; s = next) {
+        next = s->worker_next;
+        uint64_t quiet = f->now - s->alive_ms;
+        bool running = w->running == s->id;
+        if (lease_reserve(f, fx, s)) return; /* the next sweep tries again */
+        switch (s->state) {
+        case SHARD_REVOKED:
+            if (quiet >= REVOKE_MS && !running) lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            break;
+        case SHARD_SENT:
+            if (quiet >= SENT_MS) lease_end(f, s, LEASE_LOST, 0, NULL, fx);
+            break;
+        case SHARD_STARTED:
+            if (!w->conn) break;
+            if (running && quiet >= f->config.progress_ms) {
+                char reason[KN_REASON_MAX];
+                snprintf(reason, sizeof reason, "no progress for %llu s on worker %s",
+                         (unsigned long long)(quiet / 1000), w->name);
+                lease_withdraw_guilty(f, s, KN_ETIMEOUT, reason, fx);
+            } else if (!running && quiet >= f->config.silence_ms) {
+                lease_withdraw(f, s, true, LEASE_LOST, fx); /* it works on something else: the end was lost */
+            }
+            break;
+        case SHARD_WAITING: /* an idle worker that does not begin it never got it */
+            if (w->conn && w->idle_since && f->now - w->idle_since >= f->config.silence_ms &&
+                f->now - s->granted_ms >= f->config.silence_ms)
+                lease_withdraw(f, s, true, LEASE_LOST, fx);
+            break;
+        }
+    }
+}

@@ -1,0 +1,265 @@
+/* Who gets what next. The contract is sched.h.
+ *
+ * A worker with credit left looks at the pools that it serves (its models, of its class or of any) and takes
+ * from the lane that is first: the highest priority, then the batch that was handed the least work (in
+ * microseconds of estimated rendering: equal shares of time, not of images), then the oldest. A lane of the
+ * model that the worker has loaded may go first, as long as the other batch is neither starving (AFFINITY_MS
+ * without anything) nor that far behind.
+ *
+ * A shard is as large as takes shard_target_ms at the measured speed: one image while nothing is known, then
+ * at most four times what was measured. Towards the end it shrinks to half the worker's share of what is left
+ * (guided self-scheduling), so that all workers end together; and a worker that is busy longer than the
+ * others need for all that is queued takes nothing ahead. */
+#include "coordinator/core/sched.h"
+
+#include <stdlib.h>
+
+#include "coordinator/core/batch.h"
+#include "coordinator/core/blame.h"
+#include "coordinator/core/fleet.h"
+#include "coordinator/core/lease.h"
+#include "coordinator/core/pool.h"
+
+#define PIECES_LOOKED_AT 16
+#define PROBE_IMAGES 4    /* first shard of a shape when the model's speed is known from another */
+#define GROWTH 4          /* from one shard to the next */
+#define GUESS_US 1000000u /* cost of an image when nothing at all is known */
+
+/* ---- how much */
+
+/* Speed of all workers of a pool, those not measured yet taken for average ones. 0: nothing is known. */
+static uint64_t pool_speed(const struct pool *p) {
+    if (p->known == 0) return 0;
+    return p->speed + p->speed / p->known * (p->able - p->known);
+}
+
+uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, const struct shape *shape) {
+    const struct pool *p = lane->pool;
+    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
+    uint64_t limit = w->batch_max;
+    if (ws && ws->limit < limit) limit = ws->limit;
+    if (limit < 1) limit = 1;
+    uint64_t us = fleet_us_per_image(w, p, shape);
+    if (us == 0) return 1;
+    uint64_t n = (uint64_t)f->config.shard_target_ms * 1000 / us;
+    uint64_t measured = ws ? ws->last_count : 0;
+    if (measured == 0 && n > PROBE_IMAGES) n = PROBE_IMAGES;
+    if (measured > 0 && n > measured * GROWTH) n = measured * GROWTH;
+    uint64_t speed = shape->units * 1000000 / us, all = pool_speed(p);
+    if (speed > 0 && all > 0) { /* half of its share of what is left */
+        double share = (double)lane->queued * (double)speed / (double)(all > speed ? all : speed) / 2;
+        if ((double)n > share) n = (uint64_t)(share + 0.999);
+    }
+    if (n > limit) n = limit;
+    return n < 1 ? 1 : (uint32_t)n;
+}
+
+/* Whether a worker that has something to do already should take more ahead: not if the others will have
+ * rendered all that is queued before it would begin. */
+static bool worth_prefetching(const struct farm *f, const struct worker *w, const struct lane *lane) {
+    const struct pool *p = lane->pool;
+    uint64_t backlog = fleet_backlog_us(f, w), all = pool_speed(p);
+    if (backlog == 0) return true;
+    if (all == 0) return lane->queued > p->able;
+    return (double)p->ready_units * 1e6 / (double)all >= (double)backlog;
+}
+
+/* ---- what */
+
+/* The piece of a group that this worker may take, or NONE. */
+static uint32_t piece_for(struct farm *f, struct batch *b, const struct group *group,
+                          const struct worker *w) {
+    uint32_t slot = group->piece_head;
+    for (uint32_t i = 0; slot != NONE && i < PIECES_LOOKED_AT; i++) {
+        const struct piece *piece = slab_at(&f->pieces, slot);
+        if (blame_allows(f, b, piece->list.head, w)) return slot;
+        slot = piece->next;
+    }
+    return NONE;
+}
+
+/* Whether there is memory on this worker for even one; if nobody has it, all may try (and be charged). */
+static bool fits(struct farm *f, struct batch *b, uint32_t t, const struct shape *shape, struct worker *w) {
+    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
+    return !ws || ws->limit > 0 || !fleet_other_can(f, b, t, w->uid);
+}
+
+/* Takes a shard for this worker out of a lane. */
+static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, struct farm_effects *fx) {
+    struct batch *b = lane->batch;
+    for (uint32_t g = lane->head; g != NONE; g = b->groups[g].next) {
+        struct group *group = &b->groups[g];
+        const struct shape *shape = slab_at(&f->shapes, group->shape);
+        uint32_t slot = piece_for(f, b, group, w);
+        const struct tasklist *list =
+            slot == NONE ? &group->queue : &((struct piece *)slab_at(&f->pieces, slot))->list;
+        if (list->count == 0 || !fits(f, b, list->head, shape, w)) continue;
+        uint32_t n = sched_size(f, w, lane, shape);
+        if (n > list->count) n = list->count;
+        if (farm_reserve(f, fx, 4, n, n)) return false;
+        uint64_t us = fleet_us_per_image(w, lane->pool, shape);
+        uint64_t cost = (us ? us : GUESS_US) * n;
+        uint32_t tasks[KN_SHARD_TASKS_MAX];
+        batch_charge_time(f, b, cost); /* while the lane is in order: taking its tasks may close it */
+        for (uint32_t i = 0; i < n; i++) {
+            tasks[i] = list->head;
+            task_unqueue(f, b, tasks[i]); /* the last one of a piece frees the piece */
+        }
+        for (uint32_t i = 0; i < n; i++) task_set(f, b, tasks[i], TASK_LEASED);
+        struct shard *s = lease_grant(f, w, b, tasks, n, fx);
+        if (!s) {
+            batch_refund_time(b, cost);
+            blame_requeue(f, b, tasks, n, fx);
+            return false;
+        }
+        s->cost = cost;
+        w->loaded = lane->pool->model;
+        w->last_shape = shape->uid;
+        return true;
+    }
+    return false;
+}
+
+/* ---- from whom */
+
+struct cursor {
+    struct pool *pool;
+    uint32_t at;
+};
+
+static uint32_t cursors_open(struct worker *w, struct cursor *v) {
+    uint32_t count = 0;
+    for (uint32_t k = 0; k < w->model_count; k++)
+        for (struct pool *p = w->models[k].model->pools; p; p = p->next)
+            if (p->ready_count > 0 && pool_serves(p, w)) v[count++] = (struct cursor){p, 0};
+    return count;
+}
+
+/* The next lane in the order of all these pools, or NULL. */
+static struct lane *cursors_next(struct cursor *v, uint32_t count, const struct model *only) {
+    struct cursor *best = NULL;
+    for (uint32_t i = 0; i < count; i++) {
+        if (v[i].at >= v[i].pool->ready_count || (only && v[i].pool->model != only)) continue;
+        if (!best || pool_lane_before(v[i].pool->ready[v[i].at], best->pool->ready[best->at])) best = &v[i];
+    }
+    return best ? best->pool->ready[best->at++] : NULL;
+}
+
+/* The model that is loaded may go first, within bounds. */
+static struct lane *loaded_first(struct farm *f, struct worker *w, struct cursor *v, uint32_t count,
+                                 const struct lane *first) {
+    if (!w->loaded || first->pool->model == w->loaded) return NULL;
+    for (uint32_t i = 0; i < count; i++) v[i].at = 0;
+    struct lane *lane = cursors_next(v, count, w->loaded);
+    for (uint32_t i = 0; i < count; i++) v[i].at = 0;
+    if (!lane || lane->batch->level != first->batch->level) return NULL;
+    if (f->now - first->batch->starved_since >= AFFINITY_MS) return NULL;
+    uint64_t ahead = lane->batch->vtime - first->batch->vtime;
+    uint32_t able = lane->pool->able ? lane->pool->able : 1;
+    return ahead / able / 1000 < AFFINITY_MS ? lane : NULL;
+}
+
+bool sched_grant(struct farm *f, struct worker *w, struct farm_effects *fx) {
+    if (f->deposed || !fleet_takes(w) || w->held >= w->credit || f->now < w->cool_until) return false;
+    struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
+    uint32_t count = cursors_open(w, v);
+    struct lane *lane = cursors_next(v, count, NULL);
+    if (!lane) return false;
+    struct lane *loaded = loaded_first(f, w, v, count, lane);
+    if (loaded && worth_prefetching(f, w, loaded) && lane_grant(f, w, loaded, fx)) return true;
+    for (uint32_t i = 0; i < count; i++) v[i].at = 0;
+    while ((lane = cursors_next(v, count, NULL)) != NULL) {
+        if (!worth_prefetching(f, w, lane)) continue;
+        if (lane_grant(f, w, lane, fx)) return true;
+    }
+    return false;
+}
+
+static uint64_t worker_speed(const struct worker *w) {
+    uint64_t speed = 0;
+    for (uint32_t k = 0; k < w->model_count; k++)
+        if (w->models[k].speed > speed) speed = w->models[k].speed;
+    return speed;
+}
+
+/* Idle ones first, fast ones before slow ones. */
+static int worker_order(const void *x, const void *y) {
+    const struct worker *a = *(struct worker *const *)x, *b = *(struct worker *const *)y;
+    if (a->held != b->held) return a->held < b->held ? -1 : 1;
+    uint64_t sa = worker_speed(a), sb = worker_speed(b);
+    if (sa != sb) return sa > sb ? -1 : 1;
+    return a->uid < b->uid ? -1 : 1;
+}
+
+void sched_sort(struct worker **v, size_t count) {
+    if (count > 1) qsort(v, count, sizeof *v, worker_order);
+}
+
+/* A shard for each in turn, until nobody takes any more. */
+static void grant_all(struct farm *f, struct farm_effects *fx) {
+    size_t count = 0;
+    if (f->work_arrived) {
+        for (size_t i = 0; i < f->worker_count; i++)
+            if (fleet_takes(f->workers[i]) && f->workers[i]->held < f->workers[i]->credit)
+                f->order[count++] = f->workers[i];
+    } else {
+        for (struct worker *w = f->woken; w; w = w->woken_next)
+            if (fleet_takes(w) && w->held < w->credit) f->order[count++] = w;
+    }
+    while (f->woken) {
+        f->woken->woken = false;
+        f->woken = f->woken->woken_next;
+    }
+    f->work_arrived = false;
+    sched_sort(f->order, count);
+    while (count > 0) {
+        size_t kept = 0;
+        for (size_t i = 0; i < count; i++)
+            if (sched_grant(f, f->order[i], fx) && f->order[i]->held < f->order[i]->credit)
+                f->order[kept++] = f->order[i];
+        count = kept;
+    }
+}
+
+/* ---- higher priority retracts what waits */
+
+/* The best lane that still has something queued for this worker, or NULL. */
+static struct lane *worker_first(struct worker *w) {
+    struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
+    return cursors_next(v, cursors_open(w, v), NULL);
+}
+
+static void retract(struct farm *f, struct farm_effects *fx) {
+    /* What was taken back already and is to be given to whoever outranked it is not taken back again. */
+    uint64_t coming = 0;
+    for (size_t i = 0; i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        if (!fleet_takes(w) || !w->shards) continue;
+        struct lane *lane = worker_first(w);
+        if (!lane) continue;
+        const struct shape *shape = slab_at(&f->shapes, lane->batch->groups[lane->head].shape);
+        struct shard *next;
+        for (struct shard *s = w->shards; s; s = next) {
+            next = s->worker_next;
+            if (coming >= lane->queued) break;
+            bool outranked = s->state == SHARD_WAITING && s->batch &&
+                             s->batch->level->priority < lane->batch->level->priority;
+            if (!outranked && s->state != SHARD_REVOKED) continue;
+            coming += sched_size(f, w, lane, shape);
+            if (!outranked) continue;
+            if (lease_reserve(f, fx, s)) return;
+            lease_withdraw(f, s, false, LEASE_REQUEUE, fx);
+        }
+    }
+}
+
+void sched_run(struct farm *f, struct farm_effects *fx) {
+    if (f->deposed) return;
+    if (f->work_arrived || f->woken) grant_all(f, fx);
+    if (f->outranked) {
+        f->outranked = false;
+        retract(f, fx);
+        if (f->work_arrived || f->woken) grant_all(f, fx);
+    }
+    tail_run(f, fx);
+}

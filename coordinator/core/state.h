@@ -1,0 +1,337 @@
+/* The farm's data model: everything the core knows, in one place. Private to coordinator/core.
+ *
+ * Read in this order: task, piece, group, lane, batch (what is asked); shard (what is out); model, pool,
+ * worker (who renders); then the tables of struct farm. What happens to them is in
+ *
+ *   batch.c   tasks and their queues, counts, the log of ends, the life of a batch
+ *   pool.c    models, shapes, and which batches wait for which kind of worker
+ *   fleet.c   workers: hello, heartbeat, silence, measured speed
+ *   lease.c   shards: how they begin, lose tasks and end
+ *   blame.c   who is guilty when something fails: the task or the worker
+ *   commit.c  results and failures on their way to the store
+ *   sched.c   who gets what next;  tail.c  what to do when nothing is left to hand out
+ *   farm.c    farm_step and the clock;  views.c, check.c  looking at it
+ *
+ * Tasks know where they are through two numbers (`a`, `b`), so that a million of them stay small: links of a
+ * queue, or slots of the shards that render them, or the slot of the commit that is under way. Everything
+ * with a slot lives in a slab (slab.h). */
+#ifndef KILN_COORDINATOR_CORE_STATE_H
+#define KILN_COORDINATOR_CORE_STATE_H
+
+#include <assert.h>
+#include <string.h>
+
+#include "base/map.h"
+#include "coordinator/core/effects.h"
+#include "coordinator/core/farm.h"
+#include "coordinator/core/slab.h"
+
+#define NONE UINT32_MAX
+#define PIN_ANY UINT16_MAX
+#define BACKENDS_MAX 250 /* one byte in a task; classes seen by one coordinator in its life */
+#define BACKEND_NONE UINT8_MAX
+#define COPIES_MAX 2      /* shards that may hold a task at a time */
+#define ACKS_MAX 4        /* connections that wait for one commit */
+#define CHARGERS_MAX 4    /* workers whose charges a task remembers, for refunds */
+#define LOSSES_MAX 8      /* uncharged losses of a task, then a shard that never began counts as executing */
+#define SPEEDS_MAX 64     /* shapes whose speed is remembered for a worker */
+#define PENDING_MAX 65536 /* results and failures on their way to the store */
+
+/* Times, all in milliseconds. */
+#define RATE_WINDOW_S 15
+#define AFFINITY_MS 10000 /* a batch waits no longer for workers that have another model loaded */
+#define TAIL_EVERY_MS 100 /* how often the tail is looked at */
+#define TAIL_MIN_MS 300   /* what is expected to end sooner is not rendered twice */
+#define SENT_MS 30000     /* the images of a shard said to be done must have come by then */
+#define REVOKE_MS 5000    /* a revoke has arrived by then */
+#define COOL_MS 300       /* after a worker handed something back of itself */
+#define RETRY_MS 500      /* first pause before the store is asked again; doubles */
+#define RETRY_MS_MAX 8000
+#define STORE_TRIES_MAX 8    /* then a result is given up and its task queued again */
+#define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */
+#define BARRED_MS 60000      /* a worker drained for its faults stays away at least so long */
+
+/* ---- what is asked */
+
+struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
+    uint32_t pixels[2]; /* done: the first 8 bytes of the digest, to notice a duplicate that differs */
+    uint32_t a, b;      /* queued: next and previous in its queue; leased: slots of its shards (b: the second
+                           copy, or NONE); committing and failing: a is the slot in farm.pendings */
+    uint32_t trouble;   /* slot in farm.troubles, or NONE: it failed, or shared a shard that did */
+    uint16_t group;
+    uint8_t state;    /* enum farm_task_state */
+    uint8_t backend;  /* done: class of its result */
+    uint8_t attempts; /* grants so far; stays at 255 */
+    uint8_t charges;
+    uint8_t losses; /* uncharged ends of its leases without result; stays at 255 */
+    uint8_t spare;
+};
+
+struct trouble {    /* of a task under suspicion */
+    uint32_t piece; /* slot of the piece that it is queued in, or NONE */
+    uint32_t fault; /* slot of the fault that is to be explained, or NONE */
+    uint32_t avoid; /* uid of the worker that failed it last: others are tried first */
+    uint32_t by[CHARGERS_MAX];
+    uint8_t by_count;
+    uint8_t nan_count; /* classes that gave NaN: not tried again */
+    uint8_t nan[CHARGERS_MAX];
+    bool waits;          /* in the list of tasks that may be left with nobody to render them */
+    int16_t code;        /* of the last charge */
+    char *reason;        /* owns; of the last charge; may be NULL */
+    uint32_t prev, next; /* in that list */
+    struct batch *batch;
+    uint32_t task;
+};
+
+struct fault { /* something a worker did wrong: held against it if others do those very tasks without fault */
+    uint32_t worker, run; /* uid, and its run of faults then */
+    uint32_t left;        /* tasks whose outcome is not known */
+    bool explained;       /* another worker failed one of them too: it was the task */
+};
+
+struct tasklist { /* doubly linked through task.a and task.b */
+    uint32_t head, tail, count;
+};
+
+struct piece { /* suspects that travel together and with nobody else; a crash halves them */
+    struct tasklist list;
+    uint32_t prev, next; /* in the group */
+};
+
+struct group {
+    uint32_t shape; /* slot in farm.shapes */
+    uint16_t lane;  /* index in batch.lanes */
+    bool listed;    /* in the lane's list: something is queued */
+    struct tasklist queue;
+    uint32_t piece_head, piece_tail; /* suspects, before the queue */
+    uint32_t piece_tasks;
+    uint32_t prev, next; /* in the lane's list of groups with queued tasks */
+};
+
+struct lane { /* what a batch wants of one pool */
+    struct batch *batch;
+    struct pool *pool;
+    bool ready; /* in the pool's order */
+    uint32_t queued;
+    uint64_t queued_units;
+    uint64_t open_units; /* of tasks that have not ended */
+    uint32_t head, tail; /* groups with queued tasks */
+};
+
+struct rate { /* images in the last seconds */
+    uint64_t second;
+    uint32_t bucket[RATE_WINDOW_S + 1];
+};
+
+struct level { /* a priority in use, with the virtual time that its batches have reached */
+    int priority;
+    uint32_t batches;
+    uint64_t vtime;
+};
+
+struct batch {
+    farm_id id;
+    uint64_t seq; /* in the order they were opened */
+    uint32_t total;
+    struct level *level; /* its priority */
+    uint32_t state;      /* 1 active 2 paused 3 done 4 cancelled */
+    bool cancelled_by_person;
+    uint16_t pin;
+    struct task *tasks;   /* owns */
+    struct group *groups; /* owns */
+    struct lane *lanes;   /* owns */
+    uint32_t group_count, lane_count;
+    uint32_t counts[TASK_CANCELLED + 1]; /* by state */
+    uint32_t *log;                       /* owns; task numbers in the order of their ends */
+    uint32_t log_count;
+    uint64_t epoch;
+    struct shard *shards; /* those with tasks of this batch, newest first */
+    /* fair share: microseconds of work handed out */
+    uint64_t vtime;
+    uint64_t starved_since; /* last time that it was given anything, or got ready */
+    /* the store */
+    bool state_sent;  /* an FX_BATCH_STATE waits for its answer */
+    bool state_dirty; /* another must follow */
+    bool retried;     /* it must say so */
+    bool retried_sent;
+    uint32_t state_tries;
+    uint64_t state_due; /* 0, or when it is to be asked again */
+    /* for the views */
+    struct rate rate;
+    uint64_t first_ms, ended_ms, paused_ms, paused_since;
+    uint32_t done_here; /* since this coordinator began */
+};
+
+/* ---- what is out */
+
+enum shard_state {
+    SHARD_WAITING, /* granted, not begun as far as we know */
+    SHARD_STARTED,
+    SHARD_REVOKED, /* taken back: holds no task any more, but a place in the worker's credit until it answers
+                    */
+    SHARD_SENT,    /* the worker is through with it; images may still be on their way. No credit */
+};
+
+struct shard {
+    uint64_t id, term;   /* unique within a worker */
+    struct batch *batch; /* NULL once it holds no task */
+    struct worker *worker;
+    uint32_t slot;
+    uint32_t group;
+    uint32_t shape_uid;
+    const struct model *model; /* only to be compared: it may be gone */
+    uint64_t units;            /* work of one image */
+    enum shard_state state;
+    bool suspect;    /* a piece: its tasks go back as one */
+    bool copy;       /* the second of two */
+    uint32_t *tasks; /* owns; as granted. Those still held are leased and point here */
+    uint32_t count, left;
+    uint64_t cost;                             /* microseconds that it was expected to take */
+    uint64_t granted_ms, started_ms, alive_ms; /* alive: last sign of it */
+    uint32_t step, steps;
+    struct shard *worker_prev, *worker_next; /* in the order of the grants */
+    struct shard *batch_prev, *batch_next;
+};
+
+/* ---- who renders */
+
+struct model {
+    farm_digest digest;
+    uint32_t refs; /* of pools and workers */
+    struct pool *pools;
+};
+
+struct shape { /* one kind of GPU batch, shared by all batches that want it */
+    struct farm_group key;
+    uint32_t slot, refs, uid; /* uid: never used twice */
+    uint64_t units;           /* work of one image: steps x pixels */
+};
+
+struct pool { /* the workers that can render a model, of one class or of any; and the batches that wait for
+                 them */
+    struct model *model;
+    uint16_t pin;
+    struct pool *next;   /* of the same model */
+    uint32_t refs;       /* lanes */
+    struct lane **ready; /* owns; best first */
+    uint32_t ready_count, ready_cap;
+    uint64_t ready_units;
+    uint32_t able, known; /* workers that are there; those whose speed is known */
+    uint64_t speed;       /* their sum, units a second */
+};
+
+struct worker_model {
+    struct model *model;
+    uint64_t speed; /* units a second; 0: unknown */
+};
+
+struct worker_shape {
+    uint32_t shape_uid;
+    uint32_t us_per_image; /* 0: unknown */
+    uint16_t limit;        /* after out of memory: images at a time; UINT16_MAX: none, 0: not even one */
+    uint16_t last_count;   /* of the last shard that was measured */
+    uint32_t used;         /* for the choice of what to forget */
+};
+
+struct worker {
+    char name[KN_NAME_MAX + 1];
+    uint32_t uid; /* never used twice */
+    farm_id instance;
+    uint64_t conn; /* 0: not connected */
+    bool lost;     /* given up; kept to be shown, and for its faults */
+    bool left;     /* …and not to be expected back: it said bye */
+    bool drain_wish, drain_said, barred;
+    uint16_t backend;
+    uint32_t credit, batch_max;
+    struct worker_model *models; /* owns */
+    uint32_t model_count;
+    bool counted;         /* in its pools' sums */
+    struct model *loaded; /* as far as we know, one of models; or NULL */
+    uint32_t last_shape;  /* uid of the shape granted last */
+    struct shard *shards, *shards_last;
+    uint32_t held;                         /* shards that use credit */
+    uint32_t sent;                         /* shards in SHARD_SENT */
+    uint64_t running;                      /* shard named by the last heartbeat */
+    uint64_t seen_ms, lost_ms, idle_since; /* idle_since: heartbeats say so since then; 0: not */
+    struct worker_shape shapes[SPEEDS_MAX];
+    uint32_t shape_count, shape_clock;
+    bool woken; /* in the farm's list of those to be given work */
+    struct worker *woken_next;
+    uint64_t cool_until; /* it handed something back: nothing is given to it before */
+    /* faults */
+    uint32_t run;        /* number of its run of faults; a result of its own begins another */
+    uint32_t faults;     /* in this run */
+    uint32_t disproved;  /* faults of this run that others did without fault */
+    uint32_t nans;       /* NaN in this run */
+    uint32_t class_done; /* results of its class when the run began */
+    uint64_t barred_until;
+    /* for the views */
+    struct rate rate;
+    uint32_t done, failed;
+    uint32_t step, steps;
+};
+
+/* ---- on the way to the store */
+
+struct pending {
+    bool fail;
+    bool flying; /* the store has been asked and has not answered */
+    bool voided; /* a failure that a retry has overtaken */
+    struct batch *batch;
+    uint32_t task;
+    uint32_t tries;
+    uint64_t due_ms;     /* not flying: when to ask again */
+    uint32_t prev, next; /* in the list of those that wait */
+    uint32_t attempt, render_ms, backend;
+    int code;
+    farm_digest sha256, pixels;
+    bool flat;
+    uint8_t ack_count;
+    uint64_t acks[ACKS_MAX];
+    char worker[KN_NAME_MAX + 1], engine[KN_NAME_MAX + 1];
+    char *reason; /* owns; failures */
+};
+
+struct backend {
+    char *name; /* owns */
+    uint32_t done;
+};
+
+struct farm {
+    struct farm_config config;
+    uint64_t now;
+    bool deposed; /* another coordinator leads: nothing is granted or written any more */
+    struct kn_map *batch_by_id;
+    struct batch **batches; /* owns; in the order they were opened */
+    size_t batch_count, batch_cap;
+    uint64_t batch_seq;
+    struct level **levels; /* owns */
+    uint32_t level_count, level_cap;
+    struct kn_map *worker_by_name, *worker_by_conn;
+    struct worker **workers; /* owns; in the order they came */
+    size_t worker_count, worker_cap;
+    uint32_t worker_uid;
+    struct kn_map *model_by_digest, *shape_by_key;
+    struct slab shapes, shards, pieces, troubles, faults, pendings;
+    uint32_t shape_uid;
+    uint64_t shard_seq;
+    uint32_t shard_count;                /* that hold tasks */
+    uint32_t wait_head, wait_tail;       /* pendings to be asked again */
+    uint32_t trouble_head, trouble_tail; /* tasks that may be left with nobody */
+    struct backend backends[BACKENDS_MAX];
+    uint32_t backend_count;
+    struct rate rate;
+    struct worker *woken; /* they have credit left since the last look */
+    bool work_arrived;    /* something was queued: all that have credit left are looked at */
+    bool outranked;       /* …that may outrank what waits at workers */
+    uint64_t tail_due;
+    struct worker **order;   /* owns; room to sort all workers in */
+    struct tail_shard *tail; /* owns; room to sort shards in */
+    size_t tail_cap;
+};
+
+/* Makes sure that what one event may need is there, so that nothing fails half way. */
+KN_MUST_USE int farm_reserve(struct farm *f, struct farm_effects *fx, uint32_t effects, uint32_t suspects,
+                             uint32_t pendings);
+
+#endif

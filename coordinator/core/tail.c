@@ -1,0 +1,138 @@
+/* The tail: nothing is queued that an idle worker could take, others still render. Part of sched.h.
+ *
+ * What waits at a busy worker is taken back and given to the idle one. What a slow or silent worker executes
+ * is rendered a second time on the fastest idle worker that is expected to be sooner: the last images first,
+ * so that the two meet. The first bytes win, and who has nothing left to win is told to stop. Suspects are
+ * never rendered twice at a time: one killer should not take two workers with it. */
+#include "coordinator/core/sched.h"
+
+#include <stdlib.h>
+
+#include "coordinator/core/batch.h"
+#include "coordinator/core/fleet.h"
+#include "coordinator/core/lease.h"
+#include "coordinator/core/pool.h"
+
+#define TAIL_WORKERS 64 /* idle workers served in one look */
+#define UNREACHABLE_US 3600000000u
+
+struct tail_shard {
+    struct shard *shard;
+    uint64_t remaining_us;
+};
+
+/* Expected time until the shard is through. What takes longer than expected will take longer still. */
+static uint64_t remaining_us(const struct farm *f, const struct shard *s) {
+    const struct worker *w = s->worker;
+    if (!w->conn) return UNREACHABLE_US;
+    uint64_t before = 0;
+    for (const struct shard *x = w->shards; x != s; x = x->worker_next)
+        if (x->state == SHARD_WAITING || x->state == SHARD_STARTED) before += x->cost / x->count * x->left;
+    if (s->state == SHARD_WAITING) return before + s->cost;
+    uint64_t spent = (f->now - s->started_ms) * 1000, left = s->cost / s->count * s->left;
+    if (spent <= s->cost) return left < s->cost - spent ? left : s->cost - spent;
+    return spent - s->cost > left / 4 ? spent - s->cost : left / 4;
+}
+
+static int tail_order(const void *x, const void *y) {
+    const struct tail_shard *a = x, *b = y;
+    if (a->remaining_us != b->remaining_us) return a->remaining_us > b->remaining_us ? -1 : 1;
+    return a->shard->slot < b->shard->slot ? -1 : 1;
+}
+
+static bool tail_candidate(const struct shard *s) {
+    if (!s->batch || s->batch->state != 1 || s->suspect || s->copy) return false;
+    if (s->state == SHARD_STARTED) {
+        for (uint32_t i = 0; i < s->count; i++)
+            if (lease_holds(s, s->tasks[i]) && s->batch->tasks[s->tasks[i]].b == NONE) return true;
+        return false;
+    }
+    return s->state == SHARD_WAITING;
+}
+
+static bool tail_collect(struct farm *f, size_t *count) {
+    if (f->shard_count > f->tail_cap) {
+        size_t cap = f->tail_cap ? f->tail_cap : 64;
+        while (cap < f->shard_count) cap *= 2;
+        struct tail_shard *v = realloc(f->tail, cap * sizeof *v);
+        if (!v) return false;
+        f->tail = v;
+        f->tail_cap = cap;
+    }
+    *count = 0;
+    for (size_t i = 0; i < f->worker_count; i++)
+        for (struct shard *s = f->workers[i]->shards; s; s = s->worker_next)
+            if (tail_candidate(s)) f->tail[(*count)++] = (struct tail_shard){s, remaining_us(f, s)};
+    return true;
+}
+
+/* A second copy of what the shard still misses, from the end. */
+static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct farm_effects *fx) {
+    struct batch *b = s->batch;
+    struct group *group = &b->groups[s->group];
+    const struct pool *p = b->lanes[group->lane].pool;
+    const struct shape *shape = slab_at(&f->shapes, group->shape);
+    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
+    uint32_t limit = w->batch_max, tasks[KN_SHARD_TASKS_MAX], count = 0;
+    if (ws && ws->limit < limit) limit = ws->limit;
+    for (uint32_t i = s->count; i-- > 0 && count < limit;)
+        if (lease_holds(s, s->tasks[i]) && b->tasks[s->tasks[i]].b == NONE) tasks[count++] = s->tasks[i];
+    if (count == 0) return false;
+    uint64_t us = fleet_us_per_image(w, p, shape);
+    struct shard *copy = lease_grant(f, w, b, tasks, count, fx);
+    if (!copy) return false;
+    copy->cost = us * count;
+    batch_charge_time(f, b, copy->cost);
+    w->loaded = p->model;
+    w->last_shape = shape->uid;
+    return true;
+}
+
+static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct farm_effects *fx) {
+    for (size_t i = 0; i < count; i++) {
+        struct shard *s = f->tail[i].shard;
+        uint64_t remaining = f->tail[i].remaining_us;
+        if (remaining < TAIL_MIN_MS * 1000) return false; /* in order: none of the others is worth it */
+        if (!s || s->worker == w) continue;
+        const struct batch *b = s->batch;
+        const struct group *group = &b->groups[s->group];
+        const struct pool *p = b->lanes[group->lane].pool;
+        if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
+        uint64_t us = fleet_us_per_image(w, p, slab_at(&f->shapes, group->shape));
+        if (us == 0 && remaining != UNREACHABLE_US) continue; /* nothing is known of either */
+        uint64_t mine = us * s->left;
+        if (mine > remaining - remaining / 5) continue; /* not sooner by a fifth */
+        if (s->state == SHARD_WAITING) {
+            if (lease_reserve(f, fx, s)) return false;
+            f->tail[i].shard = NULL;
+            lease_withdraw(f, s, false, LEASE_REQUEUE, fx);
+            return sched_grant(f, w, fx);
+        }
+        if (tail_copy(f, w, s, fx)) {
+            f->tail[i].shard = NULL;
+            return true;
+        }
+    }
+    return false;
+}
+
+void tail_run(struct farm *f, struct farm_effects *fx) {
+    if (f->now < f->tail_due || f->shard_count == 0) return;
+    f->tail_due = f->now + TAIL_EVERY_MS;
+    bool collected = false;
+    size_t count = 0;
+    struct worker *idle[TAIL_WORKERS];
+    uint32_t idle_count = 0;
+    for (size_t i = 0; i < f->worker_count && idle_count < TAIL_WORKERS; i++) {
+        struct worker *w = f->workers[i];
+        if (!fleet_takes(w) || w->held > 0 || f->now < w->cool_until) continue;
+        if (!collected && !tail_collect(f, &count)) return;
+        collected = true;
+        if (count == 0) return;
+        idle[idle_count++] = w;
+    }
+    if (idle_count == 0) return;
+    qsort(f->tail, count, sizeof *f->tail, tail_order);
+    sched_sort(idle, idle_count);
+    for (uint32_t i = 0; i < idle_count; i++) (void)tail_serve(f, idle[i], count, fx);
+}

@@ -1,0 +1,240 @@
+/* The contract is talk.h. */
+#include "tests/sim/talk.h"
+
+#include <stdlib.h>
+
+void talk_begin_with(struct talk *t, const struct farm_config *c) {
+    *t = (struct talk){.now = 1000};
+    CHECK_INT(farm_create(c, &t->farm), 0);
+}
+
+void talk_begin(struct talk *t) {
+    struct farm_config c;
+    farm_config_default(&c);
+    talk_begin_with(t, &c);
+}
+
+void talk_end(struct talk *t) {
+    farm_effects_fini(&t->fx);
+    farm_destroy(t->farm);
+}
+
+void talk_id(int n, uint8_t *id, size_t size) {
+    memset(id, 0, size);
+    memcpy(id, &n, sizeof n);
+}
+
+/* The store says yes to what is asked, in the order of the effects, and the effects of that come behind. */
+static void store_answers(struct talk *t) {
+    for (size_t i = 0; i < t->fx.count; i++) {
+        const struct farm_effect *e = &t->fx.v[i];
+        if (e->type != FX_COMMIT && e->type != FX_FAIL && e->type != FX_BATCH_STATE) continue;
+        struct farm_event ev = {.type = EV_STORED};
+        ev.u.stored.what = e->type;
+        ev.u.stored.task = e->task;
+        memcpy(ev.u.stored.batch, e->batch, sizeof e->batch);
+        CHECK_INT(farm_step(t->farm, &ev, t->now, &t->fx), 0);
+        farm_check(t->farm);
+    }
+}
+
+int talk_step(struct talk *t, struct farm_event ev) {
+    farm_effects_clear(&t->fx);
+    t->rc = farm_step(t->farm, &ev, t->now, &t->fx);
+    farm_check(t->farm);
+    if (!t->store_silent) store_answers(t);
+    return t->rc;
+}
+
+void talk_wait(struct talk *t, uint64_t ms) {
+    struct farm_effects all = {0};
+    uint64_t end = t->now + ms;
+    do {
+        uint64_t next = farm_next_tick(t->farm, t->now);
+        t->now = next < end ? next : end;
+        struct farm_event ev = {.type = EV_TICK};
+        CHECK_INT(farm_step(t->farm, &ev, t->now, &all), 0);
+        farm_check(t->farm);
+    } while (t->now < end);
+    farm_effects_fini(&t->fx);
+    t->fx = all;
+    if (!t->store_silent) store_answers(t);
+}
+
+int talk_open(struct talk *t, struct talk_batch b) {
+    uint32_t group_count = b.group_count ? b.group_count : 1;
+    struct farm_group *groups = calloc(group_count, sizeof *groups);
+    uint16_t *task_group = calloc(b.tasks + 1, sizeof *task_group);
+    CHECK(groups && task_group);
+    for (uint32_t g = 0; g < group_count; g++) {
+        talk_id(b.model ? b.model : 1, groups[g].model, sizeof groups[g].model);
+        groups[g].width = groups[g].height = b.size ? b.size : 64;
+        groups[g].steps = 20 + g;
+    }
+    for (uint32_t i = 0; i < b.tasks; i++) task_group[i] = (uint16_t)(i % group_count);
+    struct farm_event ev = {.type = EV_BATCH_OPEN};
+    ev.u.batch_open = (struct ev_batch_open){
+        .tasks = b.tasks,
+        .priority = b.priority,
+        .pin_backend = b.pin ? b.pin : "",
+        .groups = groups,
+        .group_count = group_count,
+        .task_group = task_group,
+        .paused = b.paused,
+        .cancelled = b.cancelled,
+        .ended = b.ended,
+        .ended_count = b.ended_count,
+        .charges = b.charges,
+        .charge_count = b.charge_count,
+    };
+    talk_id(b.id, ev.u.batch_open.id, sizeof ev.u.batch_open.id);
+    int rc = talk_step(t, ev);
+    free(groups);
+    free(task_group);
+    return rc;
+}
+
+int talk_hello(struct talk *t, struct talk_worker w) {
+    farm_digest models[4];
+    uint32_t count = 0;
+    if (!w.models[0]) w.models[0] = 1;
+    for (; count < 4 && w.models[count]; count++) talk_id(w.models[count], models[count], sizeof models[0]);
+    struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = w.conn};
+    ev.u.hello = (struct ev_worker_hello){
+        .worker = w.name,
+        .backend = w.backend ? w.backend : "cpu-a",
+        .credit = w.credit ? w.credit : 2,
+        .batch_max = w.batch_max ? w.batch_max : 8,
+        .models = models,
+        .model_count = count,
+        .held = w.held,
+        .held_count = w.held_count,
+    };
+    talk_id(w.instance ? w.instance : 1, ev.u.hello.instance, sizeof ev.u.hello.instance);
+    return talk_step(t, ev);
+}
+
+int talk_batch_event(struct talk *t, enum farm_event_type type, int batch, int priority) {
+    struct farm_event ev = {.type = type};
+    talk_id(batch, ev.u.batch.id, sizeof ev.u.batch.id);
+    ev.u.batch.priority = priority;
+    return talk_step(t, ev);
+}
+
+void talk_heartbeat(struct talk *t, uint64_t conn, uint64_t shard, uint32_t age_ms) {
+    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = conn};
+    ev.u.heartbeat.shard = shard;
+    ev.u.heartbeat.progress_age_ms = age_ms;
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+static void shard_event(struct talk *t, enum farm_event_type type, uint64_t conn, struct ev_shard e) {
+    struct farm_event ev = {.type = type, .conn = conn};
+    ev.u.shard = e;
+    ev.u.shard.term = 1;
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+void talk_started(struct talk *t, uint64_t conn, uint64_t shard) {
+    shard_event(t, EV_SHARD_STARTED, conn, (struct ev_shard){.shard = shard});
+}
+
+void talk_returned(struct talk *t, uint64_t conn, uint64_t shard, bool oom) {
+    shard_event(t, EV_SHARD_RETURNED, conn, (struct ev_shard){.shard = shard, .out_of_memory = oom});
+}
+
+void talk_done(struct talk *t, uint64_t conn, uint64_t shard, uint32_t ms, uint32_t images) {
+    shard_event(t, EV_SHARD_DONE, conn, (struct ev_shard){.shard = shard, .render_ms = ms, .images = images});
+}
+
+void talk_failed(struct talk *t, uint64_t conn, int batch, uint32_t task, uint64_t shard, int code) {
+    struct farm_event ev = {.type = EV_TASK_FAILED, .conn = conn};
+    talk_id(batch, ev.u.task_failed.batch, sizeof ev.u.task_failed.batch);
+    ev.u.task_failed.task = task;
+    ev.u.task_failed.shard = shard;
+    ev.u.task_failed.term = 1;
+    ev.u.task_failed.code = code;
+    ev.u.task_failed.reason = "it went wrong";
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+void talk_gone(struct talk *t, uint64_t conn, bool bye) {
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = conn};
+    ev.u.gone.reason = bye ? "bye" : "unreachable";
+    ev.u.gone.bye = bye;
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+void talk_result(struct talk *t, uint64_t conn, const char *worker, const char *backend, int batch,
+                 uint32_t task, int pixels) {
+    struct farm_event ev = {.type = EV_RESULT, .conn = conn};
+    struct ev_result *r = &ev.u.result;
+    talk_id(batch, r->batch, sizeof r->batch);
+    talk_id(pixels, r->pixels, sizeof r->pixels);
+    talk_id(pixels, r->sha256, sizeof r->sha256);
+    r->task = task;
+    r->attempt = 1;
+    r->worker = worker;
+    r->engine = "kiln";
+    CHECK_INT(farm_backend(t->farm, backend, &r->backend), 0);
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+void talk_stored(struct talk *t, enum farm_effect_type what, int batch, uint32_t task, int code) {
+    struct farm_event ev = {.type = EV_STORED};
+    ev.u.stored.what = what;
+    talk_id(batch, ev.u.stored.batch, sizeof ev.u.stored.batch);
+    ev.u.stored.task = task;
+    ev.u.stored.code = code;
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+const struct farm_effect *talk_fx(const struct talk *t, enum farm_effect_type type, uint32_t n) {
+    for (size_t i = 0; i < t->fx.count; i++)
+        if (t->fx.v[i].type == type && n-- == 0) return &t->fx.v[i];
+    return NULL;
+}
+
+uint32_t talk_count(const struct talk *t, enum farm_effect_type type) {
+    uint32_t n = 0;
+    for (size_t i = 0; i < t->fx.count; i++) n += t->fx.v[i].type == type;
+    return n;
+}
+
+const struct farm_effect *talk_grant(const struct talk *t, uint64_t conn, uint32_t n) {
+    for (size_t i = 0; i < t->fx.count; i++)
+        if (t->fx.v[i].type == FX_GRANT && t->fx.v[i].conn == conn && n-- == 0) return &t->fx.v[i];
+    return NULL;
+}
+
+struct farm_batch_view talk_view(const struct talk *t, int batch) {
+    farm_id id;
+    struct farm_batch_view v;
+    talk_id(batch, id, sizeof id);
+    CHECK_INT(farm_batch_view(t->farm, id, t->now, &v), 0);
+    return v;
+}
+
+enum farm_task_state talk_task(const struct talk *t, int batch, uint32_t task) {
+    farm_id id;
+    enum farm_task_state s;
+    talk_id(batch, id, sizeof id);
+    CHECK_INT(farm_task_state(t->farm, id, task, &s), 0);
+    return s;
+}
+
+struct talk_shard talk_shard(const struct farm_effect *grant) {
+    CHECK(grant && grant->type == FX_GRANT);
+    struct talk_shard s = {.id = grant->u.grant.shard, .count = grant->u.grant.task_count};
+    memcpy(s.tasks, grant->u.grant.tasks, s.count * sizeof *s.tasks);
+    return s;
+}
+
+void talk_render(struct talk *t, uint64_t conn, const char *worker, const char *backend, int batch,
+                 struct talk_shard s) {
+    talk_started(t, conn, s.id);
+    t->now += 10 * s.count;
+    for (uint32_t i = 0; i < s.count; i++)
+        talk_result(t, conn, worker, backend, batch, s.tasks[i], (int)s.tasks[i]);
+    talk_done(t, conn, s.id, 10 * s.count, s.count);
+}
