@@ -123,7 +123,9 @@ static void paint_row(int y, const char *row) {
     move(y, 0);
     for (const char *p = row; *p;) {
         if (*p<TOP_MARK_END && * p> 0) {
-            attrset((int)look((enum top_mark) * p++));
+            enum top_mark m = (enum top_mark)p[0];
+            attrset((int)look(m));
+            p++;
             continue;
         }
         size_t n = 0;
