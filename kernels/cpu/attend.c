@@ -78,44 +78,53 @@ static void weigh3(const float *p, int keys, const float *v, size_t width, const
     weigh(3, p, keys, v, width, fade, acc);
 }
 
-/* Scores to weights: s[0 … full) becomes e^(s - max), nothing counts from `mine` on. Returns what the earlier
- * tiles' weights are to be multiplied with. */
-static float soften(float *s, int mine, int full, float *max, float *sum) {
-    if (mine <= 0) {
-        memset(s, 0, (size_t)full * sizeof *s);
-        return 1;
+/* What is kept of R rows from tile to tile. */
+struct state {
+    float max[W]; /* the first R: the largest score yet */
+    vf sum[R];    /* of the weights, still apart */
+};
+
+/* Scores to weights: score[r][0 … full) becomes 2^(score - max), with nothing from limit[r] on. fade[r]: what
+ * earlier tiles' weights are to be multiplied with. */
+static void soften(float *score, const int *limit, int full, struct state *s, float *fade) {
+    float top[W] = {0};
+    for (int r = 0; r < R; r++) {
+        float *row = score + r * TILE;
+        for (int j = limit[r] > 0 ? limit[r] : 0; j < full; j++) row[j] = -INFINITY;
+        vf m = load(row);
+        for (int j = W; j < full; j += W) m = larger(load(row + j), m);
+        float high = largest(m);
+        top[r] = high < s->max[r] ? s->max[r] : high;
     }
-    for (int j = mine; j < full; j++) s[j] = -INFINITY;
-    vf m = load(s);
-    for (int j = W; j < full; j += W) m = larger(load(s + j), m);
-    float top = largest(m);
-    if (top < *max) top = *max;
-    float fade = vexp(splat(*max - top))[0];
-    *max = top;
-    vf add = {0};
-    for (int j = 0; j < full; j += W) {
-        vf e = vexp(load(s + j) - splat(top));
-        store(s + j, e);
-        add += e;
+    vf f = vexp2(load(s->max) - load(top));
+    memcpy(s->max, top, sizeof top);
+    for (int r = 0; r < R; r++) {
+        float *row = score + r * TILE;
+        vf add = {0}, high = splat(top[r]);
+        for (int j = 0; j < full; j += W) {
+            vf e = vexp2(load(row + j) - high);
+            store(row + j, e);
+            add += e;
+        }
+        fade[r] = f[r];
+        s->sum[r] = muladd(s->sum[r], splat(f[r]), add);
     }
-    *sum = *sum * fade + total(add);
-    return fade;
 }
 
-/* R of the block's rows against the keys [at, at + keys). */
+/* R of the block's rows, from `row` on, against the keys [at, at + keys). */
 static void tile(const struct kx_head *h, int row, int at, int keys, const float *query, float *acc,
-                 float *max, float *sum, float *score) {
-    int full = (keys + KEYS - 1) / KEYS * KEYS;
+                 struct state *s, float *score) {
+    int full = (keys + KEYS - 1) / KEYS * KEYS, limit[R];
     size_t width = kx_attend_width(h->dim);
     float fade[R];
     for (int j = 0; j < full; j += KEYS)
         for (int k = 0; k < KEYS; k += 2 * W)
             scores(query, h->dim, h->keys + (size_t)(at + j) * (size_t)h->dim + k, score + j + k);
     for (int r = 0; r < R; r++) {
-        int limit = row + r < h->rows ? h->seen + (row + r) * h->step : 0;
-        if (limit > at + keys) limit = at + keys;
-        fade[r] = soften(score + r * TILE, limit - at, full, &max[r], &sum[r]);
+        int seen = h->seen + (row + r) * h->step - at;
+        limit[r] = row + r < h->rows && seen < keys ? seen : keys; /* rows of zeros behind the last see all */
     }
+    soften(score, limit, full, s, fade);
     const float *v = h->values + (size_t)at * width;
     for (size_t left = width / W; left;) {
         size_t n = left == 4 || left == 2 ? 2 : left < 3 ? left : 3;
@@ -126,26 +135,30 @@ static void tile(const struct kx_head *h, int row, int at, int keys, const float
     }
 }
 
+/* The scores are in powers of two: the scale has log2 e in it. */
 void KX_GLUE(kx_attend_, KX_ISA)(const struct kx_head *h) {
     size_t dim = (size_t)h->dim, width = kx_attend_width(h->dim);
     int rows = (h->rows + R - 1) / R * R, last = h->seen + (h->rows - 1) * h->step;
     if (last > h->length) last = h->length;
-    float *query = h->scratch, *acc = query + (size_t)rows * dim, *max = acc + (size_t)rows * width,
-          *sum = max + rows, *score = sum + rows;
-    for (int r = 0; r < rows; r++) {
-        max[r] = -INFINITY;
-        sum[r] = 0;
+    struct state state[KX_ATTEND_ROWS / R];
+    float *acc = h->scratch, *score = acc + (size_t)rows * width, *query = score + R * TILE,
+          scale = h->scale * 1.44269504f;
+    for (int r = 0; r < rows; r++)
         for (size_t d = 0; d < dim; d++)
-            query[(size_t)r * dim + d] = r < h->rows ? h->q[(size_t)r * h->q_stride + d] * h->scale : 0;
+            query[(size_t)r * dim + d] = r < h->rows ? h->q[(size_t)r * h->q_stride + d] * scale : 0;
+    for (int r = 0; r < rows; r += R) {
+        struct state *s = &state[r / R];
+        memset(s, 0, sizeof *s);
+        for (int k = 0; k < R; k++) s->max[k] = -INFINITY;
     }
     memset(acc, 0, (size_t)rows * width * sizeof *acc);
     for (int at = 0; at < last; at += TILE) {
         int keys = last - at < TILE ? last - at : TILE;
         for (int r = 0; r < rows; r += R)
-            tile(h, r, at, keys, query + (size_t)r * dim, acc + (size_t)r * width, max + r, sum + r, score);
+            tile(h, r, at, keys, query + (size_t)r * dim, acc + (size_t)r * width, &state[r / R], score);
     }
     for (int r = 0; r < h->rows; r++) {
-        float inv = 1 / sum[r];
+        float inv = 1 / total(state[r / R].sum[r % R]);
         for (size_t d = 0; d < dim; d++)
             h->out[(size_t)r * h->out_stride + d] = acc[(size_t)r * width + d] * inv;
     }

@@ -51,7 +51,7 @@ static inline size_t kx_attend_width(int dim) {
 }
 #define KX_ATTEND_TILE 128 /* keys whose scores are at hand at once */
 static inline size_t kx_attend_scratch(int dim) {
-    return KX_ATTEND_ROWS * ((size_t)dim + kx_attend_width(dim) + 2) + 8 * KX_ATTEND_TILE + 16;
+    return KX_ATTEND_ROWS * ((size_t)dim + kx_attend_width(dim)) + 8 * KX_ATTEND_TILE;
 }
 
 /* The best that this processor runs. */
