@@ -1,0 +1,317 @@
+/* See batches.h. */
+#include "coordinator/batches.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+#define CACHE_SLOTS 16
+#define STAGED_BYTES_MAX ((size_t)1 << 30)
+#define STAGED_MAX 256
+
+struct batch_cache {
+    struct slot {
+        const struct batch *batch; /* NULL: empty */
+        uint32_t chunk;
+        uint64_t used;
+        struct kn_chunk tasks;
+    } slots[CACHE_SLOTS];
+    uint64_t clock;
+};
+
+int batches_init(struct batches *bs) {
+    *bs = (struct batches){.by_id = kn_map_create(KN_BATCHES_MAX + STAGED_MAX),
+                           .cache = calloc(1, sizeof(struct batch_cache))};
+    return bs->by_id && bs->cache ? 0 : KN_ENOMEM;
+}
+
+static void cache_forget(struct batch_cache *c, const struct batch *b) {
+    for (int i = 0; i < CACHE_SLOTS; i++) {
+        if (!c->slots[i].batch || (b && c->slots[i].batch != b)) continue;
+        kn_chunk_fini(&c->slots[i].tasks);
+        c->slots[i].batch = NULL;
+    }
+}
+
+static void batch_destroy(struct batch *b) {
+    if (!b) return;
+    batch_free_groups(b);
+    batch_clear_failures(b);
+    for (uint32_t i = 0; b->chunks && i < b->chunk_count; i++) free(b->chunks[i].data);
+    for (uint32_t i = 0; i < b->name_count; i++) free(b->names[i]);
+    free(b->chunks);
+    free(b->names);
+    free(b->records);
+    free(b->charges);
+    kn_map_destroy(b->name_index);
+    kn_msg_destroy(b->msg);
+    free(b);
+}
+
+void batches_fini(struct batches *bs) {
+    size_t pos = 0;
+    struct batch *b;
+    if (bs->cache) cache_forget(bs->cache, NULL);
+    while (bs->by_id && (b = kn_map_next(bs->by_id, &pos))) batch_destroy(b);
+    kn_map_destroy(bs->by_id);
+    free(bs->cache);
+    *bs = (struct batches){0};
+}
+
+struct batch *batches_find(const struct batches *bs, const kn_id id) {
+    return kn_map_get(bs->by_id, id, sizeof(kn_id));
+}
+
+int batches_add(struct batches *bs, struct kn_msg *msg, struct batch **out, struct kn_err *err) {
+    const struct kn_submit_begin *g = &msg->u.submit_begin;
+    if (bs->staged_count >= STAGED_MAX || bs->staged_bytes >= STAGED_BYTES_MAX)
+        return kn_err_set(err, KN_ELIMIT, "too many batches are being submitted at once");
+    struct batch *b = calloc(1, sizeof *b);
+    if (!b) goto no_memory;
+    memcpy(b->id, g->batch, sizeof b->id);
+    b->tasks = g->tasks;
+    b->chunk_count = g->chunks;
+    b->priority = g->priority;
+    b->state = KN_BATCH_ACTIVE;
+    b->touched_ms = kn_clock_ms();
+    b->chunks = calloc(g->chunks, sizeof *b->chunks);
+    b->task_group = calloc(g->tasks, sizeof *b->task_group);
+    b->group_index = kn_map_create(KN_GROUPS_PER_BATCH_MAX);
+    if (!b->chunks || !b->task_group || !b->group_index) goto no_memory;
+    int rc = kn_map_put(bs->by_id, b->id, sizeof b->id, b);
+    if (rc != 0) {
+        batch_destroy(b);
+        return kn_err_set(err, rc, "batches: %s", kn_err_words(rc));
+    }
+    b->msg = msg;
+    b->begin = g;
+    bs->staged_count++;
+    *out = b;
+    return 0;
+no_memory:
+    batch_destroy(b);
+    return kn_err_set(err, KN_ENOMEM, "batch: out of memory");
+}
+
+void batches_sealed(struct batches *bs, struct batch *b) {
+    assert(b->phase < BATCH_SEALED);
+    b->phase = BATCH_SEALED;
+    bs->staged_count--;
+    bs->staged_bytes -= b->chunk_bytes;
+    batch_free_groups(b);
+}
+
+void batches_drop(struct batches *bs, struct batch *b) {
+    if (b->phase < BATCH_SEALED) batches_sealed(bs, b);
+    cache_forget(bs->cache, b);
+    kn_map_remove(bs->by_id, b->id, sizeof b->id);
+    batch_destroy(b);
+}
+
+/* ---- chunks and groups */
+
+uint32_t batch_chunk_tasks(const struct batch *b, uint32_t chunk) {
+    return chunk + 1 < b->chunk_count ? KN_TASKS_PER_CHUNK_MAX : b->tasks - chunk * KN_TASKS_PER_CHUNK_MAX;
+}
+
+uint32_t batch_chunks_missing(const struct batch *b) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b->chunk_count; i++)
+        if (!b->chunks[i].data) n++;
+    return n;
+}
+
+void batch_free_groups(struct batch *b) {
+    free(b->groups);
+    free(b->task_group);
+    kn_map_destroy(b->group_index);
+    b->groups = NULL;
+    b->task_group = NULL;
+    b->group_index = NULL;
+    b->group_count = b->group_cap = 0;
+}
+
+/* The number of the group that a task belongs to. */
+static int group_of(struct batch *b, const struct kn_task *t, uint16_t *out, struct kn_err *err) {
+    struct farm_group g;
+    memset(&g, 0, sizeof g); /* it is a key: no stray bytes */
+    memcpy(g.model, b->begin->models[t->model_index].sha256, sizeof g.model);
+    g.width = t->width;
+    g.height = t->height;
+    g.steps = t->steps;
+    g.sampler = (uint32_t)t->sampler;
+    g.schedule = (uint32_t)t->schedule;
+    uintptr_t n = (uintptr_t)kn_map_get(b->group_index, &g, sizeof g);
+    if (n == 0) {
+        if (b->group_count == KN_GROUPS_PER_BATCH_MAX)
+            return kn_err_set(err, KN_ELIMIT, "more than %d different settings in one batch",
+                              KN_GROUPS_PER_BATCH_MAX);
+        if (b->group_count == b->group_cap) {
+            uint32_t cap = b->group_cap ? b->group_cap * 2 : 4;
+            struct farm_group *v = realloc(b->groups, cap * sizeof *v);
+            if (!v) return kn_err_set(err, KN_ENOMEM, "batch: out of memory");
+            b->groups = v;
+            b->group_cap = cap;
+        }
+        n = b->group_count + 1u;
+        int rc = kn_map_put(b->group_index, &g, sizeof g, (void *)n);
+        if (rc != 0) return kn_err_set(err, rc, "batch: %s", kn_err_words(rc));
+        b->groups[b->group_count++] = g;
+    }
+    *out = (uint16_t)(n - 1);
+    return 0;
+}
+
+int batches_add_chunk(struct batches *bs, struct batch *b, uint32_t chunk, const void *data, size_t len,
+                      struct kn_err *err) {
+    struct kn_chunk c;
+    if (chunk >= b->chunk_count)
+        return kn_err_set(err, KN_EINVAL, "chunk %u: the batch has %u chunks", chunk, b->chunk_count);
+    struct batch_chunk *have = &b->chunks[chunk];
+    if (have->data) {
+        if (have->len == len && memcmp(have->data, data, len) == 0) return KN_EEXIST;
+        return kn_err_set(err, KN_ESTATE, "chunk %u: it came before, with other tasks", chunk);
+    }
+    int rc = kn_chunk_unpack(data, len, b->begin->model_count, &c, err);
+    if (rc != 0) return kn_err_prefix(err, "chunk %u", chunk);
+    if (c.count != batch_chunk_tasks(b, chunk))
+        rc = kn_err_set(err, KN_EINVAL, "chunk %u: %zu tasks, not %u: all chunks but the last have %d", chunk,
+                        c.count, batch_chunk_tasks(b, chunk), KN_TASKS_PER_CHUNK_MAX);
+    uint32_t first = chunk * KN_TASKS_PER_CHUNK_MAX;
+    for (size_t i = 0; rc == 0 && i < c.count; i++) {
+        const struct kn_model_info *m = &b->begin->models[c.v[i].model_index];
+        if (m->size_multiple) rc = kn_task_resolve(&c.v[i], m, err); /* all is set: it only checks */
+        if (rc == 0) rc = group_of(b, &c.v[i], &b->task_group[first + i], err);
+        if (rc != 0) kn_err_prefix(err, "task %zu", first + i);
+    }
+    kn_chunk_fini(&c);
+    if (rc != 0) return rc;
+    have->data = malloc(len);
+    if (!have->data) return kn_err_set(err, KN_ENOMEM, "chunk %u: out of memory", chunk);
+    memcpy(have->data, data, len);
+    have->len = (uint32_t)len;
+    b->chunk_bytes += len;
+    bs->staged_bytes += len;
+    b->touched_ms = kn_clock_ms();
+    return 0;
+}
+
+const struct kn_task *batches_task(struct batches *bs, struct batch *b, uint32_t task, struct kn_err *err) {
+    uint32_t chunk = task / KN_TASKS_PER_CHUNK_MAX;
+    struct batch_cache *c = bs->cache;
+    struct slot *oldest = &c->slots[0];
+    assert(task < b->tasks && b->chunks[chunk].data);
+    c->clock++;
+    for (int i = 0; i < CACHE_SLOTS; i++) {
+        struct slot *s = &c->slots[i];
+        if (s->batch == b && s->chunk == chunk) {
+            s->used = c->clock;
+            return &s->tasks.v[task % KN_TASKS_PER_CHUNK_MAX];
+        }
+        if (!s->batch ? oldest->batch != NULL : oldest->batch && s->used < oldest->used) oldest = s;
+    }
+    kn_chunk_fini(&oldest->tasks);
+    oldest->batch = NULL;
+    if (kn_chunk_unpack(b->chunks[chunk].data, b->chunks[chunk].len, b->begin->model_count, &oldest->tasks,
+                        err) != 0)
+        return NULL;
+    oldest->batch = b;
+    oldest->chunk = chunk;
+    oldest->used = c->clock;
+    return &oldest->tasks.v[task % KN_TASKS_PER_CHUNK_MAX];
+}
+
+/* ---- names, records, failures */
+
+int batch_set_name(struct batch *b, uint32_t number, const char *text) {
+    if (number == 0 || number > UINT16_MAX) return KN_ELIMIT;
+    if (!b->name_index && !(b->name_index = kn_map_create(UINT16_MAX))) return KN_ENOMEM;
+    if (number >= b->name_cap) {
+        uint32_t cap = b->name_cap ? b->name_cap : 8;
+        while (cap <= number) cap *= 2;
+        char **v = realloc(b->names, cap * sizeof *v);
+        if (!v) return KN_ENOMEM;
+        memset(v + b->name_cap, 0, (cap - b->name_cap) * sizeof *v);
+        b->names = v;
+        b->name_cap = cap;
+    }
+    char *copy = strdup(text);
+    if (!copy) return KN_ENOMEM;
+    int rc = kn_map_put(b->name_index, text, strlen(text), (void *)(uintptr_t)number);
+    if (rc != 0 && rc != KN_EEXIST) {
+        free(copy);
+        return rc;
+    }
+    free(b->names[number]);
+    b->names[number] = copy;
+    if (number >= b->name_count) b->name_count = number + 1;
+    return 0;
+}
+
+int batch_name(struct batch *b, const char *text, uint16_t *out, bool *is_new) {
+    *is_new = false;
+    *out = 0;
+    if (!text[0]) return 0;
+    uintptr_t have = b->name_index ? (uintptr_t)kn_map_get(b->name_index, text, strlen(text)) : 0;
+    if (have) {
+        *out = (uint16_t)have;
+        return 0;
+    }
+    uint32_t number = b->name_count > 0 ? b->name_count : 1; /* 0 is "" */
+    if (number > UINT16_MAX) return 0;
+    int rc = batch_set_name(b, number, text);
+    if (rc != 0) return rc;
+    *out = (uint16_t)number;
+    *is_new = true;
+    return 0;
+}
+
+const char *batch_name_text(const struct batch *b, uint32_t number) {
+    return number < b->name_count && b->names[number] ? b->names[number] : "";
+}
+
+int batch_set_record(struct batch *b, uint32_t task, const struct store_record *r) {
+    if (task >= b->tasks) return KN_EINVAL;
+    if (!b->records && !(b->records = calloc(b->tasks, sizeof *b->records))) return KN_ENOMEM;
+    store_record_pack(r, b->records[task]);
+    if (b->order < r->order) b->order = r->order;
+    if (b->failures) {
+        free(b->failures[task]);
+        b->failures[task] = NULL;
+    }
+    return 0;
+}
+
+bool batch_record(const struct batch *b, uint32_t task, struct store_record *out) {
+    return b->records && task < b->tasks && store_record_unpack(b->records[task], out);
+}
+
+int batch_set_failure(struct batch *b, const struct store_failure *f) {
+    if (f->task >= b->tasks) return KN_EINVAL;
+    if (!b->failures && !(b->failures = calloc(b->tasks, sizeof *b->failures))) return KN_ENOMEM;
+    size_t len = strlen(f->reason);
+    struct batch_failure *x = malloc(sizeof *x + len + 1);
+    if (!x) return KN_ENOMEM;
+    x->code = f->code;
+    x->attempt = f->attempt;
+    x->order = f->order;
+    snprintf(x->worker, sizeof x->worker, "%s", f->worker);
+    memcpy(x->reason, f->reason, len + 1);
+    free(b->failures[f->task]);
+    b->failures[f->task] = x;
+    if (b->order < f->order) b->order = f->order;
+    return 0;
+}
+
+const struct batch_failure *batch_failure(const struct batch *b, uint32_t task) {
+    return b->failures && task < b->tasks ? b->failures[task] : NULL;
+}
+
+void batch_clear_failures(struct batch *b) {
+    for (uint32_t i = 0; b->failures && i < b->tasks; i++) free(b->failures[i]);
+    free(b->failures);
+    b->failures = NULL;
+}

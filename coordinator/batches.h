@@ -1,0 +1,111 @@
+/* What the coordinator keeps of each batch beside the core: the accepted request, its chunks (compressed, as
+ * they came), and what its tasks became. The core decides; this answers clients and fills grants.
+ *
+ * Memory: 80 bytes a task for the record, made when the first image is committed; 2 bytes a task for its
+ * group until the core has it; the compressed chunks; and a few chunks unpacked, shared by all batches. The
+ * loop's thread. */
+#ifndef KILN_COORDINATOR_BATCHES_H
+#define KILN_COORDINATOR_BATCHES_H
+
+#include "base/map.h"
+#include "coordinator/core/farm.h"
+#include "coordinator/store.h"
+#include "proto/codec.h"
+#include "proto/wire.h"
+
+struct reply_to {         /* who waits for an answer */
+    struct kn_sock *sock; /* NULL: nobody */
+    struct kn_peer peer;
+    uint64_t request;
+};
+
+#define WAITERS_MAX 4
+
+struct batch_failure {
+    int code;
+    uint32_t attempt, order;
+    char worker[KN_NAME_MAX + 1];
+    char reason[];
+};
+
+struct batch_chunk {
+    uint8_t *data; /* owns; NULL: not there (yet) */
+    uint32_t len;
+};
+
+enum batch_phase { BATCH_STAGED, BATCH_SEALING, BATCH_SEALED, BATCH_REMOVING };
+
+struct batch {
+    kn_id id;
+    enum batch_phase phase;
+    struct kn_msg *msg;                  /* owns: the SubmitBegin, models pinned; see begin */
+    const struct kn_submit_begin *begin; /* in msg */
+    uint32_t tasks, chunk_count;
+    struct batch_chunk *chunks; /* owns */
+    uint64_t created_wall_ms, finished_wall_ms, touched_ms;
+    size_t chunk_bytes;
+
+    struct farm_group *groups; /* owns; until the core has them */
+    uint32_t group_count, group_cap;
+    uint16_t *task_group; /* owns; the same */
+    struct kn_map *group_index;
+
+    uint8_t (*records)[STORE_RECORD_BYTES]; /* owns; NULL: nothing is committed */
+    struct batch_failure **failures;        /* owns, with what it holds; NULL: none */
+    char **names;                           /* owns; the number of a record's names */
+    uint32_t name_count, name_cap;
+    struct kn_map *name_index; /* text -> number */
+    uint32_t order;            /* of the last end */
+
+    /* while reading back */
+    uint32_t state;
+    int32_t priority;
+    struct farm_charge *charges;
+    uint32_t charge_count, charge_cap;
+
+    struct reply_to waiters[WAITERS_MAX]; /* for the seal, or for the removal */
+    int waiter_count;
+};
+
+struct batches {
+    struct kn_map *by_id;
+    struct batch_cache *cache; /* unpacked chunks */
+    size_t staged_count, staged_bytes;
+};
+
+KN_MUST_USE int batches_init(struct batches *bs);
+void batches_fini(struct batches *bs);
+struct batch *batches_find(const struct batches *bs, const kn_id id); /* NULL: none */
+
+/* Makes a batch out of an accepted SubmitBegin, staged; takes msg on success. KN_ELIMIT, KN_ENOMEM. */
+KN_MUST_USE int batches_add(struct batches *bs, struct kn_msg *msg, struct batch **out, struct kn_err *err);
+/* It is sealed: what it was staged with is no longer needed or counted. */
+void batches_sealed(struct batches *bs, struct batch *b);
+void batches_drop(struct batches *bs, struct batch *b); /* and destroys it */
+
+/* Validates and keeps a chunk (copied), and sorts its tasks into groups. KN_EEXIST: it is there, the same;
+ * KN_ESTATE: it is there and was another; KN_EINVAL, KN_ELIMIT, KN_EPROTO: what is wrong with it. */
+KN_MUST_USE int batches_add_chunk(struct batches *bs, struct batch *b, uint32_t chunk, const void *data,
+                                  size_t len, struct kn_err *err);
+/* How many tasks a chunk has: all but the last are full. */
+uint32_t batch_chunk_tasks(const struct batch *b, uint32_t chunk);
+uint32_t batch_chunks_missing(const struct batch *b);
+void batch_free_groups(struct batch *b);
+
+/* A task as it was submitted, out of the cache of unpacked chunks: borrowed until the next call. NULL: cannot
+ * be unpacked (memory). */
+const struct kn_task *batches_task(struct batches *bs, struct batch *b, uint32_t task, struct kn_err *err);
+
+/* The number of a name in the batch's table; *is_new: it was given now, and the store must learn it. A full
+ * table gives 0, which is "". KN_ENOMEM. */
+KN_MUST_USE int batch_name(struct batch *b, const char *text, uint16_t *out, bool *is_new);
+const char *batch_name_text(const struct batch *b, uint32_t number);
+KN_MUST_USE int batch_set_name(struct batch *b, uint32_t number, const char *text); /* reading back */
+
+KN_MUST_USE int batch_set_record(struct batch *b, uint32_t task, const struct store_record *r);
+bool batch_record(const struct batch *b, uint32_t task, struct store_record *out); /* false: none */
+KN_MUST_USE int batch_set_failure(struct batch *b, const struct store_failure *f);
+const struct batch_failure *batch_failure(const struct batch *b, uint32_t task); /* NULL: none */
+void batch_clear_failures(struct batch *b);
+
+#endif

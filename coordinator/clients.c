@@ -1,0 +1,533 @@
+/* What people's commands ask. See server.h.
+ *
+ * A submission is begin, chunks, seal; each is answered when it is durable, and each may be repeated: the
+ * batch's id is the client's own, so that asking again gives the same answer and never doubles the work. The
+ * seal is the acceptance. */
+#include "coordinator/server.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#define CHUNK_BYTES_MAX (KN_FRAME_BYTES_MAX - (64u << 10)) /* so that a TasksReply has room for it */
+#define STAGED_MS (60 * 60 * 1000ull)                      /* a submission that nobody goes on with */
+
+void clients_reply(struct server *s, struct reply_to *to, int code, const char *text) {
+    struct kn_msg m = {.type = KN_MSG_REPLY, .request = to->request};
+    struct kn_err err = {0};
+    if (!to->sock || s->closing) return;
+    m.u.reply.code = code;
+    m.u.reply.text = code != 0 && !text[0] ? kn_err_words(code) : text;
+    int rc = kn_sock_send(to->sock, &to->peer, &m, NULL, &err);
+    if (rc != 0) kn_debug("reply_not_sent reason=\"%s\"", err.text);
+    to->sock = NULL;
+}
+
+static void send_answer(const struct reply_to *to, struct kn_msg *m) {
+    struct kn_err err = {0};
+    m->request = to->request;
+    int rc = kn_sock_send(to->sock, &to->peer, m, NULL, &err);
+    if (rc == KN_ELIMIT) {
+        struct kn_msg r = {.type = KN_MSG_REPLY, .request = to->request};
+        r.u.reply.code = rc;
+        r.u.reply.text = err.text;
+        rc = kn_sock_send(to->sock, &to->peer, &r, NULL, NULL);
+    }
+    if (rc != 0) kn_debug("answer_not_sent message=%s reason=\"%s\"", kn_msg_name(m->type), err.text);
+}
+
+void clients_answer_waiters(struct server *s, struct batch *b, int code, const char *text) {
+    for (int i = 0; i < b->waiter_count; i++) clients_reply(s, &b->waiters[i], code, text);
+    b->waiter_count = 0;
+}
+
+static void add_waiter(struct batch *b, const struct reply_to *to) {
+    if (b->waiter_count == WAITERS_MAX) { /* the oldest has asked again by now */
+        memmove(b->waiters, b->waiters + 1, (WAITERS_MAX - 1) * sizeof *b->waiters);
+        b->waiter_count--;
+    }
+    b->waiters[b->waiter_count++] = *to;
+}
+
+/* ---- submission */
+
+struct ask { /* a client that waits for the store */
+    struct server *s;
+    struct reply_to to;
+    kn_id batch;
+};
+
+static struct ask *ask_create(struct server *s, const struct reply_to *to, const kn_id batch) {
+    struct ask *a = malloc(sizeof *a);
+    if (!a) return NULL;
+    *a = (struct ask){.s = s, .to = *to};
+    memcpy(a->batch, batch, sizeof a->batch);
+    return a;
+}
+
+static void on_staged(void *ctx, int code, const void *data, size_t len) {
+    struct ask *a = ctx;
+    (void)data;
+    (void)len;
+    clients_reply(a->s, &a->to, code == KN_EEXIST ? 0 : code, "");
+    free(a);
+}
+
+/* Puts the farm's own knowledge of each model in the place of what the client knows. */
+static int pin_models(struct server *s, struct kn_submit_begin *g, struct kn_err *err) {
+    for (size_t i = 0; i < g->model_count; i++) {
+        struct kn_model_info m;
+        int rc = peers_model(s, g->models[i].name, g->models[i].sha256, &m, err);
+        if (rc != 0) return rc;
+        g->models[i] = m;
+    }
+    return 0;
+}
+
+static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) {
+    struct kn_submit_begin *g = &msg->u.submit_begin;
+    struct kn_err err = {0};
+    struct batch *b = batches_find(&s->batches, g->batch);
+    int rc = 0;
+    if (b && b->phase != BATCH_STAGED) {
+        clients_reply(s, to, b->phase == BATCH_REMOVING ? KN_ESTATE : 0, "");
+        kn_msg_destroy(msg);
+        return;
+    }
+    if (g->chunks != (g->tasks + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX)
+        rc = kn_err_set(&err, KN_EINVAL, "%u tasks make %u chunks of %d, not %u", g->tasks,
+                        (g->tasks + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX,
+                        KN_TASKS_PER_CHUNK_MAX, g->chunks);
+    if (rc == 0 && farm_batch_count(s->farm) + s->batches.staged_count >= KN_BATCHES_MAX)
+        rc = kn_err_set(&err, KN_ELIMIT, "the farm has %d batches; remove some (kiln rm)", KN_BATCHES_MAX);
+    if (rc == 0) rc = pin_models(s, g, &err);
+    bool is_new = !b;
+    if (rc == 0 && b && b->tasks != g->tasks)
+        rc = kn_err_set(&err, KN_ESTATE, "this batch was begun with %u tasks", b->tasks);
+    if (rc == 0 && is_new) rc = batches_add(&s->batches, msg, &b, &err);
+    if (rc != 0 || !is_new) kn_msg_destroy(msg);
+    struct kn_buf packed;
+    kn_buf_init(&packed, KN_FRAME_BYTES_MAX + 1);
+    if (rc == 0) {
+        struct kn_msg bare =
+            *b->msg; /* begun again: as it was begun first, in case the store never heard of it */
+        bare.request = 0;
+        rc = kn_msg_encode(&bare, &packed, &err);
+        if (rc != 0 && is_new) batches_drop(&s->batches, b);
+    }
+    if (rc != 0) {
+        clients_reply(s, to, rc, err.text);
+        kn_buf_fini(&packed);
+        return;
+    }
+    if (is_new) b->created_wall_ms = kn_wall_ms();
+    struct store_batch sb = {.begin = packed.data,
+                             .begin_len = packed.len,
+                             .tasks = b->tasks,
+                             .chunks = b->chunk_count,
+                             .priority = b->priority,
+                             .created_wall_ms = b->created_wall_ms};
+    memcpy(sb.id, b->id, sizeof sb.id);
+    struct ask *a = ask_create(s, to, b->id);
+    rc = a ? store_begin(s->store, &sb, on_staged, a) : KN_ENOMEM;
+    if (rc != 0) {
+        free(a);
+        clients_reply(s, to, rc, "the store takes nothing now");
+        if (is_new) batches_drop(&s->batches, b);
+    }
+    kn_buf_fini(&packed);
+}
+
+static void on_chunk(struct server *s, struct reply_to *to, const struct kn_submit_chunk *c) {
+    struct kn_err err = {0};
+    struct batch *b = batches_find(&s->batches, c->batch);
+    int rc = 0;
+    if (!b)
+        rc = kn_err_set(&err, KN_ENOENT, "no such batch is being submitted: begin again");
+    else if (b->phase != BATCH_STAGED)
+        rc = KN_EEXIST;
+    else if (c->tasks_len > CHUNK_BYTES_MAX)
+        rc = kn_err_set(&err, KN_ELIMIT, "chunk %u: %zu bytes, more than %u", c->chunk, c->tasks_len,
+                        CHUNK_BYTES_MAX);
+    else
+        rc = batches_add_chunk(&s->batches, b, c->chunk, c->tasks, c->tasks_len, &err);
+    if (b && b->phase == BATCH_STAGED &&
+        (rc == 0 || rc == KN_EEXIST)) { /* the same again: it may not be stored yet */
+        struct ask *a = ask_create(s, to, b->id);
+        rc = a ? store_chunk(s->store, b->id, c->chunk, c->tasks, c->tasks_len, on_staged, a) : KN_ENOMEM;
+        if (rc == 0) return;
+        free(a);
+        kn_err_set(&err, rc, "the store takes nothing now");
+    }
+    clients_reply(s, to, rc == KN_EEXIST ? 0 : rc, err.text);
+}
+
+/* The batch is durable: the core may hand it out. */
+static int open_batch(struct server *s, struct batch *b) {
+    struct farm_event ev = {.type = EV_BATCH_OPEN};
+    struct ev_batch_open *o = &ev.u.batch_open;
+    memcpy(o->id, b->id, sizeof o->id);
+    o->tasks = b->tasks;
+    o->priority = b->priority;
+    o->pin_backend = b->begin->pin_backend;
+    o->groups = b->groups;
+    o->group_count = b->group_count;
+    o->task_group = b->task_group;
+    int rc = server_step(s, &ev);
+    batches_sealed(&s->batches, b);
+    char id[KN_UUID_TEXT];
+    kn_uuid_format(b->id, id);
+    if (rc == 0)
+        kn_info("batch_accepted batch=%s tasks=%u groups=%zu", id, b->tasks, b->begin->model_count);
+    else
+        kn_error("batch_not_opened batch=%s code=%d", id, rc);
+    return rc;
+}
+
+static void on_sealed(void *ctx, int code, const void *data, size_t len) {
+    struct ask *a = ctx;
+    struct server *s = a->s;
+    (void)data;
+    (void)len;
+    struct batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
+    free(a);
+    if (!b || b->phase != BATCH_SEALING) return;
+    if (code == 0 || code == KN_EEXIST) {
+        code = open_batch(s, b);
+        clients_answer_waiters(s, b, code, "");
+    } else {
+        b->phase = BATCH_STAGED;
+        clients_answer_waiters(s, b, code, code == KN_ESTATE ? "chunks are missing: send them again" : "");
+    }
+}
+
+static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
+    struct kn_err err = {0};
+    struct batch *b = batches_find(&s->batches, id);
+    uint32_t missing = b && b->phase == BATCH_STAGED ? batch_chunks_missing(b) : 0;
+    if (!b) {
+        clients_reply(s, to, KN_ENOENT, "no such batch is being submitted: begin again");
+    } else if (b->phase == BATCH_SEALED || b->phase == BATCH_REMOVING) {
+        clients_reply(s, to, 0, "");
+    } else if (missing) {
+        kn_err_set(&err, KN_ESTATE, "%u of %u chunks are missing", missing, b->chunk_count);
+        clients_reply(s, to, KN_ESTATE, err.text);
+    } else if (b->phase == BATCH_SEALING) {
+        add_waiter(b, to);
+    } else {
+        struct ask *a = ask_create(s, to, id);
+        int rc = a ? store_seal(s->store, id, b->chunk_count, on_sealed, a) : KN_ENOMEM;
+        if (rc != 0) {
+            free(a);
+            clients_reply(s, to, rc, "the store takes nothing now");
+            return;
+        }
+        b->phase = BATCH_SEALING;
+        add_waiter(b, to);
+    }
+}
+
+void clients_sweep(struct server *s) {
+    size_t pos = 0;
+    struct batch *b, *old = NULL;
+    uint64_t now = kn_clock_ms();
+    while ((b = kn_map_next(s->batches.by_id, &pos)))
+        if (b->phase == BATCH_STAGED && now - b->touched_ms > STAGED_MS) old = b;
+    if (!old) return;
+    if (store_remove(s->store, old->id, NULL, NULL) == 0) batches_drop(&s->batches, old);
+}
+
+/* ---- removal */
+
+/* Digests of the batch's pictures that no other batch names. */
+static void discard_pictures(struct server *s, const struct batch *gone) {
+    struct store_record r;
+    size_t pos = 0, count = 0;
+    struct batch *b;
+    for (uint32_t i = 0; i < gone->tasks; i++)
+        if (batch_record(gone, i, &r) && collect_discard(s->collect, r.sha256) == 0) count++;
+    if (count == 0) return;
+    while ((b = kn_map_next(s->batches.by_id, &pos))) {
+        if (b == gone) continue;
+        for (uint32_t i = 0; b->records && i < b->tasks; i++)
+            if (batch_record(b, i, &r)) collect_keep(s->collect, r.sha256);
+    }
+}
+
+static void on_removed(void *ctx, int code, const void *data, size_t len) {
+    struct ask *a = ctx;
+    struct server *s = a->s;
+    (void)data;
+    (void)len;
+    struct batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
+    free(a);
+    if (!b) return;
+    clients_answer_waiters(s, b, code, "");
+    if (code == 0) {
+        discard_pictures(s, b);
+        batches_drop(&s->batches, b);
+    }
+}
+
+void clients_remove(struct server *s, struct batch *b) {
+    struct ask *a = ask_create(s, &s->asking, b->id);
+    b->phase = BATCH_REMOVING;
+    if (s->asking.sock) add_waiter(b, &s->asking);
+    s->asking.sock = NULL;
+    int rc = a ? store_remove(s->store, b->id, on_removed, a) : KN_ENOMEM;
+    if (rc == 0) return;
+    free(a);
+    clients_answer_waiters(s, b, rc, "the store takes nothing now: it will be back after a restart");
+}
+
+/* ---- commands */
+
+static void on_batch_command(struct server *s, struct reply_to *to, const struct kn_batch_command *c) {
+    static const enum farm_event_type types[] = {
+        [KN_VERB_CANCEL] = EV_BATCH_CANCEL, [KN_VERB_PAUSE] = EV_BATCH_PAUSE,
+        [KN_VERB_RESUME] = EV_BATCH_RESUME, [KN_VERB_RETRY] = EV_BATCH_RETRY,
+        [KN_VERB_REMOVE] = EV_BATCH_REMOVE, [KN_VERB_PRIORITY] = EV_BATCH_PRIORITY};
+    struct farm_event ev = {.type = types[c->verb]};
+    memcpy(ev.u.batch.id, c->batch, sizeof ev.u.batch.id);
+    ev.u.batch.priority = c->argument;
+    s->asking = *to;
+    int rc = server_step(s, &ev);
+    const char *text = rc == KN_ENOENT ? "no such batch"
+                       : rc == KN_ESTATE
+                           ? c->verb == KN_VERB_REMOVE ? "it still runs: cancel it first" : "not possible now"
+                           : "";
+    /* When a write came of it, its answer is the client's. */
+    clients_reply(s, &s->asking, rc, text);
+    s->asking.sock = NULL;
+}
+
+static void on_worker_command(struct server *s, struct reply_to *to, const struct kn_worker_command *c) {
+    struct farm_event ev = {.type = EV_WORKER_DRAIN};
+    ev.u.drain.worker = c->worker;
+    ev.u.drain.exit = c->exit;
+    int rc = server_step(s, &ev);
+    clients_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
+}
+
+/* ---- queries */
+
+static void status_of(const struct batch *b, const struct farm_batch_view *v, bool with_request,
+                      struct kn_batch_status *out) {
+    memcpy(out->batch, v->id, sizeof out->batch);
+    out->name = b->begin->name;
+    out->request = with_request ? b->begin->request : "";
+    out->state = (enum kn_batch_state)v->state;
+    out->total = v->total;
+    out->done = v->done;
+    out->failed = v->failed;
+    out->cancelled = v->cancelled;
+    out->queued = v->queued;
+    out->running = v->running;
+    out->images_per_s = v->images_per_s;
+    out->images_per_s_mean = v->images_per_s_mean;
+    out->eta_ms = v->eta_ms;
+    out->created_wall_ms = b->created_wall_ms;
+    out->finished_wall_ms = b->finished_wall_ms;
+    out->priority = v->priority;
+}
+
+static void on_batch_query(struct server *s, struct reply_to *to, const struct kn_batch_ref *q) {
+    struct kn_msg m = {.type = KN_MSG_BATCH_LIST};
+    struct kn_batch_list *list = &m.u.batch_list;
+    struct kn_batch_status one;
+    struct farm_batch_view v;
+    uint64_t now = kn_clock_ms();
+    if (q->has_batch) {
+        struct batch *b = batches_find(&s->batches, q->batch);
+        if (!b || farm_batch_view(s->farm, q->batch, now, &v) != 0) {
+            clients_reply(s, to, KN_ENOENT, "no such batch");
+            return;
+        }
+        status_of(b, &v, true, &one);
+        list->v = &one;
+        list->count = 1;
+        send_answer(to, &m);
+        return;
+    }
+    size_t count = farm_batch_count(s->farm);
+    list->v = calloc(count ? count : 1, sizeof *list->v);
+    if (!list->v) {
+        clients_reply(s, to, KN_ENOMEM, "");
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct batch *b;
+        if (farm_batch_at(s->farm, i, now, &v) == 0 && (b = batches_find(&s->batches, v.id)))
+            status_of(b, &v, false, &list->v[list->count++]);
+    }
+    send_answer(to, &m);
+    free(list->v);
+}
+
+static void on_workers_query(struct server *s, struct reply_to *to) {
+    struct kn_msg m = {.type = KN_MSG_WORKER_LIST};
+    struct kn_worker_list *list = &m.u.worker_list;
+    size_t count = farm_worker_count(s->farm);
+    uint64_t now = kn_clock_ms();
+    list->images_per_s = farm_images_per_s(s->farm, now);
+    list->v = calloc(count ? count : 1, sizeof *list->v);
+    if (!list->v) {
+        clients_reply(s, to, KN_ENOMEM, "");
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct farm_worker_view v;
+        if (farm_worker_at(s->farm, i, now, &v) != 0) continue;
+        struct node *n = kn_map_get(s->nodes, v.worker, strlen(v.worker));
+        struct kn_worker_status *w = &list->v[list->count++];
+        w->worker = v.worker;
+        w->backend = v.backend;
+        w->host = n ? n->hello->host : "";
+        w->device = n ? n->hello->device : "";
+        w->engine = n ? n->hello->engine : "";
+        w->pid = n ? n->hello->pid : 0;
+        w->model = v.has_model ? peers_model_name(s, v.model) : "";
+        w->state = (enum kn_worker_state)v.state;
+        w->has_batch = v.has_batch;
+        memcpy(w->batch, v.batch, sizeof w->batch);
+        w->step = v.step;
+        w->steps = v.steps;
+        w->tasks = v.tasks;
+        w->done = v.done;
+        w->failed = v.failed;
+        w->last_seen_ms = v.last_seen_ms;
+        w->images_per_s = v.images_per_s;
+    }
+    send_answer(to, &m);
+    free(list->v);
+}
+
+static void on_models_query(struct server *s, struct reply_to *to) {
+    struct kn_msg m = {.type = KN_MSG_MODEL_LIST};
+    if (peers_models(s, &m.u.model_list.v, &m.u.model_list.count) != 0) {
+        clients_reply(s, to, KN_ENOMEM, "");
+        return;
+    }
+    send_answer(to, &m);
+    free(m.u.model_list.v);
+}
+
+static void result_of(const struct server *s, const struct batch *b, uint32_t task, struct kn_result *r) {
+    enum farm_task_state state = TASK_CANCELLED;
+    struct store_record rec;
+    const struct batch_failure *f;
+    *r = (struct kn_result){
+        .index = task, .status = KN_RESULT_CANCELLED, .worker = "", .backend = "", .engine = "", .error = ""};
+    if (farm_task_state(s->farm, b->id, task, &state) != 0) return;
+    if (state == TASK_DONE && batch_record(b, task, &rec)) {
+        r->status = KN_RESULT_DONE;
+        memcpy(r->sha256, rec.sha256, sizeof r->sha256);
+        memcpy(r->pixels_sha256, rec.pixels, sizeof r->pixels_sha256);
+        r->attempt = rec.attempt;
+        r->render_ms = rec.render_ms;
+        r->flat = rec.flat;
+        r->worker = batch_name_text(b, rec.worker);
+        r->backend = batch_name_text(b, rec.backend);
+        r->engine = batch_name_text(b, rec.engine);
+    } else if (state == TASK_FAILED) {
+        r->status = KN_RESULT_FAILED;
+        r->error = "unknown";
+        if ((f = batch_failure(b, task))) {
+            r->attempt = f->attempt;
+            r->worker = f->worker;
+            r->error = f->reason[0] ? f->reason : kn_err_words(f->code);
+        }
+    }
+}
+
+static void on_results_query(struct server *s, struct reply_to *to, const struct kn_results_query *q) {
+    struct kn_msg m = {.type = KN_MSG_RESULTS_REPLY};
+    struct kn_results_reply *r = &m.u.results_reply;
+    struct batch *b = batches_find(&s->batches, q->batch);
+    struct farm_batch_view v;
+    uint32_t tasks[KN_RESULTS_PER_REPLY_MAX], count = 0, cursor = q->cursor;
+    uint64_t epoch = 0;
+    if (!b || farm_batch_view(s->farm, q->batch, kn_clock_ms(), &v) != 0) {
+        clients_reply(s, to, KN_ENOENT, "no such batch");
+        return;
+    }
+    int rc = farm_batch_ended(s->farm, q->batch, 0, 0, tasks, &count, &epoch);
+    /* A coordinator that started again may list the ends in another order: its term is part of the epoch. */
+    r->epoch = s->store->term << 32 | (epoch & UINT32_MAX);
+    if (q->epoch != r->epoch || cursor > v.ended) cursor = 0;
+    if (rc == 0) rc = farm_batch_ended(s->farm, q->batch, cursor, q->max, tasks, &count, &epoch);
+    r->v = calloc(count ? count : 1, sizeof *r->v);
+    if (rc != 0 || !r->v) {
+        clients_reply(s, to, rc ? rc : KN_ENOMEM, "");
+        free(r->v);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) result_of(s, b, tasks[i], &r->v[i]);
+    r->count = count;
+    r->cursor = cursor + count;
+    status_of(b, &v, false, &r->status);
+    send_answer(to, &m);
+    free(r->v);
+}
+
+static void on_tasks_query(struct server *s, struct reply_to *to, const struct kn_tasks_query *q) {
+    struct kn_msg m = {.type = KN_MSG_TASKS_REPLY};
+    struct kn_tasks_reply *r = &m.u.tasks_reply;
+    struct batch *b = batches_find(&s->batches, q->batch);
+    if (!b || b->phase != BATCH_SEALED) {
+        clients_reply(s, to, KN_ENOENT, "no such batch");
+    } else if (q->chunk >= b->chunk_count) {
+        clients_reply(s, to, KN_EINVAL, "no such chunk");
+    } else {
+        r->chunks = b->chunk_count;
+        r->tasks = b->chunks[q->chunk].data;
+        r->tasks_len = b->chunks[q->chunk].len;
+        r->models = b->begin->models;
+        r->model_count = b->begin->model_count;
+        send_answer(to, &m);
+    }
+}
+
+void clients_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
+    struct reply_to to = {.sock = l->sock, .peer = *peer, .request = msg->request};
+    switch ((int)msg->type) {
+    case KN_MSG_SUBMIT_BEGIN:
+        on_begin(s, &to, msg); /* takes it */
+        return;
+    case KN_MSG_SUBMIT_CHUNK:
+        on_chunk(s, &to, &msg->u.submit_chunk);
+        break;
+    case KN_MSG_SUBMIT_SEAL:
+        on_seal(s, &to, msg->u.submit_seal.batch);
+        break;
+    case KN_MSG_BATCH_QUERY:
+        on_batch_query(s, &to, &msg->u.batch_query);
+        break;
+    case KN_MSG_WORKERS_QUERY:
+        on_workers_query(s, &to);
+        break;
+    case KN_MSG_MODELS_QUERY:
+        on_models_query(s, &to);
+        break;
+    case KN_MSG_BATCH_COMMAND:
+        on_batch_command(s, &to, &msg->u.batch_command);
+        break;
+    case KN_MSG_WORKER_COMMAND:
+        on_worker_command(s, &to, &msg->u.worker_command);
+        break;
+    case KN_MSG_RESULTS_QUERY:
+        on_results_query(s, &to, &msg->u.results_query);
+        break;
+    case KN_MSG_TASKS_QUERY:
+        on_tasks_query(s, &to, &msg->u.tasks_query);
+        break;
+    default:
+        kn_warn("message_unexpected socket=control message=%s", kn_msg_name(msg->type));
+        clients_reply(s, &to, KN_EPROTO, "not a request");
+        break;
+    }
+    kn_msg_destroy(msg);
+}

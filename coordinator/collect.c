@@ -1,0 +1,488 @@
+/* See collect.h.
+ *
+ * Uploads wait in a list; up to GROUPS_MAX groups of them are worked on at once, each by one thread: check,
+ * write, sync, rename, sync the folders. How to sync a group is a matter of cost, measured as it goes: fsync
+ * of each file and folder, or one syncfs(2) for all of them, twice. On an ext4 disk with 1 KB files: 870/s
+ * with fsync on four threads, several thousand with syncfs in groups of hundreds; but syncfs also waits for
+ * what others wrote to the same file system. */
+#include "coordinator/collect.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/map.h"
+
+#define GROUPS_MAX 2
+#define GROUP_ITEMS_MAX 512
+#define GROUP_BYTES_MAX (32u << 20)
+#define READS_MAX 256
+#define DISCARD_A_TURN 64
+#define DISCARD_MS 20
+#define DISCARD_MAX ((size_t)KN_TASKS_PER_BATCH_MAX * 4)
+
+struct item {
+    struct item *next;
+    uint8_t sha256[KN_SHA256_BYTES];
+    struct kn_blob blob;
+    collect_done done;
+    void *ctx;
+    int code;
+    char why[160];
+    char temp[32]; /* name in incoming/; "" when there is nothing to rename */
+};
+
+struct group {
+    uv_work_t work;
+    struct collect *c;
+    struct item *first;
+    size_t count, bytes;
+    bool whole;       /* syncfs */
+    uint64_t sync_us; /* how long the syncs took */
+};
+
+struct read {
+    uv_work_t work;
+    struct collect *c;
+    uint8_t sha256[KN_SHA256_BYTES];
+    collect_got got;
+    void *ctx;
+    int code;
+    void *data;
+    size_t len;
+};
+
+struct collect {
+    uv_loop_t *loop;
+    uv_timer_t *discards; /* owns; outlives this struct */
+    char dir[KN_PATH_MAX];
+    int dir_fd, incoming_fd;
+    struct item *first, *last; /* waiting */
+    size_t waiting, count, bytes;
+    int groups, reads;
+    bool destroyed;
+    atomic_uint_fast64_t serial;  /* names files in incoming/ */
+    uint64_t fsync_us, syncfs_us; /* estimates: a file by itself, a whole group */
+    struct kn_map *discard;       /* digest -> anything */
+};
+
+void collect_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]) {
+    char hex[KN_SHA256_HEX];
+    kn_hex(sha256, KN_SHA256_BYTES, hex);
+    int n = snprintf(out, KN_PATH_MAX, "%s/%.2s/%s.png", dir, hex, hex);
+    assert(n > 0 && n < KN_PATH_MAX);
+}
+
+static void name_of(const uint8_t sha256[KN_SHA256_BYTES], char out[80]) {
+    char hex[KN_SHA256_HEX];
+    kn_hex(sha256, KN_SHA256_BYTES, hex);
+    snprintf(out, 80, "%.2s/%s.png", hex, hex);
+}
+
+/* ---- on a pool's thread */
+
+static void item_fail(struct item *i, int code, const char *what) {
+    int why = errno;
+    i->code = code;
+    if (code == KN_EIO)
+        snprintf(i->why, sizeof i->why, "%s: %s", what, strerror(why));
+    else
+        snprintf(i->why, sizeof i->why, "%s", what);
+}
+
+/* Whether the object is there with exactly these bytes. */
+static bool is_there(struct collect *c, const char *name, const struct kn_blob *b) {
+    int fd = openat(c->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    struct stat st;
+    bool same = false;
+    if (fd < 0) return false;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && (size_t)st.st_size == b->len) {
+        char part[16384];
+        size_t at = 0;
+        ssize_t n;
+        while ((n = read(fd, part, sizeof part)) > 0 && at + (size_t)n <= b->len &&
+               memcmp(part, (const char *)b->data + at, (size_t)n) == 0)
+            at += (size_t)n;
+        same = n == 0 && at == b->len;
+    }
+    close(fd);
+    return same;
+}
+
+static void write_item(struct collect *c, struct item *i, bool sync) {
+    uint8_t digest[KN_SHA256_BYTES];
+    char name[80];
+    kn_sha256(i->blob.data, i->blob.len, digest);
+    if (memcmp(digest, i->sha256, sizeof digest) != 0) {
+        item_fail(i, KN_ECORRUPT, "the bytes are not those of the digest");
+        return;
+    }
+    name_of(i->sha256, name);
+    if (is_there(c, name, &i->blob)) return;
+    snprintf(i->temp, sizeof i->temp, "%llu", (unsigned long long)atomic_fetch_add(&c->serial, 1));
+    int fd = openat(c->incoming_fd, i->temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0) {
+        item_fail(i, KN_EIO, "create");
+        i->temp[0] = 0;
+        return;
+    }
+    const char *p = i->blob.data;
+    for (size_t done = 0; i->code == 0 && done < i->blob.len;) {
+        ssize_t n = write(fd, p + done, i->blob.len - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0)
+            item_fail(i, KN_EIO, "write");
+        else
+            done += (size_t)n;
+    }
+    if (i->code == 0 && sync && fsync(fd) != 0) item_fail(i, KN_EIO, "fsync");
+    if (close(fd) != 0 && i->code == 0) item_fail(i, KN_EIO, "close");
+}
+
+static void rename_item(struct collect *c, struct item *i) {
+    char name[80];
+    if (i->code != 0 || !i->temp[0]) {
+        if (i->temp[0]) unlinkat(c->incoming_fd, i->temp, 0);
+        return;
+    }
+    name_of(i->sha256, name);
+    if (renameat(c->incoming_fd, i->temp, c->dir_fd, name) != 0) {
+        item_fail(i, KN_EIO, "rename");
+        unlinkat(c->incoming_fd, i->temp, 0);
+    }
+}
+
+static void fail_all(struct group *g, const char *what) {
+    for (struct item *i = g->first; i; i = i->next)
+        if (i->code == 0) item_fail(i, KN_EIO, what);
+}
+
+/* Also for those that were there already: who renamed them may not have synced yet. */
+static void sync_folders(struct group *g) {
+    bool done[256] = {false};
+    for (struct item *i = g->first; i; i = i->next) {
+        char name[3];
+        if (i->code != 0 || done[i->sha256[0]]) continue;
+        snprintf(name, sizeof name, "%02x", i->sha256[0]);
+        int fd = openat(g->c->dir_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
+        int why = errno;
+        if (fd >= 0) close(fd);
+        done[i->sha256[0]] = true;
+        for (struct item *k = i; !ok && k; k = k->next) {
+            errno = why;
+            if (k->code == 0 && k->sha256[0] == i->sha256[0]) item_fail(k, KN_EIO, "fsync of the folder");
+        }
+    }
+}
+
+static void on_group(uv_work_t *work) {
+    struct group *g = work->data;
+    struct collect *c = g->c;
+    for (struct item *i = g->first; i; i = i->next) {
+        uint64_t t = kn_clock_us();
+        write_item(c, i, !g->whole);
+        if (!g->whole) g->sync_us += kn_clock_us() - t;
+    }
+    uint64_t t = kn_clock_us();
+    if (g->whole && syncfs(c->dir_fd) != 0) fail_all(g, "syncfs");
+    uint64_t first = kn_clock_us() - t;
+    for (struct item *i = g->first; i; i = i->next) rename_item(c, i);
+    t = kn_clock_us();
+    if (g->whole) {
+        if (syncfs(c->dir_fd) != 0) fail_all(g, "syncfs");
+    } else {
+        sync_folders(g);
+    }
+    g->sync_us += first + (kn_clock_us() - t);
+}
+
+static void on_read(uv_work_t *work) {
+    struct read *r = work->data;
+    char name[80];
+    struct stat st;
+    name_of(r->sha256, name);
+    int fd = openat(r->c->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) {
+        r->code = errno == ENOENT ? KN_ENOENT : KN_EIO;
+        return;
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        r->code = KN_EIO;
+    else if (st.st_size > KN_IMAGE_BYTES_MAX)
+        r->code = KN_ELIMIT;
+    else if (!(r->data = malloc((size_t)st.st_size + 1)))
+        r->code = KN_ENOMEM;
+    while (r->code == 0 && r->len < (size_t)st.st_size) {
+        ssize_t n = read(fd, (char *)r->data + r->len, (size_t)st.st_size - r->len);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0)
+            r->code = KN_EIO;
+        else
+            r->len += (size_t)n;
+    }
+    close(fd);
+}
+
+/* ---- on the loop's thread */
+
+static void free_if_last(struct collect *c) {
+    if (!c->destroyed || c->groups > 0 || c->reads > 0) return;
+    close(c->incoming_fd);
+    close(c->dir_fd);
+    kn_map_destroy(c->discard);
+    free(c);
+}
+
+static void start_groups(struct collect *c);
+
+static void average(uint64_t *mean, uint64_t v) {
+    *mean = *mean ? (*mean * 7 + v) / 8 : v;
+}
+
+static void learn(struct collect *c, const struct group *g) {
+    if (g->whole) {
+        average(&c->syncfs_us, g->sync_us);
+        c->fsync_us += c->fsync_us / 64; /* what is not tried grows dearer or cheaper until it is */
+    } else {
+        average(&c->fsync_us, g->sync_us / g->count + 1);
+        c->syncfs_us -= c->syncfs_us / 64;
+    }
+}
+
+static void on_group_done(uv_work_t *work, int status) {
+    struct group *g = work->data;
+    struct collect *c = g->c;
+    (void)status;
+    c->groups--;
+    learn(c, g);
+    for (struct item *i = g->first, *next; i; i = next) {
+        next = i->next;
+        c->count--;
+        c->bytes -= i->blob.len;
+        kn_blob_release(&i->blob);
+        if (!c->destroyed) i->done(i->ctx, i->code, i->why);
+        free(i);
+    }
+    free(g);
+    if (!c->destroyed) start_groups(c);
+    free_if_last(c);
+}
+
+static void start_groups(struct collect *c) {
+    while (c->first && c->groups < GROUPS_MAX) {
+        /* A second group only begins when it is worth a sync of its own. */
+        if (c->groups > 0 && c->waiting < GROUP_ITEMS_MAX / 4 && c->bytes < GROUP_BYTES_MAX) return;
+        struct group *g = calloc(1, sizeof *g);
+        if (!g) return; /* the next upload tries again */
+        struct item **end = &g->first;
+        while (c->first && g->count < GROUP_ITEMS_MAX &&
+               (g->count == 0 || g->bytes + c->first->blob.len <= GROUP_BYTES_MAX)) {
+            struct item *i = c->first;
+            c->first = i->next;
+            i->next = NULL;
+            *end = i;
+            end = &i->next;
+            g->count++;
+            g->bytes += i->blob.len;
+            c->waiting--;
+        }
+        if (!c->first) c->last = NULL;
+        g->c = c;
+        g->work.data = g;
+        g->whole = g->count > 3 && g->count * c->fsync_us > c->syncfs_us;
+        if (uv_queue_work(c->loop, &g->work, on_group, on_group_done) != 0) abort();
+        c->groups++;
+    }
+}
+
+int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
+                collect_done done, void *ctx) {
+    struct item *i = calloc(1, sizeof *i);
+    if (!i) return KN_ENOMEM;
+    collect_keep(c, sha256);
+    memcpy(i->sha256, sha256, sizeof i->sha256);
+    i->blob = *blob;
+    blob->data = NULL;
+    i->done = done;
+    i->ctx = ctx;
+    if (c->last)
+        c->last->next = i;
+    else
+        c->first = i;
+    c->last = i;
+    c->waiting++;
+    c->count++;
+    c->bytes += i->blob.len;
+    start_groups(c);
+    return 0;
+}
+
+static void on_read_done(uv_work_t *work, int status) {
+    struct read *r = work->data;
+    struct collect *c = r->c;
+    (void)status;
+    c->reads--;
+    if (r->code != 0 || c->destroyed) {
+        free(r->data);
+        r->data = NULL;
+        r->len = 0;
+    }
+    if (!c->destroyed) r->got(r->ctx, r->code, r->data, r->len);
+    free(r);
+    free_if_last(c);
+}
+
+int collect_get(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], collect_got got, void *ctx) {
+    if (c->reads >= READS_MAX) return KN_EAGAIN;
+    struct read *r = calloc(1, sizeof *r);
+    if (!r) return KN_ENOMEM;
+    r->c = c;
+    memcpy(r->sha256, sha256, sizeof r->sha256);
+    r->got = got;
+    r->ctx = ctx;
+    r->work.data = r;
+    if (uv_queue_work(c->loop, &r->work, on_read, on_read_done) != 0) abort();
+    c->reads++;
+    return 0;
+}
+
+size_t collect_bytes(const struct collect *c) {
+    return c->bytes;
+}
+size_t collect_count(const struct collect *c) {
+    return c->count;
+}
+
+/* ---- deleting */
+
+struct discard {
+    uint8_t sha256[KN_SHA256_BYTES];
+};
+
+void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
+    free(kn_map_remove(c->discard, sha256, KN_SHA256_BYTES));
+}
+
+static void on_discards(uv_timer_t *t) {
+    struct collect *c = t->data;
+    struct discard *d;
+    size_t pos = 0, n = 0;
+    struct discard *some[DISCARD_A_TURN];
+    while (n < DISCARD_A_TURN && (d = kn_map_next(c->discard, &pos))) some[n++] = d;
+    for (size_t i = 0; i < n; i++) {
+        char name[80];
+        name_of(some[i]->sha256, name);
+        if (unlinkat(c->dir_fd, name, 0) != 0 && errno != ENOENT)
+            kn_warn("object_not_deleted file=%s error=\"%s\"", name, strerror(errno));
+        collect_keep(c, some[i]->sha256);
+    }
+    if (kn_map_count(c->discard) == 0) uv_timer_stop(t);
+}
+
+int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
+    struct discard *d = malloc(sizeof *d);
+    if (!d) return KN_ENOMEM;
+    memcpy(d->sha256, sha256, sizeof d->sha256);
+    int rc = kn_map_put(c->discard, sha256, KN_SHA256_BYTES, d);
+    if (rc != 0) free(d);
+    if (rc == KN_EEXIST) rc = 0;
+    if (!uv_is_active((uv_handle_t *)c->discards))
+        uv_timer_start(c->discards, on_discards, DISCARD_MS, DISCARD_MS);
+    return rc;
+}
+
+/* ---- life */
+
+static int open_dir(const char *path, struct kn_err *err) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? kn_err_set(err, KN_EIO, "%s: %s", path, strerror(errno)) : fd;
+}
+
+static void remove_strays(int incoming_fd) {
+    int fd = dup(incoming_fd);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    struct dirent *e;
+    size_t n = 0;
+    if (!d) {
+        if (fd >= 0) close(fd);
+        return;
+    }
+    while ((e = readdir(d)))
+        if (e->d_name[0] != '.' && unlinkat(incoming_fd, e->d_name, 0) == 0) n++;
+    closedir(d);
+    if (n) kn_info("strays_removed count=%zu", n);
+}
+
+int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struct kn_err *err) {
+    char path[KN_PATH_MAX];
+    if (strlen(dir) > KN_PATH_MAX - 100) return kn_err_set(err, KN_ELIMIT, "%.200s: too long", dir);
+    for (int i = 0; i <= 256; i++) {
+        if (i < 256)
+            snprintf(path, sizeof path, "%.3990s/%02x", dir, (unsigned)i);
+        else
+            snprintf(path, sizeof path, "%.3990s/incoming", dir);
+        int rc = kn_fs_mkdirs(path, 0755, err);
+        if (rc != 0) return rc;
+    }
+    int rc = kn_fs_sync_dir(dir, err);
+    if (rc != 0) return rc;
+    struct collect *c = calloc(1, sizeof *c);
+    if (c) c->discard = kn_map_create(DISCARD_MAX);
+    if (c) c->discards = malloc(sizeof *c->discards);
+    if (!c || !c->discard || !c->discards) {
+        rc = kn_err_set(err, KN_ENOMEM, "objects: out of memory");
+        goto fail;
+    }
+    c->loop = loop;
+    c->dir_fd = c->incoming_fd = -1;
+    snprintf(c->dir, sizeof c->dir, "%s", dir);
+    if ((c->dir_fd = open_dir(dir, err)) < 0 || (c->incoming_fd = open_dir(path, err)) < 0) {
+        rc = KN_EIO;
+        if (c->dir_fd >= 0) close(c->dir_fd);
+        goto fail;
+    }
+    remove_strays(c->incoming_fd);
+    c->fsync_us = 2000;
+    c->syncfs_us = 5000;
+    uv_timer_init(loop, c->discards);
+    c->discards->data = c;
+    *out = c;
+    return 0;
+fail:
+    if (c) {
+        kn_map_destroy(c->discard);
+        free(c->discards);
+    }
+    free(c);
+    return rc;
+}
+
+static void free_handle(uv_handle_t *h) {
+    free(h);
+}
+
+void collect_destroy(struct collect *c) {
+    if (!c) return;
+    c->destroyed = true;
+    while (c->first) {
+        struct item *i = c->first;
+        c->first = i->next;
+        kn_blob_release(&i->blob);
+        free(i);
+    }
+    size_t pos = 0;
+    void *d;
+    while ((d = kn_map_next(c->discard, &pos))) free(d);
+    uv_close((uv_handle_t *)c->discards, free_handle);
+    free_if_last(c);
+}

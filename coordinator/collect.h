@@ -1,0 +1,50 @@
+/* Image bytes become durable files: DIR/objects/ab/<64 hex digits>.png, immutable, named by their SHA-256.
+ *
+ * collect_put() takes bytes; on a thread of libuv's pool their digest is checked, they are written to
+ * DIR/objects/incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with
+ * 0. Whoever comes late with the same bytes finds them there and changes nothing. What arrives while others
+ * are being synced is worked off together, so that one sync serves many.
+ *
+ * A file that lies in incoming/ belongs to nobody: collect_create() removes what a crash left there. The
+ * loop's thread, but for the work itself. */
+#ifndef KILN_COORDINATOR_COLLECT_H
+#define KILN_COORDINATOR_COLLECT_H
+
+#include <uv.h>
+#include "base/err.h"
+#include "base/fs.h"
+#include "base/hash.h"
+#include "proto/wire.h"
+
+struct collect;
+
+/* code: 0; KN_ECORRUPT: not the bytes of that digest; KN_EIO (a full disk …): nothing was kept. */
+typedef void (*collect_done)(void *ctx, int code, const char *why);
+/* code 0: data is the callee's (free); KN_ENOENT, KN_EIO, KN_ELIMIT. */
+typedef void (*collect_got)(void *ctx, int code, void *data, size_t len);
+
+/* Makes the folders below dir ("DIR/objects"), removes strays. */
+KN_MUST_USE int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struct kn_err *err);
+/* Work that runs is waited for; no callback is called any more. NULL is fine. */
+void collect_destroy(struct collect *c);
+
+/* Takes the blob on success (sets blob->data to NULL). KN_ENOMEM. */
+KN_MUST_USE int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
+                            collect_done done, void *ctx);
+/* Reads an object. KN_EAGAIN: too many reads wait. */
+KN_MUST_USE int collect_get(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], collect_got got,
+                            void *ctx);
+
+size_t collect_bytes(const struct collect *c); /* taken and not durable yet */
+size_t collect_count(const struct collect *c);
+
+/* Deletes an object that nobody names any more, a few at a time, later. A collect_put() of the same digest
+ * meanwhile takes it off the list. */
+KN_MUST_USE int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]);
+/* Takes it off the list: somebody names it after all. */
+void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]);
+
+/* out: path of an object below dir. */
+void collect_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]);
+
+#endif

@@ -1,0 +1,471 @@
+/* Workers: what they say on the control socket, and the pictures on the data socket. See server.h.
+ *
+ * A worker is known by its name; its connection by the number of its routing id, which changes when it
+ * connects anew. Whoever speaks as a worker without a hello on that connection is asked for one. Pictures
+ * come on the data socket from connections of their own; their acknowledgements go back the way they came. */
+#include "coordinator/server.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+static void tell_peer(struct kn_sock *sock, const struct kn_peer *peer, const struct kn_msg *m) {
+    struct kn_err err = {0};
+    int rc = kn_sock_send(sock, peer, m, NULL, &err);
+    if (rc != 0) kn_debug("send_failed message=%s reason=\"%s\"", kn_msg_name(m->type), err.text);
+}
+
+/* ---- control */
+
+static void forget_conn(struct server *s, struct node *n) {
+    if (!n->conn) return;
+    kn_map_remove(s->conns, &n->conn, sizeof n->conn);
+    n->conn = 0;
+}
+
+static void node_destroy(struct server *s, struct node *n) {
+    forget_conn(s, n);
+    kn_map_remove(s->nodes, n->hello->worker, strlen(n->hello->worker));
+    kn_msg_destroy(n->msg);
+    free(n);
+}
+
+/* The node of a hello, made if it is new; takes msg on success. */
+static int node_of(struct server *s, struct listener *l, uint64_t conn, struct kn_msg *msg,
+                   struct node **out) {
+    const char *name = msg->u.worker_hello.worker;
+    struct node *n = kn_map_get(s->nodes, name, strlen(name)),
+                *old = kn_map_get(s->conns, &conn, sizeof conn);
+    if (old && old != n) forget_conn(s, old);
+    bool is_new = !n;
+    if (is_new) {
+        n = calloc(1, sizeof *n);
+        int rc = n ? kn_map_put(s->nodes, name, strlen(name), n) : KN_ENOMEM;
+        if (rc != 0) {
+            free(n);
+            return rc;
+        }
+    }
+    if (n->conn != conn) {
+        forget_conn(s, n);
+        int rc = kn_map_put(s->conns, &conn, sizeof conn, n);
+        if (rc != 0) {
+            if (is_new) {
+                kn_map_remove(s->nodes, name, strlen(name));
+                free(n);
+            }
+            return rc;
+        }
+        n->conn = conn;
+    }
+    kn_msg_destroy(n->msg);
+    n->msg = msg;
+    n->hello = &msg->u.worker_hello;
+    n->listener = l;
+    *out = n;
+    return 0;
+}
+
+static void send_welcome(struct server *s, struct listener *l, const struct kn_peer *peer, uint64_t request,
+                         bool objects) {
+    struct kn_msg m = {.type = KN_MSG_WELCOME, .request = request};
+    m.u.welcome = (struct kn_welcome){.term = s->store->term,
+                                      .heartbeat_ms = 1000,
+                                      .silence_ms = 10000,
+                                      .data_port = s->data_port,
+                                      .data_ipc = l->data_ipc,
+                                      .objects_dir = objects && l->ipc ? s->objects : "",
+                                      .version = "kiln " KILN_VERSION};
+    tell_peer(l->sock, peer, &m);
+}
+
+static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
+    struct node *n;
+    uint64_t conn = server_conn(peer);
+    farm_digest models[KN_MODELS_PER_WORKER_MAX];
+    struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
+    int rc = node_of(s, l, conn, msg, &n);
+    if (rc != 0) {
+        struct kn_msg m = {.type = KN_MSG_REPLY};
+        m.u.reply.code = rc;
+        m.u.reply.text = "the farm cannot take this worker";
+        tell_peer(l->sock, peer, &m);
+        kn_msg_destroy(msg);
+        return;
+    }
+    const struct kn_worker_hello *h = n->hello;
+    for (size_t i = 0; i < h->model_count; i++) memcpy(models[i], h->models[i].sha256, sizeof models[i]);
+    for (size_t i = 0; i < h->held_count; i++) {
+        held[i].shard = h->held[i].shard;
+        held[i].term = h->held[i].term;
+        memcpy(held[i].batch, h->held[i].batch, sizeof held[i].batch);
+        held[i].tasks = h->held[i].tasks;
+        held[i].task_count = (uint32_t)h->held[i].task_count;
+    }
+    kn_info("worker_hello worker=%s host=%s pid=%u backend=%s models=%zu held=%zu credit=%u", h->worker,
+            h->host, h->pid, h->backend, h->model_count, h->held_count, h->credit);
+    send_welcome(s, l, peer, 0, false);
+    struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = conn};
+    struct ev_worker_hello *e = &ev.u.hello;
+    e->worker = h->worker;
+    memcpy(e->instance, h->instance, sizeof e->instance);
+    e->backend = h->backend;
+    e->credit = h->credit;
+    e->batch_max = h->batch_max;
+    e->models = (const farm_digest *)models;
+    e->model_count = (uint32_t)h->model_count;
+    e->held = held;
+    e->held_count = (uint32_t)h->held_count;
+    rc = server_step(s, &ev);
+    if (rc != 0) {
+        kn_warn("worker_refused worker=%s code=%d", h->worker, rc);
+        node_destroy(s, n);
+    }
+}
+
+static void on_heartbeat(struct server *s, uint64_t conn, const struct kn_heartbeat *h) {
+    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = conn};
+    struct ev_worker_heartbeat *e = &ev.u.heartbeat;
+    e->shard = h->shard;
+    e->step = h->step;
+    e->steps = h->steps;
+    e->progress_age_ms = h->progress_age_ms;
+    e->draining = h->draining;
+    e->has_model = h->has_model;
+    memcpy(e->model, h->model_sha256, sizeof e->model);
+    server_step(s, &ev);
+}
+
+static void on_task_failed(struct server *s, uint64_t conn, const struct kn_task_failed *f) {
+    struct farm_event ev = {.type = EV_TASK_FAILED, .conn = conn};
+    struct ev_task_failed *e = &ev.u.task_failed;
+    memcpy(e->batch, f->batch, sizeof e->batch);
+    e->task = f->task;
+    e->shard = f->shard;
+    e->term = f->term;
+    e->code = f->code;
+    e->reason = f->reason;
+    server_step(s, &ev);
+}
+
+static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
+    struct farm_event ev = {.conn = conn};
+    struct ev_shard *e = &ev.u.shard;
+    if (m->type == KN_MSG_SHARD_STARTED) {
+        ev.type = EV_SHARD_STARTED;
+        e->shard = m->u.shard_started.shard;
+        e->term = m->u.shard_started.term;
+    } else if (m->type == KN_MSG_SHARD_RETURNED) {
+        ev.type = EV_SHARD_RETURNED;
+        e->shard = m->u.shard_returned.shard;
+        e->term = m->u.shard_returned.term;
+        e->out_of_memory = m->u.shard_returned.out_of_memory;
+    } else {
+        ev.type = EV_SHARD_DONE;
+        e->shard = m->u.shard_done.shard;
+        e->term = m->u.shard_done.term;
+        e->render_ms = m->u.shard_done.render_ms;
+        e->images = m->u.shard_done.images;
+    }
+    server_step(s, &ev);
+}
+
+static void on_bye(struct server *s, struct node *n, const char *reason) {
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = n->conn};
+    ev.u.gone.reason = reason;
+    ev.u.gone.bye = true;
+    kn_info("worker_bye worker=%s reason=\"%s\"", n->hello->worker, reason);
+    server_step(s, &ev);
+    forget_conn(s, n);
+}
+
+bool peers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
+    uint64_t conn = server_conn(peer);
+    struct node *n = kn_map_get(s->conns, &conn, sizeof conn);
+    switch ((int)msg->type) {
+    case KN_MSG_WORKER_HELLO:
+        on_hello(s, l, peer, msg);
+        return true;
+    case KN_MSG_HEARTBEAT:
+    case KN_MSG_SHARD_STARTED:
+    case KN_MSG_SHARD_RETURNED:
+    case KN_MSG_SHARD_DONE:
+    case KN_MSG_TASK_FAILED:
+    case KN_MSG_WORKER_BYE:
+        break;
+    case KN_MSG_CLIENT_HELLO:
+        send_welcome(s, l, peer, msg->request, true);
+        kn_msg_destroy(msg);
+        return true;
+    default:
+        return false;
+    }
+    if (!n || n->listener != l) {
+        struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
+        m.u.hello_again.text = "this connection has not said hello";
+        tell_peer(l->sock, peer, &m);
+    } else if (msg->type == KN_MSG_HEARTBEAT) {
+        on_heartbeat(s, conn, &msg->u.heartbeat);
+    } else if (msg->type == KN_MSG_TASK_FAILED) {
+        on_task_failed(s, conn, &msg->u.task_failed);
+    } else if (msg->type == KN_MSG_WORKER_BYE) {
+        on_bye(s, n, msg->u.worker_bye.text);
+    } else {
+        on_shard(s, conn, msg);
+    }
+    kn_msg_destroy(msg);
+    return true;
+}
+
+/* ---- data */
+
+struct upload {
+    struct server *s;
+    struct kn_msg *msg; /* owns */
+    uint64_t conn;
+};
+
+void peers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code) {
+    struct kn_msg m = {.type = KN_MSG_IMAGE_ACK};
+    struct kn_peer peer = {0};
+    memcpy(m.u.image_ack.batch, batch, sizeof m.u.image_ack.batch);
+    m.u.image_ack.task = task;
+    m.u.image_ack.code = code;
+    if (kn_map_get(s->conns, &conn, sizeof conn)) {
+        server_tell(s, conn, &m);
+        return;
+    }
+    memcpy(peer.id, &conn, sizeof conn);
+    tell_peer(s->data, &peer, &m);
+}
+
+static void feed_result(struct server *s, uint64_t conn, const struct kn_image_result *r) {
+    struct farm_event ev = {.type = EV_RESULT, .conn = conn};
+    struct ev_result *e = &ev.u.result;
+    memcpy(e->batch, r->batch, sizeof e->batch);
+    e->task = r->task;
+    e->attempt = r->attempt;
+    memcpy(e->sha256, r->sha256, sizeof e->sha256);
+    memcpy(e->pixels, r->pixels_sha256, sizeof e->pixels);
+    e->render_ms = r->render_ms;
+    e->flat = r->flat;
+    e->worker = r->worker;
+    e->engine = r->engine;
+    int rc = farm_backend(s->farm, r->backend, &e->backend);
+    if (rc != 0) {
+        kn_warn("result_refused backend=%s code=%d", r->backend, rc);
+        peers_ack(s, conn, r->batch, r->task, rc);
+        return;
+    }
+    server_step(s, &ev);
+}
+
+static void on_collected(void *ctx, int code, const char *why) {
+    struct upload *u = ctx;
+    const struct kn_image_result *r = &u->msg->u.image_result;
+    if (code == 0) {
+        feed_result(u->s, u->conn, r);
+    } else {
+        kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code, why);
+        /* Corrupt bytes will not get better. What the disk refused stays with the worker, which tries again.
+         */
+        if (code == KN_ECORRUPT) peers_ack(u->s, u->conn, r->batch, r->task, code);
+    }
+    server_flow(u->s);
+    kn_msg_destroy(u->msg);
+    free(u);
+}
+
+static void on_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
+    const struct kn_image_result *r = &msg->u.image_result;
+    uint64_t conn = server_conn(peer);
+    int wanted = farm_wants(s->farm, r->batch, r->task);
+    if (wanted == KN_EEXIST) {
+        feed_result(s, conn, r); /* the core compares it with the one that is there */
+    } else if (wanted != 0) {
+        peers_ack(s, conn, r->batch, r->task, wanted);
+    } else if (!blob || blob->len == 0) {
+        kn_warn("image_without_bytes task=%u worker=%s", r->task, r->worker);
+        peers_ack(s, conn, r->batch, r->task, KN_EPROTO);
+    } else {
+        struct upload *u = malloc(sizeof *u);
+        if (u) {
+            *u = (struct upload){s, msg, conn};
+            if (collect_put(s->collect, r->sha256, blob, on_collected, u) == 0) {
+                server_flow(s);
+                return;
+            }
+            free(u);
+        }
+        kn_error("image_not_taken task=%u reason=\"out of memory\"", r->task);
+    }
+    kn_msg_destroy(msg);
+}
+
+struct fetch {
+    struct server *s;
+    struct kn_peer peer;
+    uint64_t request;
+    kn_digest sha256;
+};
+
+static void free_data(void *data, void *hint) {
+    (void)hint;
+    free(data);
+}
+
+static void object_reply(struct fetch *f, int code, void *data, size_t len) {
+    struct kn_msg m = {.type = KN_MSG_OBJECT_REPLY, .request = f->request};
+    struct kn_blob blob = {data, len, free_data, NULL};
+    struct kn_err err = {0};
+    memcpy(m.u.object_reply.sha256, f->sha256, sizeof f->sha256);
+    m.u.object_reply.code = code;
+    m.u.object_reply.text = code == 0           ? ""
+                            : code == KN_ENOENT ? "the farm has no such object"
+                                                : kn_err_words(code);
+    int rc = kn_sock_send(f->s->data, &f->peer, &m, data ? &blob : NULL, &err);
+    if (rc != 0) {
+        kn_debug("object_not_sent reason=\"%s\"", err.text);
+        kn_blob_release(&blob);
+    }
+}
+
+static void on_read(void *ctx, int code, void *data, size_t len) {
+    struct fetch *f = ctx;
+    if (code != 0) {
+        char hex[KN_SHA256_HEX];
+        kn_hex(f->sha256, sizeof f->sha256, hex);
+        kn_warn("object_missing sha256=%s code=%d", hex, code);
+    }
+    object_reply(f, code, data, len);
+    free(f);
+}
+
+static void on_object_get(struct server *s, const struct kn_peer *peer, const struct kn_msg *msg) {
+    struct fetch *f = malloc(sizeof *f);
+    if (!f) return;
+    *f = (struct fetch){.s = s, .peer = *peer, .request = msg->request};
+    memcpy(f->sha256, msg->u.object_get.sha256, sizeof f->sha256);
+    int rc = collect_get(s->collect, f->sha256, on_read, f);
+    if (rc != 0) {
+        object_reply(f, rc, NULL, 0);
+        free(f);
+    }
+}
+
+void peers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
+    if (msg->type == KN_MSG_IMAGE_RESULT) {
+        on_image(s, peer, msg, blob);
+        return;
+    }
+    if (msg->type == KN_MSG_OBJECT_GET)
+        on_object_get(s, peer, msg);
+    else
+        kn_warn("message_unexpected socket=data message=%s", kn_msg_name(msg->type));
+    kn_msg_destroy(msg);
+}
+
+/* ---- models and nodes */
+
+static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
+    for (int i = 0; i < KN_SHA256_BYTES; i++)
+        if (sha256[i]) return false;
+    return true;
+}
+
+int peers_models(struct server *s, struct kn_model_info **out, size_t *count) {
+    size_t pos = 0, cap = 0;
+    struct node *n;
+    *out = NULL;
+    *count = 0;
+    while ((n = kn_map_next(s->nodes, &pos))) {
+        for (size_t i = 0; i < n->hello->model_count; i++) {
+            const struct kn_model_info *m = &n->hello->models[i];
+            size_t k = 0;
+            while (k < *count && memcmp((*out)[k].sha256, m->sha256, KN_SHA256_BYTES) != 0) k++;
+            if (k < *count) continue;
+            if (*count == cap) {
+                cap = cap ? cap * 2 : 16;
+                struct kn_model_info *v = realloc(*out, cap * sizeof *v);
+                if (!v) {
+                    free(*out);
+                    return KN_ENOMEM;
+                }
+                *out = v;
+            }
+            (*out)[(*count)++] = *m;
+        }
+    }
+    return 0;
+}
+
+const char *peers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
+    size_t pos = 0;
+    struct node *n;
+    while ((n = kn_map_next(s->nodes, &pos)))
+        for (size_t i = 0; i < n->hello->model_count; i++)
+            if (memcmp(n->hello->models[i].sha256, sha256, KN_SHA256_BYTES) == 0)
+                return n->hello->models[i].name;
+    return "";
+}
+
+int peers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
+                struct kn_model_info *out, struct kn_err *err) {
+    struct kn_model_info *v;
+    size_t count, found = 0;
+    int rc = peers_models(s, &v, &count);
+    if (rc != 0) return kn_err_set(err, rc, "models: out of memory");
+    for (size_t i = 0; i < count; i++) {
+        bool fits = is_zero(sha256) ? strcmp(v[i].name, name) == 0
+                                    : memcmp(v[i].sha256, sha256, KN_SHA256_BYTES) == 0;
+        if (!fits) continue;
+        if (found++ == 0) *out = v[i];
+    }
+    if (found == 0) {
+        struct kn_buf list;
+        kn_buf_init(&list, KN_ERR_TEXT_MAX - 200);
+        for (size_t i = 0; i < count; i++) {
+            char hex[KN_SHA256_HEX];
+            kn_hex(v[i].sha256, KN_SHA256_BYTES, hex);
+            if (kn_buf_appendf(&list, "%s%s (%.12s)", i ? ", " : "", v[i].name, hex) != 0) break;
+        }
+        rc = kn_err_set(err, KN_EMODEL, "model %s is not on this farm; there is: %s", name,
+                        list.len ? list.data : "none, no worker has joined yet");
+        kn_buf_fini(&list);
+    } else if (found > 1) {
+        rc =
+            kn_err_set(err, KN_EMODEL, "model %s: the farm has %zu different ones of that name", name, found);
+    }
+    free(v);
+    return rc;
+}
+
+void peers_forget(struct server *s) {
+    /* Rare and small: a node is dropped when the core no longer lists its worker. */
+    size_t pos = 0, gone_count = 0, workers = farm_worker_count(s->farm);
+    struct node *n, *gone[64];
+    if (kn_map_count(s->nodes) <= workers) return;
+    struct kn_map *listed = kn_map_create(KN_WORKERS_MAX * 2);
+    for (size_t i = 0; listed && i < workers; i++) {
+        struct farm_worker_view v;
+        if (farm_worker_at(s->farm, i, kn_clock_ms(), &v) == 0 &&
+            kn_map_put(listed, v.worker, strlen(v.worker), s) != 0)
+            break;
+    }
+    if (listed && kn_map_count(listed) == workers)
+        while (gone_count < 64 && (n = kn_map_next(s->nodes, &pos)))
+            if (!kn_map_get(listed, n->hello->worker, strlen(n->hello->worker))) gone[gone_count++] = n;
+    kn_map_destroy(listed);
+    for (size_t i = 0; i < gone_count; i++) node_destroy(s, gone[i]);
+}
+
+void peers_fini(struct server *s) {
+    size_t pos = 0;
+    struct node *n;
+    while (s->nodes && (n = kn_map_next(s->nodes, &pos))) {
+        kn_msg_destroy(n->msg);
+        free(n);
+    }
+}

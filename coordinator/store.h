@@ -1,0 +1,188 @@
+/* The durable state of a farm: what was accepted and what became of it. Two implementations, one contract:
+ * Redis (store_redis.c, the layout stands there) and memory (store_memory.c, for tests).
+ *
+ * The coordinator's memory is the truth for decisions and the store its log: it is read once, by store_load()
+ * at the start, and written from then on. Writes are asynchronous and carried out in the order of the calls;
+ * a `store_done` with code 0 (or KN_EEXIST, where it says so) means that the write is on disk. A connection
+ * that breaks is made again and what was not answered is sent again, so that every write is safe to repeat.
+ * Each write carries the term that the store was opened with and changes nothing under another: then
+ * `lost` is called, once, and every write that is still open ends with KN_ETERM.
+ *
+ * All calls and callbacks on the loop's thread; a callback never runs inside the call that it belongs to. */
+#ifndef KILN_COORDINATOR_STORE_H
+#define KILN_COORDINATOR_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+#include "base/err.h"
+#include "base/hash.h"
+#include "base/limits.h"
+
+typedef uint8_t store_id[KN_UUID_BYTES];
+
+/* One committed image, 80 bytes in the store. Names are numbers in the batch's own table (store_name()). */
+#define STORE_RECORD_BYTES 80
+struct store_record {
+    uint8_t sha256[KN_SHA256_BYTES], pixels[KN_SHA256_BYTES];
+    uint32_t order; /* of its end within the batch, from 1 */
+    uint32_t render_ms;
+    uint16_t worker, backend, engine;
+    uint8_t attempt; /* 255: that many or more */
+    bool flat;
+};
+void store_record_pack(const struct store_record *r, uint8_t out[STORE_RECORD_BYTES]);
+/* False: there is no record (all zero). */
+bool store_record_unpack(const uint8_t in[STORE_RECORD_BYTES], struct store_record *out);
+
+struct store_failure {
+    uint32_t task;
+    int code;
+    uint32_t attempt, order;
+    const char *worker, *reason;
+};
+
+/* A batch. `begin` is the accepted request as the caller encoded it; the store does not look inside. */
+struct store_batch {
+    store_id id;
+    const void *begin;
+    size_t begin_len;
+    uint32_t tasks, chunks;
+    uint32_t state; /* enum kn_batch_state's values */
+    int32_t priority;
+    bool sealed; /* false: not accepted yet, some chunks may be there */
+    uint64_t created_wall_ms, finished_wall_ms;
+};
+
+/* code: 0, KN_EEXIST, KN_EGONE, KN_ETERM, KN_ESTATE, KN_ECANCELED (the store was closed: whether it is
+ * durable is unknown) or another failure: then nothing is durable. data: what the answer brought, borrowed
+ * during the call; else NULL. */
+typedef void (*store_done)(void *ctx, int code, const void *data, size_t len);
+
+/* What store_load() calls, batch after batch: batch, then its chunks, names, records, failures and charges in
+ * any number, then batch_end. Sealed batches come in the order of their sealing. A non-zero return ends the
+ * load with it. */
+struct store_reader {
+    void *ctx;
+    int (*batch)(void *ctx, const struct store_batch *b, struct kn_err *err);
+    int (*chunk)(void *ctx, uint32_t chunk, const void *data, size_t len, struct kn_err *err);
+    int (*name)(void *ctx, uint32_t number, const char *text, struct kn_err *err);
+    int (*record)(void *ctx, uint32_t task, const struct store_record *r, struct kn_err *err);
+    int (*failure)(void *ctx, const struct store_failure *f, struct kn_err *err);
+    int (*charge)(void *ctx, uint32_t task, uint32_t charges, struct kn_err *err);
+    int (*batch_end)(void *ctx, struct kn_err *err);
+};
+
+struct store;
+
+struct store_ops {
+    int (*load)(struct store *s, const struct store_reader *r, struct kn_err *err);
+    int (*begin)(struct store *s, const struct store_batch *b, store_done done, void *ctx);
+    int (*chunk)(struct store *s, const store_id id, uint32_t chunk, const void *data, size_t len,
+                 store_done done, void *ctx);
+    int (*seal)(struct store *s, const store_id id, uint32_t chunks, store_done done, void *ctx);
+    int (*name)(struct store *s, const store_id id, uint32_t number, const char *text);
+    int (*commit)(struct store *s, const store_id id, uint32_t task, const struct store_record *r,
+                  store_done done, void *ctx);
+    int (*fail)(struct store *s, const store_id id, const struct store_failure *f, store_done done,
+                void *ctx);
+    int (*charge)(struct store *s, const store_id id, uint32_t task, uint32_t charges);
+    int (*state)(struct store *s, const store_id id, uint32_t state, int32_t priority,
+                 uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
+    int (*remove)(struct store *s, const store_id id, store_done done, void *ctx);
+    size_t (*backlog)(const struct store *s);
+    void (*close)(struct store *s);
+};
+
+/* The head of each implementation's own struct. */
+struct store {
+    const struct store_ops *ops;
+    uint64_t term;                                       /* this coordinator's */
+    void (*lost)(void *ctx, int code, const char *text); /* the lead is lost, or the store cannot be trusted
+                                                            any more: end the process */
+    void *lost_ctx;
+};
+
+struct store_redis_options {
+    const char *address; /* unix:/path or HOST:PORT */
+    bool allow_volatile; /* do not insist on the settings that make its writes durable */
+    bool standby;        /* another coordinator leads: wait until it ends, however long */
+    uint32_t lead_ms;    /* how long the lead lasts without a sign of life (10,000) */
+};
+/* Connects (waiting for a Redis that is still loading), checks its version and settings, takes the lead.
+ * Synchronous. KN_ECONFIG: a setting, the text says which and how to change it; KN_ESTATE: another
+ * coordinator leads; KN_EIO. Nothing else happens before store_start(). */
+KN_MUST_USE int store_redis_open(const struct store_redis_options *opt, struct store **out,
+                                 struct kn_err *err);
+
+/* What a memory store keeps after its close, as a disk would. */
+struct store_disk;
+struct store_disk *store_disk_create(void); /* NULL: out of memory */
+void store_disk_destroy(struct store_disk *d);
+KN_MUST_USE int store_memory_open(struct store_disk *d, uv_loop_t *loop, struct store **out,
+                                  struct kn_err *err);
+
+/* Reads everything back. Synchronous; before any write. */
+static inline int store_load(struct store *s, const struct store_reader *r, struct kn_err *err) {
+    return s->ops->load(s, r, err);
+}
+/* Redis only: begins to work on the loop. */
+KN_MUST_USE int store_redis_start(struct store *s, uv_loop_t *loop, struct kn_err *err);
+
+/* ---- writes. Each returns 0 (taken: `done` will be called, exactly once) or KN_EAGAIN (too much waits
+ * already), KN_ENOMEM: nothing was taken. Data is copied. */
+
+/* A batch that is about to be submitted: not accepted until it is sealed. Repeating it replaces what it said
+ * as long as it is not sealed; KN_EEXIST: sealed already. */
+static inline int store_begin(struct store *s, const struct store_batch *b, store_done done, void *ctx) {
+    return s->ops->begin(s, b, done, ctx);
+}
+/* KN_EEXIST: the batch is sealed already; KN_EGONE: no such batch. */
+static inline int store_chunk(struct store *s, const store_id id, uint32_t chunk, const void *data,
+                              size_t len, store_done done, void *ctx) {
+    return s->ops->chunk(s, id, chunk, data, len, done, ctx);
+}
+/* The acceptance. KN_EEXIST: sealed already (as good); KN_ESTATE: chunks are missing; KN_EGONE. */
+static inline int store_seal(struct store *s, const store_id id, uint32_t chunks, store_done done,
+                             void *ctx) {
+    return s->ops->seal(s, id, chunks, done, ctx);
+}
+/* Gives a name its number in the batch's table; before the records that use it. */
+static inline int store_name(struct store *s, const store_id id, uint32_t number, const char *text) {
+    return s->ops->name(s, id, number, text);
+}
+/* The commit. KN_EEXIST: that task was committed before, and data is the packed record that stands (as good);
+ * KN_EGONE: the batch is cancelled or removed. A failure that stood for the task is void. */
+static inline int store_commit(struct store *s, const store_id id, uint32_t task,
+                               const struct store_record *r, store_done done, void *ctx) {
+    return s->ops->commit(s, id, task, r, done, ctx);
+}
+/* A task has failed for good. KN_EEXIST: it was committed before, and stays so; KN_EGONE. */
+static inline int store_fail(struct store *s, const store_id id, const struct store_failure *f,
+                             store_done done, void *ctx) {
+    return s->ops->fail(s, id, f, done, ctx);
+}
+/* How often a task was charged. No answer. */
+static inline int store_charge(struct store *s, const store_id id, uint32_t task, uint32_t charges) {
+    return s->ops->charge(s, id, task, charges);
+}
+/* retried: failures and charges are void. KN_EGONE: removed. */
+static inline int store_state(struct store *s, const store_id id, uint32_t state, int32_t priority,
+                              uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
+    return s->ops->state(s, id, state, priority, finished_wall_ms, retried, done, ctx);
+}
+/* The batch leaves, sealed or not. Removing what is not there is fine. */
+static inline int store_remove(struct store *s, const store_id id, store_done done, void *ctx) {
+    return s->ops->remove(s, id, done, ctx);
+}
+/* Writes that are not answered yet. */
+static inline size_t store_backlog(const struct store *s) {
+    return s->ops->backlog(s);
+}
+/* Gives the lead back if nothing is outstanding; open writes end with KN_ECANCELED, inside this call. Not for
+ * use inside a callback of the store. NULL is fine. */
+static inline void store_close(struct store *s) {
+    if (s) s->ops->close(s);
+}
+
+#endif

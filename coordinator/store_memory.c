@@ -1,0 +1,383 @@
+/* The store in memory, for tests: what the contract says, and nothing that lasts longer than its `struct
+ * store_disk`. See store.h. Answers come on the loop's next turn. Batches and tasks are few: lists will do.
+ */
+#include "coordinator/store.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct item { /* a chunk, name, failure or charge */
+    struct item *next;
+    uint32_t number;
+    struct store_failure failure; /* its strings: owned */
+    size_t len;
+    uint8_t data[];
+};
+
+struct batch {
+    struct batch *next;
+    struct store_batch b;
+    void *begin;
+    struct item *chunks, *names, *failures, *charges;
+    uint8_t (*records)[STORE_RECORD_BYTES];
+};
+
+struct store_disk {
+    uint64_t term;
+    struct batch *sealed, *staged; /* in order */
+};
+
+struct answer {
+    struct answer *next;
+    store_done done;
+    void *ctx;
+    int code;
+    size_t len;
+    uint8_t data[STORE_RECORD_BYTES];
+};
+
+struct memory_store {
+    struct store base;
+    struct store_disk *disk;
+    uv_idle_t *idle; /* owns; closed after this struct is gone */
+    struct answer *first, *last;
+    size_t waiting;
+    bool lost;
+};
+
+static void items_free(struct item **list) {
+    while (*list) {
+        struct item *i = *list;
+        *list = i->next;
+        free((char *)(uintptr_t)i->failure.worker);
+        free((char *)(uintptr_t)i->failure.reason);
+        free(i);
+    }
+}
+
+static void batch_free(struct batch *b) {
+    items_free(&b->chunks);
+    items_free(&b->names);
+    items_free(&b->failures);
+    items_free(&b->charges);
+    free(b->begin);
+    free(b->records);
+    free(b);
+}
+
+static struct batch **batch_find(struct batch **list, const store_id id) {
+    while (*list && memcmp((*list)->b.id, id, KN_UUID_BYTES) != 0) list = &(*list)->next;
+    return list;
+}
+
+static void item_drop(struct item **list, uint32_t number) {
+    for (struct item **p = list; *p; p = &(*p)->next) {
+        if ((*p)->number != number) continue;
+        struct item *one = *p;
+        *p = one->next;
+        one->next = NULL;
+        items_free(&one);
+        return;
+    }
+}
+
+/* Replaces the item of that number; the list is kept in order. */
+static struct item *item_put(struct item **list, uint32_t number, const void *data, size_t len) {
+    item_drop(list, number);
+    struct item *i = calloc(1, sizeof *i + len + 1);
+    if (!i) return NULL;
+    i->number = number;
+    i->len = len;
+    if (len) memcpy(i->data, data, len);
+    while (*list && (*list)->number < number) list = &(*list)->next;
+    i->next = *list;
+    *list = i;
+    return i;
+}
+
+static void on_idle(uv_idle_t *h);
+
+static int answer(struct memory_store *s, store_done done, void *ctx, int code, const void *data) {
+    struct answer *a = calloc(1, sizeof *a);
+    if (!a) return KN_ENOMEM;
+    *a = (struct answer){.done = done, .ctx = ctx, .code = code};
+    if (data) {
+        a->len = STORE_RECORD_BYTES;
+        memcpy(a->data, data, a->len);
+    }
+    if (s->last)
+        s->last->next = a;
+    else
+        s->first = a;
+    s->last = a;
+    s->waiting++;
+    uv_idle_start(s->idle, on_idle);
+    return 0;
+}
+
+static struct answer *answer_pop(struct memory_store *s) {
+    struct answer *a = s->first;
+    if (!a) return NULL;
+    s->first = a->next;
+    if (!s->first) s->last = NULL;
+    s->waiting--;
+    return a;
+}
+
+static void on_idle(uv_idle_t *h) {
+    struct memory_store *s = h->data;
+    struct answer *a;
+    for (size_t n = s->waiting; n > 0 && (a = answer_pop(s)); n--) {
+        int code = a->code;
+        if (a->done) a->done(a->ctx, code, a->len ? a->data : NULL, a->len);
+        free(a);
+        if (code == KN_ETERM && !s->lost) {
+            s->lost = true;
+            if (s->base.lost) s->base.lost(s->base.lost_ctx, code, "another coordinator took the lead");
+        }
+    }
+    if (!s->first) uv_idle_stop(h);
+}
+
+/* What every write begins with: the fence, and the batch; NULL: *code says why not. */
+static struct batch *live(struct memory_store *s, const store_id id, bool sealed, int *code) {
+    struct batch *b = NULL;
+    *code = 0;
+    if (s->base.term != s->disk->term)
+        *code = KN_ETERM;
+    else if (!(b = *batch_find(sealed ? &s->disk->sealed : &s->disk->staged, id)))
+        *code = !sealed && *batch_find(&s->disk->sealed, id) ? KN_EEXIST : KN_EGONE;
+    return b;
+}
+
+static int memory_begin(struct store *base, const struct store_batch *in, store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct batch *b = live(s, in->id, false, &code);
+    if (code == KN_EGONE) {
+        struct batch **end = &s->disk->staged;
+        while (*end) end = &(*end)->next;
+        if (!(b = calloc(1, sizeof *b))) return KN_ENOMEM;
+        *end = b;
+        code = 0;
+    }
+    if (code == 0) {
+        void *begin = malloc(in->begin_len + 1);
+        if (!begin) return KN_ENOMEM;
+        memcpy(begin, in->begin, in->begin_len);
+        free(b->begin);
+        b->b = *in;
+        b->b.sealed = false;
+        b->b.state = 1;
+        b->b.finished_wall_ms = 0;
+        b->b.begin = b->begin = begin;
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_chunk(struct store *base, const store_id id, uint32_t chunk, const void *data, size_t len,
+                        store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct batch *b = live(s, id, false, &code);
+    if (b && !item_put(&b->chunks, chunk, data, len)) return KN_ENOMEM;
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_seal(struct store *base, const store_id id, uint32_t chunks, store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct batch *b = live(s, id, false, &code);
+    if (b) {
+        uint32_t have = 0;
+        for (struct item *i = b->chunks; i; i = i->next) have++;
+        if (have != chunks) code = KN_ESTATE;
+        if (code == 0 && !(b->records = calloc(b->b.tasks, sizeof *b->records))) return KN_ENOMEM;
+    }
+    if (b && code == 0) {
+        *batch_find(&s->disk->staged, id) = b->next;
+        b->next = NULL;
+        b->b.sealed = true;
+        struct batch **end = &s->disk->sealed;
+        while (*end) end = &(*end)->next;
+        *end = b;
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_name(struct store *base, const store_id id, uint32_t number, const char *text) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct batch *b = live(s, id, true, &code);
+    if (b && !item_put(&b->names, number, text, strlen(text) + 1)) return KN_ENOMEM;
+    return answer(s, NULL, NULL, code, NULL);
+}
+
+static int memory_commit(struct store *base, const store_id id, uint32_t task, const struct store_record *r,
+                         store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct store_record old;
+    struct batch *b = live(s, id, true, &code);
+    if (b && b->b.state == 4) code = KN_EGONE;
+    if (b && code == 0 && store_record_unpack(b->records[task], &old)) code = KN_EEXIST;
+    if (b && code == 0) {
+        store_record_pack(r, b->records[task]);
+        item_drop(&b->failures, task);
+    }
+    return answer(s, done, ctx, code, code == KN_EEXIST ? b->records[task] : NULL);
+}
+
+static int memory_fail(struct store *base, const store_id id, const struct store_failure *f, store_done done,
+                       void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct store_record old;
+    struct batch *b = live(s, id, true, &code);
+    if (b && b->b.state == 4) code = KN_EGONE;
+    if (b && code == 0 && store_record_unpack(b->records[f->task], &old)) code = KN_EEXIST;
+    if (b && code == 0) {
+        struct item *i = item_put(&b->failures, f->task, NULL, 0);
+        if (!i) return KN_ENOMEM;
+        i->failure = *f;
+        i->failure.worker = strdup(f->worker);
+        i->failure.reason = strdup(f->reason);
+        if (!i->failure.worker || !i->failure.reason) {
+            item_drop(&b->failures, f->task);
+            return KN_ENOMEM;
+        }
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_charge(struct store *base, const store_id id, uint32_t task, uint32_t charges) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct batch *b = live(s, id, true, &code);
+    if (b && !item_put(&b->charges, task, &charges, sizeof charges)) return KN_ENOMEM;
+    return answer(s, NULL, NULL, code, NULL);
+}
+
+static int memory_state(struct store *base, const store_id id, uint32_t state, int32_t priority,
+                        uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    struct batch *b = live(s, id, true, &code);
+    if (b) {
+        b->b.state = state;
+        b->b.priority = priority;
+        b->b.finished_wall_ms = finished_wall_ms;
+        if (retried) {
+            items_free(&b->failures);
+            items_free(&b->charges);
+        }
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_remove(struct store *base, const store_id id, store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
+    struct batch **lists[] = {&s->disk->sealed, &s->disk->staged};
+    for (size_t i = 0; code == 0 && i < 2; i++) {
+        struct batch **p = batch_find(lists[i], id), *b = *p;
+        if (!b) continue;
+        *p = b->next;
+        batch_free(b);
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int load_batch(const struct batch *b, const struct store_reader *rd, struct kn_err *err) {
+    int rc = rd->batch(rd->ctx, &b->b, err);
+    for (struct item *i = b->chunks; rc == 0 && i; i = i->next)
+        rc = rd->chunk(rd->ctx, i->number, i->data, i->len, err);
+    for (struct item *i = b->names; rc == 0 && i; i = i->next)
+        rc = rd->name(rd->ctx, i->number, (const char *)i->data, err);
+    for (uint32_t t = 0; rc == 0 && b->records && t < b->b.tasks; t++) {
+        struct store_record r;
+        if (store_record_unpack(b->records[t], &r)) rc = rd->record(rd->ctx, t, &r, err);
+    }
+    for (struct item *i = b->failures; rc == 0 && i; i = i->next) rc = rd->failure(rd->ctx, &i->failure, err);
+    for (struct item *i = b->charges; rc == 0 && i; i = i->next) {
+        uint32_t n;
+        memcpy(&n, i->data, sizeof n);
+        rc = rd->charge(rd->ctx, i->number, n, err);
+    }
+    return rc == 0 ? rd->batch_end(rd->ctx, err) : rc;
+}
+
+static int memory_load(struct store *base, const struct store_reader *rd, struct kn_err *err) {
+    struct memory_store *s = (struct memory_store *)base;
+    int rc = 0;
+    for (struct batch *b = s->disk->sealed; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
+    for (struct batch *b = s->disk->staged; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
+    return rc;
+}
+
+static size_t memory_backlog(const struct store *base) {
+    return ((const struct memory_store *)base)->waiting;
+}
+
+static void free_handle(uv_handle_t *h) {
+    free(h);
+}
+
+static void memory_close(struct store *base) {
+    struct memory_store *s = (struct memory_store *)base;
+    struct answer *a;
+    while ((a = answer_pop(s))) {
+        if (a->done) a->done(a->ctx, KN_ECANCELED, NULL, 0);
+        free(a);
+    }
+    uv_close((uv_handle_t *)s->idle, free_handle);
+    free(s);
+}
+
+static const struct store_ops memory_ops = {
+    .load = memory_load,
+    .begin = memory_begin,
+    .chunk = memory_chunk,
+    .seal = memory_seal,
+    .name = memory_name,
+    .commit = memory_commit,
+    .fail = memory_fail,
+    .charge = memory_charge,
+    .state = memory_state,
+    .remove = memory_remove,
+    .backlog = memory_backlog,
+    .close = memory_close,
+};
+
+struct store_disk *store_disk_create(void) {
+    return calloc(1, sizeof(struct store_disk));
+}
+
+void store_disk_destroy(struct store_disk *d) {
+    if (!d) return;
+    struct batch **lists[] = {&d->sealed, &d->staged};
+    for (size_t i = 0; i < 2; i++) {
+        while (*lists[i]) {
+            struct batch *b = *lists[i];
+            *lists[i] = b->next;
+            batch_free(b);
+        }
+    }
+    free(d);
+}
+
+int store_memory_open(struct store_disk *d, uv_loop_t *loop, struct store **out, struct kn_err *err) {
+    struct memory_store *s = calloc(1, sizeof *s);
+    if (s) s->idle = malloc(sizeof *s->idle);
+    if (!s || !s->idle) {
+        free(s);
+        return kn_err_set(err, KN_ENOMEM, "store: out of memory");
+    }
+    uv_idle_init(loop, s->idle);
+    s->idle->data = s;
+    s->base.ops = &memory_ops;
+    s->base.term = ++d->term;
+    s->disk = d;
+    *out = &s->base;
+    return 0;
+}

@@ -1,0 +1,385 @@
+/* See store_redis_link.h.
+ *
+ * The life of a connection: CONNECTING → GREETING → UP, and from each of them back to PAUSING when it breaks,
+ * is too slow (a deadline on each state and on the oldest command), or is told "not now". hiredis frees its
+ * context by itself on errors; its `cleanup` hook is the one place where a connection ends here. */
+#include "coordinator/store_redis_link.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <hiredis/async.h>
+#include <hiredis/hiredis.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#define CONNECT_MS 5000 /* for connecting and greeting */
+#define ANSWER_MS 30000 /* for the oldest command: a disk may be slow to sync */
+#define PAUSE_MIN_MS 50
+#define PAUSE_MAX_MS 2000
+#define WATCH_MS 500
+#define SENT_BYTES_MAX (16u << 20) /* on their way at once */
+
+struct command {
+    struct command *next;
+    struct redis_link *link;
+    redis_link_reply fn;
+    void *ctx;
+    uint64_t sent_ms;
+    size_t len;
+    char bytes[];
+};
+
+struct direct {
+    struct redis_link *link;
+    redis_link_reply fn;
+    void *ctx;
+};
+
+enum phase { PAUSING, CONNECTING, GREETING, UP };
+
+/* hiredis' context and its poll handle: one a connection. */
+struct wire_poll {
+    uv_poll_t poll;
+    struct redis_link *link;
+    redisAsyncContext *ac;
+    int events;
+};
+
+struct redis_link {
+    struct redis_link_options opt;
+    uv_loop_t *loop;
+    uv_timer_t pause, watch;
+    int handles; /* timers not closed yet */
+    bool destroyed;
+    enum phase phase;
+    uint64_t phase_ms;
+    redisAsyncContext *ac; /* NULL while pausing */
+    int failures;          /* in a row */
+    struct command *first, *last, *unsent;
+    size_t count, bytes, sent_bytes;
+};
+
+static void connect_now(struct redis_link *l);
+
+int redis_address_parse(const char *text, struct redis_address *out, struct kn_err *err) {
+    memset(out, 0, sizeof *out);
+    if (strncmp(text, "unix:", 5) == 0) {
+        size_t len = strlen(text + 5);
+        if (len == 0 || len > 107)
+            return kn_err_set(err, KN_EINVAL, "%s: a socket's path has 1 to 107 bytes", text);
+        memcpy(out->host, text + 5, len + 1);
+        return 0;
+    }
+    const char *colon = strrchr(text, ':');
+    char *end = NULL;
+    unsigned long port = colon ? strtoul(colon + 1, &end, 10) : 0;
+    if (!colon || colon == text || !end || *end || port == 0 || port > 65535 || colon[1] == '-' ||
+        colon[1] == '+')
+        return kn_err_set(err, KN_EINVAL, "%s: expected unix:/path or HOST:PORT", text);
+    size_t len = (size_t)(colon - text);
+    if (len > 2 && text[0] == '[' && text[len - 1] == ']') text++, len -= 2;
+    if (len >= sizeof out->host) return kn_err_set(err, KN_EINVAL, "%.100s: too long", text);
+    memcpy(out->host, text, len);
+    out->port = (int)port;
+    return 0;
+}
+
+static void enter(struct redis_link *l, enum phase p) {
+    l->phase = p;
+    l->phase_ms = kn_clock_ms();
+}
+
+/* ---- the adapter */
+
+static void update_poll(struct wire_poll *w);
+
+static void on_poll(uv_poll_t *h, int status, int events) {
+    struct wire_poll *w = h->data;
+    if (status < 0) { /* an error on the socket: libuv has stopped watching it */
+        int why = 0;
+        socklen_t len = sizeof why;
+        getsockopt(w->ac->c.fd, SOL_SOCKET, SO_ERROR, &why, &len);
+        redis_link_drop(w->link, why ? strerror(why) : uv_strerror(status));
+        return;
+    }
+    struct redis_link *l = w->link;
+    redisAsyncContext *ac = w->ac;
+    if (events & UV_READABLE) redisAsyncHandleRead(ac);
+    if ((events & UV_WRITABLE) && l->ac == ac) redisAsyncHandleWrite(ac);
+}
+
+static void update_poll(struct wire_poll *w) {
+    if (w->events)
+        uv_poll_start(&w->poll, w->events, on_poll);
+    else
+        uv_poll_stop(&w->poll);
+}
+
+static void want(void *data, int add, int del) {
+    struct wire_poll *w = data;
+    int events = (w->events | add) & ~del;
+    if (events == w->events) return;
+    w->events = events;
+    update_poll(w);
+}
+static void add_read(void *data) {
+    want(data, UV_READABLE, 0);
+}
+static void del_read(void *data) {
+    want(data, 0, UV_READABLE);
+}
+static void add_write(void *data) {
+    want(data, UV_WRITABLE, 0);
+}
+static void del_write(void *data) {
+    want(data, 0, UV_WRITABLE);
+}
+
+static void free_poll(uv_handle_t *h) {
+    free(h->data);
+}
+
+static void on_pause_over(uv_timer_t *t) {
+    connect_now(t->data);
+}
+
+static void pause_then_connect(struct redis_link *l) {
+    enter(l, PAUSING);
+    uint64_t ms = PAUSE_MIN_MS;
+    for (int i = 0; i < l->failures && ms < PAUSE_MAX_MS; i++) ms *= 2;
+    if (ms > PAUSE_MAX_MS) ms = PAUSE_MAX_MS;
+    uint32_t r = 0;
+    if (getrandom(&r, sizeof r, 0) != (ssize_t)sizeof r) r = 0;
+    l->failures++;
+    uv_timer_start(&l->pause, on_pause_over, ms / 2 + r % (ms / 2 + 1), 0);
+}
+
+/* Called once by hiredis for each context, before the descriptor is closed. */
+static void cleanup(void *data) {
+    struct wire_poll *w = data;
+    struct redis_link *l = w->link;
+    uv_close((uv_handle_t *)&w->poll, free_poll);
+    l->ac = NULL;
+    l->unsent = l->first; /* everything not answered is sent again */
+    l->sent_bytes = 0;
+    if (!l->destroyed) pause_then_connect(l);
+}
+
+static void on_connected(const redisAsyncContext *ac, int status) {
+    struct redis_link *l = ac->data;
+    if (status != REDIS_OK) {
+        kn_warn("redis_connect_failed error=\"%s\"", ac->errstr ? ac->errstr : "");
+        return; /* hiredis frees the context, and cleanup() goes on */
+    }
+    if (l->phase != CONNECTING) return;
+    enter(l, GREETING);
+    l->opt.greet(l->opt.ctx);
+}
+
+static void on_disconnected(const redisAsyncContext *ac, int status) {
+    if (status != REDIS_OK) kn_warn("redis_lost error=\"%s\"", ac->errstr ? ac->errstr : "");
+}
+
+static void connect_now(struct redis_link *l) {
+    const struct redis_address *a = &l->opt.address;
+    enter(l, CONNECTING);
+    redisAsyncContext *ac = a->port ? redisAsyncConnect(a->host, a->port) : redisAsyncConnectUnix(a->host);
+    struct wire_poll *w = calloc(1, sizeof *w);
+    int rc = 0;
+    if (!ac || !w || ac->err || (rc = uv_poll_init(l->loop, &w->poll, ac->c.fd)) != 0) {
+        kn_warn("redis_connect_failed error=\"%s\"", rc                 ? uv_strerror(rc)
+                                                     : ac && ac->errstr ? ac->errstr
+                                                                        : "out of memory");
+        if (ac) redisAsyncFree(ac);
+        free(w);
+        pause_then_connect(l);
+        return;
+    }
+    w->poll.data = w;
+    w->link = l;
+    w->ac = ac;
+    ac->data = l;
+    ac->ev.data = w;
+    ac->ev.addRead = add_read;
+    ac->ev.delRead = del_read;
+    ac->ev.addWrite = add_write;
+    ac->ev.delWrite = del_write;
+    ac->ev.cleanup = cleanup;
+    l->ac = ac;
+    redisAsyncSetConnectCallback(ac, on_connected); /* also begins to wait for writability */
+    redisAsyncSetDisconnectCallback(ac, on_disconnected);
+}
+
+void redis_link_drop(struct redis_link *l, const char *why) {
+    if (!l->ac) return;
+    kn_warn("redis_connection_dropped reason=\"%s\" waiting=%zu", why, l->count);
+    redisAsyncFree(l->ac); /* at once, or after the callback that we are in */
+}
+
+/* ---- the queue */
+
+static bool not_now(const redisReply *r) {
+    static const char *const words[] = {"LOADING",    "OOM",         "MISCONF",  "READONLY", "NOSCRIPT",
+                                        "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY",     "NOREPLICAS"};
+    if (r->type != REDIS_REPLY_ERROR) return false;
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        size_t n = strlen(words[i]);
+        if (strncmp(r->str, words[i], n) == 0 && (r->str[n] == ' ' || r->str[n] == 0)) return true;
+    }
+    return false;
+}
+
+static void send_queued(struct redis_link *l);
+
+static void on_answer(redisAsyncContext *ac, void *reply, void *data) {
+    struct command *c = data;
+    const redisReply *r = reply;
+    if (!r) return; /* the connection ends: c stays in the queue, or is gone with it */
+    struct redis_link *l = c->link;
+    if (l->ac != ac || l->phase != UP) return;
+    assert(c == l->first);
+    if (not_now(r)) {
+        redis_link_drop(l, r->str);
+        enter(l, PAUSING); /* the answers behind this one are not taken any more: order is kept */
+        return;
+    }
+    l->failures = 0;
+    l->first = c->next;
+    if (!l->first) l->last = NULL;
+    l->count--;
+    l->bytes -= c->len;
+    l->sent_bytes -= c->len;
+    if (c->fn) c->fn(c->ctx, r);
+    free(c);
+    send_queued(l);
+}
+
+static void send_queued(struct redis_link *l) {
+    if (l->phase != UP || !l->ac) return;
+    while (l->unsent && (l->sent_bytes == 0 || l->sent_bytes + l->unsent->len <= SENT_BYTES_MAX)) {
+        struct command *c = l->unsent;
+        if (redisAsyncFormattedCommand(l->ac, on_answer, c, c->bytes, c->len) != REDIS_OK) return;
+        c->sent_ms = kn_clock_ms();
+        l->sent_bytes += c->len;
+        l->unsent = c->next;
+    }
+}
+
+int redis_link_send(struct redis_link *l, int argc, const char **argv, const size_t *len, redis_link_reply fn,
+                    void *ctx) {
+    char *formatted = NULL;
+    long long n = redisFormatCommandArgv(&formatted, argc, argv, len);
+    if (n < 0) return KN_ENOMEM;
+    size_t bytes = (size_t)n;
+    int rc = l->bytes + bytes > l->opt.bytes_max && l->count > 0 ? KN_EAGAIN : 0;
+    struct command *c = rc ? NULL : malloc(sizeof *c + bytes);
+    if (!rc && !c) rc = KN_ENOMEM;
+    if (!rc) {
+        *c = (struct command){.link = l, .fn = fn, .ctx = ctx, .len = bytes};
+        memcpy(c->bytes, formatted, bytes);
+        if (l->last)
+            l->last->next = c;
+        else
+            l->first = c;
+        l->last = c;
+        if (!l->unsent) l->unsent = c;
+        l->count++;
+        l->bytes += bytes;
+        send_queued(l);
+    }
+    redisFreeCommand(formatted);
+    return rc;
+}
+
+static void on_direct(redisAsyncContext *ac, void *reply, void *data) {
+    struct direct *d = data;
+    const redisReply *r = reply;
+    struct redis_link *l = d->link;
+    if (r && l->ac == ac) {
+        if (not_now(r))
+            redis_link_drop(l, r->str);
+        else
+            d->fn(d->ctx, r);
+    }
+    free(d);
+}
+
+void redis_link_direct(struct redis_link *l, int argc, const char **argv, const size_t *len,
+                       redis_link_reply fn, void *ctx) {
+    struct direct *d = malloc(sizeof *d);
+    if (!l->ac || !d) {
+        free(d);
+        return;
+    }
+    *d = (struct direct){l, fn, ctx};
+    if (redisAsyncCommandArgv(l->ac, on_direct, d, argc, argv, len) != REDIS_OK) free(d);
+}
+
+void redis_link_up(struct redis_link *l) {
+    if (l->phase != GREETING) return;
+    enter(l, UP);
+    kn_info("redis_up waiting=%zu", l->count);
+    send_queued(l);
+}
+
+bool redis_link_is_up(const struct redis_link *l) {
+    return l->phase == UP;
+}
+
+size_t redis_link_waiting(const struct redis_link *l) {
+    return l->count;
+}
+
+static void on_watch(uv_timer_t *t) {
+    struct redis_link *l = t->data;
+    uint64_t now = kn_clock_ms();
+    if ((l->phase == CONNECTING || l->phase == GREETING) && now - l->phase_ms > CONNECT_MS)
+        redis_link_drop(l, l->phase == CONNECTING ? "connecting took too long" : "no answer to the greeting");
+    else if (l->phase == UP && l->first && l->first != l->unsent && now - l->first->sent_ms > ANSWER_MS)
+        redis_link_drop(l, "no answer");
+}
+
+/* ---- life */
+
+int redis_link_create(uv_loop_t *loop, const struct redis_link_options *opt, struct redis_link **out,
+                      struct kn_err *err) {
+    struct redis_link *l = calloc(1, sizeof *l);
+    if (!l) return kn_err_set(err, KN_ENOMEM, "Redis: out of memory");
+    l->opt = *opt;
+    l->loop = loop;
+    uv_timer_init(loop, &l->pause);
+    uv_timer_init(loop, &l->watch);
+    l->handles = 2;
+    l->pause.data = l->watch.data = l;
+    uv_timer_start(&l->watch, on_watch, WATCH_MS, WATCH_MS);
+    *out = l;
+    connect_now(l);
+    return 0;
+}
+
+static void on_timer_closed(uv_handle_t *h) {
+    struct redis_link *l = h->data;
+    if (--l->handles == 0) free(l);
+}
+
+void redis_link_destroy(struct redis_link *l) {
+    if (!l) return;
+    l->destroyed = true;
+    if (l->ac) redisAsyncFree(l->ac);
+    struct command *c = l->first;
+    l->first = l->last = l->unsent = NULL;
+    while (c) {
+        struct command *next = c->next;
+        if (c->fn) c->fn(c->ctx, NULL);
+        free(c);
+        c = next;
+    }
+    uv_close((uv_handle_t *)&l->pause, on_timer_closed);
+    uv_close((uv_handle_t *)&l->watch, on_timer_closed);
+}
