@@ -136,10 +136,9 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
         str(&d, "task.prompt", v[i]->prompt, KN_PROMPT_BYTES_MAX);
         str(&d, "task.negative", v[i]->negative, KN_PROMPT_BYTES_MAX);
         str(&d, "task.extra", v[i]->extra, KN_EXTRA_BYTES_MAX);
-        if (d.rc == 0 && kn_task_check(&t[i], err) != 0) {
-            d.rc = KN_EPROTO;
-            kn_err_prefix(err, "task %zu", i);
-        }
+        struct kn_err why = {0};
+        if (d.rc == 0 && kn_task_check(&t[i], &why) != 0)
+            d.rc = kn_err_set(err, KN_EPROTO, "task %zu: %s", i, why.text);
     }
     *out = t;
     return d.rc;

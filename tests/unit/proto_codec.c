@@ -124,10 +124,11 @@ static int decode_body(enum kn_msg_type type, const struct frame *body, struct k
     return rc;
 }
 
-#define REFUSED(type, body, code, word)                                                                      \
+#define REFUSED(type, body, want, word)                                                                      \
     do {                                                                                                     \
         struct kn_err refused_err;                                                                           \
-        CHECK_INT(decode_body((type), (body), &refused_err), (code));                                        \
+        CHECK_INT(decode_body((type), (body), &refused_err), (want));                                        \
+        CHECK_INT(refused_err.code, (want));                                                                 \
         CHECK_MSG(strstr(refused_err.text, (word)), "[%s]", refused_err.text);                               \
     } while (0)
 

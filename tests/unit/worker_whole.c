@@ -2,6 +2,7 @@
  * reads like the conversation. */
 #include "tests/unit/check.h"
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -204,6 +205,27 @@ static void finish(void) {
     CHECK_INT(rmdir(t.dir), 0);
 }
 
+/* For a worker that leaves its engine's thread behind: as in life, its process ends without waiting for it.
+ */
+static void in_a_process_of_its_own(void (*test)(void)) {
+    fflush(NULL);
+    pid_t pid = fork();
+    int status = 0;
+    if (pid == 0) {
+        if (setjmp(check_jump) != 0) _exit(1);
+        test();
+        CHECK(!worker_close(t.worker));
+        die();
+        kn_wire_destroy(t.wire);
+        unlink(t.endpoint + 6);
+        unlink(t.data_endpoint + 6);
+        CHECK_INT(rmdir(t.dir), 0);
+        _exit(0);
+    }
+    CHECK(pid > 0 && waitpid(pid, &status, 0) == pid);
+    CHECK_INT(status, 0);
+}
+
 /* ---- what the coordinator grants */
 
 #define BATCH 0xba
@@ -372,7 +394,7 @@ TEST(over_its_credit_and_while_it_drains_it_takes_nothing) {
     finish();
 }
 
-TEST(a_drain_that_takes_too_long_stops_what_runs_and_ends_in_time) {
+static void drain_too_long(void) {
     start_simply("sim:ms=60000");
     expect(KN_MSG_WORKER_HELLO);
     turn(50);
@@ -384,10 +406,13 @@ TEST(a_drain_that_takes_too_long_stops_what_runs_and_ends_in_time) {
     expect(KN_MSG_WORKER_BYE);
     expect_end(WORKER_EXIT_OK);
     CHECK(kn_clock_ms() - begun < 3000);
-    CHECK(!worker_close(t.worker)); /* its engine is still at it: main() leaves by _exit() */
 }
 
-TEST(leaving_at_once_hands_everything_back) {
+TEST(a_drain_that_takes_too_long_stops_what_runs_and_ends_in_time) {
+    in_a_process_of_its_own(drain_too_long);
+}
+
+static void leave_at_once(void) {
     start_simply("sim:ms=300");
     expect(KN_MSG_WORKER_HELLO);
     turn(50);
@@ -399,7 +424,10 @@ TEST(leaving_at_once_hands_everything_back) {
     expect_returned(1, false);
     expect(KN_MSG_WORKER_BYE);
     expect_end(0);
-    CHECK(!worker_close(t.worker));
+}
+
+TEST(leaving_at_once_hands_everything_back) {
+    in_a_process_of_its_own(leave_at_once);
 }
 
 TEST(not_a_number_is_reported_and_the_rest_goes_on) {
@@ -619,7 +647,7 @@ TEST(heartbeats_tell_what_runs_and_how_far_it_is) {
     finish();
 }
 
-TEST(an_engine_that_hangs_shows_in_heartbeats_and_is_left_on_purpose) {
+static void hang(void) {
     start_simply("sim:ms=0,hang=1");
     expect(KN_MSG_WORKER_HELLO);
     turn(50);
@@ -633,7 +661,10 @@ TEST(an_engine_that_hangs_shows_in_heartbeats_and_is_left_on_purpose) {
     expect_returned(2, false);
     expect(KN_MSG_WORKER_BYE);
     expect_end(WORKER_EXIT_ENGINE);
-    CHECK(!worker_close(t.worker));
+}
+
+TEST(an_engine_that_hangs_shows_in_heartbeats_and_is_left_on_purpose) {
+    in_a_process_of_its_own(hang);
 }
 
 TEST(a_farm_that_is_not_there_is_told_at_once) {
