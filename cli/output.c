@@ -249,6 +249,7 @@ static int keep(struct output *o, struct old_images *old, const char *pin_backen
         }
         o->entries[i] = img->e;
         gallery_note(o, i);
+        o->changes++; /* the first flush writes down where it is now */
         o->done++;
         o->kept++;
         if (cli_interrupted) rc = kn_err_set(err, KN_ECANCELED, "interrupted");
