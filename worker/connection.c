@@ -8,6 +8,7 @@
 #include "base/log.h"
 
 #define SILENCE_MS 10000   /* before a welcome says otherwise */
+#define QUIET_TIMES 3      /* so many times the silence before the coordinator is asked whether it is there */
 #define HELLO_PAUSE_MS 500 /* between two hellos that a HelloAgain asks for */
 #define APART_MS 1000
 #define LOOK_MS 2000 /* how often a farm's folder is looked at for another endpoint */
@@ -234,7 +235,8 @@ static void tick_joined(struct connection *c, uint64_t now_ms) {
         c->on.heartbeat(c->on.ctx, &m.u.heartbeat);
         connection_tell(c, &m);
     }
-    if (c->state == CONNECTION_JOINED && now_ms - c->heard_ms > c->silence_ms) say_hello(c, now_ms);
+    if (c->state == CONNECTION_JOINED && now_ms - c->heard_ms > QUIET_TIMES * (uint64_t)c->silence_ms)
+        say_hello(c, now_ms);
 }
 
 void connection_tick(struct connection *c, uint64_t now_ms) {

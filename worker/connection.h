@@ -7,7 +7,7 @@
  * GREETING    a hello was sent, no welcome yet
  * JOINED      welcomed: heartbeats go out
  *
- * Who says nothing for silence_ms is asked with another hello, and when that is not answered either, the
+ * Who says nothing for three times silence_ms is asked with another hello, and when that is not answered, the
  * worker makes a new connection with a new routing id: ZeroMQ mends broken connections by itself, but a
  * coordinator that has not noticed the break yet refuses the old routing id. After any doubt (a new
  * connection, a HelloAgain, another term), the welcome says `again`: what was sent and not acknowledged must

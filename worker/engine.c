@@ -7,8 +7,7 @@ int engine_open(const struct engine_options *opt, struct engine_model *models, s
                 struct engine **out, struct kn_err *err) {
     int rc;
     *out = NULL;
-    if (engine_is_sim(opt->spec))
-        rc = engine_sim_open(opt, out, err);
+    if (engine_is_sim(opt->spec)) rc = engine_sim_open(opt, out, err);
 #ifndef KILN_ENGINE_ABSENT
     else if (strcmp(opt->spec, "cpu") == 0)
         rc = engine_kiln_open(opt, out, err);

@@ -563,7 +563,7 @@ TEST(a_silent_coordinator_is_asked_and_then_called_anew_under_another_id) {
     listen_now();
     expect(KN_MSG_WORKER_HELLO);
     struct kn_peer first = t.peer;
-    expect(KN_MSG_WORKER_HELLO); /* a question: nothing was heard for 200 ms */
+    expect(KN_MSG_WORKER_HELLO); /* a question: nothing was heard for 600 ms */
     CHECK_MEM(t.peer.id, first.id, KN_PEER_BYTES);
     t.welcomes = false;
     uint64_t end = kn_clock_ms() + PATIENCE_MS;
