@@ -18,6 +18,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "base/buf.h"
 #include "base/fs.h"
@@ -353,20 +356,38 @@ static float half_to_float(uint16_t h) {
     return f;
 }
 
+static void halves_to_floats(const char *p, float *out, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, 2);
+        out[i] = half_to_float(h);
+    }
+}
+
+#if defined(__x86_64__)
+/* Eight at a time; every processor with AVX2 has F16C too. */
+__attribute__((target("avx,f16c"))) static size_t halves_by_eight(const char *p, float *out, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i,
+                         _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i))));
+    return i;
+}
+#endif
+
 int kx_weight_f32(const struct kx_weight *w, float *out) {
     const char *p = w->data;
-    size_t n;
+    size_t n, done = 0;
     switch (w->dtype) {
     case KX_F32:
         memcpy(out, p, w->bytes);
         return 0;
     case KX_F16:
         n = w->bytes / 2;
-        for (size_t i = 0; i < n; i++) {
-            uint16_t h;
-            memcpy(&h, p + 2 * i, 2);
-            out[i] = half_to_float(h);
-        }
+#if defined(__x86_64__)
+        done = __builtin_cpu_supports("avx2") ? halves_by_eight(p, out, n) : 0;
+#endif
+        halves_to_floats(p + 2 * done, out + done, n - done);
         return 0;
     case KX_BF16:
         n = w->bytes / 2;

@@ -162,6 +162,24 @@ TEST(halves_become_floats_exactly) {
               KN_EUNSUPPORTED);
 }
 
+TEST(halves_become_the_same_floats_alone_and_in_a_row) {
+    enum { N = 65536 + 5 }; /* with an odd end */
+    static uint16_t halves[N + 1];
+    static float row[N];
+    for (int i = 0; i < N; i++) halves[i + 1] = (uint16_t)i;
+    for (int from = 0; from < 2; from++) {
+        struct kx_weight w = {.dtype = KX_F16, .data = &halves[from], .bytes = 2 * N};
+        CHECK_INT(kx_weight_f32(&w, row), 0);
+        for (int i = 0; i < N; i++) {
+            float alone;
+            w = (struct kx_weight){.dtype = KX_F16, .data = &halves[from + i], .bytes = 2};
+            CHECK_INT(kx_weight_f32(&w, &alone), 0);
+            CHECK_MSG(isnan(alone) ? isnan(row[i]) : !memcmp(&alone, &row[i], 4), "half 0x%04x",
+                      halves[from + i]);
+        }
+    }
+}
+
 TEST(a_dump_is_read_back_as_it_was_written) {
     char path[] = "/tmp/kiln-dump-XXXXXX", file[64];
     CHECK(mkdtemp(path));
