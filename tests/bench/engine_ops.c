@@ -1,7 +1,9 @@
 /* How fast the ops are, on the shapes of Stable Diffusion 1.5 at 512×512 and of a small model, beside what
  * oneDNN reaches by itself on the largest convolution.
  *
- *     bench-ops [THREADS] [WORD]      only ops whose line has WORD
+ *     bench-ops [THREADS] [WORD]                              only ops whose line has WORD
+ *     bench-ops --alone IN OUT HEIGHT WIDTH KERNEL THREADS    oneDNN's GFLOP/s for one convolution, the
+ * number alone
  *
  * With one thread the time is the processor's, so that what else runs on the machine counts less.
  *
@@ -238,7 +240,17 @@ static void one(struct kx_ctx *ctx, const struct shape *s, const char *word) {
     if (o.linear) kx_linear_destroy(o.linear);
 }
 
+static int alone(char **argv) {
+    int v[6];
+    for (int i = 0; i < 6; i++)
+        if ((v[i] = atoi(argv[i])) < 1) return 1;
+    double s = onednn_alone(v[0], v[1], v[2], v[3], v[4], v[5]);
+    printf("%.1f\n", 2.0 * v[0] * v[1] * v[2] * v[3] * v[4] * v[4] / s * 1e-9);
+    return s < 0;
+}
+
 int main(int argc, char **argv) {
+    if (argc == 8 && !strcmp(argv[1], "--alone")) return alone(argv + 2);
     int threads = argc > 1 ? atoi(argv[1]) : 0;
     if (threads < 0 || threads > THREADS_MAX) {
         fprintf(stderr, "usage: bench-ops [THREADS] [WORD]      THREADS: up to %d, 0 for all\n", THREADS_MAX);
