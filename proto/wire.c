@@ -233,7 +233,9 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 15000);
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
     rc |= set_int(s, ZMQ_IPV6, 1);
-    rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs ? 32 : 10000);
+    /* Who binds answers: acknowledgements come in bursts, and who sends blobs from there counts their bytes.
+     */
+    rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs && !s->opt.router ? 32 : 10000);
     rc |= set_int(s, ZMQ_RCVHWM, s->opt.blobs ? 8 : 10000);
     if (s->opt.router) {
         rc |= set_int(s, ZMQ_ROUTER_MANDATORY, 1);
