@@ -14,6 +14,7 @@
 #define TICK_MAX_MS 100
 #define SWEEP_MS 10000
 #define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
+#define SENDING_BYTES_MAX (256u << 20) /* objects on their way to clients */
 #define COLLECT_COUNT_MAX 4096
 #define COMMITTING_MAX 8192
 #define HEARTBEAT_MS 1000
@@ -421,6 +422,7 @@ static void on_tick(uv_timer_t *t) {
     struct server *s = t->data;
     struct farm_event ev = {.type = EV_TICK};
     server_step(s, &ev);
+    server_flow(s);
     uint64_t now = kn_clock_ms(), next = farm_next_tick(s->farm, now);
     uint64_t ms = next > now ? next - now : 1;
     uv_timer_start(t, on_tick, ms < TICK_MAX_MS ? ms : TICK_MAX_MS, 0);

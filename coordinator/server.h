@@ -10,6 +10,7 @@
 #ifndef KILN_COORDINATOR_SERVER_H
 #define KILN_COORDINATOR_SERVER_H
 
+#include <stdatomic.h>
 #include <uv.h>
 #include "base/map.h"
 #include "coordinator/batches.h"
@@ -66,7 +67,8 @@ struct server {
     struct kn_map *nodes; /* name -> struct node */
     struct kn_map *conns; /* number -> struct node */
     uv_timer_t tick, sweep;
-    size_t committing; /* commits that the store has not answered */
+    atomic_size_t sending; /* bytes of objects handed to the data socket */
+    size_t committing;     /* commits that the store has not answered */
     uint64_t images, alarms;
     bool closing;
     int exit_code;

@@ -314,18 +314,19 @@ static void first_line(const char *path, char *out, size_t max) {
     if (f) fclose(f);
 }
 
-/* When a process began, in ticks since boot: with its id, it tells it from a later one. 0: there is none. */
+/* When a process began, in ticks since boot: with its id, it tells it from a later one. 0: there is none, or
+ * only what its parent has not reaped yet. */
 static unsigned long long process_start(long pid) {
-    char path[64], line[1024];
+    char path[64], line[1024], state = 'X';
     snprintf(path, sizeof path, "/proc/%ld/stat", pid);
     first_line(path, line, sizeof line);
     const char *p = strrchr(line, ')');
     unsigned long long start = 0;
     if (!p ||
-        sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-               &start) != 1)
+        sscanf(p + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+               &state, &start) != 2)
         return 0;
-    return start;
+    return state == 'Z' || state == 'X' ? 0 : start;
 }
 
 /* "host pid start boot pid-namespace random": enough for who comes next on this machine to see that we are
