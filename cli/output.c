@@ -417,6 +417,7 @@ static bool put_local(const struct output *o, const char *objects_dir, uint32_t 
     object_path(objects_dir, hex, from);
     image_path(o, FRESH, index, fresh);
     image_path(o, PICTURE, index, path);
+    if (!intact(from, sha256)) return false; /* whoever edits a picture in place edits the object too */
     unlink(fresh);
     if (link(from, fresh) == 0) return rename(fresh, path) == 0;
     struct kn_buf b;
