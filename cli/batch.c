@@ -8,7 +8,10 @@
 #include "cli/farmdir.h"
 #include "cli/text.h"
 
-#define STALE_MS 1500 /* patience for an endpoint that nothing on this machine says is alive */
+/* Patience for an endpoint that is only a file: nothing says that anybody is alive there; and for one that a
+ * person names. */
+#define STALE_MS 1500
+#define NAMED_MS 5000
 
 int farm_connect(const struct cli_options *o, struct client **out, struct kn_err *err) {
     char farm[KN_PATH_MAX], endpoint[KN_ENDPOINT_MAX + 1];
@@ -17,7 +20,7 @@ int farm_connect(const struct cli_options *o, struct client **out, struct kn_err
     if (rc == KN_OK) rc = farmdir_endpoint(o->farm, CLIENT_PATIENCE_MS, endpoint, err);
     if (rc) return rc;
     bool stale = !is_endpoint && !farmdir_is_locked(farm);
-    rc = client_open(endpoint, stale ? STALE_MS : CLIENT_PATIENCE_MS, out, err);
+    rc = client_open(endpoint, stale ? STALE_MS : is_endpoint ? NAMED_MS : CLIENT_PATIENCE_MS, out, err);
     if (rc == KN_ETIMEOUT)
         kn_err_set(err, rc, "no farm answers at %s%s", endpoint, is_endpoint ? "" : " (kiln up starts one)");
     return rc;
@@ -27,7 +30,17 @@ int batch_query(struct client *c, const uint8_t *id, struct kn_msg **reply, stru
     struct kn_msg m = {.type = KN_MSG_BATCH_QUERY};
     m.u.batch_query.has_batch = id != NULL;
     if (id) memcpy(m.u.batch_query.batch, id, sizeof(kn_id));
-    return client_call(c, &m, KN_MSG_BATCH_LIST, CLIENT_RESTART_MS, reply, err);
+    int rc = client_call(c, &m, KN_MSG_BATCH_LIST, CLIENT_RESTART_MS, reply, err);
+    if (rc == KN_OK && id && (*reply)->u.batch_list.count != 1) {
+        kn_msg_destroy(*reply);
+        rc = KN_ENOENT;
+    }
+    if (rc == KN_ENOENT && id) {
+        char text[KN_UUID_TEXT];
+        kn_uuid_format(id, text);
+        kn_err_set(err, rc, "%s: no batch has such an id; kiln status lists them", text);
+    }
+    return rc;
 }
 
 int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err) {

@@ -11,7 +11,8 @@
 /* Connects to the farm that --farm means; KN_ENOENT or KN_ETIMEOUT with words when none answers. */
 KN_MUST_USE int farm_connect(const struct cli_options *o, struct client **out, struct kn_err *err);
 
-/* All batches (id NULL) or one, newest last; *reply (KN_MSG_BATCH_LIST) is the caller's to destroy. */
+/* All batches (id NULL), newest last and without their requests, or exactly one; *reply (KN_MSG_BATCH_LIST)
+ * is the caller's to destroy. KN_ENOENT: there is none with that id. */
 KN_MUST_USE int batch_query(struct client *c, const uint8_t *id, struct kn_msg **reply, struct kn_err *err);
 /* The id that `text` is or begins. KN_ENOENT: none has it; KN_EINVAL: several have, or it is no id at all. */
 KN_MUST_USE int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err);

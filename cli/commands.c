@@ -80,14 +80,7 @@ static int ask_statuses(struct client *c, const kn_id *ids, size_t count, bool a
     int rc = KN_OK;
     for (size_t i = 0; rc == KN_OK && i < (all ? 1 : count); i++) {
         rc = batch_query(c, all ? NULL : ids[i], &r, err);
-        if (rc) break;
-        bool none = r->u.batch_list.count == 0;
-        rc = add_reply(out, r, err);
-        if (rc == KN_OK && none && !all) {
-            char id[KN_UUID_TEXT];
-            kn_uuid_format(ids[i], id);
-            rc = kn_err_set(err, KN_ENOENT, "%s: no batch has such an id; kiln status lists them", id);
-        }
+        if (rc == KN_OK) rc = add_reply(out, r, err);
     }
     if (rc) statuses_fini(out);
     return rc;
@@ -263,8 +256,6 @@ int cmd_fetch(const struct cli_options *o) {
     int rc = farm_connect(o, &c, &err);
     if (rc == KN_OK) rc = batch_find(c, o->args[0], id, &err);
     if (rc == KN_OK) rc = batch_query(c, id, &about, &err);
-    if (rc == KN_OK && about->u.batch_list.count == 0)
-        rc = kn_err_set(&err, KN_ENOENT, "%s: no batch has such an id; kiln status lists them", o->args[0]);
     if (rc == KN_OK) rc = batch_tasks(c, id, &tasks, &err);
     if (rc == KN_OK) {
         rc = output_open(o->out ? o->out : "kiln-out", &out, &err);

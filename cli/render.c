@@ -23,6 +23,7 @@
 #include "cli/text.h"
 
 #define FARM_WAIT_MS 90000 /* for a farm that another is just starting or ending */
+#define NAMED_MS 5000      /* for an endpoint that a person names */
 #define HAND_MADE_MS 1000  /* for one that only an endpoint file tells of */
 #define WORKERS_WAIT_MS 15000
 #define POLL_MS 50
@@ -116,7 +117,7 @@ static int find_farm(struct render *r, struct kn_err *err) {
     char endpoint[KN_ENDPOINT_MAX + 1];
     uint64_t end = kn_clock_ms() + FARM_WAIT_MS;
     if (r->is_endpoint) {
-        int rc = attach(r, r->farm_dir, CLIENT_PATIENCE_MS, err);
+        int rc = attach(r, r->farm_dir, NAMED_MS, err);
         return rc == KN_ETIMEOUT ? kn_err_set(err, rc, "no farm answers at %s", r->farm_dir) : rc;
     }
     for (;;) {
@@ -319,9 +320,8 @@ static int adopt(struct render *r, bool ending, struct kn_err *err) {
     int rc = batch_query(r->client, id, &m, err);
     if (rc == KN_ENOENT) return KN_OK;
     if (rc) return rc;
-    bool there = m->u.batch_list.count == 1, over = there && batch_is_over(&m->u.batch_list.v[0]);
+    bool over = batch_is_over(&m->u.batch_list.v[0]);
     kn_msg_destroy(m);
-    if (!there) return KN_OK;
 
     struct batch_tasks old = {0};
     size_t strangers = 0;
@@ -427,6 +427,8 @@ static void tell_failures(const struct render *r) {
 static void tell(const struct render *r, const char *state) {
     const struct output *out = &r->out;
     char took[CLI_DURATION_MAX];
+    text_duration((int64_t)r->rendered_ms, took);
+    if (r->rendered_ms < 9950) snprintf(took, sizeof took, "%.1f s", (double)r->rendered_ms / 1000);
     size_t rendered = out->done - out->kept;
     double seconds = (double)r->rendered_ms / 1000,
            rate = rendered && seconds > 0 ? (double)rendered / seconds : 0;
@@ -439,8 +441,8 @@ static void tell(const struct render *r, const char *state) {
     if (out->cancelled)
         cli_say("%zu image%s cancelled", out->cancelled, out->cancelled == 1 ? " was" : "s were");
     if (rendered)
-        cli_say("%zu image%s in %s, %.*f images/s", rendered, rendered == 1 ? "" : "s",
-                text_duration((int64_t)r->rendered_ms, took), rate < 100 ? 2 : 0, rate);
+        cli_say("%zu image%s in %s, %.*f images/s", rendered, rendered == 1 ? "" : "s", took,
+                rate < 100 ? 2 : 0, rate);
     if (out->kept) cli_say("%zu image%s here already", out->kept, out->kept == 1 ? " was" : "s were");
     if (left)
         cli_say("%zu of %zu images are still to be rendered; the same command goes on", left, out->count);

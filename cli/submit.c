@@ -17,6 +17,7 @@
 #include "cli/text.h"
 
 #define REQUEST_INPUTS_MAX 16
+#define SUBMIT_TRIES 5
 #define WORKERS_WAIT_MS 10000 /* for the first one to tell of its models */
 
 static bool is_sim(const struct cli_options *o) {
@@ -310,37 +311,22 @@ void job_fini(struct job *j) {
     *j = (struct job){0};
 }
 
-int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size_t count, const kn_id id,
-               const struct cli_options *o, struct kn_err *err) {
-    struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
-    struct kn_submit_begin *b = &m.u.submit_begin;
-    size_t chunks = (count + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX;
-    memcpy(b->batch, id, sizeof(kn_id));
-    b->name = j->name;
-    b->pin_backend = o->pin_backend ? o->pin_backend : "";
-    b->request = j->request;
-    b->tasks = (uint32_t)count;
-    b->chunks = (uint32_t)chunks;
-    b->priority = o->priority;
-    b->models = (struct kn_model_info *)j->models;
-    b->model_count = j->model_count;
-    int rc = client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
-    if (rc) return rc;
-
+static int send_chunks(struct client *c, const struct job *j, const uint32_t *pick, size_t count,
+                       const kn_id id, struct kn_err *err) {
     struct kn_task *tasks = calloc(KN_TASKS_PER_CHUNK_MAX, sizeof *tasks);
     if (!tasks) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     struct kn_buf packed;
     kn_buf_init(&packed, KN_FRAME_BYTES_MAX);
-    for (size_t k = 0; rc == KN_OK && k < chunks; k++) {
-        size_t from = k * KN_TASKS_PER_CHUNK_MAX,
-               n = count - from < KN_TASKS_PER_CHUNK_MAX ? count - from : KN_TASKS_PER_CHUNK_MAX;
+    int rc = KN_OK;
+    for (size_t from = 0; rc == KN_OK && from < count; from += KN_TASKS_PER_CHUNK_MAX) {
+        size_t n = count - from < KN_TASKS_PER_CHUNK_MAX ? count - from : KN_TASKS_PER_CHUNK_MAX;
         for (size_t i = 0; i < n; i++) tasks[i] = j->tasks.v[pick ? pick[from + i] : from + i];
         kn_buf_clear(&packed);
         rc = kn_chunk_pack(tasks, n, &packed, err);
         if (rc) break;
         struct kn_msg s = {.type = KN_MSG_SUBMIT_CHUNK};
         memcpy(s.u.submit_chunk.batch, id, sizeof(kn_id));
-        s.u.submit_chunk.chunk = (uint32_t)k;
+        s.u.submit_chunk.chunk = (uint32_t)(from / KN_TASKS_PER_CHUNK_MAX);
         s.u.submit_chunk.count = (uint32_t)n;
         s.u.submit_chunk.tasks = (const uint8_t *)packed.data;
         s.u.submit_chunk.tasks_len = packed.len;
@@ -348,11 +334,40 @@ int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size
     }
     kn_buf_fini(&packed);
     free(tasks);
-    if (rc) return rc;
-    struct kn_msg seal = {.type = KN_MSG_SUBMIT_SEAL};
-    seal.u.submit_seal.has_batch = true;
-    memcpy(seal.u.submit_seal.batch, id, sizeof(kn_id));
-    return client_call(c, &seal, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+    return rc;
+}
+
+int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size_t count, const kn_id id,
+               const struct cli_options *o, struct kn_err *err) {
+    int rc = KN_OK;
+    for (int tries = 0; tries < SUBMIT_TRIES; tries++) {
+        struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
+        struct kn_submit_begin *b = &m.u.submit_begin;
+        memcpy(b->batch, id, sizeof(kn_id));
+        b->name = j->name;
+        b->pin_backend = o->pin_backend ? o->pin_backend : "";
+        b->request = j->request;
+        b->tasks = (uint32_t)count;
+        b->chunks = (uint32_t)((count + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX);
+        b->priority = o->priority;
+        b->models = (struct kn_model_info *)j->models;
+        b->model_count = j->model_count;
+        rc = client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+        if (rc) return rc;
+        rc = send_chunks(c, j, pick, count, id, err);
+        if (rc == KN_OK) {
+            struct kn_msg seal = {.type = KN_MSG_SUBMIT_SEAL};
+            seal.u.submit_seal.has_batch = true;
+            memcpy(seal.u.submit_seal.batch, id, sizeof(kn_id));
+            rc = client_call(c, &seal, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+        }
+        /* a coordinator that came back meanwhile may not know all of it: the same again, which doubles
+         * nothing */
+        if (rc != KN_ENOENT && rc != KN_ESTATE && rc != KN_EIO) break;
+        int rc2 = client_sleep(c, 200, err);
+        if (rc2) return rc2;
+    }
+    return rc;
 }
 
 int job_folders(const struct cli_options *o, struct job_folders *out, struct kn_err *err) {

@@ -36,7 +36,9 @@ struct child {
     int argc;
     pid_t pid; /* 0: not running */
     uint64_t started_ms, start_at_ms;
+    off_t log_at;  /* where its log ended when it was started */
     int deaths;    /* in a row, young */
+    bool refused;  /* ended with status 1 the last time: what it was told is wrong, not what happened to it */
     bool finished; /* ended on its own wish */
 };
 
@@ -49,6 +51,7 @@ struct supervisor {
     enum phase phase;
     uint64_t phase_ms;
     int signal_fd, news_fd, life_fd;
+    bool ending;
     bool abandoned; /* a private farm whose starter is gone: it ends when nobody renders on it any more */
     int users_fd;
 };
@@ -112,6 +115,8 @@ static _Noreturn void become(const struct child *ch, const char *log, pid_t pare
 static void start(struct supervisor *s, struct child *ch) {
     char log[KN_PATH_MAX + 64];
     snprintf(log, sizeof log, "%s/log/%s.log", s->f->dir, ch->name);
+    struct stat st;
+    ch->log_at = stat(log, &st) == 0 ? st.st_size : 0;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0) become(ch, log, parent);
     ch->started_ms = kn_clock_ms();
@@ -133,20 +138,35 @@ int supervise_pause_ms(int deaths) {
     return ms < 5000 ? ms : 5000;
 }
 
-void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max) {
+/* The last line behind `from` that is no everyday event; "" if there is none. */
+static void last_words(const struct farmdir *f, const char *process, off_t from, char *out, size_t out_max) {
     char path[KN_PATH_MAX + 64], tail[4097];
     snprintf(path, sizeof path, "%s/log/%s.log", f->dir, process);
     out[0] = '\0';
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return;
     off_t size = lseek(fd, 0, SEEK_END);
-    ssize_t n = pread(fd, tail, sizeof tail - 1, size > 4096 ? size - 4096 : 0);
+    if (size - from > 4096) from = size - 4096;
+    ssize_t n = pread(fd, tail, sizeof tail - 1, from);
     close(fd);
     if (n <= 0) return;
     tail[n] = '\0';
-    for (char *end = tail + n; end > tail && (end[-1] == '\n' || end[-1] == '\r'); end--) end[-1] = '\0';
-    const char *line = strrchr(tail, '\n');
-    snprintf(out, out_max, "%s", line ? line + 1 : tail);
+    for (char *line; n > 0; n = line - tail) {
+        tail[n] = '\0';
+        while (n > 0 && (tail[n - 1] == '\n' || tail[n - 1] == '\r')) tail[--n] = '\0';
+        line = strrchr(tail, '\n');
+        line = line ? line + 1 : tail;
+        char level[8] = "";
+        if (line[0] && (sscanf(line, "%*s %7s", level) != 1 ||
+                        (strcmp(level, "info") != 0 && strcmp(level, "debug") != 0))) {
+            snprintf(out, out_max, "%s", line);
+            return;
+        }
+    }
+}
+
+void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max) {
+    last_words(f, process, 0, out, out_max);
 }
 
 static void reap(struct supervisor *s) {
@@ -160,6 +180,7 @@ static void reap(struct supervisor *s) {
             ch->pid = 0;
             farmdir_remove_pid(s->f, ch->name);
             ch->deaths = now - ch->started_ms < YOUNG_MS ? ch->deaths + 1 : 1;
+            ch->refused = WIFEXITED(status) && WEXITSTATUS(status) == 1;
             ch->finished = WIFEXITED(status) && WEXITSTATUS(status) == 0 && i >= s->workers;
             int pause = supervise_pause_ms(ch->deaths);
             ch->start_at_ms = now + (uint64_t)pause;
@@ -168,7 +189,11 @@ static void reap(struct supervisor *s) {
                 snprintf(how, sizeof how, "was ended by signal %d", WTERMSIG(status));
             else
                 snprintf(how, sizeof how, "ended with status %d", WEXITSTATUS(status));
-            supervise_last_words(s->f, ch->name, words, sizeof words);
+            last_words(s->f, ch->name, ch->log_at, words, sizeof words);
+            if (s->ending) {
+                kn_info("ended process=%s pid=%d how=\"%s\"", ch->name, (int)pid, how);
+                continue;
+            }
             kn_warn("process_ended process=%s pid=%d how=\"%s\" deaths=%d pause_ms=%d", ch->name, (int)pid,
                     how, ch->deaths, ch->finished ? 0 : pause);
             if (ch->finished)
@@ -207,8 +232,8 @@ static int advance(struct supervisor *s) {
     if (s->phase != UP) {
         struct child *ch = &s->children[s->phase == STARTING_REDIS ? s->redis : s->coordinator];
         char words[512];
-        if (ch->deaths >= 3 || now - s->phase_ms > READY_MS) {
-            supervise_last_words(s->f, ch->name, words, sizeof words);
+        if (ch->refused || ch->deaths >= 3 || now - s->phase_ms > READY_MS) {
+            last_words(s->f, ch->name, ch->log_at, words, sizeof words);
             news(s, "failed %s does not start: %s", ch->name, words[0] ? words : "no answer");
             return KN_ECONFIG;
         }
@@ -272,6 +297,7 @@ static void end_children(struct supervisor *s, size_t from, size_t to, int sig, 
  * have little to do, and they are the ones with the data. */
 static void end_farm(struct supervisor *s, bool now) {
     bool haste = false;
+    s->ending = true;
     unlink(s->endpoint_file);
     end_children(s, s->workers, s->count, SIGTERM, DRAIN_MS, &now);
     end_children(s, s->coordinator, s->workers, SIGTERM, END_MS, &haste);

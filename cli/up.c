@@ -106,7 +106,7 @@ int cmd_up(const struct cli_options *o) {
     struct job_folders folders;
     char dir[KN_PATH_MAX];
     bool is_endpoint;
-    int lock_fd, there = 0;
+    int lock_fd = -1, there = 0;
     u.o = o;
     cli_catch_signals();
     struct supervise_config s = {.farm = &u.dir,
@@ -134,6 +134,7 @@ int cmd_up(const struct cli_options *o) {
         rc = farmdir_lock(dir, &lock_fd, &err);
         if (rc == KN_EEXIST) return is_up(o, dir);
     }
+    s.lock_fd = lock_fd;
     if (rc == KN_OK) rc = supervise_start(&s, &u.farm, &err);
     if (rc) {
         int status = cli_fail(&err);
