@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/fs.h"
 #include "kernels/io/json.h"
 #include "kernels/io/safetensors.h"
 #include "kernels/kiln.h"
@@ -302,6 +304,128 @@ TEST(engine_ends_a_render_when_the_step_callback_says_so) {
     CHECK_INT(kiln_render(f.model, f.tasks, 1, &cb, &err), KN_ECANCELED);
     CHECK_INT(p.count, 0);
     fixture_fini(&f);
+}
+
+/* ---- pictures that are none */
+
+static const char *const folder_files[] = {"model_index.json",
+                                           "scheduler/scheduler_config.json",
+                                           "text_encoder/config.json",
+                                           "text_encoder/model.safetensors",
+                                           "tokenizer/merges.txt",
+                                           "tokenizer/special_tokens_map.json",
+                                           "tokenizer/tokenizer_config.json",
+                                           "tokenizer/vocab.json",
+                                           "unet/config.json",
+                                           "unet/diffusion_pytorch_model.safetensors",
+                                           "vae/config.json",
+                                           "vae/diffusion_pytorch_model.safetensors"};
+
+/* Copies sd1 to DIR with every value of the tensors named so in `part` made the half `value`. */
+static void spoiled_copy(const char *dir, const char *part, const char *prefix, uint16_t value) {
+    for (size_t i = 0; i < sizeof folder_files / sizeof *folder_files; i++) {
+        char from[1024], to[1024];
+        struct kn_buf b;
+        struct kn_err err = {0};
+        kn_buf_init(&b, 1 << 24);
+        snprintf(from, sizeof from, "%s/pipelines/sd1/%s", KILN_GOLDEN_DIR, folder_files[i]);
+        snprintf(to, sizeof to, "%s/%s", dir, folder_files[i]);
+        CHECK_MSG(!kn_fs_read(from, &b, &err), "%s", err.text);
+        if (!strncmp(folder_files[i], part, strlen(part)) && strstr(folder_files[i], ".safetensors")) {
+            struct kx_weights *w;
+            int spoiled = 0;
+            CHECK_MSG(!kx_weights_parse(b.data, b.len, from, &w, &err), "%s", err.text);
+            for (size_t k = 0; k < kx_weights_count(w); k++) {
+                const struct kx_weight *t = kx_weights_at(w, k);
+                if (strncmp(t->name, prefix, strlen(prefix))) continue;
+                char *data = b.data + ((const char *)t->data - b.data);
+                for (size_t q = 0; q < t->bytes; q += 2) memcpy(data + q, &value, 2);
+                spoiled++;
+            }
+            CHECK(spoiled > 0);
+            kx_weights_close(w);
+        }
+        *strrchr(to, '/') = 0;
+        CHECK_MSG(!kn_fs_mkdirs(to, 0700, &err), "%s", err.text);
+        to[strlen(to)] = '/';
+        CHECK_MSG(!kn_fs_replace(to, b.data, b.len, false, &err), "%s", err.text);
+        kn_buf_fini(&b);
+    }
+}
+
+static void remove_copy(const char *dir) {
+    static const char *const folders[] = {"scheduler", "text_encoder", "tokenizer", "unet", "vae", ""};
+    char path[1024];
+    for (size_t i = 0; i < sizeof folder_files / sizeof *folder_files; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, folder_files[i]);
+        unlink(path);
+    }
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, folders[i]);
+        rmdir(path);
+    }
+}
+
+struct outcome {
+    int count, status[3], step[3];
+    bool flat[3], picture[3];
+    uint8_t first[3];
+};
+
+static int note_outcome(void *ctx, const struct kiln_image *im) {
+    struct outcome *o = ctx;
+    o->status[o->count] = im->status;
+    o->step[o->count] = im->step;
+    o->flat[o->count] = im->flat;
+    o->picture[o->count] = im->rgb != NULL;
+    if (im->rgb) o->first[o->count] = im->rgb[0];
+    o->count++;
+    return 0;
+}
+
+/* Renders n pictures of 3 steps with the spoiled model. */
+static void render_spoiled(const char *part, const char *prefix, uint16_t value, int n, struct outcome *out) {
+    char dir[] = "/tmp/kiln-golden-XXXXXX";
+    struct fixture f;
+    struct kiln_model *m;
+    struct kn_err err = {0};
+    CHECK(mkdtemp(dir));
+    spoiled_copy(dir, part, prefix, value);
+    fixture_init(&f, "sd1");
+    CHECK_MSG(!kiln_model_load(f.engine, dir, &m, &err), "%s", err.text);
+    struct kn_task t[3] = {f.tasks[0], f.tasks[0], f.tasks[0]};
+    for (int i = 0; i < 3; i++) {
+        t[i].steps = 3;
+        t[i].sampler = KN_SAMPLER_EULER;
+        t[i].schedule = KN_SCHEDULE_NORMAL;
+    }
+    *out = (struct outcome){0};
+    CHECK_MSG(!kiln_render(m, t, n, &(struct kiln_callbacks){.ctx = out, .image = note_outcome}, &err), "%s",
+              err.text);
+    CHECK_INT(out->count, n);
+    kiln_model_destroy(m);
+    fixture_fini(&f);
+    remove_copy(dir);
+}
+
+TEST(engine_names_the_step_at_which_a_picture_is_not_a_number) {
+    struct outcome o;
+    for (int n = 1; n <= 3; n++) {
+        render_spoiled("unet/", "conv_out.bias", 0x7e00, n, &o);
+        for (int i = 0; i < n; i++) CHECK(o.status[i] == KN_ENAN && o.step[i] == 0 && !o.picture[i]);
+        render_spoiled("vae/", "decoder.conv_out.bias", 0x7e00, n, &o);
+        for (int i = 0; i < n; i++) CHECK(o.status[i] == KN_ENAN && o.step[i] == 3 && !o.picture[i]);
+        render_spoiled("vae/", "decoder.conv_norm_out.weight", 0x7c00, n, &o); /* infinity */
+        for (int i = 0; i < n; i++) CHECK(o.status[i] == KN_ENAN && !o.picture[i]);
+    }
+}
+
+TEST(engine_flags_a_flat_picture) {
+    struct outcome o;
+    render_spoiled("vae/", "decoder.conv_out.", 0, 2, &o);
+    for (int i = 0; i < 2; i++) CHECK(!o.status[i] && o.flat[i] && o.picture[i] && o.first[i] == 128);
+    render_spoiled("vae/", "decoder.conv_out.bias", 0, 2, &o);
+    for (int i = 0; i < 2; i++) CHECK(!o.status[i] && !o.flat[i]);
 }
 
 TEST(engine_refuses_tasks_that_cannot_share_a_batch) {
