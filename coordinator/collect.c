@@ -70,6 +70,7 @@ struct collect {
     size_t waiting, count, bytes;
     int groups, reads;
     bool destroyed;
+    atomic_bool synced;           /* the folders' names are on disk */
     atomic_uint_fast64_t serial;  /* names files in incoming/ */
     uint64_t fsync_us, syncfs_us; /* estimates: a file by itself, a whole group */
     struct kn_map *discard;       /* digest -> anything */
@@ -169,6 +170,13 @@ static void fail_all(struct group *g, const char *what) {
 /* Also for those that were there already: who renamed them may not have synced yet. */
 static void sync_folders(struct group *g) {
     bool done[256] = {false};
+    if (!atomic_load(&g->c->synced)) {
+        if (fsync(g->c->dir_fd) != 0 && errno != EINVAL) {
+            fail_all(g, "fsync of the objects' folder");
+            return;
+        }
+        atomic_store(&g->c->synced, true);
+    }
     for (struct item *i = g->first; i; i = i->next) {
         char name[3];
         if (i->code != 0 || done[i->sha256[0]]) continue;
@@ -426,15 +434,8 @@ static void remove_strays(int incoming_fd) {
 int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struct kn_err *err) {
     char path[KN_PATH_MAX];
     if (strlen(dir) > KN_PATH_MAX - 100) return kn_err_set(err, KN_ELIMIT, "%.200s: too long", dir);
-    for (int i = 0; i <= 256; i++) {
-        if (i < 256)
-            snprintf(path, sizeof path, "%.3990s/%02x", dir, (unsigned)i);
-        else
-            snprintf(path, sizeof path, "%.3990s/incoming", dir);
-        int rc = kn_fs_mkdirs(path, 0755, err);
-        if (rc != 0) return rc;
-    }
-    int rc = kn_fs_sync_dir(dir, err);
+    snprintf(path, sizeof path, "%.3990s/incoming", dir);
+    int rc = kn_fs_mkdirs(path, 0755, err);
     if (rc != 0) return rc;
     struct collect *c = calloc(1, sizeof *c);
     if (c) c->discard = kn_map_create(DISCARD_MAX);
@@ -450,6 +451,16 @@ int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struc
         rc = KN_EIO;
         if (c->dir_fd >= 0) close(c->dir_fd);
         goto fail;
+    }
+    for (unsigned i = 0; i < 256; i++) {
+        char name[3];
+        snprintf(name, sizeof name, "%02x", i);
+        if (mkdirat(c->dir_fd, name, 0755) != 0 && errno != EEXIST) {
+            rc = kn_err_set(err, KN_EIO, "%s/%s: %s", dir, name, strerror(errno));
+            close(c->dir_fd);
+            close(c->incoming_fd);
+            goto fail;
+        }
     }
     remove_strays(c->incoming_fd);
     c->fsync_us = 2000;
