@@ -242,19 +242,13 @@ void clients_sweep(struct server *s) {
 
 /* ---- removal */
 
-/* Digests of the batch's pictures that no other batch names. */
+/* The batch's pictures go, but for those that another batch names. */
 static void discard_pictures(struct server *s, const struct batch *gone) {
     struct store_record r;
-    size_t pos = 0, count = 0;
-    struct batch *b;
-    for (uint32_t i = 0; i < gone->tasks; i++)
+    size_t count = 0;
+    for (uint32_t i = 0; gone->records && i < gone->tasks; i++)
         if (batch_record(gone, i, &r) && collect_discard(s->collect, r.sha256) == 0) count++;
-    if (count == 0) return;
-    while ((b = kn_map_next(s->batches.by_id, &pos))) {
-        if (b == gone) continue;
-        for (uint32_t i = 0; b->records && i < b->tasks; i++)
-            if (batch_record(b, i, &r)) collect_keep(s->collect, r.sha256);
-    }
+    if (count) server_keep_named(s);
 }
 
 static void on_removed(void *ctx, int code, const void *data, size_t len) {

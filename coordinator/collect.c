@@ -31,7 +31,8 @@
 #define DISCARD_MAX ((size_t)KN_TASKS_PER_BATCH_MAX * 4)
 
 struct item {
-    struct item *next;
+    struct item *next;                  /* in its list: waiting, or the group's */
+    struct item *busy_next, *busy_prev; /* among all that are not done */
     uint8_t sha256[KN_SHA256_BYTES];
     struct kn_blob blob;
     collect_done done;
@@ -67,6 +68,7 @@ struct collect {
     char dir[KN_PATH_MAX];
     int dir_fd, incoming_fd;
     struct item *first, *last; /* waiting */
+    struct item *busy;
     size_t waiting, count, bytes;
     int groups, reads;
     bool destroyed;
@@ -267,6 +269,15 @@ static void learn(struct collect *c, const struct group *g) {
     }
 }
 
+static void not_busy(struct collect *c, struct item *i) {
+    if (i->busy_prev)
+        i->busy_prev->busy_next = i->busy_next;
+    else
+        c->busy = i->busy_next;
+    if (i->busy_next) i->busy_next->busy_prev = i->busy_prev;
+    c->count--;
+}
+
 static void on_group_done(uv_work_t *work, int status) {
     struct group *g = work->data;
     struct collect *c = g->c;
@@ -275,7 +286,7 @@ static void on_group_done(uv_work_t *work, int status) {
     learn(c, g);
     for (struct item *i = g->first, *next; i; i = next) {
         next = i->next;
-        c->count--;
+        not_busy(c, i);
         c->bytes -= i->blob.len;
         kn_blob_release(&i->blob);
         if (!c->destroyed) i->done(i->ctx, i->code, i->why);
@@ -328,6 +339,9 @@ int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct
     else
         c->first = i;
     c->last = i;
+    i->busy_next = c->busy;
+    if (c->busy) c->busy->busy_prev = i;
+    c->busy = i;
     c->waiting++;
     c->count++;
     c->bytes += i->blob.len;
@@ -379,6 +393,10 @@ struct discard {
 
 void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
     free(kn_map_remove(c->discard, sha256, KN_SHA256_BYTES));
+}
+
+void collect_keep_busy(struct collect *c) {
+    for (struct item *i = c->busy; i; i = i->busy_next) collect_keep(c, i->sha256);
 }
 
 static void on_discards(uv_timer_t *t) {

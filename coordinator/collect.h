@@ -43,6 +43,7 @@ size_t collect_count(const struct collect *c);
 KN_MUST_USE int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]);
 /* Takes it off the list: somebody names it after all. */
 void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]);
+void collect_keep_busy(struct collect *c); /* those that are being put right now */
 
 /* out: path of an object below dir. */
 void collect_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]);

@@ -266,6 +266,12 @@ static void on_collected(void *ctx, int code, const char *why) {
     struct upload *u = ctx;
     const struct kn_image_result *r = &u->msg->u.image_result;
     if (code == 0) {
+        int wanted = farm_wants(u->s->farm, r->batch, r->task);
+        struct batch *b = batches_find(&u->s->batches, r->batch);
+        struct store_record have;
+        if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
+                             memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
+            server_orphan(u->s, r->sha256); /* somebody was faster, or the batch is over */
         feed_result(u->s, u->conn, r);
     } else {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code, why);

@@ -111,6 +111,7 @@ void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
 
 struct op { /* a write that the core waits for */
     struct server *s;
+    struct op *next, *prev; /* commits */
     kn_id batch;
     uint32_t what, task;
     union {
@@ -154,14 +155,57 @@ static uint16_t name_number(struct server *s, struct batch *b, const char *text)
     return n;
 }
 
+#define ORPHANS_MAX 100000
+
+void server_orphan(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
+    uint8_t *copy = malloc(KN_SHA256_BYTES);
+    if (!copy) return;
+    memcpy(copy, sha256, KN_SHA256_BYTES);
+    if (kn_map_put(s->orphans, sha256, KN_SHA256_BYTES, copy) != 0) free(copy);
+}
+
+void server_keep_named(struct server *s) {
+    size_t pos = 0;
+    struct batch *b;
+    struct store_record r;
+    while ((b = kn_map_next(s->batches.by_id, &pos))) {
+        if (b->phase == BATCH_REMOVING) continue;
+        for (uint32_t i = 0; b->records && i < b->tasks; i++)
+            if (batch_record(b, i, &r)) collect_keep(s->collect, r.sha256);
+    }
+    for (struct op *o = s->commits; o; o = o->next) collect_keep(s->collect, o->u.record.sha256);
+    collect_keep_busy(s->collect);
+}
+
+static void drop_orphans(struct server *s, bool discard) {
+    size_t pos = 0;
+    uint8_t *x;
+    if (!s->orphans || kn_map_count(s->orphans) == 0) return;
+    while ((x = kn_map_next(s->orphans, &pos))) {
+        if (discard && collect_discard(s->collect, x) != 0) kn_debug("orphan_stays");
+        free(x);
+    }
+    kn_map_destroy(s->orphans);
+    s->orphans = kn_map_create(ORPHANS_MAX);
+    if (discard) server_keep_named(s);
+}
+
 static void on_committed(void *ctx, int code, const void *data, size_t len) {
     struct op *o = ctx;
     struct server *s = o->s;
     s->committing--;
+    if (o->next) o->next->prev = o->prev;
+    if (o->prev)
+        o->prev->next = o->next;
+    else
+        s->commits = o->next;
     if (!s->closing) {
         struct batch *b = batches_find(&s->batches, o->batch);
+        if (code == KN_EGONE) server_orphan(s, o->u.record.sha256);
         if (code == KN_EEXIST && len == STORE_RECORD_BYTES) {
+            struct store_record mine = o->u.record;
             if (!store_record_unpack(data, &o->u.record)) code = KN_ECORRUPT;
+            if (memcmp(mine.sha256, o->u.record.sha256, KN_SHA256_BYTES) != 0) server_orphan(s, mine.sha256);
         }
         if (b && (code == 0 || code == KN_EEXIST)) {
             int rc = batch_set_record(b, o->task, &o->u.record);
@@ -192,10 +236,14 @@ static void do_commit(struct server *s, const struct farm_effect *e) {
         r->engine = name_number(s, b, e->u.commit.engine);
         rc = store_commit(s->store, b->id, e->task, r, on_committed, o);
     }
-    if (rc != 0)
+    if (rc != 0) {
         not_taken(s, o, e, rc);
-    else
-        s->committing++;
+        return;
+    }
+    o->next = s->commits;
+    if (s->commits) s->commits->prev = o;
+    s->commits = o;
+    s->committing++;
 }
 
 static void on_failed(void *ctx, int code, const void *data, size_t len) {
@@ -432,6 +480,7 @@ static void on_sweep(uv_timer_t *t) {
     struct server *s = t->data;
     peers_forget(s);
     clients_sweep(s);
+    drop_orphans(s, true);
 }
 
 /* ---- life */
@@ -464,6 +513,17 @@ static void on_lost(void *ctx, int code, const char *text) {
     if (s->stopped) s->stopped(s->stopped_ctx, 4);
 }
 
+/* The folder's whole name: clients on this machine link its files from wherever they are. */
+static int find_objects(struct server *s, struct kn_err *err) {
+    int rc = kn_fs_mkdirs(s->opt.dir, 0755, err);
+    if (rc != 0) return kn_err_prefix(err, "--dir");
+    char *whole = realpath(s->opt.dir, NULL);
+    if (!whole) return kn_err_set(err, KN_EIO, "--dir %s: %s", s->opt.dir, strerror(errno));
+    rc = kn_fs_join(s->objects, sizeof s->objects, whole, "objects");
+    free(whole);
+    return rc == 0 ? 0 : kn_err_set(err, rc, "--dir: too long");
+}
+
 int server_create(uv_loop_t *loop, const struct server_options *opt, struct store *store, struct server **out,
                   struct kn_err *err) {
     struct server *s = calloc(1, sizeof *s);
@@ -479,11 +539,11 @@ int server_create(uv_loop_t *loop, const struct server_options *opt, struct stor
     s->tick.data = s->sweep.data = s;
     s->nodes = kn_map_create(KN_WORKERS_MAX * 2);
     s->conns = kn_map_create(CONNS_MAX);
-    int rc = s->nodes && s->conns ? batches_init(&s->batches) : KN_ENOMEM;
+    s->orphans = kn_map_create(ORPHANS_MAX);
+    int rc = s->nodes && s->conns && s->orphans ? batches_init(&s->batches) : KN_ENOMEM;
     if (rc == 0) rc = farm_create(&config, &s->farm);
     if (rc != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
-    if (rc == 0 && kn_fs_join(s->objects, sizeof s->objects, opt->dir, "objects") != 0)
-        rc = kn_err_set(err, KN_ELIMIT, "--dir: too long");
+    if (rc == 0) rc = find_objects(s, err);
     if (rc == 0) rc = kn_wire_create(loop, &s->wire, err);
     if (rc == 0) rc = collect_create(loop, s->objects, &s->collect, err);
     store->lost = on_lost;
@@ -571,6 +631,8 @@ void server_destroy(struct server *s) {
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);
     farm_destroy(s->farm);
+    drop_orphans(s, false);
+    kn_map_destroy(s->orphans);
     kn_map_destroy(s->nodes);
     kn_map_destroy(s->conns);
     while (s->again) {

@@ -67,8 +67,10 @@ struct server {
     struct kn_map *nodes; /* name -> struct node */
     struct kn_map *conns; /* number -> struct node */
     uv_timer_t tick, sweep;
-    atomic_size_t sending; /* bytes of objects handed to the data socket */
-    size_t committing;     /* commits that the store has not answered */
+    atomic_size_t sending;  /* bytes of objects handed to the data socket */
+    struct op *commits;     /* that the store has not answered */
+    struct kn_map *orphans; /* digest -> anything: pictures that came and were not committed */
+    size_t committing;      /* commits that the store has not answered */
     uint64_t images, alarms;
     bool closing;
     int exit_code;
@@ -89,6 +91,12 @@ void server_destroy(struct server *s);
 
 /* One event into the core, and its effects out. */
 int server_step(struct server *s, const struct farm_event *ev);
+
+/* A picture that is kept as an object and will not be committed by who brought it: it goes at the next sweep,
+ * unless somebody names it. */
+void server_orphan(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]);
+/* Takes off the collector's list of objects to delete what some batch names, or is about to. */
+void server_keep_named(struct server *s);
 
 /* Whether the store or the disk are behind: data stays with the workers then. */
 void server_flow(struct server *s);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "coordinator/core/blame.h"
+#include "coordinator/core/commit.h"
 #include "coordinator/core/lease.h"
 #include "coordinator/core/pool.h"
 
@@ -468,10 +469,9 @@ int batch_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
     if (b->state == 4) return KN_ESTATE;
     int rc = farm_reserve(f, fx, 4, 0, 0);
     if (rc) return rc;
-    for (uint32_t t = 0; b->counts[TASK_FAILING] > 0 && t < b->total; t++)
-        if (b->tasks[t].state == TASK_FAILING)
-            ((struct pending *)slab_at(&f->pendings, b->tasks[t].a))->voided = true;
     if (b->counts[TASK_FAILED] == 0 && b->counts[TASK_FAILING] == 0) return KN_OK;
+    for (uint32_t t = 0; b->counts[TASK_FAILING] > 0 && t < b->total; t++)
+        if (b->tasks[t].state == TASK_FAILING) commit_void(f, b, t);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < b->log_count; i++) {
         uint32_t t = b->log[i];

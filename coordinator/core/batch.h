@@ -17,6 +17,11 @@ static inline uint32_t batch_ended_count(const struct batch *b) {
     return b->counts[TASK_DONE] + b->counts[TASK_FAILED] + b->counts[TASK_CANCELLED];
 }
 
+/* The store does not know yet that what had failed is void: new failures wait, or they would be void too. */
+static inline bool batch_retry_open(const struct batch *b) {
+    return b->retried || (b->state_sent && b->retried_sent);
+}
+
 /* Moves a task that is in no queue and no shard to another state; an end goes into the log and frees what was
  * known of its trouble. */
 void task_set(struct farm *f, struct batch *b, uint32_t t, enum farm_task_state state);

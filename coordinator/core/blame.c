@@ -124,11 +124,9 @@ void blame_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges
 /* Whether nobody should try it any more; *code says why. */
 static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
     const struct trouble *x = trouble_of(f, b, t);
-    if (x->nan_count > 0 && !fleet_other_can(f, b, t, NONE)) return true;
+    if (x->nan_count > 0 && !fleet_other_can(f, b, t, NULL, 0)) return true;
     if (b->tasks[t].charges < f->config.charges_max) return false;
-    for (uint32_t i = 1; i < x->by_count; i++)
-        if (x->by[i] != x->by[0]) return true;
-    return x->by_count == 0 || !fleet_other_can(f, b, t, x->by[0]);
+    return x->by_count != 1 || !fleet_other_can(f, b, t, x->by, 1);
 }
 
 /* A task with charges, in no queue and no shard: queued to be rendered alone, or failed. */
@@ -153,7 +151,13 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
                  fx); /* an earlier fault is explained: it is the task, or the same worker again */
     x->fault = fault_create(f, w, 1);
     x->avoid = w->uid;
-    if (x->by_count < CHARGERS_MAX) x->by[x->by_count++] = w->uid;
+    uint32_t k = 0;
+    while (k < x->by_count && x->by[k] != w->uid) k++;
+    if (k == x->by_count && k < CHARGERS_MAX) {
+        x->by[x->by_count] = w->uid;
+        x->by_charges[x->by_count++] = 0;
+    }
+    if (k < CHARGERS_MAX && x->by_charges[k] < UINT8_MAX) x->by_charges[k]++;
     if (task->charges < UINT8_MAX) task->charges++;
     x->code = (int16_t)code;
     char *copy = strdup(reason && *reason ? reason : kn_err_words(code));
@@ -217,7 +221,14 @@ bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct work
     const struct trouble *x = trouble_of(f, b, t);
     for (uint32_t i = 0; i < x->nan_count; i++)
         if (x->nan[i] == w->backend) return false;
-    return x->avoid != w->uid || !fleet_other_can(f, b, t, w->uid);
+    uint32_t failed[CHARGERS_MAX + 1], count = x->by_count;
+    memcpy(failed, x->by, count * sizeof *failed);
+    failed[count++] = x->avoid;
+    bool once = false;
+    for (uint32_t i = 0; i < count; i++) once |= failed[i] == w->uid;
+    if (!once) return true;
+    if (fleet_other_can(f, b, t, failed, count)) return false; /* one that never failed it */
+    return x->avoid != w->uid || !fleet_other_can(f, b, t, &w->uid, 1);
 }
 
 void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, struct farm_effects *fx) {

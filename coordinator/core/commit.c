@@ -103,7 +103,25 @@ void commit_fail(struct farm *f, struct batch *b, uint32_t t, int code, const ch
     p->reason = strdup(reason);
     snprintf(p->worker, sizeof p->worker, "%s", worker);
     if (f->deposed) return;
-    ask(p, fx);
+    if (batch_retry_open(b))
+        waiting_append(f, b->tasks[t].a);
+    else
+        ask(p, fx);
+}
+
+static void void_now(struct farm *f, struct batch *b, uint32_t t) {
+    pending_destroy(f, b, t);
+    b->tasks[t].charges = b->tasks[t].losses = 0;
+    blame_forget(f, b, t);
+    task_queue(f, b, t, false);
+}
+
+void commit_void(struct farm *f, struct batch *b, uint32_t t) {
+    struct pending *p = slab_at(&f->pendings, b->tasks[t].a);
+    p->voided = true;
+    if (p->flying) return;
+    waiting_remove(f, b->tasks[t].a);
+    void_now(f, b, t);
 }
 
 /* ---- results */
@@ -248,14 +266,17 @@ int commit_stored(struct farm *f, const struct ev_stored *s, struct farm_effects
         f->deposed = true;
         return KN_OK;
     }
+    if (p->voided && batch_live(b) && s->code != KN_EEXIST) { /* whatever it says, the retry came behind */
+        void_now(f, b, s->task);
+        return KN_OK;
+    }
     if (s->code == KN_OK || s->code == KN_EEXIST) {
         if (!p->fail) {
             commit_done(f, b, p, fx);
-        } else if (p->voided && batch_live(b)) { /* a retry came between */
+        } else if (s->code == KN_EEXIST) { /* an earlier commit had been written, its answer was lost */
             pending_destroy(f, b, s->task);
-            task->charges = task->losses = 0;
-            blame_forget(f, b, s->task);
-            task_queue(f, b, s->task, false);
+            task_set(f, b, s->task, TASK_DONE);
+            batch_check_end(f, b, fx);
         } else {
             pending_destroy(f, b, s->task);
             task_set(f, b, s->task, TASK_FAILED);
@@ -286,7 +307,7 @@ void commit_retry(struct farm *f, struct farm_effects *fx) {
     for (uint32_t slot = f->wait_head; slot != NONE; slot = next) {
         struct pending *p = slab_at(&f->pendings, slot);
         next = p->next;
-        if (p->due_ms > f->now) continue;
+        if (p->due_ms > f->now || (p->fail && batch_retry_open(p->batch))) continue;
         if (fx_reserve(fx, 4)) return;
         waiting_remove(f, slot);
         ask(p, fx);

@@ -11,6 +11,9 @@ int commit_stored(struct farm *f, const struct ev_stored *s, struct farm_effects
 /* This task, in no queue and no shard, is failed as soon as the store knows. */
 void commit_fail(struct farm *f, struct batch *b, uint32_t t, int code, const char *reason,
                  const char *worker, struct farm_effects *fx);
+/* A retry came while this task was about to fail: it is queued again as soon as no question about it is open.
+ */
+void commit_void(struct farm *f, struct batch *b, uint32_t t);
 /* Asks the store again what it refused. Part of the tick. */
 void commit_retry(struct farm *f, struct farm_effects *fx);
 

@@ -55,7 +55,8 @@ static void worker_count(struct farm *f, struct worker *w) {
     }
 }
 
-bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, uint32_t uid) {
+bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
+                     uint32_t count) {
     const struct task *task = &b->tasks[t];
     const struct group *group = &b->groups[task->group];
     const struct pool *p = b->lanes[group->lane].pool;
@@ -63,7 +64,9 @@ bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, ui
     const struct trouble *x = task->trouble == NONE ? NULL : slab_at(&f->troubles, task->trouble);
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
-        if (w->uid == uid || w->left || w->drain_wish || w->drain_said || w->barred) continue;
+        bool excluded = w->left || w->drain_wish || w->drain_said || w->barred;
+        for (uint32_t k = 0; k < count; k++) excluded |= w->uid == uids[k];
+        if (excluded) continue;
         if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
         if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
         bool nan = false;
@@ -326,6 +329,10 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
         w->conn = conn;
     }
     bool known = memcmp(w->instance, h->instance, sizeof w->instance) == 0;
+    /* Said twice over one connection (two HelloAgain crossed it): what was granted between the two is on its
+     * way and cannot be in its list. */
+    bool again = known && other == w && !w->lost && !w->resync;
+    w->resync = false;
     if (!known) {
         if (!w->lost) {
             char reason[KN_REASON_MAX];
@@ -345,23 +352,22 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     models_replace(f, w, models, model_count, (uint16_t)backend);
     w->lost = w->left = false;
     w->seen_ms = f->now;
-    w->running = 0;
-    w->idle_since = 0;
     w->cool_until = 0;
+    if (!again) w->running = w->idle_since = w->unknown_since = 0;
     w->credit = h->credit < 1                          ? 1
                 : h->credit < KN_SHARDS_PER_WORKER_MAX ? h->credit
                                                        : KN_SHARDS_PER_WORKER_MAX;
     w->batch_max = h->batch_max < 1                    ? 1
                    : h->batch_max < KN_SHARD_TASKS_MAX ? h->batch_max
                                                        : KN_SHARD_TASKS_MAX;
-    hello_reconcile(f, w, h, fx);
+    if (!again) hello_reconcile(f, w, h, fx);
     for (struct shard *s = w->shards_last; s && w->held > w->credit; s = s->worker_prev) {
         if (s->state == SHARD_SENT) continue;
         w->held--; /* it can hold less than before: only the images of the rest are awaited */
         w->sent++;
         s->state = SHARD_SENT;
     }
-    for (uint32_t i = 0; i < h->held_count; i++)
+    for (uint32_t i = 0; i < h->held_count && !again; i++)
         if (!lease_find(w, h->held[i].shard, h->held[i].term)) hello_adopt(f, w, &h->held[i], fx);
     if (w->barred) {
         struct farm_effect *e = fx_add(fx, FX_DRAIN);
@@ -386,10 +392,12 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
         /* Before it has begun what it was given last, what it has loaded is not what it will have. */
         if (m && fleet_model(w, m) && (w->held == 0 || !w->loaded)) w->loaded = m;
     }
+    bool unknown = h->shard != 0;
     if (h->shard) {
         w->idle_since = 0;
         for (struct shard *s = w->shards; s; s = s->worker_next) {
             if (s->id != h->shard) continue;
+            unknown = false;
             if (s->state == SHARD_WAITING) lease_started(f, s);
             uint64_t age = h->progress_age_ms < f->now ? h->progress_age_ms : f->now;
             if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
@@ -398,6 +406,17 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
         }
     } else if (!w->idle_since) {
         w->idle_since = f->now ? f->now : 1;
+    }
+    if (!unknown) {
+        w->unknown_since = 0;
+    } else if (!w->unknown_since) {
+        w->unknown_since = f->now ? f->now : 1;
+    } else if (f->now - w->unknown_since >= f->config.silence_ms) { /* what we told it last was lost */
+        w->unknown_since = f->now;
+        w->resync = true;
+        w->cool_until =
+            f->now + f->config.silence_ms; /* what is on its way to it arrives before it answers */
+        fx_add(fx, FX_HELLO_AGAIN)->conn = w->conn;
     }
     worker_count(f, w);
     return KN_OK;
@@ -440,14 +459,13 @@ int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects
 /* Takes back what one worker charged a task. */
 static void charge_refund(struct trouble *x, const struct worker *w, struct farm_effects *fx) {
     struct task *task = &x->batch->tasks[x->task];
-    uint32_t kept = 0, back = 0;
-    for (uint32_t i = 0; i < x->by_count; i++) {
-        if (x->by[i] == w->uid)
-            back++;
-        else
-            x->by[kept++] = x->by[i];
-    }
-    x->by_count = (uint8_t)kept;
+    uint32_t k = 0;
+    while (k < x->by_count && x->by[k] != w->uid) k++;
+    if (k == x->by_count) return;
+    uint32_t back = x->by_charges[k];
+    x->by_count--;
+    x->by[k] = x->by[x->by_count];
+    x->by_charges[k] = x->by_charges[x->by_count];
     if (back == 0 || task->charges == 0 || fx_reserve(fx, 8)) return;
     task->charges = back < task->charges ? (uint8_t)(task->charges - back) : 0;
     struct farm_effect *e = fx_add(fx, FX_CHARGE);

@@ -26,9 +26,10 @@ static inline bool fleet_takes(const struct worker *w) {
     return w->counted;
 }
 struct worker_model *fleet_model(struct worker *w, const struct model *m);
-/* Whether a worker other than `uid` could render this task: of a class that did not give NaN for it, with
+/* Whether a worker other than these could render this task: of a class that did not give NaN for it, with
  * memory for one image; there, or expected back soon. Looks at the whole fleet: for suspects only. */
-bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, uint32_t uid);
+bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
+                     uint32_t count);
 
 /* A shard of this many images took this long. */
 void fleet_measured(struct worker *w, const struct shard *s, uint32_t render_ms, uint32_t images);

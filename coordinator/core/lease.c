@@ -297,7 +297,11 @@ void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
         if (lease_reserve(f, fx, s)) return; /* the next sweep tries again */
         switch (s->state) {
         case SHARD_REVOKED:
-            if (quiet >= REVOKE_MS && !running) lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            if (quiet >= REVOKE_MS && !running)
+                lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            else if (running && quiet >= f->config.progress_ms &&
+                     w->conn) /* it was to end by itself, and hangs */
+                shard_revoke(f, s, true, fx);
             break;
         case SHARD_SENT:
             if (quiet >= SENT_MS) lease_end(f, s, LEASE_LOST, 0, NULL, fx);

@@ -81,7 +81,7 @@ static uint32_t piece_for(struct farm *f, struct batch *b, const struct group *g
 /* Whether there is memory on this worker for even one; if nobody has it, all may try (and be charged). */
 static bool fits(struct farm *f, struct batch *b, uint32_t t, const struct shape *shape, struct worker *w) {
     const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
-    return !ws || ws->limit > 0 || !fleet_other_can(f, b, t, w->uid);
+    return !ws || ws->limit > 0 || !fleet_other_can(f, b, t, &w->uid, 1);
 }
 
 /* Takes a shard for this worker out of a lane. */
@@ -160,6 +160,7 @@ static struct lane *loaded_first(struct farm *f, struct worker *w, struct cursor
 }
 
 bool sched_grant(struct farm *f, struct worker *w, struct farm_effects *fx) {
+    if (slab_used(&f->pendings) >= PENDING_PAUSE) return false; /* the store does not keep up */
     if (f->deposed || !fleet_takes(w) || w->held >= w->credit || f->now < w->cool_until) return false;
     struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
     uint32_t count = cursors_open(w, v);

@@ -30,12 +30,13 @@
 #define PIN_ANY UINT16_MAX
 #define BACKENDS_MAX 250 /* one byte in a task; classes seen by one coordinator in its life */
 #define BACKEND_NONE UINT8_MAX
-#define COPIES_MAX 2      /* shards that may hold a task at a time */
-#define ACKS_MAX 4        /* connections that wait for one commit */
-#define CHARGERS_MAX 4    /* workers whose charges a task remembers, for refunds */
-#define LOSSES_MAX 8      /* uncharged losses of a task, then a shard that never began counts as executing */
-#define SPEEDS_MAX 64     /* shapes whose speed is remembered for a worker */
-#define PENDING_MAX 65536 /* results and failures on their way to the store */
+#define COPIES_MAX 2       /* shards that may hold a task at a time */
+#define ACKS_MAX 4         /* connections that wait for one commit */
+#define CHARGERS_MAX 4     /* workers whose charges a task remembers, for refunds */
+#define LOSSES_MAX 8       /* uncharged losses of a task, then a shard that never began counts as executing */
+#define SPEEDS_MAX 64      /* shapes whose speed is remembered for a worker */
+#define PENDING_MAX 65536  /* results and failures on their way to the store */
+#define PENDING_PAUSE 8192 /* with so many on their way nothing more is handed out */
 
 /* Times, all in milliseconds. */
 #define RATE_WINDOW_S 15
@@ -67,11 +68,12 @@ struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
     uint8_t spare;
 };
 
-struct trouble {    /* of a task under suspicion */
-    uint32_t piece; /* slot of the piece that it is queued in, or NONE */
-    uint32_t fault; /* slot of the fault that is to be explained, or NONE */
-    uint32_t avoid; /* uid of the worker that failed it last: others are tried first */
-    uint32_t by[CHARGERS_MAX];
+struct trouble {               /* of a task under suspicion */
+    uint32_t piece;            /* slot of the piece that it is queued in, or NONE */
+    uint32_t fault;            /* slot of the fault that is to be explained, or NONE */
+    uint32_t avoid;            /* uid of the worker that failed it last: others are tried first */
+    uint32_t by[CHARGERS_MAX]; /* workers that charged it, each once */
+    uint8_t by_charges[CHARGERS_MAX];
     uint8_t by_count;
     uint8_t nan_count; /* classes that gave NaN: not tried again */
     uint8_t nan[CHARGERS_MAX];
@@ -249,10 +251,13 @@ struct worker {
     struct model *loaded; /* as far as we know, one of models; or NULL */
     uint32_t last_shape;  /* uid of the shape granted last */
     struct shard *shards, *shards_last;
-    uint32_t held;                         /* shards that use credit */
-    uint32_t sent;                         /* shards in SHARD_SENT */
-    uint64_t running;                      /* shard named by the last heartbeat */
-    uint64_t seen_ms, lost_ms, idle_since; /* idle_since: heartbeats say so since then; 0: not */
+    uint32_t held;    /* shards that use credit */
+    uint32_t sent;    /* shards in SHARD_SENT */
+    uint64_t running; /* shard named by the last heartbeat */
+    uint64_t seen_ms, lost_ms;
+    uint64_t idle_since;    /* heartbeats say so since then; 0: not */
+    uint64_t unknown_since; /* heartbeats name a shard that is not ours since then; 0: not */
+    bool resync;            /* it was asked to say again what it holds */
     struct worker_shape shapes[SPEEDS_MAX];
     uint32_t shape_count, shape_clock;
     bool woken; /* in the farm's list of those to be given work */
