@@ -28,11 +28,12 @@
 #define WORKERS_WAIT_MS 15000
 #define POLL_MS 50
 #define ALIVE_EVERY_MS 1000
-#define ROUNDS_MAX 4   /* the farm lost bytes of what it had committed: rendered again, so often */
-#define DEATHS_MAX 6   /* of every worker, in a row, without an image between: they cannot work */
+#define ROUNDS_MAX 4       /* the farm lost bytes of what it had committed: rendered again, so often */
+#define DEATHS_START_MAX 4 /* of every worker, in a row, before one has come up: they cannot */
+#define DEATHS_MAX 30  /* the same later, with no image ending between; a killer task takes three at most */
 #define ENDING_MS 4000 /* after Ctrl-C, for the farm to answer */
 #define TOLD_MAX 10    /* failures that are listed; the manifest has them all */
-#define NOTES_MAX 20   /* deaths of processes that are told */
+#define NOTES_MAX 6    /* deaths of processes that are told */
 #define WORKERS_MAX 256
 #define NOBODY UINT32_MAX
 
@@ -51,6 +52,7 @@ struct render {
     struct farmdir dir;
     struct supervise_handle farm;
     bool own, no_farm;
+    bool joined; /* a worker has announced the models */
     int workers, deaths[WORKERS_MAX], notes;
     uint64_t alive_ms;
 
@@ -81,7 +83,8 @@ static int watch(struct render *r, struct kn_err *err) {
     if (r->own && r->farm.news_fd < 0)
         return kn_err_set(err, KN_EGONE, "the private farm has ended; see %s/log", r->dir.dir);
     bool dead = r->own && r->workers > 0;
-    for (int w = 0; dead && w < r->workers; w++) dead = r->deaths[w] >= DEATHS_MAX;
+    for (int w = 0; dead && w < r->workers; w++)
+        dead = r->deaths[w] >= (r->joined ? DEATHS_MAX : DEATHS_START_MAX);
     if (dead) {
         char words[512];
         supervise_last_words(&r->dir, "worker-0", words, sizeof words);
@@ -156,7 +159,8 @@ static int await_models(struct render *r, struct kn_err *err) {
         for (size_t i = 0; i < r->job.model_count; i++)
             have += models_find_hash(&m, r->job.models[i].sha256) != NULL;
         models_fini(&m);
-        if (have == r->job.model_count) return KN_OK;
+        r->joined = have == r->job.model_count;
+        if (r->joined) return KN_OK;
         rc = watch(r, err);
         if (rc == KN_OK) rc = client_sleep(r->client, 20, err);
         if (rc) return rc;

@@ -22,6 +22,7 @@
 
 #define ARGS_MAX 128
 #define CHILDREN_MAX 258
+#define KILLED_PAUSE_MAX_MS 800
 #define YOUNG_MS 4000  /* who dies younger than this waits longer the next time */
 #define READY_MS 60000 /* for Redis to load its file, then for the coordinator to read it back */
 #define DRAIN_MS 20000
@@ -36,8 +37,9 @@ struct child {
     int argc;
     pid_t pid; /* 0: not running */
     uint64_t started_ms, start_at_ms;
-    off_t log_at;  /* where its log ended when it was started */
-    int deaths;    /* in a row, young */
+    off_t log_at;    /* where its log ended when it was started */
+    int deaths;      /* in a row, young */
+    char words[512]; /* its last ones */
     bool refused;  /* ended with status 1 the last time: what it was told is wrong, not what happened to it */
     bool finished; /* ended on its own wish */
 };
@@ -183,13 +185,17 @@ static void reap(struct supervisor *s) {
             ch->refused = WIFEXITED(status) && WEXITSTATUS(status) == 1;
             ch->finished = WIFEXITED(status) && WEXITSTATUS(status) == 0 && i >= s->workers;
             int pause = supervise_pause_ms(ch->deaths);
+            /* A worker that was killed was most likely killed by a task; it takes several deaths to find out
+             * by which, and the batch waits for it. */
+            if (i >= s->workers && WIFSIGNALED(status) && pause > KILLED_PAUSE_MAX_MS)
+                pause = KILLED_PAUSE_MAX_MS;
             ch->start_at_ms = now + (uint64_t)pause;
-            char how[64], words[512];
+            char how[64];
             if (WIFSIGNALED(status))
                 snprintf(how, sizeof how, "was ended by signal %d", WTERMSIG(status));
             else
                 snprintf(how, sizeof how, "ended with status %d", WEXITSTATUS(status));
-            last_words(s->f, ch->name, ch->log_at, words, sizeof words);
+            last_words(s->f, ch->name, ch->log_at, ch->words, sizeof ch->words);
             if (s->ending) {
                 kn_info("ended process=%s pid=%d how=\"%s\"", ch->name, (int)pid, how);
                 continue;
@@ -199,7 +205,7 @@ static void reap(struct supervisor *s) {
             if (ch->finished)
                 news(s, "note %s has ended", ch->name);
             else
-                news(s, "died %d %s %s%s%s", ch->deaths, ch->name, how, words[0] ? ": " : "", words);
+                news(s, "died %d %s %s%s%s", ch->deaths, ch->name, how, ch->words[0] ? ": " : "", ch->words);
         }
     }
 }
@@ -231,10 +237,9 @@ static int advance(struct supervisor *s) {
     uint64_t now = kn_clock_ms();
     if (s->phase != UP) {
         struct child *ch = &s->children[s->phase == STARTING_REDIS ? s->redis : s->coordinator];
-        char words[512];
         if (ch->refused || ch->deaths >= 3 || now - s->phase_ms > READY_MS) {
-            last_words(s->f, ch->name, ch->log_at, words, sizeof words);
-            news(s, "failed %s does not start: %s", ch->name, words[0] ? words : "no answer");
+            if (ch->pid) last_words(s->f, ch->name, ch->log_at, ch->words, sizeof ch->words);
+            news(s, "failed %s does not start: %s", ch->name, ch->words[0] ? ch->words : "no answer");
             return KN_ECONFIG;
         }
     }

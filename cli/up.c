@@ -1,8 +1,12 @@
 /* kiln up and kiln down: a farm on this machine that stays when the command has returned. */
+#include <errno.h>
+#include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -99,6 +103,46 @@ static int is_up(const struct cli_options *o, const char *dir) {
     return CLI_DONE;
 }
 
+/* Whether anybody is there, before a coordinator tries for half a minute. What the Redis is like, it says. */
+static int check_redis(const char *where, struct kn_err *err) {
+    struct sockaddr_un local = {.sun_family = AF_UNIX};
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
+    char host[256];
+    int fd = -1;
+    if (strncmp(where, "unix:", 5) == 0) {
+        if (strlen(where + 5) >= sizeof local.sun_path)
+            return kn_err_set(err, KN_ELIMIT, "--redis: a socket's path is at most %zu bytes",
+                              sizeof local.sun_path - 1);
+        strcpy(local.sun_path, where + 5);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd >= 0 && connect(fd, (struct sockaddr *)&local, sizeof local) == 0) {
+            close(fd);
+            return KN_OK;
+        }
+    } else {
+        const char *port = strrchr(where, ':');
+        if (!port || port == where || (size_t)(port - where) >= sizeof host)
+            return kn_err_set(err, KN_EINVAL, "--redis: \"%.100s\" is not unix:PATH or HOST:PORT", where);
+        snprintf(host, sizeof host, "%.*s", (int)(port - where), where);
+        int rc = getaddrinfo(host, port + 1, &hints, &found);
+        if (rc) return kn_err_set(err, KN_EINVAL, "--redis %s: %s", where, gai_strerror(rc));
+        for (struct addrinfo *a = found; a; a = a->ai_next) {
+            fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
+            if (fd < 0) continue;
+            if (connect(fd, a->ai_addr, a->ai_addrlen) == 0) {
+                close(fd);
+                freeaddrinfo(found);
+                return KN_OK;
+            }
+            if (a->ai_next) close(fd);
+        }
+        freeaddrinfo(found);
+    }
+    int e = errno;
+    if (fd >= 0) close(fd);
+    return kn_err_set(err, KN_ECONFIG, "--redis %s: %s", where, strerror(e));
+}
+
 int cmd_up(const struct cli_options *o) {
     static struct up u;
     struct kn_err err = {0};
@@ -123,6 +167,7 @@ int cmd_up(const struct cli_options *o) {
     int rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
     if (rc == KN_OK && is_endpoint)
         rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln up takes a folder", dir);
+    if (rc == KN_OK && o->redis) rc = check_redis(o->redis, &err);
     if (rc == KN_OK && s.workers > 0) {
         rc = job_folders(o, &folders, &err);
         s.model = folders.model;
