@@ -176,7 +176,9 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
         for (uint32_t i = 0; i < x->nan_count; i++) known |= x->nan[i] == w->backend;
         if (!known && x->nan_count < CHARGERS_MAX) x->nan[x->nan_count++] = (uint8_t)w->backend;
         uint32_t enough = 2 * f->config.worker_faults_max;
-        if (++w->nans >= enough && f->backends[w->backend].done - w->class_done >= enough && !w->barred)
+        w->nans +=
+            x->by_count == 1; /* a task that gave NaN elsewhere before says nothing about this worker */
+        if (w->nans >= enough && f->backends[w->backend].done - w->class_done >= enough && !w->barred)
             fleet_bar(f, w, "not a number in every picture, others of its class do well", fx);
     }
     if (task->a == NONE) task_judge(f, b, t, fx);

@@ -40,7 +40,7 @@ struct farm_config {
     uint64_t term;        /* this coordinator's; stands in every grant */
     uint32_t silence_ms;  /* a worker not heard of for so long is given up (10,000) */
     uint32_t progress_ms; /* an executing shard without a sign of life for so long is taken away and charged
-                             (330,000) */
+                             (330,000); sooner, down to 15 s, once its steps have told how long one takes */
     uint32_t shard_target_ms;   /* a shard should take so long on its worker (4,000) */
     uint32_t charges_max;       /* charged failures that quarantine a task (3) */
     uint32_t worker_faults_max; /* consecutive faults after which a worker is drained if others can do the

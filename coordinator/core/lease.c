@@ -288,6 +288,18 @@ void lease_result(struct farm *f, struct batch *b, uint32_t t, const struct work
     }
 }
 
+/* How long a shard that runs may be without a sign of life. Before its first step a model may be loading,
+ * which can take minutes. Once steps go by, the next sign (a step, or the picture behind the last one) is not
+ * far: 20 times as long as a step took so far, or twice as long as all of it, and 15 s at least. */
+static uint64_t patience_ms(const struct farm *f, const struct shard *s) {
+    if (s->step == 0) return f->config.progress_ms;
+    uint64_t spent = s->alive_ms > s->started_ms ? s->alive_ms - s->started_ms : 0;
+    uint64_t limit = spent / s->step * 20;
+    if (limit < 2 * spent) limit = 2 * spent;
+    if (limit < STEP_PATIENCE_MS) limit = STEP_PATIENCE_MS;
+    return limit < f->config.progress_ms ? limit : f->config.progress_ms;
+}
+
 void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
     struct shard *next;
     for (struct shard *s = w->shards; s; s = next) {
@@ -299,7 +311,7 @@ void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
         case SHARD_REVOKED:
             if (quiet >= REVOKE_MS && !running)
                 lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
-            else if (running && quiet >= f->config.progress_ms &&
+            else if (running && quiet >= patience_ms(f, s) &&
                      w->conn) /* it was to end by itself, and hangs */
                 shard_revoke(f, s, true, fx);
             break;
@@ -308,7 +320,7 @@ void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
             break;
         case SHARD_STARTED:
             if (!w->conn) break;
-            if (running && quiet >= f->config.progress_ms) {
+            if (running && quiet >= patience_ms(f, s)) {
                 char reason[KN_REASON_MAX];
                 snprintf(reason, sizeof reason, "no progress for %llu s on worker %s",
                          (unsigned long long)(quiet / 1000), w->name);

@@ -40,13 +40,14 @@
 
 /* Times, all in milliseconds. */
 #define RATE_WINDOW_S 15
-#define AFFINITY_MS 10000 /* a batch waits no longer for workers that have another model loaded */
-#define TAIL_EVERY_MS 100 /* how often the tail is looked at */
-#define TAIL_MIN_MS 300   /* what is expected to end sooner is not rendered twice */
-#define SENT_MS 30000     /* the images of a shard said to be done must have come by then */
-#define REVOKE_MS 5000    /* a revoke has arrived by then */
-#define COOL_MS 300       /* after a worker handed something back of itself */
-#define RETRY_MS 500      /* first pause before the store is asked again; doubles */
+#define AFFINITY_MS 10000      /* a batch waits no longer for workers that have another model loaded */
+#define TAIL_EVERY_MS 100      /* how often the tail is looked at */
+#define TAIL_MIN_MS 300        /* what is expected to end sooner is not rendered twice */
+#define SENT_MS 30000          /* the images of a shard said to be done must have come by then */
+#define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see lease.c */
+#define REVOKE_MS 5000         /* a revoke has arrived by then */
+#define COOL_MS 300            /* after a worker handed something back of itself */
+#define RETRY_MS 500           /* first pause before the store is asked again; doubles */
 #define RETRY_MS_MAX 8000
 #define STORE_TRIES_MAX 8    /* then a result is given up and its task queued again */
 #define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */

@@ -40,11 +40,16 @@ static int tail_order(const void *x, const void *y) {
     return a->shard->slot < b->shard->slot ? -1 : 1;
 }
 
+/* Held once, and never failed. */
+static bool copyable(const struct shard *s, uint32_t t) {
+    return lease_holds(s, t) && s->batch->tasks[t].b == NONE && s->batch->tasks[t].trouble == NONE;
+}
+
 static bool tail_candidate(const struct shard *s) {
     if (!s->batch || s->batch->state != 1 || s->suspect || s->copy) return false;
     if (s->state == SHARD_STARTED) {
         for (uint32_t i = 0; i < s->count; i++)
-            if (lease_holds(s, s->tasks[i]) && s->batch->tasks[s->tasks[i]].b == NONE) return true;
+            if (copyable(s, s->tasks[i])) return true;
         return false;
     }
     return s->state == SHARD_WAITING;
@@ -76,7 +81,7 @@ static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct 
     uint32_t limit = w->batch_max, tasks[KN_SHARD_TASKS_MAX], count = 0;
     if (ws && ws->limit < limit) limit = ws->limit;
     for (uint32_t i = s->count; i-- > 0 && count < limit;)
-        if (lease_holds(s, s->tasks[i]) && b->tasks[s->tasks[i]].b == NONE) tasks[count++] = s->tasks[i];
+        if (copyable(s, s->tasks[i])) tasks[count++] = s->tasks[i];
     if (count == 0) return false;
     uint64_t us = fleet_us_per_image(w, p, shape);
     struct shard *copy = lease_grant(f, w, b, tasks, count, fx);

@@ -77,3 +77,41 @@ TEST(lease_requeues_once_after_worker_silence) {
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     talk_end(&t);
 }
+
+static void heartbeat_at_step(struct talk *t, uint64_t shard, uint32_t step, uint32_t age_ms) {
+    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = 7};
+    ev.u.heartbeat.shard = shard;
+    ev.u.heartbeat.step = step;
+    ev.u.heartbeat.steps = 20;
+    ev.u.heartbeat.progress_age_ms = age_ms;
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+/* Heartbeats for so long, at that step and without a sign of life; whether the shard was taken away. */
+static bool is_taken_within(uint32_t step, uint32_t quiet_ms) {
+    struct talk t;
+    bool taken = false;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    uint64_t shard = talk_shard(talk_grant(&t, 7, 0)).id;
+    talk_started(&t, 7, shard);
+    talk_wait(&t, 2000); /* a second a step, should there be two */
+    heartbeat_at_step(&t, shard, step, 0);
+    for (uint32_t age = 1000; age <= quiet_ms && !taken; age += 1000) {
+        talk_wait(&t, 1000);
+        taken = talk_count(&t, FX_REVOKE) > 0;
+        heartbeat_at_step(&t, shard, step, age);
+        taken = taken || talk_count(&t, FX_REVOKE) > 0;
+    }
+    talk_end(&t);
+    return taken;
+}
+
+TEST(a_shard_that_hangs_between_steps_is_taken_away_by_their_measure) {
+    CHECK(!is_taken_within(0, 300000)); /* its model may still be loading */
+    CHECK(is_taken_within(0, 340000));
+    CHECK(!is_taken_within(2, 15000)); /* 20 steps of a second */
+    CHECK(is_taken_within(2, 23000));
+    CHECK(is_taken_within(20, 17000)); /* quick steps: 15 s */
+}

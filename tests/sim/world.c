@@ -1,0 +1,503 @@
+/* Time, randomness, the coordinator's shell and the person of the simulated farm. */
+#include "tests/sim/world.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHAOS_EVERY_MS 150
+#define HEALED_MS 3600000 /* everything must have ended by then, once nothing goes wrong any more */
+
+static struct world *failing; /* whose story is told when an assertion fails */
+
+_Noreturn void world_fail(const char *file, int line, const char *cond, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(stderr, "%s:%d: not so: %s: ", file, line, cond);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "\nseed %llu, step %llu, at %llu ms\n", (unsigned long long)failing->seed,
+            (unsigned long long)failing->steps, (unsigned long long)failing->now);
+    abort();
+}
+
+uint64_t world_random(struct world *w) { /* splitmix64 */
+    uint64_t z = (w->rng += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+uint32_t world_below(struct world *w, uint32_t n) {
+    return n ? (uint32_t)(world_random(w) % n) : 0;
+}
+
+bool world_chance(struct world *w, uint32_t percent) {
+    return world_below(w, 100) < percent;
+}
+
+/* ---- what is yet to happen: a heap by time, then by order of making */
+
+static bool before(const struct w_event *a, const struct w_event *b) {
+    return a->at != b->at ? a->at < b->at : a->seq < b->seq;
+}
+
+struct w_event *world_at(struct world *w, uint64_t at, enum w_event_type type) {
+    if (w->heap_count == w->heap_cap) {
+        w->heap_cap = w->heap_cap ? w->heap_cap * 2 : 256;
+        w->heap = realloc(w->heap, w->heap_cap * sizeof(struct w_event *));
+        W_ASSERT(w->heap, "memory");
+    }
+    struct w_event *e = calloc(1, sizeof *e);
+    W_ASSERT(e, "memory");
+    e->at = at;
+    e->seq = ++w->seq;
+    e->type = type;
+    size_t i = w->heap_count++;
+    while (i > 0 && before(e, w->heap[(i - 1) / 2])) {
+        w->heap[i] = w->heap[(i - 1) / 2];
+        i = (i - 1) / 2;
+    }
+    w->heap[i] = e;
+    return e;
+}
+
+static struct w_event *next_event(struct world *w) {
+    struct w_event *top = w->heap[0], *last = w->heap[--w->heap_count];
+    size_t i = 0;
+    for (;;) {
+        size_t child = 2 * i + 1;
+        if (child >= w->heap_count) break;
+        if (child + 1 < w->heap_count && before(w->heap[child + 1], w->heap[child])) child++;
+        if (!before(w->heap[child], last)) break;
+        w->heap[i] = w->heap[child];
+        i = child;
+    }
+    if (w->heap_count > 0) w->heap[i] = last;
+    return top;
+}
+
+static void free_event(struct w_event *e) {
+    free(e->block);
+    free(e);
+}
+
+/* ---- the coordinator's shell */
+
+void world_id(const struct world *w, int batch, uint8_t *id, size_t size) {
+    memset(id, 0, size);
+    memcpy(id, &w->batches[batch].number, sizeof w->batches[batch].number);
+}
+
+int world_find(const struct world *w, const farm_id id) {
+    int number;
+    memcpy(&number, id, sizeof number);
+    for (int i = 0; i < W_BATCHES; i++)
+        if (w->batches[i].used && w->batches[i].number == number) return i;
+    return -1;
+}
+
+static void hash_effect(struct world *w, const struct farm_effect *e) {
+    uint64_t key[4] = {w->hash, (uint64_t)e->type << 32 | e->task, e->conn, w->now};
+    w->hash = kn_hash64(key, sizeof key, 1);
+    w->hash = kn_hash64(e->batch, sizeof e->batch, w->hash);
+    if (e->type == FX_GRANT)
+        w->hash = kn_hash64(e->u.grant.tasks, e->u.grant.task_count * sizeof *e->u.grant.tasks,
+                            w->hash ^ e->u.grant.shard);
+    if (e->type == FX_NOTE || e->type == FX_ALARM)
+        w->hash = kn_hash64(e->u.note.text, strlen(e->u.note.text), w->hash);
+    if (e->type == FX_FAIL) w->hash = kn_hash64(e->u.fail.reason, strlen(e->u.fail.reason), w->hash);
+}
+
+static void trace_effect(const struct world *w, const struct farm_effect *e) {
+    static const char *names[] = {"grant",  "revoke", "commit",      "fail",  "charge", "state",
+                                  "remove", "ack",    "hello_again", "drain", "alarm",  "note"};
+    int number;
+    memcpy(&number, e->batch, sizeof number);
+    printf("%8llu   -> %s conn=%llu batch=%d task=%u", (unsigned long long)w->now, names[e->type],
+           (unsigned long long)e->conn, number, e->task);
+    if (e->type == FX_GRANT) {
+        printf(" shard=%llu:", (unsigned long long)e->u.grant.shard);
+        for (uint32_t i = 0; i < e->u.grant.task_count; i++) printf(" %u", e->u.grant.tasks[i]);
+    }
+    if (e->type == FX_REVOKE)
+        printf(" shard=%llu abort=%d", (unsigned long long)e->u.revoke.shard, e->u.revoke.abort);
+    if (e->type == FX_FAIL) printf(" %s", e->u.fail.reason);
+    if (e->type == FX_CHARGE) printf(" %u %s", e->u.charge.charges, e->u.charge.reason);
+    if (e->type == FX_NOTE || e->type == FX_ALARM) printf(" %s", e->u.note.text);
+    if (e->type == FX_BATCH_STATE) printf(" %u", e->u.batch_state.state);
+    printf("\n");
+}
+
+static void to_worker(struct world *w, const struct farm_effect *fx) {
+    for (uint32_t i = 0; i < W_WORKERS; i++) {
+        struct w_worker *v = &w->workers[i];
+        if (!v->alive || v->conn != fx->conn) continue;
+        uint64_t at = w->now + 1 + world_below(w, w->chaos && world_chance(w, 2) ? 400 : 8);
+        if (at < v->in_last) at = v->in_last;
+        v->in_last = at;
+        struct w_event *e = world_at(w, at, W_TO_WORKER);
+        e->worker = i;
+        e->conn = fx->conn;
+        e->fx = *fx;
+        if (w->lossy && w->chaos && world_chance(w, 1)) e->conn = 0;
+        if (fx->type != FX_GRANT) return;
+        size_t size = fx->u.grant.task_count * sizeof(uint32_t);
+        e->block = malloc(size);
+        W_ASSERT(e->block, "memory");
+        memcpy(e->block, fx->u.grant.tasks, size);
+        e->fx.u.grant.tasks = e->block;
+        return;
+    }
+}
+
+int world_step(struct world *w, const struct farm_event *ev) {
+    if (!w->farm) return 0;
+    farm_effects_clear(&w->fx);
+    if (w->trace)
+        printf("%8llu event %d conn=%llu\n", (unsigned long long)w->now, (int)ev->type,
+               (unsigned long long)ev->conn);
+    int rc = farm_step(w->farm, ev, w->now, &w->fx);
+    w->steps++;
+    farm_check(w->farm);
+    for (size_t i = 0; i < w->fx.count; i++) {
+        const struct farm_effect *e = &w->fx.v[i];
+        hash_effect(w, e);
+        if (w->trace) trace_effect(w, e);
+        switch (e->type) {
+        case FX_COMMIT:
+        case FX_FAIL:
+        case FX_CHARGE:
+        case FX_BATCH_STATE:
+        case FX_BATCH_REMOVE:
+            store_write(w, e);
+            break;
+        case FX_ALARM:
+            w->alarms++;
+            W_ASSERT(strncmp(e->u.note.text, "duplicate", 9) != 0, "%s", e->u.note.text);
+            W_ASSERT(w->broken, "%s", e->u.note.text);
+            break;
+        case FX_NOTE:
+            break;
+        default:
+            to_worker(w, e);
+        }
+    }
+    return rc;
+}
+
+static void coordinator_start(struct world *w) {
+    struct farm_config c;
+    farm_config_default(&c);
+    c.term = ++w->term;
+    c.silence_ms = 3000;
+    c.progress_ms = 4000;
+    c.shard_target_ms = 500;
+    W_ASSERT(farm_create(&c, &w->farm) == 0, "memory");
+    for (int k = 0; k < W_CLASSES; k++) {
+        uint32_t n;
+        W_ASSERT(farm_backend(w->farm, k == 0 ? "class-0" : "class-1", &n) == 0 && n == (uint32_t)k, "class");
+    }
+    store_read_back(w);
+    world_at(w, w->now + 1, W_TICK)->boot = w->boot;
+}
+
+static void coordinator_crash(struct world *w) {
+    w->restarts++;
+    store_crash(w);
+    farm_effects_clear(&w->fx);
+    farm_destroy(w->farm);
+    w->farm = NULL;
+    w->boot++;
+    for (uint32_t i = 0; i < W_WORKERS; i++) {
+        struct w_worker *v = &w->workers[i];
+        if (!v->alive || !v->conn) continue;
+        v->conn = 0;
+        world_at(w, w->now + 20 + world_below(w, 3000), W_CONNECT)->worker = i;
+    }
+    struct w_event *e = world_at(w, w->now + world_below(w, 2000), W_TICK);
+    e->boot = w->boot; /* comes up again there */
+}
+
+/* ---- the person, and what goes wrong */
+
+static void open_batch(struct world *w) {
+    int i = 0;
+    while (i < W_BATCHES && w->batches[i].used) i++;
+    if (i == W_BATCHES) return;
+    struct w_batch *b = &w->batches[i];
+    *b = (struct w_batch){.used = true, .number = ++w->batch_number, .state = 1, .pin = -1};
+    b->tasks = 1 + world_below(w, W_TASKS);
+    b->group_count = 1 + world_below(w, 4);
+    b->priority = world_chance(w, 70) ? 0 : (int)world_below(w, 3) - 1;
+    if (world_chance(w, 15)) b->pin = (int)world_below(w, W_CLASSES);
+    for (uint32_t g = 0; g < b->group_count; g++) {
+        b->groups[g].model = world_below(w, W_MODELS);
+        b->groups[g].size = world_chance(w, 70) ? 64 : 128;
+        b->groups[g].steps = 5 + g;
+    }
+    uint32_t evil = world_chance(w, 40) ? 0 : 1 + world_below(w, 6); /* in a hundred */
+    for (uint32_t t = 0; t < b->tasks; t++) {
+        b->group[t] = (uint16_t)world_below(w, b->group_count);
+        if (world_chance(w, evil)) b->nature[t] = (enum nature)(1 + world_below(w, 5));
+    }
+    store_read_back(w); /* knows the others already */
+}
+
+static void person(struct world *w) {
+    int i = (int)world_below(w, W_BATCHES);
+    struct w_batch *b = &w->batches[i];
+    if (!b->used || b->removed) {
+        if (world_chance(w, 60)) open_batch(w);
+        return;
+    }
+    static const enum farm_event_type wishes[] = {EV_BATCH_PAUSE,    EV_BATCH_RESUME, EV_BATCH_RESUME,
+                                                  EV_BATCH_PRIORITY, EV_BATCH_RETRY,  EV_BATCH_CANCEL,
+                                                  EV_BATCH_REMOVE};
+    struct farm_event ev = {.type = wishes[world_below(w, 7)]};
+    if (ev.type == EV_BATCH_CANCEL && !world_chance(w, 15)) return;
+    if (ev.type == EV_BATCH_REMOVE && !world_chance(w, 30)) return;
+    world_id(w, i, ev.u.batch.id, sizeof ev.u.batch.id);
+    ev.u.batch.priority = (int)world_below(w, 3) - 1;
+    int rc = world_step(w, &ev);
+    W_ASSERT(rc == 0 || rc == KN_ESTATE || rc == KN_ENOENT, "%d", rc);
+}
+
+static void worker_invent(struct world *w, uint32_t i) {
+    struct w_worker *v = &w->workers[i];
+    *v = (struct w_worker){.used = true, .instance = (int)(i * 1000)};
+    snprintf(v->name, sizeof v->name, "w%u", i);
+    v->backend = i < 4 ? (int)(i & 1) : (int)world_below(w, W_CLASSES);
+    v->us_per_image = 2000 + world_below(w, 100) * world_below(w, 2000);
+    v->credit = 1 + world_below(w, 3);
+    v->batch_max = 1u << world_below(w, 6);
+    v->memory = 1u << world_below(w, 6);
+    v->whole = world_chance(w, 50);
+    bool any = false;
+    for (uint32_t m = 0; m < W_MODELS; m++) any |= v->models[m] = i < 4 || world_chance(w, 60);
+    if (!any) v->models[0] = true;
+    if (w->broken && i == 4) v->defect = world_chance(w, 50) ? CRASHES : GIVES_NAN;
+    if (v->memory < 4) v->memory = 4; /* one image of 128x128 */
+    worker_begin(w, i);
+}
+
+static void pity_all(struct world *w, uint32_t i) {
+    struct w_worker *v = &w->workers[i];
+    for (int k = 0; k < W_HELD; k++)
+        for (uint32_t t = 0; v->held[k].used && t < v->held[k].count; t++)
+            w->batches[v->held[k].batch].unlucky[v->held[k].tasks[t]]++;
+}
+
+static void misfortune(struct world *w) {
+    uint32_t i = world_below(w, W_WORKERS);
+    struct w_worker *v = &w->workers[i];
+    uint32_t dice = world_below(w, 100);
+    if (dice < 3) {
+        coordinator_crash(w);
+    } else if (dice < 6) {
+        w->store_down_until = w->now + world_below(w, 4000);
+    } else if (!v->used) {
+        if (dice < 20) worker_invent(w, i);
+    } else if (dice < 22) {
+        if (v->alive)
+            worker_die(w, i, true, i < 4 || world_chance(w, 90));
+        else if (world_chance(w, 10))
+            worker_begin(w, i);
+    } else if (dice < 36 && v->conn) {
+        pity_all(w, i);
+        worker_cut(w, i, world_chance(w, 50));
+        world_at(w, w->now + world_below(w, world_chance(w, 50) ? 500 : 8000), W_CONNECT)->worker = i;
+    } else if (dice < 38 && v->alive && w->farm) {
+        struct farm_event ev = {.type = EV_WORKER_DRAIN};
+        ev.u.drain.worker = v->name;
+        ev.u.drain.exit = world_chance(w, 50);
+        int rc = world_step(w, &ev);
+        W_ASSERT(rc == 0 || rc == KN_ENOENT, "%d", rc);
+    }
+}
+
+/* ---- a history */
+
+static void happen(struct world *w, struct w_event *e) {
+    w->now = e->at;
+    struct w_worker *v = &w->workers[e->worker];
+    switch (e->type) {
+    case W_TO_FARM:
+        if (w->farm && e->conn && e->boot == w->boot && world_step(w, &e->ev) != 0)
+            W_ASSERT(e->ev.type == EV_WORKER_HELLO, "an event of a worker is an error");
+        break;
+    case W_TO_WORKER:
+        if (v->alive && v->conn == e->conn && e->conn) worker_receive(w, e->worker, &e->fx);
+        break;
+    case W_IMAGE:
+        if (v->alive && v->instance == e->instance && v->serial == e->serial) worker_image(w, e->worker);
+        break;
+    case W_BEAT:
+        if (!v->alive || v->instance != e->instance) break;
+        worker_beat(w, e->worker);
+        struct w_event *beat = world_at(w, w->now + 500, W_BEAT);
+        beat->worker = e->worker;
+        beat->instance = e->instance;
+        break;
+    case W_CONNECT:
+        if (!v->alive || v->conn) break;
+        if (w->farm)
+            worker_connect(w, e->worker);
+        else
+            world_at(w, w->now + 100, W_CONNECT)->worker = e->worker;
+        break;
+    case W_START:
+        worker_begin(w, e->worker);
+        break;
+    case W_STORE:
+        if (e->boot == w->boot) store_next(w);
+        break;
+    case W_TICK:
+        if (e->boot != w->boot) break;
+        if (!w->farm) {
+            coordinator_start(w);
+            break;
+        }
+        struct farm_event ev = {.type = EV_TICK};
+        W_ASSERT(world_step(w, &ev) == 0, "tick");
+        world_at(w, farm_next_tick(w->farm, w->now), W_TICK)->boot = w->boot;
+        break;
+    case W_CHAOS:
+        if (!w->chaos) break;
+        if (w->farm) person(w);
+        if (w->farm) misfortune(w);
+        world_at(w, w->now + 1 + world_below(w, CHAOS_EVERY_MS), W_CHAOS);
+        break;
+    }
+    free_event(e);
+}
+
+static bool all_ended(const struct world *w) {
+    for (int i = 0; i < W_BATCHES; i++)
+        if (w->batches[i].used && !w->batches[i].removed && w->batches[i].state < 3) return false;
+    for (size_t i = 0; w->farm && i < farm_batch_count(w->farm); i++) { /* the core has heard of it too */
+        struct farm_batch_view v;
+        if (farm_batch_at(w->farm, i, w->now, &v) || v.running > 0) return false;
+    }
+    return true;
+}
+
+/* From now on nothing goes wrong: whoever is down comes up, whoever is paused goes on. */
+static void heal(struct world *w) {
+    w->chaos = false;
+    w->store_down_until = 0;
+    while (!w->farm) happen(w, next_event(w));
+    for (uint32_t i = 0; i < W_WORKERS; i++) {
+        if (!w->workers[i].used) {
+            if (i < 4) worker_invent(w, i);
+            continue;
+        }
+        if (w->workers[i].draining) worker_die(w, i, true, true);
+        if (!w->workers[i].alive) world_at(w, w->now + 100, W_START)->worker = i;
+        if (w->workers[i].alive && !w->workers[i].conn) world_at(w, w->now + 100, W_CONNECT)->worker = i;
+    }
+    for (int i = 0; i < W_BATCHES; i++) {
+        if (!w->batches[i].used || w->batches[i].removed) continue;
+        struct farm_event ev = {.type = EV_BATCH_RESUME};
+        world_id(w, i, ev.u.batch.id, sizeof ev.u.batch.id);
+        (void)world_step(w, &ev);
+    }
+}
+
+static void check_batch(struct world *w, int i) {
+    struct w_batch *b = &w->batches[i];
+    W_ASSERT(b->log_count == b->tasks, "batch %d: %u ends of %u", i, b->log_count, b->tasks);
+    farm_id id;
+    world_id(w, i, id, sizeof id);
+    struct farm_batch_view view;
+    W_ASSERT(farm_batch_view(w->farm, id, w->now, &view) == 0, "batch %d", i);
+    W_ASSERT(view.done + view.failed + view.cancelled == b->tasks && view.queued + view.running == 0,
+             "batch %d: counts", i);
+    for (uint32_t t = 0; t < b->tasks; t++) {
+        enum farm_task_state state;
+        W_ASSERT(farm_task_state(w->farm, id, t, &state) == 0, "batch %d task %u", i, t);
+        /* An answer that was lost on a cancelled batch leaves a picture more in the store than is known. */
+        W_ASSERT((uint8_t)state == b->end[t] || b->state == 4, "batch %d task %u: %d in the store, %d here",
+                 i, t, b->end[t], (int)state);
+        if (b->end[t] == TASK_CANCELLED) {
+            W_ASSERT(b->state == 4, "batch %d task %u: cancelled by nobody", i, t);
+        } else if (b->end[t] == TASK_FAILED) {
+            /* NaN is taken for the task's own where no other class can be asked, whatever gave it. */
+            uint32_t enough = b->code[t] == KN_ENAN && w->broken ? 1 : 3;
+            W_ASSERT(b->nature[t] != GOOD || b->unlucky[t] >= enough,
+                     "batch %d task %u: innocent, failed with %d", i, t, b->code[t]);
+            W_ASSERT(b->code[t] < 0, "batch %d task %u: no reason", i, t);
+        } else {
+            W_ASSERT(b->nature[t] == GOOD || b->nature[t] == NAN_ON_CLASS_0, "batch %d task %u: evil, done",
+                     i, t);
+        }
+    }
+}
+
+static void tell_open(const struct world *w) {
+    for (int i = 0; i < W_BATCHES; i++) {
+        const struct w_batch *b = &w->batches[i];
+        if (!b->used || b->removed || b->state >= 3) continue;
+        farm_id id;
+        struct farm_batch_view v = {0};
+        world_id(w, i, id, sizeof id);
+        if (farm_batch_view(w->farm, id, w->now, &v)) fprintf(stderr, "batch %d: unknown here\n", i);
+        fprintf(stderr,
+                "batch %d: state %u in the store, %u here; %u of %u done, %u failed, %u queued, %u running\n",
+                i, b->state, v.state, v.done, v.total, v.failed, v.queued, v.running);
+        for (uint32_t t = 0; t < b->tasks; t++) {
+            enum farm_task_state state;
+            if (farm_task_state(w->farm, id, t, &state) == 0 && state < TASK_DONE)
+                fprintf(stderr, "  task %u: state %d, nature %d, %u charges\n", t, (int)state,
+                        (int)b->nature[t], b->charges[t]);
+        }
+    }
+}
+
+static void tell_workers(const struct world *w) {
+    for (size_t i = 0; i < farm_worker_count(w->farm); i++) {
+        struct farm_worker_view v;
+        if (farm_worker_at(w->farm, i, w->now, &v) || v.state == 4) continue;
+        const struct w_worker *x = NULL;
+        for (uint32_t k = 0; k < W_WORKERS; k++)
+            if (w->workers[k].used && strcmp(w->workers[k].name, v.worker) == 0) x = &w->workers[k];
+        fprintf(stderr, "  %s %s conn %llu state %u shards %u of %u\n", v.worker, v.backend,
+                (unsigned long long)v.conn, v.state, v.shards, x ? x->credit : 0);
+        for (int k = 0; x && k < W_HELD; k++)
+            if (x->held[k].used)
+                fprintf(stderr, "    has shard %llu of %llu phase %d\n", (unsigned long long)x->held[k].id,
+                        (unsigned long long)x->held[k].term, x->held[k].phase);
+    }
+}
+
+void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace) {
+    *w = (struct world){.seed = seed, .rng = seed * 2654435761u + 12345, .chaos = true, .trace = trace};
+    failing = w;
+    w->now = 1000;
+    w->lossy = world_chance(w, 25);
+    w->broken = world_chance(w, 25);
+    coordinator_start(w);
+    uint32_t first = 1 + world_below(w, 8);
+    for (uint32_t i = 0; i < first; i++) worker_invent(w, i);
+    open_batch(w);
+    world_at(w, w->now + 1, W_CHAOS);
+    while (w->steps < steps) happen(w, next_event(w));
+    heal(w);
+    uint64_t limit = w->now + HEALED_MS;
+    while (!all_ended(w) || w->write_head != w->write_tail || !w->farm) {
+        if (w->now >= limit) tell_open(w), tell_workers(w);
+        W_ASSERT(w->now < limit, "a batch does not end");
+        happen(w, next_event(w));
+    }
+    for (int i = 0; i < W_BATCHES; i++)
+        if (w->batches[i].used && !w->batches[i].removed) check_batch(w, i);
+}
+
+void world_end(struct world *w) {
+    while (w->heap_count > 0) free_event(next_event(w));
+    free(w->heap);
+    farm_effects_fini(&w->fx);
+    farm_destroy(w->farm);
+    w->farm = NULL;
+}

@@ -1,0 +1,170 @@
+/* A simulated farm around the real core: a virtual clock, a queue of what is yet to happen, workers that die,
+ * a network that loses, a store that refuses, a person who changes their mind. All randomness comes from one
+ * seed, so that a history can be played again, bit for bit. */
+#ifndef KN_TESTS_SIM_WORLD_H
+#define KN_TESTS_SIM_WORLD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "coordinator/core/farm.h"
+
+#define W_BATCHES 8
+#define W_TASKS 80 /* in a batch, at most */
+#define W_WORKERS 40
+#define W_HELD 24          /* shards that a worker has in hand, unacknowledged ones too */
+#define W_UNACKNOWLEDGED 8 /* then it renders no more */
+#define W_MODELS 3
+#define W_CLASSES 2
+
+#define W_ASSERT(cond, ...)                                                                                  \
+    do {                                                                                                     \
+        if (!(cond)) world_fail(__FILE__, __LINE__, #cond, __VA_ARGS__);                                     \
+    } while (0)
+_Noreturn void world_fail(const char *file, int line, const char *cond, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* ---- what is asked: each task has a nature that no retry changes */
+
+enum nature { GOOD, KILLS, HANGS, FAILS, NAN_EVERYWHERE, NAN_ON_CLASS_0 };
+
+struct w_group {
+    uint32_t model, size, steps;
+};
+
+struct w_batch {
+    bool used, removed;
+    int number;
+    uint32_t tasks, group_count;
+    struct w_group groups[4];
+    uint16_t group[W_TASKS];
+    enum nature nature[W_TASKS];
+    uint8_t unlucky[W_TASKS]; /* how often a worker died or fell silent with it in hand, for no fault of its
+                                 own */
+    int pin;                  /* class, or -1 */
+    /* in the store, durable */
+    uint32_t state; /* 1 active 2 paused 3 done 4 cancelled */
+    int priority;
+    uint8_t end[W_TASKS]; /* 0, or enum farm_task_state */
+    int code[W_TASKS];    /* of failures */
+    uint32_t backend[W_TASKS];
+    uint64_t pixels[W_TASKS];
+    uint32_t charges[W_TASKS];
+    uint32_t log[W_TASKS], log_count;
+};
+
+/* ---- who renders */
+
+struct w_shard {
+    bool used;
+    uint64_t id, term;
+    int batch; /* index in world.batches */
+    uint32_t tasks[KN_SHARD_TASKS_MAX], count, at;
+    uint8_t sent[KN_SHARD_TASKS_MAX]; /* 0: to be rendered; 1: sent, not acknowledged; 2: over */
+    int phase;                        /* 0 waits, 1 runs, 2 is through */
+    uint64_t order, begun_ms;
+};
+
+enum defect { SOUND, CRASHES, GIVES_NAN };
+
+struct w_worker {
+    bool used, alive;
+    char name[16];
+    int instance;
+    uint64_t conn;              /* 0: not connected */
+    uint64_t out_last, in_last; /* when the last message each way arrives: a connection keeps the order */
+    int backend;
+    uint32_t us_per_image, credit, batch_max, memory; /* memory: images of 64x64 at a time */
+    bool models[W_MODELS];
+    bool whole; /* results come at the end of the shard, as on a GPU; else one by one */
+    enum defect defect;
+    bool draining, exits, hung;
+    uint64_t progress_ms;
+    struct w_shard held[W_HELD];
+    uint64_t order;
+    uint32_t serial; /* of the run that the next image belongs to */
+};
+
+/* ---- what will happen */
+
+enum w_event_type {
+    W_TO_FARM,   /* a message arrives at the coordinator */
+    W_TO_WORKER, /* an effect arrives at a worker */
+    W_IMAGE,     /* a worker is through with an image */
+    W_BEAT,
+    W_CONNECT,
+    W_START, /* a worker process begins */
+    W_STORE, /* the store comes to the next write */
+    W_TICK,
+    W_CHAOS,
+};
+
+struct w_event {
+    uint64_t at, seq;
+    enum w_event_type type;
+    uint32_t worker;
+    int instance;
+    uint32_t serial;
+    uint64_t conn, boot;
+    struct farm_event ev;  /* W_TO_FARM; what it points to is in `block` */
+    struct farm_effect fx; /* W_TO_WORKER, W_STORE */
+    void *block;           /* owns */
+};
+
+struct w_write {
+    struct farm_effect fx;
+    uint64_t term;
+};
+
+struct world {
+    uint64_t seed, rng, now, seq;
+    bool chaos;  /* things go wrong; at the end they do not any more */
+    bool lossy;  /* single messages are lost too, not only connections */
+    bool broken; /* a worker is defect */
+    bool trace;
+    struct farm *farm;
+    struct farm_effects fx;
+    uint64_t term, boot; /* boot: which life of the coordinator */
+    uint64_t next_tick;
+    struct w_event **heap; /* owns */
+    size_t heap_count, heap_cap;
+    struct w_batch batches[W_BATCHES];
+    int batch_number;
+    struct w_worker workers[W_WORKERS];
+    uint64_t conn;
+    struct w_write writes[65536]; /* a ring: writes on their way */
+    uint32_t write_head, write_tail;
+    bool write_busy;
+    uint64_t store_down_until;
+    uint64_t hash; /* of all effects so far */
+    uint64_t steps, commits, fails, alarms, restarts, deaths, copies;
+};
+
+/* world.c: time, randomness, the coordinator's shell, the person */
+uint64_t world_random(struct world *w);
+uint32_t world_below(struct world *w, uint32_t n);
+bool world_chance(struct world *w, uint32_t percent_of_100);
+struct w_event *world_at(struct world *w, uint64_t at, enum w_event_type type);
+int world_step(struct world *w, const struct farm_event *ev);
+int world_find(const struct world *w, const farm_id id);
+void world_id(const struct world *w, int batch, uint8_t *id, size_t size);
+void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace);
+void world_end(struct world *w);
+
+/* world_store.c */
+void store_write(struct world *w, const struct farm_effect *fx);
+void store_next(struct world *w);
+void store_crash(struct world *w);
+void store_read_back(struct world *w);
+uint64_t store_pixels(const struct world *w, int batch, uint32_t task, uint32_t backend);
+
+/* world_worker.c */
+void worker_begin(struct world *w, uint32_t i);
+void worker_die(struct world *w, uint32_t i, bool unlucky, bool comes_back);
+void worker_cut(struct world *w, uint32_t i, bool tell);
+void worker_connect(struct world *w, uint32_t i);
+void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx);
+void worker_image(struct world *w, uint32_t i);
+void worker_beat(struct world *w, uint32_t i);
+
+#endif

@@ -1,0 +1,165 @@
+/* The store of the simulated farm: writes wait, are carried out in their order, may be refused, and may be
+ * carried out with their answer lost. A crash of the coordinator loses what was on its way. */
+#include <string.h>
+
+#include "tests/sim/world.h"
+
+#define RING (sizeof((struct world *)0)->writes / sizeof(struct w_write))
+
+uint64_t store_pixels(const struct world *w, int batch, uint32_t task, uint32_t backend) {
+    uint64_t key[3] = {(uint64_t)w->batches[batch].number, task, backend};
+    return kn_hash64(key, sizeof key, 77);
+}
+
+static void schedule(struct world *w) {
+    if (w->write_busy || w->write_head == w->write_tail) return;
+    w->write_busy = true;
+    uint64_t at = w->now + world_below(w, w->chaos && world_chance(w, 3) ? 2000 : 4);
+    if (at < w->store_down_until) at = w->store_down_until;
+    world_at(w, at, W_STORE)->boot = w->boot;
+}
+
+void store_write(struct world *w, const struct farm_effect *fx) {
+    struct w_write *x = &w->writes[w->write_tail++ % RING];
+    W_ASSERT(w->write_tail - w->write_head < RING, "too many writes");
+    x->fx = *fx;
+    x->term = w->term;
+    if (fx->type == FX_FAIL) x->fx.u.fail.reason = x->fx.u.fail.worker = NULL;
+    schedule(w);
+}
+
+static void end_task(struct w_batch *b, uint32_t t, enum farm_task_state state) {
+    if (b->end[t] == 0) b->log[b->log_count++] = t;
+    b->end[t] = (uint8_t)state;
+}
+
+static int apply(struct world *w, const struct w_write *x) {
+    const struct farm_effect *fx = &x->fx;
+    int i = world_find(w, fx->batch);
+    if (i < 0) return KN_EGONE;
+    struct w_batch *b = &w->batches[i];
+    uint32_t t = fx->task;
+    switch (fx->type) {
+    case FX_COMMIT: {
+        if (b->state == 4) return KN_EGONE;
+        if (b->end[t] == TASK_DONE) return KN_EEXIST;
+        uint64_t pixels;
+        memcpy(&pixels, fx->u.commit.pixels, sizeof pixels);
+        W_ASSERT(pixels == store_pixels(w, i, t, fx->u.commit.backend), "batch %d task %u: other pixels", i,
+                 t);
+        W_ASSERT(b->pin < 0 || (uint32_t)b->pin == fx->u.commit.backend, "batch %d task %u: wrong class", i,
+                 t);
+        W_ASSERT(b->nature[t] == GOOD || (b->nature[t] == NAN_ON_CLASS_0 && fx->u.commit.backend == 1),
+                 "batch %d task %u: rendered, though it cannot be", i, t);
+        end_task(b, t, TASK_DONE);
+        b->backend[t] = fx->u.commit.backend;
+        b->pixels[t] = pixels;
+        w->commits++;
+        return 0;
+    }
+    case FX_FAIL:
+        if (b->state == 4) return KN_EGONE;
+        if (b->end[t] == TASK_DONE) return KN_EEXIST;
+        end_task(b, t, TASK_FAILED);
+        b->code[t] = fx->u.fail.code;
+        w->fails++;
+        return 0;
+    case FX_CHARGE:
+        b->charges[t] = fx->u.charge.charges;
+        return 0;
+    case FX_BATCH_STATE:
+        if (b->state == 4) return 0;
+        if (fx->u.batch_state.retried) {
+            uint32_t kept = 0;
+            for (uint32_t k = 0; k < b->log_count; k++) {
+                if (b->end[b->log[k]] == TASK_FAILED)
+                    b->end[b->log[k]] = 0;
+                else
+                    b->log[kept++] = b->log[k];
+            }
+            b->log_count = kept;
+            memset(b->charges, 0, sizeof b->charges);
+        }
+        if (fx->u.batch_state.state == 4)
+            for (uint32_t k = 0; k < b->tasks; k++)
+                if (b->end[k] == 0) end_task(b, k, TASK_CANCELLED);
+        b->state = fx->u.batch_state.state;
+        b->priority = fx->u.batch_state.priority;
+        return 0;
+    case FX_BATCH_REMOVE:
+        b->removed = true;
+        return 0;
+    default:
+        return KN_EINVAL;
+    }
+}
+
+void store_next(struct world *w) {
+    w->write_busy = false;
+    if (w->write_head == w->write_tail) return;
+    struct w_write x = w->writes[w->write_head++ % RING];
+    int code = 0;
+    /* Nobody hears of a charge or a removal: the shell repeats those by itself. */
+    bool refuse = w->chaos && x.fx.type != FX_CHARGE && x.fx.type != FX_BATCH_REMOVE && world_chance(w, 2);
+    if (!refuse || world_chance(w, 50)) code = apply(w, &x); /* refused, or only its answer lost */
+    if (refuse) code = KN_EIO;
+    schedule(w);
+    if (x.fx.type == FX_CHARGE || x.fx.type == FX_BATCH_REMOVE) return;
+    struct farm_event ev = {.type = EV_STORED};
+    ev.u.stored.what = x.fx.type;
+    memcpy(ev.u.stored.batch, x.fx.batch, sizeof x.fx.batch);
+    ev.u.stored.task = x.fx.task;
+    ev.u.stored.code = code;
+    W_ASSERT(world_step(w, &ev) == 0, "stored");
+}
+
+void store_crash(struct world *w) {
+    uint32_t kept = w->write_tail - w->write_head;
+    if (kept > 0) kept = world_below(w, kept + 1); /* a part of what was on its way had arrived */
+    for (uint32_t i = 0; i < kept; i++) (void)apply(w, &w->writes[w->write_head++ % RING]);
+    w->write_head = w->write_tail;
+    w->write_busy = false;
+}
+
+void store_read_back(struct world *w) {
+    for (int i = 0; i < W_BATCHES; i++) {
+        struct w_batch *b = &w->batches[i];
+        if (!b->used || b->removed) continue;
+        struct farm_group groups[4] = {0};
+        struct farm_done_task ended[W_TASKS] = {0};
+        struct farm_charge charges[W_TASKS];
+        uint32_t charge_count = 0;
+        for (uint32_t g = 0; g < b->group_count; g++) {
+            memcpy(groups[g].model, &b->groups[g].model, sizeof b->groups[g].model);
+            groups[g].width = groups[g].height = b->groups[g].size;
+            groups[g].steps = b->groups[g].steps;
+        }
+        for (uint32_t k = 0; k < b->log_count; k++) {
+            uint32_t t = b->log[k];
+            ended[k].task = t;
+            ended[k].state = (enum farm_task_state)b->end[t];
+            ended[k].backend = b->backend[t];
+            memcpy(ended[k].pixels, &b->pixels[t], sizeof b->pixels[t]);
+        }
+        for (uint32_t t = 0; t < b->tasks; t++)
+            if (b->charges[t] && !b->end[t]) charges[charge_count++] = (struct farm_charge){t, b->charges[t]};
+        struct farm_event ev = {.type = EV_BATCH_OPEN};
+        struct ev_batch_open *o = &ev.u.batch_open;
+        world_id(w, i, o->id, sizeof o->id);
+        o->tasks = b->tasks;
+        o->priority = b->priority;
+        o->pin_backend = b->pin < 0 ? "" : b->pin == 0 ? "class-0" : "class-1";
+        o->groups = groups;
+        o->group_count = b->group_count;
+        o->task_group = b->group;
+        o->paused = b->state == 2;
+        o->cancelled = b->state == 4;
+        o->done = b->state == 3;
+        o->ended = ended;
+        o->ended_count = b->log_count;
+        o->charges = charges;
+        o->charge_count = charge_count;
+        int rc = world_step(w, &ev);
+        W_ASSERT(rc == 0 || rc == KN_EEXIST, "open: %d", rc);
+    }
+}
