@@ -1,5 +1,4 @@
 /* A picture's pixels, decoded with limits: see verify_pixels() in verify.h. Any thread. */
-#include <errno.h>
 #include <png.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -14,7 +13,8 @@
 #define CHUNK_BYTES_MAX (1u << 20) /* of text and the like; the pixels are not counted */
 
 struct decoding {
-    FILE *f;
+    const uint8_t *data;
+    size_t len, at;
     png_structp png;
     png_infop info;
     struct kn_sha256 *sha;
@@ -33,9 +33,16 @@ static void on_warning(png_structp png, png_const_charp text) {
     (void)text;
 }
 
+static void on_read(png_structp png, png_bytep out, size_t len) {
+    struct decoding *d = png_get_io_ptr(png);
+    if (len > d->len - d->at) png_error(png, "the file ends too early");
+    memcpy(out, d->data + d->at, len);
+    d->at += len;
+}
+
 /* Leaves by longjmp to d->png's buffer when the file is not right. */
 static int decode(struct decoding *d, uint32_t *width, uint32_t *height) {
-    png_init_io(d->png, d->f);
+    png_set_read_fn(d->png, d, on_read);
     png_set_user_limits(d->png, KN_SIZE_MAX, KN_SIZE_MAX);
     png_set_chunk_cache_max(d->png, CHUNKS_MAX);
     png_set_chunk_malloc_max(d->png, CHUNK_BYTES_MAX);
@@ -56,23 +63,19 @@ static int decode(struct decoding *d, uint32_t *width, uint32_t *height) {
         kn_sha256_update(d->sha, d->row, bytes);
     }
     png_read_end(d->png, NULL);
+    if (d->at != d->len) return kn_err_set(d->err, KN_EPARSE, "something stands behind the picture's end");
     return KN_OK;
 }
 
-int verify_pixels(const char *path, uint8_t sha256[32], uint32_t *width, uint32_t *height,
+int verify_pixels(const void *data, size_t len, uint8_t sha256[32], uint32_t *width, uint32_t *height,
                   struct kn_err *err) {
     uint8_t unused[KN_SHA256_BYTES];
     struct decoding *d = calloc(1, sizeof *d); /* on the heap: it outlives the longjmp */
     if (!d) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
-    struct kn_err own = {0};
-    d->err = err ? err : &own;
+    d->data = data;
+    d->len = len;
+    d->err = err;
     int rc = KN_OK;
-    d->f = fopen(path, "re");
-    if (!d->f) {
-        rc = kn_err_set(err, KN_EIO, "%s", strerror(errno));
-        free(d);
-        return rc;
-    }
     d->png = png_create_read_struct(PNG_LIBPNG_VER_STRING, d, on_error, on_warning);
     d->info = d->png ? png_create_info_struct(d->png) : NULL;
     if (!d->info)
@@ -84,7 +87,6 @@ int verify_pixels(const char *path, uint8_t sha256[32], uint32_t *width, uint32_
     if (d->sha) kn_sha256_final(d->sha, rc == KN_OK ? sha256 : unused);
     png_destroy_read_struct(&d->png, &d->info, NULL);
     free(d->row);
-    fclose(d->f);
     free(d);
     return rc;
 }

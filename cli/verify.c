@@ -235,30 +235,31 @@ static int read_manifest(struct audit *a) {
 
 /* ---- pictures ---- */
 
+/* What stands for words that found no room: the fault itself must not get lost. */
+static char no_words[] = "is not right; there was no memory to say how";
+
+static void words_free(char *w) {
+    if (w != no_words) free(w);
+}
+
+/* For words_free(); never NULL. */
 KN_PRINTF(1, 2) static char *words(const char *fmt, ...) {
     char *out = NULL;
     va_list ap;
     va_start(ap, fmt);
-    if (vasprintf(&out, fmt, ap) < 0) out = NULL;
+    if (vasprintf(&out, fmt, ap) < 0) out = no_words;
     va_end(ap);
     return out;
 }
 
-/* What is wrong with a line's picture; NULL: nothing. *rc: KN_ENOMEM when the words found no room. */
-static char *check_picture(const struct verify_report *r, const struct manifest_line *l, uint64_t *bytes) {
-    char name[32], path[KN_PATH_MAX];
-    struct kn_err err = {0};
-    struct stat st;
+/* What is wrong with bytes that should be a line's picture; NULL: nothing. */
+static char *check_bytes(const struct manifest_line *l, const void *data, size_t len) {
     kn_digest bytes_sha, pixels_sha;
     uint32_t width = 0, height = 0;
-    output_file_name(l->index, name);
-    if (kn_fs_join(path, sizeof path, r->dir, name)) return words("the path is too long");
-    if (lstat(path, &st)) return words(errno == ENOENT ? "is not there" : "%s", strerror(errno));
-    if (!S_ISREG(st.st_mode)) return words("is not a regular file");
-    *bytes = (uint64_t)st.st_size;
-    if (kn_sha256_file(path, bytes_sha, &err)) return words("cannot be read: %s", err.text);
+    struct kn_err err = {0};
+    kn_sha256(data, len, bytes_sha);
     bool same = memcmp(bytes_sha, l->sha256, sizeof bytes_sha) == 0;
-    if (verify_pixels(path, pixels_sha, &width, &height, &err)) {
+    if (verify_pixels(data, len, pixels_sha, &width, &height, &err)) {
         if (same) return words("does not decode: %s", err.text);
         return words("has another SHA-256 than its line says, and does not decode: %s", err.text);
     }
@@ -272,15 +273,34 @@ static char *check_picture(const struct verify_report *r, const struct manifest_
     return NULL;
 }
 
+/* `file` is the thread's buffer. */
+static char *check_picture(const struct verify_report *r, const struct manifest_line *l,
+                           struct kn_buf *file) {
+    char name[32], path[KN_PATH_MAX];
+    struct kn_err err = {0};
+    struct stat st;
+    kn_buf_clear(file);
+    output_file_name(l->index, name);
+    if (kn_fs_join(path, sizeof path, r->dir, name)) return words("the path is too long");
+    if (lstat(path, &st)) return words(errno == ENOENT ? "is not there" : "%s", strerror(errno));
+    if (!S_ISREG(st.st_mode)) return words("is not a regular file");
+    if (kn_fs_read(path, file, &err)) return words("cannot be read: %s", err.text);
+    return check_bytes(l, file->data ? file->data : "", file->len);
+}
+
 static void *work(void *arg) {
     struct audit *a = arg;
+    struct kn_buf file;
     size_t i;
+    kn_buf_init(&file, KN_IMAGE_BYTES_MAX);
     while (!cli_interrupted && (i = atomic_fetch_add(&a->next, 1)) < a->count) {
-        uint64_t bytes = 0;
-        if (a->lines[i].status == KN_RESULT_DONE) a->found[i] = check_picture(a->r, &a->lines[i], &bytes);
-        atomic_fetch_add(&a->bytes, bytes);
+        if (a->lines[i].status == KN_RESULT_DONE) {
+            a->found[i] = check_picture(a->r, &a->lines[i], &file);
+            atomic_fetch_add(&a->bytes, file.len);
+        }
         atomic_fetch_add(&a->finished, 1);
     }
+    kn_buf_fini(&file);
     return NULL;
 }
 
@@ -297,7 +317,7 @@ static int read_pictures(struct audit *a, int threads) {
     a->found = calloc(a->count + 1, sizeof *a->found);
     if (!a->found) return KN_ENOMEM;
     cpu_set_t cpus;
-    if (threads <= 0) threads = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+    if (threads <= 0) threads = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? 2 * CPU_COUNT(&cpus) : 2;
     if (threads > THREADS_MAX) threads = THREADS_MAX;
     pthread_t ids[THREADS_MAX];
     int started = 0;
@@ -311,7 +331,7 @@ static int read_pictures(struct audit *a, int threads) {
         char name[32];
         output_file_name(a->lines[i].index, name);
         if (a->found[i] && rc == KN_OK) rc = fault(a->r, name, a->lines[i].number, "%s", a->found[i]);
-        free(a->found[i]);
+        words_free(a->found[i]);
     }
     free(a->found);
     return rc;
@@ -354,13 +374,13 @@ static int strays(struct audit *a) {
             }
             names = v;
         }
-        if (!(names[count++] = words("images/%s", e->d_name))) rc = KN_ENOMEM;
+        names[count++] = words("images/%s", e->d_name);
     }
     closedir(d);
     if (rc == KN_OK && count > 1) qsort(names, count, sizeof *names, by_name);
     for (size_t i = 0; i < count; i++) {
         if (rc == KN_OK) rc = fault(a->r, names[i], 0, "no done line of manifest.jsonl speaks of it");
-        free(names[i]);
+        words_free(names[i]);
     }
     free(names);
     free(listed);

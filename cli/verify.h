@@ -32,13 +32,14 @@ struct verify_report {
     size_t fault_count, fault_cap;
 };
 
-/* Audits DIR with that many threads (0: one a core). Returns 0 when it could, faults or not; KN_EINVAL: not a
+/* Audits DIR with that many threads (0: two a core, since they wait for the
+ * disk, too). Returns 0 when it could, faults or not; KN_EINVAL: not a
  * folder; KN_ECANCELED on Ctrl-C. The report is the caller's to fini in any case. */
 KN_MUST_USE int verify_folder(const char *dir, int threads, struct verify_report *out, struct kn_err *err);
 void verify_report_fini(struct verify_report *r);
-/* Decodes a PNG with limits: the SHA-256 of its RGB bytes and its size. KN_EIO, KN_EPARSE with libpng's
- * words. */
-KN_MUST_USE int verify_pixels(const char *path, uint8_t sha256[32], uint32_t *width, uint32_t *height,
-                              struct kn_err *err);
+/* Decodes a PNG of `len` bytes with limits: the SHA-256 of its RGB bytes and its size. KN_EPARSE with
+ * libpng's words. Any thread. */
+KN_MUST_USE int verify_pixels(const void *data, size_t len, uint8_t sha256[32], uint32_t *width,
+                              uint32_t *height, struct kn_err *err);
 
 #endif

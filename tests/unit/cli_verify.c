@@ -373,6 +373,19 @@ TEST(a_picture_that_is_not_rgb) {
     expect_only("images/000000.png:1: does not decode: it is not 8-bit RGB without interlace");
 }
 
+TEST(a_picture_with_something_behind_its_end) {
+    folder_finished(1, false);
+    size_t len;
+    kn_digest pixels;
+    uint8_t *png = folder_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels), *more = calloc(1, len + 3);
+    CHECK(more != NULL);
+    memcpy(more, png, len);
+    replace_picture(0, more, len + 3, NULL);
+    free(more);
+    free(png);
+    expect_only("images/000000.png:1: does not decode: something stands behind the picture's end");
+}
+
 TEST(a_picture_that_is_a_link_to_elsewhere) {
     char path[512], to[512];
     folder_finished(1, false);
