@@ -377,14 +377,15 @@ int cmd_top(const struct cli_options *o) {
     setlocale(LC_CTYPE, "");
     int rc = farm_connect(o, &c, &err);
     if (rc) return cli_fail(&err);
-    if (o->json || !isatty(STDOUT_FILENO) || !isatty(STDIN_FILENO)) {
+    const char *term = getenv("TERM");
+    if (o->json || !isatty(STDOUT_FILENO) || !isatty(STDIN_FILENO) || !term || strcmp(term, "dumb") == 0) {
         rc = snapshot(c, o, &err);
         client_close(c);
         return rc ? cli_fail(&err) : CLI_DONE;
     }
     struct live *l = calloc(1, sizeof *l);
     if (!l || take_terminal()) {
-        cli_say("top: this terminal cannot be used (TERM=%s)", getenv("TERM") ? getenv("TERM") : "");
+        cli_say("top: this terminal cannot be used (TERM=%s)", term);
         free(l);
         client_close(c);
         return CLI_BAD_INPUT;

@@ -195,10 +195,12 @@ static void draw_health(const struct top *t, struct row *r) {
     mark(r, TOP_BOLD);
     put(r, "kiln top");
     mark(r, TOP_PLAIN);
-    put(r, " %s ", t->farm);
+    char farm[200];
+    text_fit(t->farm, r->width < 100 ? 24 : 60, 0, farm, sizeof farm);
+    put(r, " %s ", farm);
     if (t->silent_ms > 0 || !t->batches) {
         mark(r, TOP_BAD);
-        put(r, "waiting for the coordinator%s", "");
+        put(r, "waiting for the coordinator");
         if (t->silent_ms >= 1000) put(r, "(%d s)", t->silent_ms / 1000);
     } else {
         mark(r, TOP_GOOD);
@@ -217,7 +219,8 @@ static void draw_health(const struct top *t, struct row *r) {
     mark(r, TOP_PLAIN);
 }
 
-static void draw_sums(const struct top *t, struct row *r) {
+/* How many images, in one row; how fast, behind it or in `second`. */
+static void draw_sums(const struct top *t, struct row *r, struct row *second) {
     uint64_t queued = 0, running = 0, done = 0, failed = 0;
     double mean = 0;
     int64_t left = 0;
@@ -251,7 +254,11 @@ static void draw_sums(const struct top *t, struct row *r) {
     mark(r, TOP_PLAIN);
     put(r, "failed");
     mark(r, failed ? TOP_BAD : TOP_BOLD);
-    put(r, "%s  ", number(failed, text));
+    put(r, second ? "%s" : "%s  ", number(failed, text));
+    if (second) {
+        mark(r, TOP_PLAIN);
+        r = second;
+    }
     mark(r, TOP_BOLD);
     put(r, "%s", rate(t->workers ? (double)t->workers->images_per_s : 0, text));
     mark(r, TOP_PLAIN);
@@ -277,69 +284,73 @@ static void title(struct row *r, const char *name, size_t count, const char *sor
     mark(r, TOP_PLAIN);
 }
 
+/* Narrow screens leave out what the other columns tell, too. */
+static bool is_wide(const struct row *r) {
+    return r->width >= 110;
+}
+
 static void batch_head(struct row *r) {
     mark(r, TOP_DIM);
     cell(r, 8, "ID");
-    cell(r, r->width >= 110 ? 28 : 18, "NAME");
+    cell(r, is_wide(r) ? 28 : 13, "NAME");
     cell(r, 9, "STATE");
-    cell(r, r->width >= 110 ? 26 : 17, "PROGRESS");
-    cell(r, -15, "DONE / TOTAL");
+    cell(r, is_wide(r) ? 26 : 14, "PROGRESS");
+    cell(r, is_wide(r) ? -15 : -13, "DONE / TOTAL");
     cell(r, -6, "FAILED");
-    cell(r, -8, "IMAGES/S");
-    cell(r, -12, "LEFT");
+    if (is_wide(r)) cell(r, -8, "IMAGES/S");
+    cell(r, -11, "LEFT");
 }
 
 static void batch_row(struct row *r, const struct kn_batch_status *b, bool selected) {
     char text[96], a[32], c[32];
-    int bar_columns = r->width >= 110 ? 20 : 11;
+    bool over = batch_is_over(b);
     uint32_t ended = b->done + b->failed + b->cancelled;
     double part = b->total ? (double)ended / b->total : 1;
     if (selected) mark(r, TOP_SELECTED);
     kn_hex(b->batch, 4, text);
     cell(r, 8, text);
-    cell(r, r->width >= 110 ? 28 : 18, b->name[0] ? b->name : "-");
+    cell(r, is_wide(r) ? 28 : 13, b->name[0] ? b->name : "-");
     if (!selected)
         mark(r, b->state == KN_BATCH_ACTIVE   ? TOP_BUSY
                 : b->state == KN_BATCH_PAUSED ? TOP_WARN
                 : b->state == KN_BATCH_DONE   ? TOP_GOOD
                                               : TOP_DIM);
     cell(r, 9, kn_batch_state_name(b->state));
-    bar(r, bar_columns, part);
+    bar(r, is_wide(r) ? 20 : 8, part);
     if (!selected) mark(r, TOP_PLAIN);
     snprintf(text, sizeof text, "%.0f %%", part >= 1 ? 100 : part * 100 > 99 ? 99 : part * 100);
     cell(r, -5, text);
     snprintf(text, sizeof text, "%s / %s", number(b->done, a), number(b->total, c));
-    cell(r, -15, text);
+    cell(r, is_wide(r) ? -15 : -13, text);
     if (b->failed && !selected) mark(r, TOP_BAD);
     cell(r, -6, number(b->failed, a));
     if (b->failed && !selected) mark(r, TOP_PLAIN);
-    bool over = batch_is_over(b);
-    cell(r, -8, rate((double)(over ? b->images_per_s_mean : b->images_per_s), text));
+    if (is_wide(r)) cell(r, -8, rate((double)(over ? b->images_per_s_mean : b->images_per_s), text));
     if (over)
-        cell(r, -12, "-");
+        cell(r, -11, "-");
     else
-        cell(r, -12, b->state == KN_BATCH_PAUSED ? "paused" : text_duration(b->eta_ms, text));
+        cell(r, -11, b->state == KN_BATCH_PAUSED ? "paused" : text_duration(b->eta_ms, text));
 }
 
 static void worker_head(struct row *r) {
     mark(r, TOP_DIM);
-    cell(r, 18, "WORKER");
+    cell(r, is_wide(r) ? 18 : 13, "WORKER");
     cell(r, 8, "STATE");
     cell(r, 8, "BATCH");
-    cell(r, 12, "MODEL");
-    cell(r, 17, "STEP");
-    cell(r, -6, "IMAGES");
+    if (is_wide(r)) cell(r, 12, "MODEL");
+    cell(r, is_wide(r) ? 17 : 13, "STEP");
+    if (is_wide(r)) cell(r, -6, "IMAGES");
     cell(r, -8, "IMAGES/S");
-    cell(r, -8, "DONE");
+    cell(r, is_wide(r) ? -8 : -6, "DONE");
     cell(r, -6, "FAILED");
-    cell(r, -8, "SEEN");
+    cell(r, -6, "SEEN");
     cell(r, r->width, "DEVICE");
 }
 
 static void worker_row(struct row *r, const struct kn_worker_status *w, bool selected) {
     char text[512];
     if (selected) mark(r, TOP_SELECTED);
-    cell(r, 18, w->worker);
+    cell(r, is_wide(r) ? 18 : 13, w->worker);
     if (!selected)
         mark(r, w->state == KN_WORKER_BUSY       ? TOP_BUSY
                 : w->state == KN_WORKER_IDLE     ? TOP_GOOD
@@ -350,25 +361,24 @@ static void worker_row(struct row *r, const struct kn_worker_status *w, bool sel
     bool renders = w->has_batch && w->steps > 0 && w->state != KN_WORKER_LOST;
     kn_hex(w->batch, 4, text);
     cell(r, 8, w->has_batch ? text : "-");
-    cell(r, 12, w->model[0] ? w->model : "-");
+    if (is_wide(r)) cell(r, 12, w->model[0] ? w->model : "-");
     if (renders) {
         if (!selected) mark(r, TOP_BUSY);
-        bar(r, 8, (double)w->step / w->steps);
+        bar(r, is_wide(r) ? 8 : 5, (double)w->step / w->steps);
         if (!selected) mark(r, TOP_PLAIN);
         snprintf(text, sizeof text, "%u/%u", w->step, w->steps);
-        cell(r, 8, text);
-        snprintf(text, sizeof text, "%u", w->tasks);
-        cell(r, -6, text);
+        cell(r, is_wide(r) ? 8 : 7, text);
     } else {
-        cell(r, 17, "-");
-        cell(r, -6, "-");
+        cell(r, is_wide(r) ? 17 : 13, "-");
     }
+    snprintf(text, sizeof text, "%u", w->tasks);
+    if (is_wide(r)) cell(r, -6, renders ? text : "-");
     cell(r, -8, rate((double)w->images_per_s, text));
-    cell(r, -8, number(w->done, text));
+    cell(r, is_wide(r) ? -8 : -6, number(w->done, text));
     cell(r, -6, number(w->failed, text));
     snprintf(text, sizeof text, "%.1f s", w->last_seen_ms / 1000.0);
     if (w->last_seen_ms > 5000 && !selected) mark(r, TOP_WARN);
-    cell(r, -8, w->last_seen_ms > 99000 ? text_duration(w->last_seen_ms, text) : text);
+    cell(r, -6, w->last_seen_ms > 99000 ? text_duration(w->last_seen_ms, text) : text);
     if (w->last_seen_ms > 5000 && !selected) mark(r, TOP_PLAIN);
     snprintf(text, sizeof text, "%s%s%s", w->host, w->host[0] && w->device[0] ? ": " : "", w->device);
     cell(r, r->width, text);
@@ -404,8 +414,8 @@ size_t top_draw(struct top *t, int width, int height, char (*rows)[TOP_ROW_MAX])
     struct row r = row_begin(rows[n++], width);
     draw_health(t, &r);
     r = row_begin(rows[n++], width);
-    draw_sums(t, &r);
-    rows[n++][0] = '\0';
+    struct row second = row_begin(rows[n++], width); /* empty where one row is wide enough */
+    draw_sums(t, &r, width < 110 ? &second : NULL);
     r = row_begin(rows[n++], width);
     title(&r, "BATCHES", batches, live ? batch_sorts[t->batch_sort] : NULL, live && t->table == TOP_BATCHES,
           t->batch_top, batch_rows);
@@ -441,8 +451,7 @@ size_t top_draw(struct top *t, int width, int height, char (*rows)[TOP_ROW_MAX])
         put(&r, "%s", t->message);
     } else {
         mark(&r, TOP_DIM);
-        put(&r,
-            "q quit   Tab batches or workers   ↑ ↓ select   s sort   c cancel   p pause or go on   d drain");
+        put(&r, "q quit  Tab other table  ↑ ↓ select  s sort  c cancel  p pause, go on  d drain");
     }
     return n;
 }
