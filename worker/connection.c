@@ -22,6 +22,7 @@ static void on_control_writable(struct kn_sock *s, void *ctx);
 static void on_data_writable(struct kn_sock *s, void *ctx);
 
 static void enter(struct connection *c, enum connection_state state, uint64_t now_ms) {
+    if (state == CONNECTION_CONNECTING && c->state != state) c->complain_at_ms = now_ms + COMPLAIN_MS;
     c->state = state;
     c->since_ms = now_ms;
 }
@@ -66,7 +67,6 @@ int connection_open(struct connection *c, struct kn_wire *wire, const char *join
     if (strlen(join) > KN_ENDPOINT_MAX)
         return kn_err_set(err, KN_ELIMIT, "longer than %d bytes", KN_ENDPOINT_MAX);
     snprintf(c->join, sizeof c->join, "%s", join);
-    c->complain_at_ms = now_ms + COMPLAIN_MS;
     return dial(c, now_ms, err);
 }
 

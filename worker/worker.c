@@ -257,7 +257,7 @@ static void on_revoke(struct worker *w, const struct kn_shard_revoke *r) {
 static void on_acknowledged(struct worker *w, const struct kn_image_ack *a) {
     size_t len = uploads_acknowledged(&w->uploads, a->batch, a->task);
     if (a->code != 0 && a->code != KN_EEXIST)
-        kn_info("picture_not_wanted task=%u reason=\"%s\"", a->task, kn_err_words(a->code));
+        kn_debug("picture_not_wanted task=%u reason=\"%s\"", a->task, kn_err_words(a->code));
     if (len) stages_release(w->stages, len);
     leases_acknowledged(&w->leases, a->batch, a->task);
 }
