@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""What is there already is not rendered again: after Ctrl-C, after kill -9, after a picture was lost."""
+import json
+import signal
+import sys
+
+from farm import FarmTest, alive, main, manifest, pictures, wait_for
+
+COUNT = 80
+
+
+class Resume(FarmTest):
+    def setUp(self):
+        super().setUp()
+        self.out = self.farm.tmp / "out"
+        self.args = ("render", self.farm.prompts(COUNT), "-o", self.out, "--engine", "sim:ms=30", "--workers", "2", "--json")
+
+    def times(self):
+        return {p.name: p.stat().st_mtime_ns for p in (self.out / "images").glob("*.png")}
+
+    def summary(self):
+        return json.loads(self.farm.ok(*self.args))
+
+    def test_ctrl_c_and_the_same_command_goes_on(self):
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 15)
+        p.send_signal(signal.SIGINT)
+        out, err = self.finish(p, status=130)
+        self.assertIn("the same command goes on", err)
+        before, seeds = self.times(), {l["index"]: l["seed"] for l in manifest(self.out)}
+        self.assertTrue(15 <= len(before) < COUNT)
+        self.assertEqual(len(seeds), len(before))
+        self.assertEqual(self.farm.pid("supervisor"), 0)
+        s = self.summary()
+        self.assertEqual((s["total"], s["done"], s["kept"]), (COUNT, COUNT, len(before)))
+        lines = self.check_folder(self.out, COUNT)
+        self.assertEqual({i: lines[i]["seed"] for i in seeds}, seeds)
+        after = self.times()
+        self.assertEqual({n: after[n] for n in before}, before)
+
+    def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(self):
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 5)
+        pids = [self.farm.pid(n) for n in ("supervisor", "redis", "coordinator", "worker-0", "worker-1")]
+        p.send_signal(signal.SIGINT)
+        p.send_signal(signal.SIGINT)
+        self.finish(p, status=130, timeout=5)
+        for pid in pids:
+            wait_for(f"process {pid} ends", lambda q=pid: not alive(q))
+        self.summary()
+        self.check_folder(self.out, COUNT)
+
+    def test_kill_9_and_the_same_command_goes_on(self):
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 15)
+        pids = [self.farm.pid(n) for n in ("supervisor", "redis", "coordinator", "worker-0", "worker-1")]
+        p.kill()
+        for pid in pids:
+            wait_for(f"process {pid} ends", lambda q=pid: not alive(q))
+        self.summary()
+        self.check_folder(self.out, COUNT)
+
+    def test_nothing_is_rendered_twice(self):
+        self.summary()
+        before = self.times()
+        s = self.summary()
+        self.assertEqual((s["kept"], s["rendered"]), (COUNT, 0))
+        self.assertEqual(self.times(), before)
+        self.assertFalse((self.farm.dir / "run" / "supervisor.pid").exists())
+
+    def test_lost_and_spoilt_pictures_are_rendered_again(self):
+        self.summary()
+        names = pictures(self.out)
+        (self.out / "images" / names[3]).unlink()
+        spoilt = self.out / "images" / names[5]
+        data = spoilt.read_bytes()
+        spoilt.unlink()
+        spoilt.write_bytes(data[:-1] + b"x")
+        s = self.summary()
+        self.assertEqual((s["kept"], s["rendered"]), (COUNT - 2, 2))
+        self.check_folder(self.out, COUNT)
+        self.assertEqual(spoilt.read_bytes(), data)
+
+    def test_a_file_that_has_grown_renders_what_is_new(self):
+        self.summary()
+        path = self.farm.tmp / "prompts.txt"
+        path.write_text("a line before the others\n" + path.read_text())
+        s = self.summary()
+        self.assertEqual((s["total"], s["kept"], s["rendered"]), (COUNT + 1, COUNT, 1))
+        self.check_folder(self.out, COUNT + 1)
+
+    def test_two_renders_share_a_private_farm(self):
+        first = self.farm.start(*self.args)
+        wait_for("a farm", lambda: self.farm.pid("worker-1"))
+        other = self.farm.tmp / "other"
+        second = self.farm.start("render", self.farm.prompts(COUNT * 2, "more.txt"), "-o", other, "--engine", "sim:ms=30")
+        self.finish(first)
+        self.finish(second)
+        self.check_folder(self.out, COUNT)
+        self.check_folder(other, COUNT * 2)
+        wait_for("the farm has ended with the last of them", lambda: self.farm.pid("supervisor") == 0)
+
+    def test_a_folder_has_one_render_at_a_time(self):
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 5)
+        second = self.farm.run(*self.args)
+        self.assertEqual(second.returncode, 1)
+        self.assertIn("another kiln is at work in it", second.stderr)
+        self.finish(p)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
