@@ -23,21 +23,31 @@ static void print_json(json_object *v) {
 
 /* ---- status */
 
+/* The widest of what stands in a column of text, the head's at least and `max` at most. */
+static void widen(int *width, const char *text, int max) {
+    int columns = 0;
+    for (; *text; text++) columns += ((unsigned char)*text & 0xc0) != 0x80;
+    if (columns > max) columns = max;
+    if (columns > *width) *width = columns;
+}
+
 static void print_batches(const struct kn_batch_status *v, size_t count) {
-    printf("%-8s  %-24s  %-9s  %9s  %9s  %6s  %6s  %8s  %s\n", "ID", "NAME", "STATE", "DONE", "OF", "FAILED",
-           "RUNS", "IMAGES/S", "LEFT");
+    int name_width = 4;
+    for (size_t i = 0; i < count; i++) widen(&name_width, v[i].name, 24);
+    printf("%-8s  %-*s  %-9s  %7s  %7s  %6s  %5s  %8s  %s\n", "ID", name_width, "NAME", "STATE", "DONE", "OF",
+           "FAILED", "RUNS", "IMAGES/S", "LEFT");
     for (size_t i = 0; i < count; i++) {
         const struct kn_batch_status *s = &v[i];
         char id[KN_UUID_TEXT], name[120], left[CLI_DURATION_MAX], rate[24];
         bool over = batch_is_over(s);
         kn_uuid_format(s->batch, id);
-        text_fit(s->name, 24, 1, name, sizeof name);
+        text_fit(s->name, name_width, 1, name, sizeof name);
         snprintf(rate, sizeof rate, "%.1f", (double)(over ? s->images_per_s_mean : s->images_per_s));
         if (over)
             strcpy(left, "-");
         else
             text_duration(s->eta_ms, left);
-        printf("%.8s  %s  %-9s  %9u  %9u  %6u  %6u  %8s  %s\n", id, name, kn_batch_state_name(s->state),
+        printf("%.8s  %s  %-9s  %7u  %7u  %6u  %5u  %8s  %s\n", id, name, kn_batch_state_name(s->state),
                s->done, s->total, s->failed, s->running, rate, left);
     }
 }
@@ -334,19 +344,27 @@ int cmd_rm(const struct cli_options *o) {
 /* ---- workers, drain */
 
 static void print_workers(const struct kn_worker_list *l) {
-    printf("%-16s  %-14s  %-26s  %-9s  %-12s  %-8s  %9s  %8s  %7s  %6s  %s\n", "WORKER", "HOST", "BACKEND",
-           "STATE", "MODEL", "BATCH", "STEP", "IMAGES/S", "DONE", "FAILED", "SEEN");
+    int name_width = 6, host_width = 4, backend_width = 7, model_width = 5;
+    for (size_t i = 0; i < l->count; i++) {
+        widen(&name_width, l->v[i].worker, 24);
+        widen(&host_width, l->v[i].host, 16);
+        widen(&backend_width, l->v[i].backend, 24);
+        widen(&model_width, l->v[i].model, 16);
+    }
+    printf("%-*s  %-*s  %-*s  %-8s  %-*s  %-8s  %7s  %8s  %6s  %6s  %s\n", name_width, "WORKER", host_width,
+           "HOST", backend_width, "BACKEND", "STATE", model_width, "MODEL", "BATCH", "STEP", "IMAGES/S",
+           "DONE", "FAILED", "SEEN");
     for (size_t i = 0; i < l->count; i++) {
         const struct kn_worker_status *w = &l->v[i];
-        char id[KN_UUID_TEXT] = "-", name[80], host[80], backend[128], model[64], step[32] = "-",
+        char id[KN_UUID_TEXT] = "-", name[128], host[96], backend[128], model[96], step[32] = "-",
              seen[CLI_DURATION_MAX];
         if (w->has_batch) kn_uuid_format(w->batch, id);
         if (w->state == KN_WORKER_BUSY) snprintf(step, sizeof step, "%u/%u", w->step, w->steps);
-        text_fit(w->worker, 16, 1, name, sizeof name);
-        text_fit(w->host, 14, 1, host, sizeof host);
-        text_fit(w->backend, 26, 1, backend, sizeof backend);
-        text_fit(w->model[0] ? w->model : "-", 12, 1, model, sizeof model);
-        printf("%s  %s  %s  %-9s  %s  %-8.8s  %9s  %8.1f  %7u  %6u  %s\n", name, host, backend,
+        text_fit(w->worker, name_width, 1, name, sizeof name);
+        text_fit(w->host, host_width, 1, host, sizeof host);
+        text_fit(w->backend, backend_width, 1, backend, sizeof backend);
+        text_fit(w->model[0] ? w->model : "-", model_width, 1, model, sizeof model);
+        printf("%s  %s  %s  %-8s  %s  %-8.8s  %7s  %8.1f  %6u  %6u  %s\n", name, host, backend,
                kn_worker_state_name(w->state), model, id, step, (double)w->images_per_s, w->done, w->failed,
                text_duration(w->last_seen_ms, seen));
     }
