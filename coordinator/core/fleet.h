@@ -39,6 +39,9 @@ void fleet_out_of_memory(struct worker *w, uint32_t shape_uid, uint32_t images);
  * pool's mean; 0: nothing is known. */
 uint64_t fleet_us_per_image(struct worker *w, const struct pool *p, const struct shape *shape);
 struct worker_shape *fleet_shape(struct worker *w, uint32_t shape_uid, bool make);
+/* Microseconds that all images of a shard take: as measured by now, else as was expected when it was granted.
+ */
+uint64_t fleet_shard_us(const struct shard *s);
 /* Microseconds until it has rendered all that it holds. */
 uint64_t fleet_backlog_us(const struct farm *f, const struct worker *w);
 

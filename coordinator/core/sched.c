@@ -59,7 +59,7 @@ uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, c
 static bool worth_prefetching(const struct farm *f, const struct worker *w, const struct lane *lane) {
     const struct pool *p = lane->pool;
     uint64_t backlog = fleet_backlog_us(f, w), all = pool_speed(p);
-    if (backlog == 0) return true;
+    if (backlog == 0 || p->able <= 1) return true;
     if (all == 0) return lane->queued > p->able;
     return (double)p->ready_units * 1e6 / (double)all >= (double)backlog;
 }

@@ -62,14 +62,20 @@ uint64_t fleet_us_per_image(struct worker *w, const struct pool *p, const struct
     return us ? us : 1;
 }
 
+uint64_t fleet_shard_us(const struct shard *s) {
+    const struct worker_shape *ws = fleet_shape(s->worker, s->shape_uid, false);
+    return ws && ws->us_per_image ? (uint64_t)ws->us_per_image * s->count : s->cost;
+}
+
 uint64_t fleet_backlog_us(const struct farm *f, const struct worker *w) {
     uint64_t sum = 0;
     for (const struct shard *s = w->shards; s; s = s->worker_next) {
+        uint64_t cost = fleet_shard_us(s);
         if (s->state == SHARD_WAITING) {
-            sum += s->cost;
+            sum += cost;
         } else if (s->state == SHARD_STARTED) {
             uint64_t spent = (f->now - s->started_ms) * 1000;
-            sum += spent < s->cost ? s->cost - spent : s->cost / 8;
+            sum += spent < cost ? cost - spent : cost / 8;
         }
     }
     return sum;

@@ -27,11 +27,13 @@ static uint64_t remaining_us(const struct farm *f, const struct shard *s) {
     if (!w->conn) return UNREACHABLE_US;
     uint64_t before = 0;
     for (const struct shard *x = w->shards; x != s; x = x->worker_next)
-        if (x->state == SHARD_WAITING || x->state == SHARD_STARTED) before += x->cost / x->count * x->left;
-    if (s->state == SHARD_WAITING) return before + s->cost;
-    uint64_t spent = (f->now - s->started_ms) * 1000, left = s->cost / s->count * s->left;
-    if (spent <= s->cost) return left < s->cost - spent ? left : s->cost - spent;
-    return spent - s->cost > left / 4 ? spent - s->cost : left / 4;
+        if (x->state == SHARD_WAITING || x->state == SHARD_STARTED)
+            before += fleet_shard_us(x) / x->count * x->left;
+    uint64_t cost = fleet_shard_us(s);
+    if (s->state == SHARD_WAITING) return before + cost;
+    uint64_t spent = (f->now - s->started_ms) * 1000, left = cost / s->count * s->left;
+    if (spent <= cost) return left < cost - spent ? left : cost - spent;
+    return spent - cost > left / 4 ? spent - cost : left / 4;
 }
 
 static int tail_order(const void *x, const void *y) {

@@ -1,0 +1,312 @@
+/* Failures: who is charged, who is not, and when it is enough. */
+#include "tests/sim/talk.h"
+
+/* Makes the worker known to be fast, so that it gets large shards: renders a batch of its own. */
+static void warm_up(struct talk *t, uint64_t conn, const char *name, int batch) {
+    OPEN(t, .id = batch, .tasks = 60);
+    struct talk_shard queue[64];
+    uint32_t head = 0, tail = 0;
+    do {
+        for (uint32_t n = 0; talk_grant(t, conn, n); n++) queue[tail++] = talk_shard(talk_grant(t, conn, n));
+        struct talk_shard s = queue[head++];
+        talk_started(t, conn, s.id);
+        for (uint32_t i = 0; i < s.count; i++)
+            talk_result(t, conn, name, "cpu-a", batch, s.tasks[i], (int)s.tasks[i]);
+        t->now += 10 * s.count;
+        talk_done(t, conn, s.id, 10 * s.count, s.count);
+        for (uint32_t n = 0; talk_grant(t, conn, n); n++) queue[tail++] = talk_shard(talk_grant(t, conn, n));
+        farm_effects_clear(&t->fx);
+    } while (head < tail);
+    CHECK_INT(talk_view(t, batch).done, 60);
+}
+
+TEST(a_task_that_fails_three_times_is_failed_with_its_reason) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 4);
+    for (uint32_t n = 1; n <= 3; n++) {
+        struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+        talk_started(&t, 7, s.id);
+        talk_failed(&t, 7, 1, 0, s.id, KN_EDEVICE);
+        CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->u.charge.charges, n);
+    }
+    CHECK_INT(talk_fx(&t, FX_FAIL, 0)->u.fail.code, KN_EDEVICE);
+    CHECK_STR(talk_fx(&t, FX_FAIL, 0)->u.fail.reason, "it went wrong");
+    CHECK_STR(talk_fx(&t, FX_FAIL, 0)->u.fail.worker, "a");
+    CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
+    CHECK_INT(talk_view(&t, 1).state, 3);
+    talk_end(&t);
+}
+
+TEST(the_next_try_is_on_another_worker_if_there_is_one) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7);
+    OPEN(&t, .id = 1, .tasks = 1);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    HELLO(&t, .name = "b", .conn = 8, .credit = 1);
+    talk_started(&t, 7, s.id);
+    talk_failed(&t, 7, 1, 0, s.id, KN_EDEVICE);
+    talk_done(&t, 7, s.id, 0, 0);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED);
+    struct farm_worker_view v;
+    CHECK_INT(farm_worker_at(t.farm, 1, t.now, &v), 0);
+    CHECK_STR(v.worker, "b");
+    CHECK_INT(v.shards, 1);
+    talk_end(&t);
+}
+
+TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    warm_up(&t, 7, "a", 9);
+    OPEN(&t, .id = 1, .tasks = 64);
+    uint64_t conn = 7;
+    uint32_t deaths = 0;
+    const uint32_t killer = 5;
+    struct talk_shard s = talk_shard(talk_grant(&t, conn, 0));
+    CHECK_INT(s.count, 8);
+    while (talk_view(&t, 1).state != 3) {
+        talk_started(&t, conn, s.id);
+        bool kills = false;
+        for (uint32_t i = 0; i < s.count; i++) kills |= s.tasks[i] == killer;
+        if (kills) {
+            deaths++;
+            conn++;
+            HELLO(&t, .name = "a", .conn = conn, .credit = 1, .instance = (int)deaths + 10);
+            const struct farm_effect *charge = talk_fx(&t, FX_CHARGE, 0);
+            CHECK(!charge || (charge->task == killer && s.count == 1));
+        } else {
+            for (uint32_t i = 0; i < s.count; i++)
+                talk_result(&t, conn, "a", "cpu-a", 1, s.tasks[i], (int)s.tasks[i]);
+            t.now += 80;
+            talk_done(&t, conn, s.id, 80, s.count);
+        }
+        if (talk_grant(&t, conn, 0)) s = talk_shard(talk_grant(&t, conn, 0));
+        CHECK(deaths < 20);
+    }
+    CHECK_INT(deaths, 6); /* 8, 4, 2 together, then three times alone */
+    CHECK_INT(talk_view(&t, 1).failed, 1);
+    CHECK_INT(talk_task(&t, 1, killer), TASK_FAILED);
+    talk_end(&t);
+}
+
+TEST(what_waited_at_a_worker_that_died_is_not_charged) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
+    talk_started(&t, 7, s.id);
+    HELLO(&t, .name = "a", .conn = 8, .instance = 2);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 1);
+    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->task, s.tasks[0]);
+    CHECK(waits.tasks[0] != s.tasks[0]);
+    talk_end(&t);
+}
+
+TEST(silence_charges_what_was_executing) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_heartbeat(&t, 7, s.id, 0); /* says so as well as "started" would */
+    talk_wait(&t, 10100);
+    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->u.charge.charges, 1);
+    talk_end(&t);
+}
+
+TEST(a_hang_is_taken_back_and_charged) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    for (uint32_t age = 1000; age < 329000; age += 1000) {
+        t.now += 1000;
+        talk_heartbeat(&t, 7, s.id, age);
+        CHECK_INT(talk_count(&t, FX_REVOKE), 0);
+    }
+    t.now += 2000;
+    talk_heartbeat(&t, 7, s.id, 331000);
+    talk_wait(&t, 100);
+    CHECK(talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
+    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->u.charge.charges, 1);
+    talk_end(&t);
+}
+
+TEST(slow_but_alive_is_no_hang) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    for (int i = 0; i < 1000; i++) {
+        talk_wait(&t, 1000);
+        CHECK_INT(talk_count(&t, FX_REVOKE), 0);
+        talk_heartbeat(&t, 7, s.id, 900);
+    }
+    talk_end(&t);
+}
+
+TEST(nan_fails_at_once_where_there_is_one_class) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    HELLO(&t, .name = "b", .conn = 8);
+    struct talk_shard s = {.count = 0};
+    uint64_t conn = 7;
+    struct farm_worker_view v;
+    CHECK_INT(farm_worker_at(t.farm, 0, t.now, &v), 0);
+    CHECK_INT(v.shards, 1);
+    s.id = 1;
+    talk_started(&t, conn, s.id);
+    talk_failed(&t, conn, 1, 0, s.id, KN_ENAN);
+    CHECK_INT(talk_fx(&t, FX_FAIL, 0)->u.fail.code, KN_ENAN);
+    talk_end(&t);
+}
+
+TEST(nan_is_tried_once_on_another_class) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .backend = "cpu-a");
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    HELLO(&t, .name = "a2", .conn = 8, .backend = "cpu-a");
+    HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b");
+    talk_started(&t, 7, s.id);
+    talk_failed(&t, 7, 1, 0, s.id, KN_ENAN);
+    CHECK_INT(talk_count(&t, FX_FAIL), 0);
+    CHECK(!talk_grant(&t, 8, 0));
+    s = talk_shard(talk_grant(&t, 9, 0));
+    talk_started(&t, 9, s.id);
+    talk_failed(&t, 9, 1, 0, s.id, KN_ENAN);
+    CHECK_INT(talk_count(&t, FX_FAIL), 1);
+    talk_end(&t);
+}
+
+TEST(nan_that_waits_for_a_class_that_left_is_failed) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .backend = "cpu-a");
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    OPEN(&t, .id = 2, .tasks = 8);
+    HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b", .credit = 1); /* busy with the other batch */
+    talk_started(&t, 7, s.id);
+    talk_failed(&t, 7, 1, 0, s.id, KN_ENAN);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    talk_gone(&t, 9, true);
+    talk_wait(&t, 200);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
+    talk_end(&t);
+}
+
+TEST(out_of_memory_halves_the_shard_and_charges_nobody) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    warm_up(&t, 7, "a", 9);
+    OPEN(&t, .id = 1, .tasks = 64);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    CHECK_INT(s.count, 8);
+    talk_started(&t, 7, s.id);
+    talk_returned(&t, 7, s.id, true);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.task_count, 4);
+    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], s.tasks[0]); /* the same ones, in their order */
+    talk_end(&t);
+}
+
+TEST(out_of_memory_for_a_single_image_is_a_failure) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    for (int i = 0; i < 3; i++) {
+        struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+        talk_started(&t, 7, s.id);
+        talk_returned(&t, 7, s.id, true);
+        CHECK_INT(talk_count(&t, FX_CHARGE), 1);
+    }
+    CHECK_INT(talk_fx(&t, FX_FAIL, 0)->u.fail.code, KN_EOOM);
+    talk_end(&t);
+}
+
+TEST(a_worker_without_memory_for_a_shape_leaves_it_to_others) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 20);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    HELLO(&t, .name = "b", .conn = 8, .credit = 1);
+    talk_started(&t, 7, s.id);
+    talk_returned(&t, 7, s.id, true);
+    CHECK(!talk_grant(&t, 7, 0));
+    talk_wait(&t, 500);
+    CHECK(!talk_grant(&t, 7, 0));
+    talk_end(&t);
+}
+
+TEST(a_worker_that_fails_what_others_do_is_drained_and_its_charges_are_taken_back) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 30);
+    HELLO(&t, .name = "bad", .conn = 7, .credit = 1);
+    struct talk_shard bad = talk_shard(talk_grant(&t, 7, 0));
+    HELLO(&t, .name = "good", .conn = 8, .credit = 1);
+    struct talk_shard good = talk_shard(talk_grant(&t, 8, 0));
+    bool drained = false;
+    for (int i = 0; i < 12 && !drained; i++) {
+        talk_started(&t, 7, bad.id);
+        talk_failed(&t, 7, 1, bad.tasks[0], bad.id, KN_EDEVICE);
+        talk_done(&t, 7, bad.id, 0, 0);
+        if (talk_grant(&t, 7, 0)) bad = talk_shard(talk_grant(&t, 7, 0));
+        for (int k = 0; k < 3 && !drained; k++) {
+            talk_started(&t, 8, good.id);
+            for (uint32_t n = 0; n < good.count && !drained; n++) {
+                talk_result(&t, 8, "good", "cpu-a", 1, good.tasks[n], 0);
+                drained = talk_fx(&t, FX_DRAIN, 0) != NULL;
+            }
+            if (drained) break;
+            t.now += 20000;
+            talk_heartbeat(&t, 7, 0, 0);
+            talk_done(&t, 8, good.id, 20000, good.count); /* slow: shards of one image */
+            if (talk_grant(&t, 8, 0)) good = talk_shard(talk_grant(&t, 8, 0));
+        }
+    }
+    CHECK(drained);
+    CHECK_INT(talk_fx(&t, FX_DRAIN, 0)->conn, 7);
+    CHECK_INT(talk_count(&t, FX_ALARM), 1);
+    CHECK_INT(talk_view(&t, 1).failed, 0);
+    const struct farm_effect *refund = talk_fx(&t, FX_CHARGE, 0);
+    CHECK(!refund || refund->u.charge.charges == 0);
+    talk_end(&t);
+}
+
+TEST(charges_from_before_a_restart_count) {
+    struct talk t;
+    talk_begin(&t);
+    const struct farm_charge charges[] = {{3, 2}};
+    OPEN(&t, .id = 1, .tasks = 4, .charges = charges, .charge_count = 1);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 4);
+    for (uint32_t n = 0; talk_grant(&t, 7, n); n++) {
+        const struct farm_effect *e = talk_grant(&t, 7, n);
+        if (e->u.grant.tasks[0] != 3) continue;
+        CHECK_INT(e->u.grant.task_count, 1);
+        CHECK_INT(e->u.grant.attempt, 3);
+        struct talk_shard s = talk_shard(e);
+        talk_started(&t, 7, s.id);
+        talk_failed(&t, 7, 1, 3, s.id, KN_EDEVICE);
+        CHECK_INT(talk_count(&t, FX_FAIL), 1);
+        talk_end(&t);
+        return;
+    }
+    CHECK(!"task 3 was granted");
+}

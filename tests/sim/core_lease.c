@@ -1,0 +1,293 @@
+/* Leases: what is granted, what becomes of it when workers fall silent, leave, come back or say nothing. */
+#include "tests/sim/talk.h"
+
+TEST(lease_requeues_once_after_worker_silence) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    talk_shard(talk_grant(&t, 7, 0));
+    talk_wait(&t, 9900);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED);
+    talk_wait(&t, 200);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    HELLO(&t, .name = "b", .conn = 8);
+    CHECK_INT(talk_grant(&t, 8, 0)->u.grant.attempt, 2);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0); /* it had not begun */
+    talk_end(&t);
+}
+
+TEST(a_worker_never_holds_more_than_its_credit) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 100);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 3);
+    CHECK_INT(talk_count(&t, FX_GRANT), 3);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_wait(&t, 500);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    talk_render(&t, 7, "a", "cpu-a", 1, s);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    talk_end(&t);
+}
+
+TEST(a_late_result_is_as_good_as_any) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    talk_wait(&t, 11000); /* given up; the task is queued */
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    talk_result(&t, 99, "a", "cpu-a", 1, 0, 0);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
+    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, 0);
+    talk_end(&t);
+}
+
+TEST(a_duplicate_is_acknowledged_and_not_committed_again) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
+    talk_result(&t, 8, "b", "cpu-a", 1, 0, 5);
+    CHECK_INT(talk_count(&t, FX_COMMIT), 0);
+    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, 0);
+    CHECK_INT(talk_count(&t, FX_ALARM), 0);
+    talk_end(&t);
+}
+
+TEST(a_duplicate_of_one_class_with_other_pixels_is_an_alarm) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
+    talk_result(&t, 8, "b", "cpu-a", 1, 0, 6);
+    CHECK_INT(talk_count(&t, FX_ALARM), 1);
+    talk_end(&t);
+}
+
+TEST(a_duplicate_that_differs_is_noticed_while_the_first_is_being_committed) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    t.store_silent = true;
+    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
+    talk_result(&t, 8, "b", "cpu-a", 1, 0, 6);
+    CHECK_INT(talk_count(&t, FX_ALARM), 1);
+    CHECK_INT(talk_count(&t, FX_COMMIT), 0);
+    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    CHECK_INT(talk_count(&t, FX_ACK), 2); /* both may forget their bytes */
+    talk_end(&t);
+}
+
+TEST(two_classes_may_have_different_pixels) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
+    talk_result(&t, 8, "b", "cuda-b", 1, 0, 6);
+    CHECK_INT(talk_count(&t, FX_ALARM), 0);
+    talk_end(&t);
+}
+
+TEST(images_that_never_come_are_rendered_again) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    talk_done(&t, 7, s.id, 10, 1);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED); /* it may be on its way */
+    for (int i = 0; i < 35; i++) {
+        talk_wait(&t, 1000);
+        if (talk_count(&t, FX_GRANT) > 0) break;
+        talk_heartbeat(&t, 7, 0, 0);
+        if (talk_count(&t, FX_GRANT) > 0) break;
+    }
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    talk_end(&t);
+}
+
+TEST(a_returned_shard_is_queued_uncharged) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_returned(&t, 7, s.id, false);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED); /* not back to the same worker at once */
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    talk_wait(&t, 1000);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED);
+    talk_end(&t);
+}
+
+TEST(who_is_not_known_is_asked_to_say_hello_again) {
+    struct talk t;
+    talk_begin(&t);
+    talk_heartbeat(&t, 7, 0, 0);
+    CHECK_INT(talk_fx(&t, FX_HELLO_AGAIN, 0)->conn, 7);
+    HELLO(&t, .name = "a", .conn = 7);
+    talk_heartbeat(&t, 7, 0, 0);
+    CHECK_INT(talk_count(&t, FX_HELLO_AGAIN), 0);
+    talk_wait(&t, 11000);
+    talk_heartbeat(&t, 7, 0, 0); /* given up meanwhile */
+    CHECK_INT(talk_count(&t, FX_HELLO_AGAIN), 1);
+    talk_end(&t);
+}
+
+TEST(news_of_a_shard_that_has_ended_is_dropped_with_a_note) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7);
+    talk_started(&t, 7, 12345);
+    talk_done(&t, 7, 12345, 1, 1);
+    CHECK_INT(talk_count(&t, FX_NOTE), 1);
+    talk_failed(&t, 7, 1, 0, 12345, KN_EIO);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    talk_end(&t);
+}
+
+TEST(goodbye_requeues_uncharged) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    talk_gone(&t, 7, true);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    talk_end(&t);
+}
+
+TEST(a_broken_connection_gives_back_what_waits_and_keeps_what_runs) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    talk_gone(&t, 7, false);
+    CHECK_INT(talk_view(&t, 1).running, 1);
+    CHECK_INT(talk_view(&t, 1).queued, 1);
+    talk_wait(&t, 10000); /* it does not come back */
+    CHECK_INT(talk_count(&t, FX_CHARGE), 1);
+    CHECK_INT(talk_view(&t, 1).queued, 2);
+    talk_end(&t);
+}
+
+TEST(the_same_process_over_a_new_connection_goes_on) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    talk_gone(&t, 7, false);
+    struct farm_held held = {.shard = s.id, .term = 1, .tasks = s.tasks, .task_count = s.count};
+    talk_id(1, held.batch, sizeof held.batch);
+    HELLO(&t, .name = "a", .conn = 8, .held = &held, .held_count = 1);
+    CHECK_INT(talk_count(&t, FX_REVOKE), 0);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1); /* the one that waited */
+    talk_result(&t, 8, "a", "cpu-a", 1, s.tasks[0], 0);
+    talk_done(&t, 8, s.id, 10, 1);
+    CHECK_INT(talk_view(&t, 1).done, 1);
+    CHECK_INT(talk_count(&t, FX_NOTE), 0);
+    talk_end(&t);
+}
+
+TEST(what_the_process_no_longer_holds_is_queued) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7);
+    uint64_t first = talk_grant(&t, 7, 0)->u.grant.shard;
+    HELLO(&t, .name = "a", .conn = 8); /* the grants were lost with the connection */
+    CHECK_INT(talk_count(&t, FX_GRANT), 2);
+    CHECK(talk_grant(&t, 8, 0)->u.grant.shard != first);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    talk_end(&t);
+}
+
+TEST(a_hello_said_twice_does_not_end_what_is_on_its_way) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7);
+    CHECK_INT(talk_count(&t, FX_GRANT), 2);
+    HELLO(&t, .name = "a", .conn = 7); /* sent before the grants arrived */
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    CHECK_INT(talk_view(&t, 1).running, 2);
+    talk_end(&t);
+}
+
+TEST(a_new_coordinator_adopts_what_workers_hold) {
+    struct talk t;
+    struct farm_config c;
+    farm_config_default(&c);
+    c.term = 5;
+    talk_begin_with(&t, &c);
+    OPEN(&t, .id = 1, .tasks = 3);
+    const uint32_t tasks[] = {1, 2};
+    struct farm_held held = {.shard = 77, .term = 4, .tasks = tasks, .task_count = 2};
+    talk_id(1, held.batch, sizeof held.batch);
+    HELLO(&t, .name = "a", .conn = 7, .held = &held, .held_count = 1);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], 0); /* the rest is its own already */
+    CHECK_INT(talk_task(&t, 1, 1), TASK_LEASED);
+    talk_result(&t, 7, "a", "cpu-a", 1, 1, 1);
+    CHECK_INT(talk_task(&t, 1, 1), TASK_DONE);
+    talk_end(&t);
+}
+
+TEST(what_nobody_wants_any_more_is_taken_from_who_says_hello) {
+    struct talk t;
+    talk_begin(&t);
+    const uint32_t tasks[] = {1, 2};
+    struct farm_held held = {.shard = 77, .term = 4, .tasks = tasks, .task_count = 2};
+    talk_id(9, held.batch, sizeof held.batch); /* no such batch */
+    HELLO(&t, .name = "a", .conn = 7, .held = &held, .held_count = 1);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, 77);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.term, 4);
+    talk_end(&t);
+}
+
+TEST(a_shard_that_an_idle_worker_never_begins_was_lost) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7);
+    uint64_t first = talk_grant(&t, 7, 0)->u.grant.shard;
+    uint32_t grants = 0;
+    for (int i = 0; i < 30 && grants == 0; i++) {
+        talk_heartbeat(&t, 7, 0, 0);
+        grants += talk_count(&t, FX_GRANT);
+        talk_wait(&t, 500);
+        grants += talk_count(&t, FX_GRANT);
+    }
+    CHECK_INT(grants, 1);
+    CHECK(talk_grant(&t, 7, 0)->u.grant.shard != first);
+    talk_end(&t);
+}
+
+TEST(a_draining_worker_gets_nothing_more) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct farm_event ev = {.type = EV_WORKER_DRAIN};
+    ev.u.drain.worker = "a";
+    ev.u.drain.exit = true;
+    CHECK_INT(talk_step(&t, ev), 0);
+    CHECK(talk_fx(&t, FX_DRAIN, 0)->u.drain.exit);
+    OPEN(&t, .id = 1, .tasks = 5);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    ev.u.drain.worker = "nobody";
+    CHECK_INT(talk_step(&t, ev), KN_ENOENT);
+    HELLO(&t, .name = "a", .conn = 8, .instance = 2); /* started again */
+    CHECK_INT(talk_count(&t, FX_GRANT), 2);
+    talk_end(&t);
+}

@@ -1,0 +1,237 @@
+/* What a person may do with a batch, and what they see of it. */
+#include "tests/sim/talk.h"
+
+TEST(a_batch_is_opened_once) {
+    struct talk t;
+    talk_begin(&t);
+    CHECK_INT(OPEN(&t, .id = 1, .tasks = 2), 0);
+    CHECK_INT(OPEN(&t, .id = 1, .tasks = 2), KN_EEXIST);
+    CHECK_INT(OPEN(&t, .id = 2, .tasks = 0), KN_EINVAL);
+    CHECK_INT(OPEN(&t, .id = 2, .tasks = KN_TASKS_PER_BATCH_MAX + 1), KN_ELIMIT);
+    CHECK_INT(farm_batch_count(t.farm), 1);
+    talk_end(&t);
+}
+
+TEST(nobody_knows_that_batch) {
+    struct talk t;
+    talk_begin(&t);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0), KN_ENOENT);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_REMOVE, 1, 0), KN_ENOENT);
+    talk_end(&t);
+}
+
+TEST(pause_takes_back_what_waits_and_lets_finish_what_runs) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7);
+    OPEN(&t, .id = 1, .tasks = 5);
+    struct talk_shard runs = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
+    talk_started(&t, 7, runs.id);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0), 0);
+    CHECK_INT(talk_count(&t, FX_REVOKE), 1);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
+    CHECK(!talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
+    CHECK_INT(talk_view(&t, 1).state, 2);
+    talk_returned(&t, 7, waits.id, false);
+    talk_render(&t, 7, "a", "cpu-a", 1, runs);
+    CHECK_INT(talk_view(&t, 1).done, 1);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    talk_batch_event(&t, EV_BATCH_RESUME, 1, 0);
+    CHECK_INT(talk_count(&t, FX_GRANT), 2);
+    talk_end(&t);
+}
+
+TEST(a_batch_that_was_paused_before_a_restart_stays_so) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7);
+    OPEN(&t, .id = 1, .tasks = 5, .paused = true);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    CHECK_INT(talk_view(&t, 1).state, 2);
+    talk_end(&t);
+}
+
+TEST(cancel_waits_for_the_worker_before_it_gives_its_place_away) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    OPEN(&t, .id = 1, .tasks = 1);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    OPEN(&t, .id = 2, .tasks = 1);
+    talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
+    CHECK_INT(talk_count(&t, FX_REVOKE), 1);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    talk_returned(&t, 7, s.id, false);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    talk_end(&t);
+}
+
+TEST(an_ended_batch_cannot_be_cancelled_and_a_live_one_cannot_be_removed) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_REMOVE, 1, 0), KN_ESTATE);
+    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0), KN_ESTATE);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0), KN_ESTATE);
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_REMOVE, 1, 0), 0);
+    CHECK_INT(talk_count(&t, FX_BATCH_REMOVE), 1);
+    CHECK_INT(farm_batch_count(t.farm), 0);
+    talk_end(&t);
+}
+
+static void fail_one(struct talk *t, uint32_t *epoch_log, uint64_t *epoch) {
+    farm_id id;
+    uint32_t count;
+    talk_begin(t);
+    OPEN(t, .id = 1, .tasks = 2);
+    HELLO(t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(t, 7, 0)), other = talk_shard(talk_grant(t, 7, 1));
+    talk_started(t, 7, s.id);
+    talk_failed(t, 7, 1, s.tasks[0], s.id, KN_ENAN);
+    talk_done(t, 7, s.id, 0, 0);
+    talk_render(t, 7, "a", "cpu-a", 1, other);
+    CHECK_INT(talk_view(t, 1).state, 3);
+    CHECK_INT(talk_view(t, 1).failed, 1);
+    talk_id(1, id, sizeof id);
+    CHECK_INT(farm_batch_ended(t->farm, id, 0, 10, epoch_log, &count, epoch), 0);
+    CHECK_INT(count, 2);
+}
+
+TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
+    struct talk t;
+    uint32_t log[10], count;
+    uint64_t before, after;
+    farm_id id;
+    fail_one(&t, log, &before);
+    uint32_t failed = log[0];
+    t.store_silent = true;
+    CHECK_INT(talk_batch_event(&t, EV_BATCH_RETRY, 1, 0), 0);
+    CHECK(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
+    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
+    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], failed);
+    talk_id(1, id, sizeof id);
+    CHECK_INT(farm_batch_ended(t.farm, id, 0, 10, log, &count, &after), 0);
+    CHECK_INT(count, 1);
+    CHECK(after != before);
+    /* It fails again: the store hears of it only once it has heard of the retry, or it would be void too. */
+    talk_failed(&t, 7, 1, failed, talk_grant(&t, 7, 0) ? talk_grant(&t, 7, 0)->u.grant.shard : 0, KN_ENAN);
+    talk_end(&t);
+}
+
+TEST(a_failure_waits_until_the_store_knows_of_the_retry) {
+    struct talk t;
+    uint32_t log[10];
+    uint64_t epoch;
+    fail_one(&t, log, &epoch);
+    t.store_silent = true;
+    talk_batch_event(&t, EV_BATCH_RETRY, 1, 0);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_failed(&t, 7, 1, s.tasks[0], s.id, KN_ENAN);
+    CHECK_INT(talk_count(&t, FX_FAIL), 0);
+    talk_wait(&t, 300);
+    CHECK_INT(talk_count(&t, FX_FAIL), 0);
+    talk_stored(&t, FX_BATCH_STATE, 1, 0, 0);
+    talk_wait(&t, 300);
+    CHECK_INT(talk_count(&t, FX_FAIL), 1);
+    talk_end(&t);
+}
+
+TEST(a_failed_task_takes_no_late_result_until_it_is_retried) {
+    struct talk t;
+    uint32_t log[10];
+    uint64_t epoch;
+    fail_one(&t, log, &epoch);
+    talk_result(&t, 7, "a", "cpu-a", 1, log[0], 0);
+    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_ESTATE);
+    talk_batch_event(&t, EV_BATCH_RETRY, 1, 0);
+    talk_result(&t, 7, "a", "cpu-a", 1, log[0], 0);
+    CHECK_INT(talk_view(&t, 1).done, 2);
+    talk_end(&t);
+}
+
+TEST(the_log_of_ends_is_in_the_order_of_the_ends) {
+    struct talk t;
+    uint32_t log[4], count;
+    uint64_t epoch;
+    farm_id id;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 4);
+    const uint32_t order[] = {2, 0, 3};
+    for (int i = 0; i < 3; i++) talk_result(&t, 7, "a", "cpu-a", 1, order[i], 0);
+    talk_id(1, id, sizeof id);
+    CHECK_INT(farm_batch_ended(t.farm, id, 1, 10, log, &count, &epoch), 0);
+    CHECK_INT(count, 2);
+    CHECK_INT(log[0], 0);
+    CHECK_INT(log[1], 3);
+    talk_end(&t);
+}
+
+TEST(a_restart_goes_on_where_it_was) {
+    struct talk t;
+    talk_begin(&t);
+    const struct farm_done_task ended[] = {{.task = 3, .state = TASK_DONE},
+                                           {.task = 1, .state = TASK_FAILED}};
+    OPEN(&t, .id = 1, .tasks = 5, .ended = ended, .ended_count = 2);
+    CHECK_INT(talk_view(&t, 1).done, 1);
+    CHECK_INT(talk_view(&t, 1).failed, 1);
+    CHECK_INT(talk_view(&t, 1).queued, 3);
+    HELLO(&t, .name = "a", .conn = 7);
+    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], 0);
+    CHECK_INT(talk_grant(&t, 7, 1)->u.grant.tasks[0], 2);
+    talk_end(&t);
+}
+
+TEST(a_batch_whose_last_commit_was_all_that_was_written_is_done) {
+    struct talk t;
+    talk_begin(&t);
+    const struct farm_done_task ended[] = {{.task = 0, .state = TASK_DONE}};
+    OPEN(&t, .id = 1, .tasks = 1, .ended = ended, .ended_count = 1);
+    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
+    talk_end(&t);
+}
+
+TEST(nonsense_from_the_store_is_refused_whole) {
+    struct talk t;
+    talk_begin(&t);
+    const struct farm_done_task twice[] = {{.task = 0, .state = TASK_DONE}, {.task = 0, .state = TASK_DONE}};
+    CHECK_INT(OPEN(&t, .id = 1, .tasks = 2, .ended = twice, .ended_count = 2), KN_EINVAL);
+    const struct farm_done_task outside[] = {{.task = 2, .state = TASK_DONE}};
+    CHECK_INT(OPEN(&t, .id = 1, .tasks = 2, .ended = outside, .ended_count = 1), KN_EINVAL);
+    const struct farm_charge charges[] = {{7, 1}};
+    CHECK_INT(OPEN(&t, .id = 1, .tasks = 2, .charges = charges, .charge_count = 1), KN_EINVAL);
+    CHECK_INT(farm_batch_count(t.farm), 0);
+    CHECK_INT(OPEN(&t, .id = 1, .tasks = 2), 0);
+    talk_end(&t);
+}
+
+TEST(speed_and_time_left_are_seen) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1000);
+    CHECK_INT(talk_view(&t, 1).eta_ms, -1); /* nothing is known */
+    HELLO(&t, .name = "a", .conn = 7, .batch_max = 1);
+    struct talk_shard queue[2] = {talk_shard(talk_grant(&t, 7, 0)), talk_shard(talk_grant(&t, 7, 1))};
+    for (int i = 0; i < 100; i++) { /* ten a second */
+        struct talk_shard s = queue[0];
+        queue[0] = queue[1];
+        talk_started(&t, 7, s.id);
+        t.now += 100;
+        talk_result(&t, 7, "a", "cpu-a", 1, s.tasks[0], 0);
+        talk_done(&t, 7, s.id, 100, 1);
+        queue[1] = talk_shard(talk_grant(&t, 7, 0));
+    }
+    struct farm_batch_view v = talk_view(&t, 1);
+    CHECK_MSG(v.images_per_s > 9 && v.images_per_s < 11, "%f", (double)v.images_per_s);
+    CHECK_MSG(v.images_per_s_mean > 9 && v.images_per_s_mean < 11, "%f", (double)v.images_per_s_mean);
+    CHECK_MSG(v.eta_ms > 80000 && v.eta_ms < 100000, "%lld", (long long)v.eta_ms); /* 900 left */
+    struct farm_worker_view w;
+    CHECK_INT(farm_worker_at(t.farm, 0, t.now, &w), 0);
+    CHECK_INT(w.done, 100);
+    CHECK_INT(w.state, 2);
+    CHECK_MSG(farm_images_per_s(t.farm, t.now) > 5, "%f", (double)farm_images_per_s(t.farm, t.now));
+    talk_wait(&t, 20000);
+    CHECK_INT((int)talk_view(&t, 1).images_per_s, 0); /* the window has passed */
+    talk_end(&t);
+}

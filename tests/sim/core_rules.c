@@ -1,0 +1,310 @@
+/* Who gets what: one rule a test. How well it does as a whole: sched_test.c. */
+#include "tests/sim/talk.h"
+
+/* Renders what this worker is granted, at so many milliseconds an image, until it has done `images`; gives
+ * the size of each shard. Grants are read from the effects of the last event, and queued. */
+struct runner {
+    struct talk_shard queue[256];
+    uint32_t head, tail, sizes[256], count;
+};
+static void take(struct runner *r, const struct talk *t, uint64_t conn) {
+    for (uint32_t n = 0; talk_grant(t, conn, n); n++)
+        r->queue[r->tail++ % 256] = talk_shard(talk_grant(t, conn, n));
+}
+static void render(struct runner *r, struct talk *t, uint64_t conn, int batch, uint32_t ms, uint32_t images) {
+    uint32_t done = 0;
+    take(r, t, conn);
+    while (r->head != r->tail && done < images) {
+        struct talk_shard s = r->queue[r->head++ % 256];
+        r->sizes[r->count++] = s.count;
+        talk_started(t, conn, s.id);
+        t->now += (uint64_t)ms * s.count;
+        for (uint32_t i = 0; i < s.count; i++)
+            talk_result(t, conn, "a", "cpu-a", batch, s.tasks[i], (int)s.tasks[i]);
+        talk_done(t, conn, s.id, ms * s.count, s.count);
+        take(r, t, conn);
+        done += s.count;
+    }
+}
+
+TEST(the_first_shard_is_small_and_the_next_take_the_target_time) {
+    struct talk t;
+    static struct runner r;
+    r = (struct runner){0};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .batch_max = 64, .credit = 1);
+    OPEN(&t, .id = 1, .tasks = 2000);
+    render(&r, &t, 7, 1, 100, 500);
+    CHECK_INT(r.sizes[0], 1);
+    CHECK_INT(r.sizes[1], 4);
+    CHECK_INT(r.sizes[2], 16);
+    CHECK_INT(r.sizes[3], 40); /* 4 s of 100 ms */
+    talk_end(&t);
+}
+
+TEST(a_shard_is_never_larger_than_the_worker_allows) {
+    struct talk t;
+    static struct runner r;
+    r = (struct runner){0};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .batch_max = 10);
+    OPEN(&t, .id = 1, .tasks = 2000);
+    render(&r, &t, 7, 1, 1, 500);
+    for (uint32_t i = 0; i < r.count; i++) CHECK(r.sizes[i] <= 10);
+    CHECK_INT(r.sizes[r.count - 1], 10);
+    talk_end(&t);
+}
+
+TEST(shards_shrink_towards_the_end) {
+    struct talk t;
+    static struct runner r;
+    r = (struct runner){0};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .batch_max = 64);
+    HELLO(&t, .name = "b", .conn = 8, .batch_max = 64);
+    OPEN(&t, .id = 1, .tasks = 300);
+    render(&r, &t, 7, 1, 100, 298);
+    CHECK(r.sizes[r.count - 1] <= 2);
+    uint32_t largest = 0;
+    for (uint32_t i = 0; i < r.count; i++) largest = r.sizes[i] > largest ? r.sizes[i] : largest;
+    CHECK_INT(largest, 40);
+    talk_end(&t);
+}
+
+TEST(no_shard_mixes_groups) {
+    struct talk t;
+    static struct runner r;
+    r = (struct runner){0};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .batch_max = 64);
+    OPEN(&t, .id = 1, .tasks = 200, .group_count = 7);
+    take(&r, &t, 7);
+    while (r.head != r.tail) {
+        struct talk_shard s = r.queue[r.head];
+        for (uint32_t i = 0; i < s.count; i++) CHECK_INT(s.tasks[i] % 7, s.tasks[0] % 7);
+        render(&r, &t, 7, 1, 10, 1);
+    }
+    CHECK_INT(talk_view(&t, 1).done, 200);
+    talk_end(&t);
+}
+
+TEST(images_are_handed_out_in_their_order) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 4);
+    OPEN(&t, .id = 1, .tasks = 10);
+    for (uint32_t n = 0; n < 4; n++) CHECK_INT(talk_grant(&t, 7, n)->u.grant.tasks[0], n);
+    talk_end(&t);
+}
+
+TEST(who_has_not_the_model_gets_nothing) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .models = {2});
+    OPEN(&t, .id = 1, .tasks = 5, .model = 1);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    OPEN(&t, .id = 2, .tasks = 1, .model = 2);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    talk_end(&t);
+}
+
+TEST(a_pinned_batch_stays_with_its_class) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 5, .pin = "cuda-b");
+    HELLO(&t, .name = "a", .conn = 7, .backend = "cpu-a");
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    HELLO(&t, .name = "b", .conn = 8, .backend = "cuda-b");
+    CHECK_INT(talk_count(&t, FX_GRANT), 2);
+    talk_result(&t, 7, "a", "cpu-a", 1, 4, 0); /* from nobody that was asked */
+    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
+    CHECK_INT(talk_task(&t, 1, 4), TASK_QUEUED);
+    talk_end(&t);
+}
+
+TEST(priority_is_strict) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 5, .priority = 1);
+    OPEN(&t, .id = 2, .tasks = 2, .priority = 2);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 3);
+    int batch;
+    memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    CHECK_INT(batch, 2);
+    memcpy(&batch, talk_grant(&t, 7, 2)->batch, sizeof batch);
+    CHECK_INT(batch, 1);
+    talk_end(&t);
+}
+
+TEST(a_higher_priority_retracts_what_waits_and_nothing_that_runs) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 5);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard runs = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
+    talk_started(&t, 7, runs.id);
+    OPEN(&t, .id = 2, .tasks = 5, .priority = 1);
+    CHECK_INT(talk_count(&t, FX_REVOKE), 1);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
+    talk_returned(&t, 7, waits.id, false);
+    int batch;
+    memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    CHECK_INT(batch, 2);
+    talk_end(&t);
+}
+
+TEST(no_more_is_retracted_than_the_higher_priority_can_use) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 50);
+    for (uint64_t conn = 7; conn < 11; conn++) {
+        char name[2] = {(char)('a' + conn - 7), 0};
+        HELLO(&t, .name = name, .conn = conn);
+        talk_started(&t, conn, talk_grant(&t, conn, 0)->u.grant.shard);
+    }
+    OPEN(&t, .id = 2, .tasks = 1, .priority = 1);
+    CHECK_INT(talk_count(&t, FX_REVOKE), 1);
+    talk_end(&t);
+}
+
+TEST(raising_the_priority_of_a_batch_moves_it_ahead) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 5);
+    OPEN(&t, .id = 2, .tasks = 5);
+    talk_batch_event(&t, EV_BATCH_PRIORITY, 2, 3);
+    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.priority, 3);
+    HELLO(&t, .name = "a", .conn = 7);
+    int batch;
+    memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    CHECK_INT(batch, 2);
+    talk_end(&t);
+}
+
+TEST(a_loaded_model_is_preferred_within_bounds) {
+    struct talk t;
+    static struct runner r;
+    r = (struct runner){0};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .models = {1, 2}, .credit = 1);
+    OPEN(&t, .id = 1, .tasks = 1000, .model = 1);
+    render(&r, &t, 7, 1, 100, 100);
+    OPEN(&t, .id = 2, .tasks = 1000, .model = 2);
+    uint64_t from = t.now;
+    int batch = 1;
+    while (batch == 1) {
+        struct talk_shard s = r.queue[r.head++ % 256];
+        talk_started(&t, 7, s.id);
+        t.now += 100 * s.count;
+        for (uint32_t i = 0; i < s.count; i++) talk_result(&t, 7, "a", "cpu-a", 1, s.tasks[i], 0);
+        talk_done(&t, 7, s.id, 100 * s.count, s.count);
+        take(&r, &t, 7);
+        memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    }
+    CHECK_MSG(t.now - from >= 4000, "%llu ms", (unsigned long long)(t.now - from));  /* not at once */
+    CHECK_MSG(t.now - from <= 15000, "%llu ms", (unsigned long long)(t.now - from)); /* but soon */
+    talk_end(&t);
+}
+
+/* A fast worker that has done all it could, and a slow one that sits on the last images. */
+static struct talk_shard slow_tail(struct talk *t) {
+    talk_begin(t);
+    HELLO(t, .name = "slow", .conn = 8, .credit = 1, .batch_max = 1);
+    OPEN(t, .id = 1, .tasks = 3);
+    struct talk_shard s = talk_shard(talk_grant(t, 8, 0));
+    talk_started(t, 8, s.id);
+    t->now += 60000;
+    talk_heartbeat(t, 8, s.id, 0);
+    talk_result(t, 8, "slow", "cpu-a", 1, s.tasks[0], (int)s.tasks[0]);
+    talk_done(t, 8, s.id, 60000, 1);
+    s = talk_shard(talk_grant(t, 8, 0));
+    talk_started(t, 8, s.id);
+    HELLO(t, .name = "a", .conn = 7, .credit = 1);
+    struct talk_shard fast = talk_shard(talk_grant(t, 7, 0));
+    talk_started(t, 7, fast.id);
+    t->now += 100;
+    talk_result(t, 7, "a", "cpu-a", 1, fast.tasks[0], (int)fast.tasks[0]);
+    talk_done(t, 7, fast.id, 100, 1);
+    return s;
+}
+
+static struct talk_shard second_copy(struct talk *t) {
+    for (int i = 0; i < 10 && !talk_grant(t, 7, 0); i++) talk_wait(t, 100);
+    return talk_shard(talk_grant(t, 7, 0));
+}
+
+TEST(the_tail_is_rendered_twice_and_the_first_bytes_win) {
+    struct talk t;
+    struct talk_shard slow = slow_tail(&t), copy = second_copy(&t);
+    CHECK_INT(copy.tasks[0], slow.tasks[0]);
+    talk_started(&t, 7, copy.id);
+    t.now += 100;
+    talk_result(&t, 7, "a", "cpu-a", 1, copy.tasks[0], (int)copy.tasks[0]);
+    CHECK_INT(talk_view(&t, 1).state, 3);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->conn, 8); /* the loser may stop */
+    CHECK(talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
+    talk_end(&t);
+}
+
+TEST(the_slow_one_may_win_too) {
+    struct talk t;
+    struct talk_shard slow = slow_tail(&t), copy = second_copy(&t);
+    talk_result(&t, 8, "slow", "cpu-a", 1, slow.tasks[0], (int)slow.tasks[0]);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->conn, 7);
+    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, copy.id);
+    talk_end(&t);
+}
+
+TEST(there_are_never_three_copies) {
+    struct talk t;
+    (void)slow_tail(&t);
+    (void)second_copy(&t);
+    HELLO(&t, .name = "c", .conn = 9);
+    for (int i = 0; i < 20; i++) {
+        talk_wait(&t, 100);
+        CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    }
+    talk_end(&t);
+}
+
+TEST(a_slower_worker_renders_nothing_twice) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1, .batch_max = 1);
+    HELLO(&t, .name = "b", .conn = 8, .credit = 1, .batch_max = 1);
+    OPEN(&t, .id = 1, .tasks = 3);
+    struct talk_shard a = talk_shard(talk_grant(&t, 7, 0)), b = talk_shard(talk_grant(&t, 8, 0));
+    talk_started(&t, 7, a.id);
+    talk_started(&t, 8, b.id);
+    t.now += 1000;
+    talk_result(&t, 7, "a", "cpu-a", 1, a.tasks[0], 0);
+    talk_done(&t, 7, a.id, 1000, 1);
+    a = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, a.id);
+    t.now += 100;
+    talk_result(&t, 8, "b", "cpu-a", 1, b.tasks[0], 0);
+    talk_done(&t, 8, b.id, 1100, 1);
+    for (int i = 0; i < 8; i++) {
+        talk_wait(&t, 100);
+        CHECK_INT(talk_count(&t, FX_GRANT), 0); /* 900 ms are left there, it would take 1100 */
+    }
+    talk_end(&t);
+}
+
+TEST(what_waits_at_a_busy_worker_goes_to_an_idle_one) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 2, .batch_max = 1);
+    OPEN(&t, .id = 1, .tasks = 3);
+    struct talk_shard first = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
+    talk_started(&t, 7, first.id);
+    t.now += 5000;
+    talk_result(&t, 7, "a", "cpu-a", 1, first.tasks[0], 0);
+    talk_done(&t, 7, first.id, 5000, 1);
+    talk_started(&t, 7, waits.id);
+    CHECK_INT(talk_view(&t, 1).running, 2);
+    HELLO(&t, .name = "b", .conn = 8, .credit = 1);
+    for (int i = 0; i < 10 && !talk_grant(&t, 8, 0); i++) talk_wait(&t, 100);
+    CHECK_INT(talk_grant(&t, 8, 0)->u.grant.tasks[0], 2);
+    talk_end(&t);
+}
