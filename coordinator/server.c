@@ -12,12 +12,12 @@
 #include "base/log.h"
 
 #define TICK_MAX_MS 100
+#define STALL_MS 2000
 #define SWEEP_MS 10000
 #define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
 #define SENDING_BYTES_MAX (256u << 20) /* objects on their way to clients */
 #define COLLECT_COUNT_MAX 4096
 #define COMMITTING_MAX 8192
-#define HEARTBEAT_MS 1000
 #define CONNS_MAX (KN_WORKERS_MAX * 2)
 
 struct again { /* an event to feed later */
@@ -469,10 +469,18 @@ void server_flow(struct server *s) {
 static void on_tick(uv_timer_t *t) {
     struct server *s = t->data;
     struct farm_event ev = {.type = EV_TICK};
-    server_step(s, &ev);
+    uint64_t now = kn_clock_ms(), before = s->ticked_ms;
+    s->ticked_ms = now;
     server_flow(s);
-    uint64_t now = kn_clock_ms(), next = farm_next_tick(s->farm, now);
-    uint64_t ms = next > now ? next - now : 1;
+    if (before && now - before > STALL_MS) {
+        /* This process stood still. What workers said meanwhile waits in the sockets: hear it first. */
+        kn_warn("stalled ms=%llu", (unsigned long long)(now - before));
+        uv_timer_start(t, on_tick, TICK_MAX_MS, 0);
+        return;
+    }
+    server_step(s, &ev);
+    now = kn_clock_ms();
+    uint64_t next = farm_next_tick(s->farm, now), ms = next > now ? next - now : 1;
     uv_timer_start(t, on_tick, ms < TICK_MAX_MS ? ms : TICK_MAX_MS, 0);
 }
 

@@ -67,6 +67,7 @@ struct server {
     struct kn_map *nodes; /* name -> struct node */
     struct kn_map *conns; /* number -> struct node */
     uv_timer_t tick, sweep;
+    uint64_t ticked_ms;     /* when the last tick came */
     atomic_size_t sending;  /* bytes of objects handed to the data socket */
     struct op *commits;     /* that the store has not answered */
     struct kn_map *orphans; /* digest -> anything: pictures that came and were not committed */

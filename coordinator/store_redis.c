@@ -388,10 +388,14 @@ static int take_lead(struct redis_store *s, struct kn_err *err) {
         if (is_dead(seen, s->me)) {
             snprintf(replace, sizeof replace, "%s", seen);
         } else if (!s->opt.standby && kn_clock_ms() - since > s->opt.lead_ms + 1000u) {
-            return kn_err_set(err, KN_ESTATE,
-                              "another coordinator leads this farm (host and process %s): end it, or wait "
-                              "beside it with --standby",
-                              seen);
+            char host[64] = "?";
+            long pid = 0;
+            sscanf(seen, "%63s %ld", host, &pid);
+            return kn_err_set(
+                err, KN_ESTATE,
+                "another coordinator leads this farm: process %ld on %s. End it, or wait beside it with "
+                "--standby",
+                pid, host);
         } else {
             sleep_ms(200);
         }
