@@ -195,7 +195,7 @@ TEST(a_layer_gives_the_same_bits_whatever_sizes_it_was_planned_for_before) {
             call.y.v = y;
             OPS_RUN(ctx, call_conv, &call);
         }
-        CHECK_MEM(y, first, (size_t)(sizes[i] * sizes[i] * OUT) * sizeof *y);
+        CHECK(!memcmp(y, first, (size_t)(sizes[i] * sizes[i] * OUT) * sizeof *y));
         kx_conv_destroy(call.conv);
         kx_ctx_destroy(ctx);
     }
