@@ -506,6 +506,7 @@ void collect_destroy(struct collect *c) {
     while (c->first) {
         struct item *i = c->first;
         c->first = i->next;
+        not_busy(c, i); /* a group that is still being written looks at its neighbours there */
         kn_blob_release(&i->blob);
         free(i);
     }
