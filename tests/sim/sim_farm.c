@@ -25,7 +25,7 @@ int main(int argc, char **argv) {
     }
     if (trace) setvbuf(stdout, NULL, _IOLBF, 0);
     static struct world w;
-    uint64_t all_steps = 0, commits = 0, fails = 0, deaths = 0, restarts = 0, alarms = 0;
+    uint64_t all_steps = 0, commits = 0, fails = 0, deaths = 0, restarts = 0, alarms = 0, refused = 0;
     for (unsigned long long seed = from; seed <= to; seed++) {
         world_run(&w, seed, steps, trace);
         uint64_t hash = w.hash;
@@ -35,6 +35,7 @@ int main(int argc, char **argv) {
         deaths += w.deaths;
         restarts += w.restarts;
         alarms += w.alarms;
+        refused += w.refused;
         world_end(&w);
         if (trace) continue;
         world_run(&w, seed, steps, false);
@@ -45,10 +46,11 @@ int main(int argc, char **argv) {
         world_end(&w);
     }
     printf(
-        "%llu histories, %llu steps: %llu images committed, %llu failed, %llu workers died, %llu restarts of "
-        "the coordinator, %llu workers drained for faults\n",
+        "%llu histories, %llu steps: %llu images committed, %llu failed, %llu workers died, %llu drained for "
+        "faults, %llu restarts of the coordinator, %llu allocations refused\n",
         to - from + 1, (unsigned long long)all_steps, (unsigned long long)commits, (unsigned long long)fails,
-        (unsigned long long)deaths, (unsigned long long)restarts, (unsigned long long)alarms);
+        (unsigned long long)deaths, (unsigned long long)alarms, (unsigned long long)restarts,
+        (unsigned long long)refused);
     return 0;
 usage:
     fprintf(stderr, "usage: sim-farm [--seeds A..B] [--steps N] [--trace]\n");

@@ -155,11 +155,15 @@ static void to_worker(struct world *w, const struct farm_effect *fx) {
 int world_step(struct world *w, const struct farm_event *ev) {
     if (!w->farm) return 0;
     farm_effects_clear(&w->fx);
+    memory_starve(w->starved && w->chaos ? w : NULL);
     if (w->trace)
         printf("%8llu event %d conn=%llu\n", (unsigned long long)w->now, (int)ev->type,
                (unsigned long long)ev->conn);
     int rc = farm_step(w->farm, ev, w->now, &w->fx);
+    memory_starve(NULL);
     w->steps++;
+    farm_check(w->farm);
+    if (rc == KN_ENOMEM) rc = farm_step(w->farm, ev, w->now, &w->fx); /* nothing was changed: once more */
     farm_check(w->farm);
     for (size_t i = 0; i < w->fx.count; i++) {
         const struct farm_effect *e = &w->fx.v[i];
@@ -477,6 +481,8 @@ void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace) {
     w->now = 1000;
     w->lossy = world_chance(w, 25);
     w->broken = world_chance(w, 25);
+    w->starved = world_chance(w, 25);
+    w->memory_rng = seed;
     coordinator_start(w);
     uint32_t first = 1 + world_below(w, 8);
     for (uint32_t i = 0; i < first; i++) worker_invent(w, i);

@@ -118,9 +118,11 @@ struct w_write {
 
 struct world {
     uint64_t seed, rng, now, seq;
-    bool chaos;  /* things go wrong; at the end they do not any more */
-    bool lossy;  /* single messages are lost too, not only connections */
-    bool broken; /* a worker is defect */
+    bool chaos;   /* things go wrong; at the end they do not any more */
+    bool lossy;   /* single messages are lost too, not only connections */
+    bool broken;  /* a worker is defect */
+    bool starved; /* memory runs out now and then */
+    uint64_t memory_rng, refused;
     bool trace;
     struct farm *farm;
     struct farm_effects fx;
@@ -150,6 +152,9 @@ int world_find(const struct world *w, const farm_id id);
 void world_id(const struct world *w, int batch, uint8_t *id, size_t size);
 void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace);
 void world_end(struct world *w);
+
+/* world_memory.c: from now on allocations fail now and then; NULL: no more */
+void memory_starve(struct world *w);
 
 /* world_store.c */
 void store_write(struct world *w, const struct farm_effect *fx);

@@ -1,0 +1,216 @@
+/* A million tasks and a thousand workers: what a step costs, and how much memory a task takes. Times are of
+ * this thread's processor time, so that a busy machine does not fail the test; memory is what malloc says. */
+#include <malloc.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "coordinator/core/farm.h"
+#include "tests/unit/check.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
+#define TASKS (SANITIZED ? 100000u : 1000000u)
+#define WORKERS 1000u
+#define QUEUE 4
+
+struct node {
+    char name[16];
+    uint64_t next_ms; /* when the running shard is through */
+    struct {
+        uint64_t id;
+        uint32_t tasks[16], count;
+    } queue[QUEUE];
+    uint32_t queued;
+};
+
+static struct farm *farm;
+static struct farm_effects fx;
+static struct node nodes[WORKERS + 1]; /* by connection, from 1 */
+static uint64_t now = 1000;
+static struct {
+    const char *name;
+    uint64_t count, sum_ns, max_ns;
+} cost[EV_STORED + 1];
+static farm_id id;
+
+static uint64_t cpu_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void step(struct farm_event ev) {
+    uint64_t from = cpu_ns();
+    CHECK_INT(farm_step(farm, &ev, now, &fx), 0);
+    uint64_t took = cpu_ns() - from;
+    cost[ev.type].count++;
+    cost[ev.type].sum_ns += took;
+    if (took > cost[ev.type].max_ns) cost[ev.type].max_ns = took;
+}
+
+/* Carries the effects out, those of the store's answers too. */
+static void settle(void) {
+    for (size_t i = 0; i < fx.count; i++) {
+        struct farm_effect e = fx.v[i];
+        if (e.type == FX_GRANT) {
+            struct node *n = &nodes[e.conn];
+            CHECK(n->queued < QUEUE && e.u.grant.task_count <= 16);
+            n->queue[n->queued].id = e.u.grant.shard;
+            n->queue[n->queued].count = e.u.grant.task_count;
+            memcpy(n->queue[n->queued].tasks, e.u.grant.tasks, e.u.grant.task_count * sizeof(uint32_t));
+            n->queued++;
+        } else if (e.type == FX_REVOKE) {
+            struct node *n = &nodes[e.conn];
+            for (uint32_t k = 0; k < n->queued; k++) {
+                if (n->queue[k].id != e.u.revoke.shard) continue;
+                if (k == 0) n->next_ms = 0;
+                n->queued--;
+                memmove(&n->queue[k], &n->queue[k + 1], (n->queued - k) * sizeof n->queue[0]);
+                struct farm_event ev = {.type = EV_SHARD_RETURNED, .conn = e.conn};
+                ev.u.shard.shard = e.u.revoke.shard;
+                ev.u.shard.term = e.u.revoke.term;
+                step(ev);
+                break;
+            }
+        } else if (e.type == FX_COMMIT || e.type == FX_BATCH_STATE) {
+            struct farm_event ev = {.type = EV_STORED};
+            ev.u.stored.what = e.type;
+            ev.u.stored.task = e.task;
+            memcpy(ev.u.stored.batch, e.batch, sizeof e.batch);
+            step(ev);
+        }
+    }
+    farm_effects_clear(&fx);
+}
+
+static uint64_t allocated(void) {
+    struct mallinfo2 m = mallinfo2();
+    return (uint64_t)m.uordblks + (uint64_t)m.hblkhd;
+}
+
+static void open_batch(void) {
+    static struct farm_group groups[64];
+    for (uint32_t g = 0; g < 64; g++)
+        groups[g] = (struct farm_group){.width = 64, .height = 64, .steps = 20 + g};
+    uint16_t *task_group = malloc(TASKS * sizeof *task_group);
+    CHECK(task_group);
+    for (uint32_t t = 0; t < TASKS; t++) task_group[t] = (uint16_t)(t / 1000 % 64);
+    struct farm_event ev = {.type = EV_BATCH_OPEN};
+    ev.u.batch_open.tasks = TASKS;
+    ev.u.batch_open.pin_backend = "";
+    ev.u.batch_open.groups = groups;
+    ev.u.batch_open.group_count = 64;
+    ev.u.batch_open.task_group = task_group;
+    uint64_t before = allocated();
+    step(ev);
+    uint64_t bytes = allocated() - before;
+    if (!SANITIZED) {
+        printf("  %.1f bytes a task\n", (double)bytes / TASKS);
+        CHECK(bytes < 32ull * TASKS + 200000);
+    }
+    free(task_group);
+}
+
+static void hello(uint64_t conn) {
+    farm_digest model = {0};
+    struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = conn};
+    snprintf(nodes[conn].name, sizeof nodes[conn].name, "n%u", (unsigned)conn);
+    ev.u.hello = (struct ev_worker_hello){.worker = nodes[conn].name,
+                                          .backend = "cpu-a",
+                                          .credit = 2,
+                                          .batch_max = 16,
+                                          .models = &model,
+                                          .model_count = 1};
+    memcpy(ev.u.hello.instance, &conn, sizeof conn);
+    step(ev);
+    settle();
+}
+
+static void run_shard(struct node *n, uint64_t conn) {
+    uint64_t shard = n->queue[0].id;
+    uint32_t count = n->queue[0].count, tasks[16];
+    memcpy(tasks, n->queue[0].tasks, sizeof tasks);
+    n->queued--;
+    memmove(&n->queue[0], &n->queue[1], n->queued * sizeof n->queue[0]);
+    for (uint32_t i = 0; i < count; i++) {
+        struct farm_event ev = {.type = EV_RESULT, .conn = conn};
+        ev.u.result.task = tasks[i];
+        ev.u.result.worker = n->name;
+        memcpy(ev.u.result.batch, id, sizeof id);
+        step(ev);
+        settle();
+    }
+    struct farm_event ev = {.type = EV_SHARD_DONE, .conn = conn};
+    ev.u.shard.shard = shard;
+    ev.u.shard.term = 1;
+    ev.u.shard.images = count;
+    ev.u.shard.render_ms = 50 * count;
+    step(ev);
+    settle();
+}
+
+TEST(a_million_tasks_and_a_thousand_workers) {
+    static const char *names[EV_STORED + 1] = {
+        [EV_TICK] = "tick",       [EV_BATCH_OPEN] = "batch_open",      [EV_WORKER_HELLO] = "hello",
+        [EV_RESULT] = "result",   [EV_WORKER_HEARTBEAT] = "heartbeat", [EV_SHARD_STARTED] = "started",
+        [EV_SHARD_DONE] = "done", [EV_SHARD_RETURNED] = "returned",    [EV_STORED] = "stored",
+    };
+    struct farm_config c;
+    farm_config_default(&c);
+    CHECK_INT(farm_create(&c, &farm), 0);
+    open_batch();
+    for (uint64_t conn = 1; conn <= WORKERS; conn++) hello(conn);
+    struct farm_batch_view v;
+    uint64_t tick_ms = now, beat_ms = now + 2000;
+    for (;;) {
+        CHECK_INT(farm_batch_view(farm, id, now, &v), 0);
+        if (v.state == 3) break;
+        now += 10;
+        for (uint64_t conn = 1; conn <= WORKERS; conn++) {
+            struct node *n = &nodes[conn];
+            if (n->next_ms && n->next_ms <= now && n->queued) {
+                n->next_ms = 0;
+                run_shard(n, conn);
+            }
+            if (n->next_ms || !n->queued) continue;
+            n->next_ms = now + 50 * n->queue[0].count;
+            struct farm_event ev = {.type = EV_SHARD_STARTED, .conn = conn};
+            ev.u.shard.shard = n->queue[0].id;
+            ev.u.shard.term = 1;
+            step(ev);
+            settle();
+        }
+        for (uint64_t conn = 1; now >= beat_ms && conn <= WORKERS; conn++) {
+            struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = conn};
+            if (nodes[conn].queued) ev.u.heartbeat.shard = nodes[conn].queue[0].id;
+            step(ev);
+            settle();
+        }
+        if (now >= beat_ms) beat_ms = now + 2000;
+        if (now < tick_ms) continue;
+        struct farm_event ev = {.type = EV_TICK};
+        step(ev);
+        settle();
+        tick_ms = farm_next_tick(farm, now);
+    }
+    CHECK_INT(v.done, TASKS);
+    farm_check(farm);
+    uint64_t from = cpu_ns();
+    CHECK_INT(farm_batch_view(farm, id, now, &v), 0);
+    printf("  view: %llu ns; %llu ms of virtual time\n", (unsigned long long)(cpu_ns() - from),
+           (unsigned long long)now);
+    for (int i = 0; i <= EV_STORED; i++) {
+        if (!cost[i].count) continue;
+        double mean = (double)cost[i].sum_ns / (double)cost[i].count / 1000;
+        printf("  %-10s %8llu steps, %9.2f us each, %9.1f us at most\n", names[i],
+               (unsigned long long)cost[i].count, mean, (double)cost[i].max_ns / 1000);
+        /* Generous: the slowest machine, with other things on its mind. None of them looks at all tasks. */
+        if (!SANITIZED && i != EV_BATCH_OPEN) CHECK(mean < (i == EV_TICK ? 3000 : 50));
+    }
+    farm_effects_fini(&fx);
+    farm_destroy(farm);
+}
