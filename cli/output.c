@@ -21,7 +21,7 @@
 #define FLUSH_EVERY_MS 1500
 #define FLUSH_COST_SHARE 15 /* at most a fifteenth of the time goes into rewriting the manifest */
 #define LIFE_EVERY_MS 5000  /* the gallery hears that often that a run goes on */
-#define STRINGS_MAX 200000
+#define STRINGS_MAX KN_TASKS_PER_BATCH_MAX /* every image may fail with words of its own */
 
 /* ---- interned strings: thousands of images name the same worker, backend and engine ---- */
 
@@ -29,6 +29,7 @@ struct output_strings {
     struct kn_map *map;
 };
 
+/* NULL: no memory. */
 static const char *intern(struct output *o, const char *s) {
     if (!s || !s[0]) return "";
     size_t len = strlen(s);
@@ -39,7 +40,7 @@ static const char *intern(struct output *o, const char *s) {
         free(have);
         have = NULL;
     }
-    return have ? have : "";
+    return have;
 }
 
 void output_file_name(uint32_t index, char out[32]) {
@@ -161,6 +162,10 @@ static int old_line(struct output *o, struct old_images *old, const char *line, 
     img.e.backend = intern(o, string_of(v, "backend"));
     img.e.engine = intern(o, string_of(v, "engine"));
     img.e.error = "";
+    if (!img.e.worker || !img.e.backend || !img.e.engine) {
+        rc = KN_ENOMEM;
+        goto out;
+    }
     if (old->count == old->cap) {
         size_t cap = old->cap ? old->cap * 2 : 256;
         struct old_image *nv = realloc(old->v, cap * sizeof *nv);
@@ -358,6 +363,9 @@ int output_note(struct output *o, uint32_t index, const struct kn_result *r) {
     if (index >= o->count) return KN_EPROTO;
     struct output_entry *e = &o->entries[index];
     if (e->status == KN_RESULT_DONE) return KN_OK; /* kept, or told twice */
+    const char *worker = intern(o, r->worker), *backend = intern(o, r->backend),
+               *engine = intern(o, r->engine), *error = intern(o, r->error);
+    if (!worker || !backend || !engine || !error) return KN_ENOMEM;
     if (e->status == KN_RESULT_FAILED) o->failed--;
     if (e->status == KN_RESULT_CANCELLED) o->cancelled--;
     e->status = (uint8_t)r->status;
@@ -366,10 +374,10 @@ int output_note(struct output *o, uint32_t index, const struct kn_result *r) {
     e->render_ms = r->render_ms;
     memcpy(e->sha256, r->sha256, sizeof(kn_digest));
     memcpy(e->pixels_sha256, r->pixels_sha256, sizeof(kn_digest));
-    e->worker = intern(o, r->worker);
-    e->backend = intern(o, r->backend);
-    e->engine = intern(o, r->engine);
-    e->error = intern(o, r->error);
+    e->worker = worker;
+    e->backend = backend;
+    e->engine = engine;
+    e->error = error;
     if (r->status == KN_RESULT_DONE) o->done++;
     if (r->status == KN_RESULT_FAILED) o->failed++;
     if (r->status == KN_RESULT_CANCELLED) o->cancelled++;
@@ -432,6 +440,11 @@ static bool put_local(const struct output *o, const char *objects_dir, uint32_t 
     return ok;
 }
 
+static int note(struct output *o, uint32_t index, const struct kn_result *r, struct kn_err *err) {
+    int rc = output_note(o, index, r);
+    return rc ? kn_err_set(err, rc, "image %u: %s", index, kn_err_words(rc)) : KN_OK;
+}
+
 struct fetching {
     struct output *o;
     const struct kn_result *v;
@@ -444,7 +457,7 @@ static int got_object(void *ctx, size_t i, const void *data, size_t len, struct 
     struct fetching *f = ctx;
     uint32_t k = f->which[i];
     int rc = put_file(f->o, f->index[k], data, len, err);
-    if (rc == KN_OK) rc = output_note(f->o, f->index[k], &f->v[k]);
+    if (rc == KN_OK) rc = note(f->o, f->index[k], &f->v[k], err);
     return rc;
 }
 
@@ -464,11 +477,11 @@ int output_take(struct output *o, struct client *c, const struct kn_result *v, c
         if (index[i] >= o->count) {
             rc = kn_err_set(err, KN_EPROTO, "the farm speaks of an image %u of %zu", index[i], o->count);
         } else if (v[i].status != KN_RESULT_DONE) {
-            rc = output_note(o, index[i], &v[i]);
+            rc = note(o, index[i], &v[i], err);
         } else if (o->entries[index[i]].status == KN_RESULT_DONE) {
             continue; /* here already */
         } else if (put_local(o, client_welcome(c)->objects_dir, index[i], v[i].sha256)) {
-            rc = output_note(o, index[i], &v[i]);
+            rc = note(o, index[i], &v[i], err);
         } else {
             memcpy(digests[n], v[i].sha256, sizeof(kn_digest));
             which[n++] = (uint32_t)i;
