@@ -28,6 +28,7 @@
 #define READS_MAX 256
 #define DISCARD_A_TURN 64
 #define DISCARD_MS 20
+#define DISCARD_LAST_MS 3000
 #define DISCARD_MAX ((size_t)KN_TASKS_PER_BATCH_MAX * 4)
 
 struct item {
@@ -399,8 +400,7 @@ void collect_keep_busy(struct collect *c) {
     for (struct item *i = c->busy; i; i = i->busy_next) collect_keep(c, i->sha256);
 }
 
-static void on_discards(uv_timer_t *t) {
-    struct collect *c = t->data;
+static void discard_some(struct collect *c) {
     struct discard *d;
     size_t pos = 0, n = 0;
     struct discard *some[DISCARD_A_TURN];
@@ -412,6 +412,11 @@ static void on_discards(uv_timer_t *t) {
             kn_warn("object_not_deleted file=%s error=\"%s\"", name, strerror(errno));
         collect_keep(c, some[i]->sha256);
     }
+}
+
+static void on_discards(uv_timer_t *t) {
+    struct collect *c = t->data;
+    discard_some(c);
     if (kn_map_count(c->discard) == 0) uv_timer_stop(t);
 }
 
@@ -510,6 +515,10 @@ void collect_destroy(struct collect *c) {
         kn_blob_release(&i->blob);
         free(i);
     }
+    /* A private farm removes its batch and ends: what is to be deleted then goes now, as far as there is
+     * time. */
+    uint64_t end_ms = kn_clock_ms() + DISCARD_LAST_MS;
+    while (kn_map_count(c->discard) > 0 && kn_clock_ms() < end_ms) discard_some(c);
     size_t pos = 0;
     void *d;
     while ((d = kn_map_next(c->discard, &pos))) free(d);
