@@ -468,6 +468,7 @@ static void watch(struct supervisor *s) {
 static _Noreturn void supervise(struct supervisor *s) {
     char log[KN_PATH_MAX + 64];
     setsid();
+    prctl(PR_SET_NAME, "kiln-supervisor"); /* for ps: it is not the command that started it */
     signal(SIGPIPE, SIG_IGN);
     /* What else the starter had open is none of the farm's: the lock of its output folder, for one. */
     for (int fd = 3; fd < FDS_MAX; fd++)

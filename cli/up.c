@@ -14,6 +14,7 @@
 #include "cli/submit.h"
 #include "cli/supervise.h"
 #include "cli/text.h"
+#include "proto/wire.h"
 
 #define WORKERS_READY_MS 120000 /* a large model from a slow disk */
 #define DEATHS_MAX 3            /* of a worker, in a row: it does not start */
@@ -64,6 +65,24 @@ static int await_workers(struct up *u, struct client *c, int *there, struct kn_e
     }
 }
 
+/* The ready file has them as they came to be: with the ports that were free. */
+static void tell_listeners(const struct up *u) {
+    char path[KN_PATH_MAX], *rest, *line;
+    struct kn_buf b;
+    kn_buf_init(&b, 1u << 16);
+    if (farmdir_path(&u->dir, "run/ready", path) == KN_OK && kn_fs_read(path, &b, NULL) == KN_OK &&
+        b.len > 0) {
+        for (line = strtok_r(b.data, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+            if (strcmp(line, u->dir.endpoint) == 0) continue;
+            cli_say("nodes join with: kiln-worker --join %s", line);
+            if (!kn_endpoint_is_loopback(line))
+                cli_say("there are no keys yet: whoever reaches %s can use this farm and read its prompts",
+                        line);
+        }
+    }
+    kn_buf_fini(&b);
+}
+
 static void tell_up(const struct up *u, int there) {
     if (u->o->json) {
         json_object *v = json_object_new_object();
@@ -81,8 +100,7 @@ static void tell_up(const struct up *u, int there) {
     printf("%s\n", u->dir.endpoint);
     fflush(stdout);
     cli_say("a farm is up in %s, with %d worker%s", u->dir.dir, there, there == 1 ? "" : "s");
-    for (size_t i = 0; i < u->o->listen_count; i++)
-        cli_say("nodes elsewhere: kiln-worker --join %s", u->o->listen[i]);
+    if (u->o->listen_count > 0) tell_listeners(u);
 }
 
 /* A farm that is up already: that is what was asked for. */

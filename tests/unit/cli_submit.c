@@ -26,6 +26,10 @@ static struct kn_model_info two[2] = {
 };
 static const struct models one_model = {two, 1}, two_models = {two, 2}, no_models = {two, 0};
 
+static void remove_dir(void) {
+    if (chdir("/") == 0) rmdir(dir);
+}
+
 static void given(const char *name, const char *text) {
     job_fini(&job);
     err = (struct kn_err){0};
@@ -34,6 +38,7 @@ static void given(const char *name, const char *text) {
         strcpy(dir, "/tmp/kiln-test-XXXXXX");
         CHECK(mkdtemp(dir) != NULL);
         CHECK_INT(chdir(dir), 0);
+        atexit(remove_dir);
     }
     if (!name) return;
     snprintf(path, sizeof path, "%s/%s", dir, name);
