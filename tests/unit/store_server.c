@@ -1,0 +1,476 @@
+/* The coordinator's shell, whole: real sockets, collector and core, with the store in memory, and a worker
+ * and a client that this test plays on the same loop. */
+#include <unistd.h>
+
+#include "base/log.h"
+#include "coordinator/server.h"
+#include "tests/unit/check.h"
+
+#define INBOX_MAX 64
+
+struct end { /* one connection of a worker or a client */
+    struct kn_sock *sock;
+    struct kn_msg *inbox[INBOX_MAX];
+    int count;
+    size_t blob_len; /* of the last message with one */
+    uint64_t request;
+};
+
+struct fixture {
+    uv_loop_t loop;
+    char dir[64], endpoint[80];
+    struct store_disk *disk;
+    struct server *s;
+    struct kn_wire *wire;
+    struct end client, worker, data;
+};
+
+/* ---- the two ends */
+
+static void on_message(struct kn_sock *sock, void *ctx, const struct kn_peer *peer, struct kn_msg *m,
+                       struct kn_blob *blob) {
+    struct end *e = ctx;
+    (void)sock;
+    (void)peer;
+    if (blob) e->blob_len = blob->len;
+    CHECK(e->count < INBOX_MAX);
+    e->inbox[e->count++] = m;
+}
+
+static void on_time(uv_timer_t *t) {
+    *(bool *)t->data = true;
+}
+
+static void forget(struct end *e) {
+    for (int i = 0; i < e->count; i++) kn_msg_destroy(e->inbox[i]);
+    e->count = 0;
+}
+
+/* Waits for a message of that type; the others before it are dropped. Borrowed until the next call. */
+static const struct kn_msg *await(struct fixture *f, struct end *e, enum kn_msg_type type) {
+    static struct kn_msg *last;
+    uv_timer_t t;
+    bool over = false;
+    const struct kn_msg *found = NULL;
+    kn_msg_destroy(last);
+    last = NULL;
+    uv_timer_init(&f->loop, &t);
+    t.data = &over;
+    uv_timer_start(&t, on_time, 10000, 0);
+    while (!found && !over) {
+        while (e->count > 0 && !found) {
+            struct kn_msg *m = e->inbox[0];
+            memmove(e->inbox, e->inbox + 1, (size_t)--e->count * sizeof *e->inbox);
+            if (m->type == type)
+                found = last = m;
+            else
+                kn_msg_destroy(m);
+        }
+        if (!found) uv_run(&f->loop, UV_RUN_ONCE);
+    }
+    uv_close((uv_handle_t *)&t, NULL);
+    uv_run(&f->loop, UV_RUN_NOWAIT);
+    CHECK_MSG(found != NULL, "no %s came", kn_msg_name(type));
+    return found;
+}
+
+static void run_ms(struct fixture *f, uint64_t ms) {
+    uv_timer_t t;
+    bool over = false;
+    uv_timer_init(&f->loop, &t);
+    t.data = &over;
+    uv_timer_start(&t, on_time, ms, 0);
+    while (!over) uv_run(&f->loop, UV_RUN_ONCE);
+    uv_close((uv_handle_t *)&t, NULL);
+    uv_run(&f->loop, UV_RUN_NOWAIT);
+}
+
+static void tell(struct fixture *f, struct end *e, const struct kn_msg *m, struct kn_blob *blob) {
+    int rc = KN_EAGAIN;
+    struct kn_err err = {0};
+    for (int i = 0; i < 500 && (rc = kn_sock_send(e->sock, NULL, m, blob, &err)) == KN_EAGAIN; i++)
+        run_ms(f, 5);
+    CHECK_MSG(rc == 0, "%s", err.text);
+}
+
+static const struct kn_msg *ask(struct fixture *f, struct kn_msg *m, enum kn_msg_type want) {
+    m->request = ++f->client.request;
+    tell(f, &f->client, m, NULL);
+    const struct kn_msg *r = await(f, &f->client, want);
+    CHECK_U64(r->request, m->request);
+    return r;
+}
+
+static int ask_code(struct fixture *f, struct kn_msg *m) {
+    return ask(f, m, KN_MSG_REPLY)->u.reply.code;
+}
+
+static void connect_end(struct fixture *f, struct end *e, const char *endpoint, bool blobs) {
+    struct kn_sock_options o = {.recv = on_message, .ctx = e, .blobs = blobs};
+    CHECK_INT(kn_sock_create(f->wire, &o, &e->sock, NULL), 0);
+    CHECK_INT(kn_sock_connect(e->sock, endpoint, NULL), 0);
+}
+
+/* ---- the coordinator */
+
+static void start(struct fixture *f) {
+    struct kn_err err = {0};
+    struct store *store;
+    struct server_options o = {.dir = f->dir, .listen = {f->endpoint}, .listen_count = 1};
+    CHECK_INT(store_memory_open(f->disk, &f->loop, &store, &err), 0);
+    CHECK_MSG(server_create(&f->loop, &o, store, &f->s, &err) == 0, "%s", err.text);
+    CHECK_MSG(server_recover(f->s, &err) == 0, "%s", err.text);
+    CHECK_MSG(server_listen(f->s, &err) == 0, "%s", err.text);
+    char data[96];
+    snprintf(data, sizeof data, "%s-data", f->endpoint);
+    connect_end(f, &f->client, f->endpoint, false);
+    connect_end(f, &f->worker, f->endpoint, false);
+    connect_end(f, &f->data, data, true);
+}
+
+static void stop(struct fixture *f) {
+    struct end *ends[] = {&f->client, &f->worker, &f->data};
+    for (int i = 0; i < 3; i++) {
+        kn_sock_destroy(ends[i]->sock);
+        forget(ends[i]);
+    }
+    server_close(f->s);
+    for (int i = 0; i < 500 && uv_run(&f->loop, UV_RUN_NOWAIT); i++) usleep(1000);
+    server_destroy(f->s);
+}
+
+static void setup(struct fixture *f) {
+    *f = (struct fixture){.disk = store_disk_create()};
+    kn_log_init("test", KN_LOG_ERROR);
+    snprintf(f->dir, sizeof f->dir, "/tmp/kiln-server-XXXXXX");
+    CHECK(mkdtemp(f->dir) != NULL);
+    snprintf(f->endpoint, sizeof f->endpoint, "ipc://%s/s", f->dir);
+    CHECK_INT(uv_loop_init(&f->loop), 0);
+    CHECK_INT(kn_wire_create(&f->loop, &f->wire, NULL), 0);
+    start(f);
+}
+
+static void teardown(struct fixture *f) {
+    char command[128];
+    stop(f);
+    kn_wire_destroy(f->wire);
+    CHECK_INT(uv_loop_close(&f->loop), 0);
+    store_disk_destroy(f->disk);
+    snprintf(command, sizeof command, "rm -rf %s", f->dir);
+    CHECK_INT(system(command), 0);
+}
+
+/* ---- what they say */
+
+static const kn_id batch_a = {0xa, 1}, batch_b = {0xb, 2};
+
+static struct kn_model_info model(void) {
+    struct kn_model_info m = {.name = "m", .size_multiple = 8};
+    m.sha256[0] = 7;
+    m.defaults = (struct kn_defaults){KN_SAMPLER_EULER, KN_SCHEDULE_NORMAL, 20, 7, 64, 64};
+    return m;
+}
+
+static void hello(struct fixture *f) {
+    struct kn_model_info models[] = {model()};
+    struct kn_msg m = {.type = KN_MSG_WORKER_HELLO};
+    m.u.worker_hello = (struct kn_worker_hello){.worker = "w",
+                                                .host = "h",
+                                                .device = "d",
+                                                .backend = "class-1",
+                                                .engine = "kiln 0",
+                                                .credit = 1,
+                                                .batch_max = 8,
+                                                .models = models,
+                                                .model_count = 1};
+    m.u.worker_hello.instance[0] = 1;
+    tell(f, &f->worker, &m, NULL);
+    await(f, &f->worker, KN_MSG_WELCOME);
+}
+
+static int begin(struct fixture *f, const kn_id id, uint32_t tasks, const char *model_name) {
+    struct kn_model_info models[1] = {{.name = ""}};
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
+    snprintf(models[0].name, sizeof models[0].name, "%s", model_name);
+    m.u.submit_begin = (struct kn_submit_begin){.name = "n",
+                                                .pin_backend = "",
+                                                .request = "{}",
+                                                .tasks = tasks,
+                                                .chunks = (tasks + 999) / 1000,
+                                                .models = models,
+                                                .model_count = 1};
+    memcpy(m.u.submit_begin.batch, id, sizeof(kn_id));
+    return ask_code(f, &m);
+}
+
+static int chunk(struct fixture *f, const kn_id id, uint32_t number, uint32_t count, uint32_t width) {
+    static struct kn_task tasks[1000];
+    struct kn_buf b;
+    kn_buf_init(&b, 1u << 20);
+    for (uint32_t i = 0; i < count; i++)
+        tasks[i] = (struct kn_task){.prompt = "p",
+                                    .negative = "",
+                                    .seed = i,
+                                    .cfg = 7,
+                                    .steps = 2,
+                                    .width = width,
+                                    .height = 64,
+                                    .sampler = KN_SAMPLER_EULER,
+                                    .schedule = KN_SCHEDULE_NORMAL,
+                                    .set = KN_SET_ALL};
+    CHECK_INT(kn_chunk_pack(tasks, count, &b, NULL), 0);
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_CHUNK};
+    m.u.submit_chunk.chunk = number;
+    m.u.submit_chunk.count = count;
+    m.u.submit_chunk.tasks = (const uint8_t *)b.data;
+    m.u.submit_chunk.tasks_len = b.len;
+    memcpy(m.u.submit_chunk.batch, id, sizeof(kn_id));
+    int code = ask_code(f, &m);
+    kn_buf_fini(&b);
+    return code;
+}
+
+static int seal(struct fixture *f, const kn_id id) {
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_SEAL};
+    m.u.submit_seal.has_batch = true;
+    memcpy(m.u.submit_seal.batch, id, sizeof(kn_id));
+    return ask_code(f, &m);
+}
+
+static int command(struct fixture *f, const kn_id id, enum kn_batch_verb verb) {
+    struct kn_msg m = {.type = KN_MSG_BATCH_COMMAND};
+    m.u.batch_command.verb = verb;
+    memcpy(m.u.batch_command.batch, id, sizeof(kn_id));
+    return ask_code(f, &m);
+}
+
+static void submit(struct fixture *f, const kn_id id, uint32_t tasks) {
+    CHECK_INT(begin(f, id, tasks, "m"), 0);
+    for (uint32_t k = 0; k * 1000 < tasks; k++)
+        CHECK_INT(chunk(f, id, k, tasks - k * 1000 < 1000 ? tasks - k * 1000 : 1000, 64), 0);
+    CHECK_INT(seal(f, id), 0);
+}
+
+static void free_data(void *data, void *hint) {
+    (void)hint;
+    free(data);
+}
+
+/* Sends a picture (whose digest may be made wrong) and returns the acknowledgement's code. */
+static int picture(struct fixture *f, const kn_id id, uint32_t task, const char *text, bool corrupt) {
+    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
+    struct kn_blob blob = {strdup(text), strlen(text), free_data, NULL};
+    m.u.image_result = (struct kn_image_result){
+        .task = task, .attempt = 1, .render_ms = 5, .worker = "w", .backend = "class-1", .engine = "kiln 0"};
+    memcpy(m.u.image_result.batch, id, sizeof(kn_id));
+    kn_sha256(text, strlen(text), m.u.image_result.sha256);
+    kn_sha256(text, 1, m.u.image_result.pixels_sha256);
+    if (corrupt) m.u.image_result.sha256[0] ^= 1;
+    tell(f, &f->data, &m, &blob);
+    const struct kn_msg *a = await(f, &f->data, KN_MSG_IMAGE_ACK);
+    CHECK_INT((int)a->u.image_ack.task, (int)task);
+    return a->u.image_ack.code;
+}
+
+static bool object_there(struct fixture *f, const char *text) {
+    char path[KN_PATH_MAX];
+    uint8_t d[KN_SHA256_BYTES];
+    kn_sha256(text, strlen(text), d);
+    collect_path(f->s->objects, d, path);
+    return kn_fs_exists(path);
+}
+
+static const struct kn_results_reply *results(struct fixture *f, const kn_id id, uint64_t epoch,
+                                              uint32_t cursor) {
+    struct kn_msg m = {.type = KN_MSG_RESULTS_QUERY};
+    m.u.results_query.epoch = epoch;
+    m.u.results_query.cursor = cursor;
+    m.u.results_query.max = 1000;
+    memcpy(m.u.results_query.batch, id, sizeof(kn_id));
+    return &ask(f, &m, KN_MSG_RESULTS_REPLY)->u.results_reply;
+}
+
+/* ---- the promises */
+
+TEST(a_submission_may_be_repeated_at_every_step) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    CHECK_INT(seal(&f, batch_a), KN_ENOENT);
+    CHECK_INT(chunk(&f, batch_a, 0, 1000, 64), KN_ENOENT);
+    for (int i = 0; i < 2; i++) CHECK_INT(begin(&f, batch_a, 1500, "m"), 0);
+    CHECK_INT(begin(&f, batch_a, 1600, "m"), KN_ESTATE); /* that is another batch */
+    CHECK_INT(seal(&f, batch_a), KN_ESTATE);             /* chunks are missing */
+    for (int i = 0; i < 2; i++) CHECK_INT(chunk(&f, batch_a, 1, 500, 64), 0);
+    CHECK_INT(chunk(&f, batch_a, 1, 500, 128), KN_ESTATE); /* other tasks than before */
+    for (int i = 0; i < 2; i++) CHECK_INT(chunk(&f, batch_a, 0, 1000, 64), 0);
+    for (int i = 0; i < 2; i++) CHECK_INT(seal(&f, batch_a), 0);
+    CHECK_INT(begin(&f, batch_a, 1500, "m"), 0);
+    CHECK_INT(chunk(&f, batch_a, 0, 1000, 64), 0);
+    struct kn_msg q = {.type = KN_MSG_BATCH_QUERY};
+    const struct kn_batch_list *l = &ask(&f, &q, KN_MSG_BATCH_LIST)->u.batch_list;
+    CHECK_INT((int)l->count, 1);
+    CHECK_INT((int)l->v[0].total, 1500);
+    teardown(&f);
+}
+
+TEST(a_wrong_submission_is_refused_with_its_reason) {
+    struct fixture f;
+    setup(&f);
+    CHECK_INT(begin(&f, batch_a, 10, "m"), KN_EMODEL); /* no worker yet */
+    hello(&f);
+    struct kn_model_info models[1] = {{.name = "other"}};
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
+    m.u.submit_begin = (struct kn_submit_begin){.name = "n",
+                                                .pin_backend = "",
+                                                .request = "{}",
+                                                .tasks = 10,
+                                                .chunks = 1,
+                                                .models = models,
+                                                .model_count = 1};
+    const struct kn_reply *r = &ask(&f, &m, KN_MSG_REPLY)->u.reply;
+    CHECK_INT(r->code, KN_EMODEL);
+    CHECK_MSG(strstr(r->text, "other is not on this farm; there is: m (07") != NULL, "%s", r->text);
+    m.u.submit_begin.chunks = 2;
+    CHECK_INT(ask_code(&f, &m), KN_EINVAL);
+    CHECK_INT(begin(&f, batch_a, 1500, "m"), 0);
+    CHECK_INT(chunk(&f, batch_a, 0, 999, 64), KN_EINVAL);
+    CHECK_INT(chunk(&f, batch_a, 2, 500, 64), KN_EINVAL);
+    CHECK(chunk(&f, batch_a, 0, 1000, 68) != 0); /* not a size of that model */
+    CHECK_INT(seal(&f, batch_a), KN_ESTATE);
+    teardown(&f);
+}
+
+TEST(who_did_not_say_hello_is_asked_to) {
+    struct fixture f;
+    setup(&f);
+    struct kn_msg m = {.type = KN_MSG_HEARTBEAT};
+    tell(&f, &f.worker, &m, NULL);
+    await(&f, &f.worker, KN_MSG_HELLO_AGAIN);
+    teardown(&f);
+}
+
+TEST(a_grant_carries_the_tasks_as_they_were_submitted) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1001);
+    const struct kn_shard_grant *g = &await(&f, &f.worker, KN_MSG_SHARD_GRANT)->u.shard_grant;
+    CHECK(g->count >= 1 && g->count <= 8);
+    CHECK_MEM(g->batch, batch_a, sizeof(kn_id));
+    CHECK_INT(g->model_sha256[0], 7);
+    for (size_t i = 0; i < g->count; i++) {
+        CHECK_STR(g->tasks[i].prompt, "p");
+        CHECK_U64(g->tasks[i].seed, g->index[i] % 1000);
+    }
+    teardown(&f);
+}
+
+TEST(pictures_are_acknowledged_by_what_they_are) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 3);
+    CHECK_INT(picture(&f, batch_b, 0, "p0", false), KN_EGONE);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", true), KN_ECORRUPT);
+    CHECK(!object_there(&f, "p0"));
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK(object_there(&f, "p0"));
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0); /* again */
+    CHECK_U64(f.s->alarms, 0);
+    CHECK_INT(picture(&f, batch_a, 0, "q0", false), 0); /* of one class, with other pixels */
+    CHECK_U64(f.s->alarms, 1);
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    const struct kn_results_reply *r = results(&f, batch_a, 0, 0);
+    CHECK_INT((int)r->count, 2);
+    CHECK_INT((int)r->v[0].index, 0);
+    CHECK_STR(r->v[0].worker, "w");
+    CHECK_STR(r->v[0].backend, "class-1");
+    CHECK_STR(r->v[0].engine, "kiln 0");
+    teardown(&f);
+}
+
+TEST(an_object_is_fetched_by_its_digest) {
+    struct fixture f;
+    struct kn_msg m = {.type = KN_MSG_OBJECT_GET, .request = 5};
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "picture", false), 0);
+    kn_sha256("picture", 7, m.u.object_get.sha256);
+    m.u.object_get.text = "";
+    tell(&f, &f.data, &m, NULL);
+    const struct kn_msg *r = await(&f, &f.data, KN_MSG_OBJECT_REPLY);
+    CHECK_INT(r->u.object_reply.code, 0);
+    CHECK_U64(r->request, 5);
+    CHECK_INT((int)f.data.blob_len, 7);
+    m.u.object_get.sha256[3] ^= 1;
+    tell(&f, &f.data, &m, NULL);
+    CHECK_INT(await(&f, &f.data, KN_MSG_OBJECT_REPLY)->u.object_reply.code, KN_ENOENT);
+    teardown(&f);
+}
+
+TEST(what_was_done_is_done_after_a_restart_in_the_same_order) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 5);
+    CHECK_INT(begin(&f, batch_b, 2000, "m"), 0);
+    CHECK_INT(chunk(&f, batch_b, 1, 1000, 64), 0);
+    CHECK_INT(picture(&f, batch_a, 3, "p3", false), 0);
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    uint64_t epoch = results(&f, batch_a, 0, 0)->epoch;
+    stop(&f);
+    start(&f);
+    const struct kn_results_reply *r = results(&f, batch_a, epoch, 2); /* of the old list: it begins anew */
+    CHECK(r->epoch != epoch);
+    CHECK_INT((int)r->count, 2);
+    CHECK_INT((int)r->v[0].index, 3);
+    CHECK_INT((int)r->v[1].index, 1);
+    CHECK_STR(r->v[1].backend, "class-1");
+    CHECK_INT((int)r->status.queued, 3);
+    hello(&f);
+    CHECK_INT(chunk(&f, batch_b, 0, 1000, 64), 0); /* the submission goes on where it was */
+    CHECK_INT(seal(&f, batch_b), 0);
+    await(&f, &f.worker, KN_MSG_SHARD_GRANT);
+    teardown(&f);
+}
+
+TEST(a_removed_batch_takes_the_pictures_that_nobody_else_names) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    submit(&f, batch_b, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "shared", false), 0);
+    CHECK_INT(picture(&f, batch_a, 1, "own", false), 0);
+    CHECK_INT(picture(&f, batch_b, 0, "shared", false), 0);
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), 0);
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), KN_ENOENT);
+    for (int i = 0; i < 100 && object_there(&f, "own"); i++) run_ms(&f, 10);
+    CHECK(!object_there(&f, "own"));
+    CHECK(object_there(&f, "shared"));
+    stop(&f);
+    start(&f);
+    struct kn_msg q = {.type = KN_MSG_BATCH_QUERY};
+    CHECK_INT((int)ask(&f, &q, KN_MSG_BATCH_LIST)->u.batch_list.count, 1);
+    teardown(&f);
+}
+
+TEST(a_batch_that_runs_is_not_removed_and_a_cancelled_one_takes_no_picture) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), KN_ESTATE);
+    CHECK_INT(command(&f, batch_b, KN_VERB_CANCEL), KN_ENOENT);
+    CHECK_INT(command(&f, batch_a, KN_VERB_PAUSE), 0);
+    CHECK_INT(command(&f, batch_a, KN_VERB_RESUME), 0);
+    CHECK_INT(command(&f, batch_a, KN_VERB_CANCEL), 0);
+    CHECK_INT(picture(&f, batch_a, 0, "late", false), KN_EGONE);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 2);
+    stop(&f);
+    start(&f);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_CANCELLED);
+    teardown(&f);
+}
