@@ -245,7 +245,8 @@ static int follow(struct render *r, const kn_id id, const uint32_t *map, size_t 
         const struct kn_results_reply *reply = &m->u.results_reply;
         size_t count = reply->count;
         bool over = count == 0 && (now_only || batch_is_over(&reply->status));
-        r->out.images_per_s = reply->status.images_per_s;
+        r->out.images_per_s =
+            over ? reply->status.images_per_s_mean : reply->status.images_per_s; /* the gallery's */
         r->out.eta_ms = reply->status.eta_ms;
         rc = take(r, reply, map, map_count, done_only, err);
         if (rc == KN_OK && !now_only) show(r, &reply->status);
