@@ -1,5 +1,5 @@
 /* The context: threads and lanes, arenas and plans, errors that stick. */
-#include <sched.h>
+#include <dirent.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -139,6 +139,42 @@ TEST(threads_that_wait_use_no_processor) {
     nanosleep(&(struct timespec){0, 200000000}, NULL);
     CHECK_MSG(cpu_seconds() - before < 0.02, "%g seconds", cpu_seconds() - before);
     kx_ctx_destroy(ctx);
+}
+
+static int threads_of_process(void) {
+    int n = 0;
+    DIR *d = opendir("/proc/self/task");
+    for (struct dirent *e; d && (e = readdir(d));) n += e->d_name[0] != '.';
+    if (d) closedir(d);
+    return n;
+}
+
+struct conv_call {
+    struct kx_conv *conv;
+    struct kx_tensor x, y;
+};
+
+static void call_conv(struct kx_ctx *ctx, void *arg) {
+    struct conv_call *c = arg;
+    kx_conv(ctx, c->conv, &c->x, NULL, NULL, &c->y);
+}
+
+/* Threads that oneDNN began by itself would spin, and cut a sum by their number. */
+TEST(onednn_begins_no_threads_of_its_own) {
+    enum { C = 64, SIZE = 32 };
+    struct kx_ctx *ctx = ops_ctx(3);
+    float *w = ops_random(C * C * 9, 1), *x = ops_random(SIZE * SIZE * C, 2),
+          *y = ops_random(SIZE * SIZE * C, 3);
+    struct kx_conv_shape s = {C, C, 3, 1, false};
+    struct kn_err err;
+    struct conv_call call = {NULL, {x, 1, SIZE, SIZE, C}, {y, 1, SIZE, SIZE, C}};
+    CHECK_INT(kx_conv_create(ctx, &s, w, NULL, &call.conv, &err), 0);
+    int before = threads_of_process();
+    OPS_RUN(ctx, call_conv, &call);
+    CHECK_INT(threads_of_process(), before);
+    kx_conv_destroy(call.conv);
+    kx_ctx_destroy(ctx);
+    free(w), free(x), free(y);
 }
 
 TEST(the_class_names_the_instruction_set_and_the_facts_what_else_moves_a_bit) {
