@@ -494,10 +494,13 @@ static _Noreturn void supervise(struct supervisor *s) {
     sigprocmask(SIG_BLOCK, &mask, NULL);
     s->signal_fd = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
     int rc = s->signal_fd < 0 ? KN_EIO : farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
+    farmdir_remove_pid(s->f, "private");
+    if (rc == KN_OK && s->c->private_farm) rc = farmdir_write_pid(s->f, "private", getpid(), NULL);
     if (rc == KN_OK) {
         end_leftovers(s);
         watch(s);
     }
+    farmdir_remove_pid(s->f, "private");
     farmdir_remove_pid(s->f, "supervisor");
     unlink(s->ready_file);
     kn_info("ended");

@@ -74,7 +74,14 @@ static void tell_listeners(const struct up *u) {
         b.len > 0) {
         for (line = strtok_r(b.data, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
             if (strcmp(line, u->dir.endpoint) == 0) continue;
-            cli_say("nodes join with: kiln-worker --join %s", line);
+            char host[KN_HOST_MAX + 1] = "";
+            const char *port = strrchr(line, ':');
+            bool any = strncmp(line, "tcp://0.0.0.0:", 14) == 0 || strncmp(line, "tcp://*:", 8) == 0 ||
+                       strncmp(line, "tcp://[::]:", 11) == 0;
+            if (any && gethostname(host, sizeof host - 1) == 0)
+                cli_say("nodes join with: kiln-worker --join tcp://%s%s", host, port);
+            else
+                cli_say("nodes join with: kiln-worker --join %s", line);
             if (!kn_endpoint_is_loopback(line))
                 cli_say("there are no keys yet: whoever reaches %s can use this farm and read its prompts",
                         line);

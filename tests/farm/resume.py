@@ -94,6 +94,7 @@ class Resume(FarmTest):
         wait_for("a farm", lambda: self.farm.pid("worker-1"))
         other = self.farm.tmp / "other"
         second = self.farm.start("render", self.farm.prompts(COUNT * 2, "more.txt"), "-o", other, "--engine", "sim:ms=30")
+        self.farm.ok("up", "--engine", "sim", status=1)  # that farm ends with its renders
         self.finish(first)
         self.finish(second)
         self.check_folder(self.out, COUNT)
