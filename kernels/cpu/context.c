@@ -4,6 +4,8 @@
  * its lane, and nobody waits for anybody inside of a network. */
 #include "kernels/cpu/context.h"
 
+#include "kernels/cpu/layer.h"
+
 #include <assert.h>
 #include <sched.h>
 #include <stdio.h>
@@ -15,6 +17,7 @@
 #endif
 
 #define THREADS_MAX 256
+#define PRODUCTS_MAX 1000 /* eight sizes of a picture or so; each takes 100 to 200 KiB */
 
 #if defined(__x86_64__)
 const struct kx_vector *kx_vector_choose(void) {
@@ -298,6 +301,18 @@ int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     for (int i = 0; i < ctx->threads; i++)
         ctx->seats[i].scratch = (char *)ctx->workspace + ctx->shared_bytes + (size_t)i * ctx->scratch_bytes;
     return 0;
+}
+
+void kx_plan_trim(struct kx_ctx *ctx) {
+    struct kx_ctx *root = ctx->root;
+    if (kx_dnn_count(root->dnn) <= PRODUCTS_MAX) return;
+    kx_layers_forget(root);
+    kx_dnn_forget(root->dnn);
+    root->age++;
+}
+
+unsigned kx_plan_age(const struct kx_ctx *ctx) {
+    return ctx->root->age;
 }
 
 bool kx_planning(const struct kx_ctx *ctx) {

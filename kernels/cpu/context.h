@@ -33,6 +33,8 @@ struct kx_ctx {
     void *workspace;                      /* owns: the shared part, then a scratch a seat */
     size_t shared_bytes, scratch_bytes;   /* what it has */
     size_t shared_wanted, scratch_wanted; /* the largest that an op asked for in this plan */
+    struct kx_layer *layers;              /* root: all that were made from it; borrowed */
+    unsigned age;                         /* root: how often the plans were dropped */
     struct kx_ctx *lanes;                 /* root: `threads` of them; owns */
     pthread_mutex_t lock;                 /* root: of the error, which any thread may note */
     int error;                            /* root: first failure since it was asked for */

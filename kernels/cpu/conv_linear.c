@@ -13,11 +13,10 @@ static struct kx_layer *of_linear(struct kx_linear *l) {
 
 int kx_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight, const float *bias,
                    struct kx_conv **out, struct kn_err *err) {
-    (void)ctx;
     struct kx_layer *l;
     int rc = kx_layer_create(
-        &(struct kx_layer_shape){s->in, s->out, s->kernel, s->stride, s->upsample, KX_ACT_NONE}, weight, bias,
-        &l, err);
+        ctx, &(struct kx_layer_shape){s->in, s->out, s->kernel, s->stride, s->upsample, KX_ACT_NONE}, weight,
+        bias, &l, err);
     *out = (struct kx_conv *)l;
     return rc;
 }
@@ -39,9 +38,8 @@ void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, c
 
 int kx_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                      const float *bias, struct kx_linear **out_linear, struct kn_err *err) {
-    (void)ctx;
     struct kx_layer *l;
-    int rc = kx_layer_create(&(struct kx_layer_shape){in, out, 1, 1, false, act}, weight, bias, &l, err);
+    int rc = kx_layer_create(ctx, &(struct kx_layer_shape){in, out, 1, 1, false, act}, weight, bias, &l, err);
     *out_linear = (struct kx_linear *)l;
     return rc;
 }

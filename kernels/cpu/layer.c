@@ -53,6 +53,8 @@ struct variant {
 };
 
 struct kx_layer {
+    struct kx_ctx *root;            /* borrowed */
+    struct kx_layer *before, *next; /* of the context's layers */
     struct kx_layer_shape shape;
     int kernel;      /* of the products: 2 for a doubling */
     int phases;      /* 4 for a doubling, else 1 */
@@ -109,14 +111,18 @@ static void cut_channels(struct kx_layer *l) {
                     .from = slice * width + half * l->shape.out / 2, .width = width, .phase = phase};
 }
 
-int kx_layer_create(const struct kx_layer_shape *s, const float *weight, const float *bias,
-                    struct kx_layer **out, struct kn_err *err) {
+int kx_layer_create(struct kx_ctx *ctx, const struct kx_layer_shape *s, const float *weight,
+                    const float *bias, struct kx_layer **out, struct kn_err *err) {
     *out = NULL;
     assert(s->in > 0 && s->out > 0 && s->kernel > 0 && s->stride > 0);
     assert(!s->upsample || (s->kernel == 3 && s->stride == 1));
     assert(s->act != KX_ACT_GEGLU || s->out % 2 == 0);
     struct kx_layer *l = calloc(1, sizeof *l);
     if (!l) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    l->root = ctx->root;
+    l->next = l->root->layers;
+    if (l->next) l->next->before = l;
+    l->root->layers = l;
     l->shape = *s;
     l->kernel = s->upsample ? 2 : s->kernel;
     l->phases = s->upsample ? 4 : 1;
@@ -141,13 +147,24 @@ int kx_layer_create(const struct kx_layer_shape *s, const float *weight, const f
     return 0;
 }
 
-void kx_layer_destroy(struct kx_layer *l) {
-    if (!l) return;
+static void forget(struct kx_layer *l) {
     for (struct variant *v = l->variants, *next; v; v = next) {
         next = v->next;
         free(v->cells);
         free(v);
     }
+    l->variants = NULL;
+}
+
+void kx_layers_forget(struct kx_ctx *ctx) {
+    for (struct kx_layer *l = ctx->root->layers; l; l = l->next) forget(l);
+}
+
+void kx_layer_destroy(struct kx_layer *l) {
+    if (!l) return;
+    if (l->next) l->next->before = l->before;
+    *(l->before ? &l->before->next : &l->root->layers) = l->next;
+    forget(l);
     for (int i = 0; l->piece && i < l->pieces; i++)
         for (int k = 0; k < l->piece[i].count; k++) kx_packed_destroy(l->piece[i].packed[k]);
     free(l->piece);

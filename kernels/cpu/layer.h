@@ -12,9 +12,11 @@ struct kx_layer_shape {
     enum kx_act act;
 };
 
-KN_MUST_USE int kx_layer_create(const struct kx_layer_shape *s, const float *weight, const float *bias,
-                                struct kx_layer **out, struct kn_err *err);
+KN_MUST_USE int kx_layer_create(struct kx_ctx *ctx, const struct kx_layer_shape *s, const float *weight,
+                                const float *bias, struct kx_layer **out, struct kn_err *err);
 void kx_layer_destroy(struct kx_layer *l);
+/* Of every layer of the context: the plans for all sizes are dropped. */
+void kx_layers_forget(struct kx_ctx *ctx);
 const struct kx_layer_shape *kx_layer_shape(const struct kx_layer *l);
 /* y = act(layer(x) + shift) + residual, or its plan. x: h × w pixels. shift and residual: or NULL. */
 void kx_layer_run(struct kx_ctx *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,

@@ -14,6 +14,7 @@ struct kx_dnn {
     dnnl_stream_t *streams; /* one a seat */
     int seats;
     struct kx_product *products;
+    int count; /* of them */
     char facts[128];
 };
 
@@ -30,9 +31,10 @@ struct kx_product {
 };
 
 struct kx_packed {
-    const struct kx_product *product; /* whose layout it is; borrowed */
-    float *v;                         /* owns */
-    dnnl_memory_t memory;             /* read only: every seat may use it */
+    struct kx_dnn *dnn; /* borrowed */
+    int out, in, kernel;
+    float *v;             /* owns */
+    dnnl_memory_t memory; /* has the layout; read only: every seat may use it */
 };
 
 #if DNNL_VERSION_MAJOR < 3
@@ -130,12 +132,22 @@ static void product_destroy(struct kx_product *p) {
     free(p);
 }
 
-void kx_dnn_destroy(struct kx_dnn *d) {
-    if (!d) return;
+void kx_dnn_forget(struct kx_dnn *d) {
     for (struct kx_product *p = d->products, *next; p; p = next) {
         next = p->next;
         product_destroy(p);
     }
+    d->products = NULL;
+    d->count = 0;
+}
+
+int kx_dnn_count(const struct kx_dnn *d) {
+    return d->count;
+}
+
+void kx_dnn_destroy(struct kx_dnn *d) {
+    if (!d) return;
+    kx_dnn_forget(d);
     for (int i = 0; i < d->seats; i++)
         if (d->streams[i]) dnnl_stream_destroy(d->streams[i]);
     if (d->engine) dnnl_engine_destroy(d->engine);
@@ -230,6 +242,7 @@ int kx_product_get(struct kx_dnn *d, const struct kx_product_shape *shape, struc
     p->scratch_bytes = dnnl_memory_desc_get_size(part(p, dnnl_query_scratchpad_md, 0));
     p->next = d->products;
     d->products = *out = p;
+    d->count++;
     return 0;
 }
 
@@ -257,10 +270,10 @@ int kx_product_run(struct kx_product *p, int seat, const float *x, const struct 
 
 /* ---- weights */
 
-static dnnl_status_t reorder(const struct kx_product *p, layout_ref from, dnnl_memory_t source, layout_ref to,
+static dnnl_status_t reorder(struct kx_dnn *d, layout_ref from, dnnl_memory_t source, layout_ref to,
                              dnnl_memory_t target) {
-    dnnl_engine_t e = p->dnn->engine;
-    dnnl_stream_t stream = p->dnn->streams[0];
+    dnnl_engine_t e = d->engine;
+    dnnl_stream_t stream = d->streams[0];
     dnnl_primitive_desc_t desc = NULL;
     dnnl_primitive_t primitive = NULL;
     alone();
@@ -276,17 +289,16 @@ static dnnl_status_t reorder(const struct kx_product *p, layout_ref from, dnnl_m
 
 /* Between `weights` in PyTorch's order and the packed ones. */
 static dnnl_status_t convert(const struct kx_packed *k, float *weights, bool pack) {
-    const struct kx_product *p = k->product;
-    const struct kx_product_shape *s = &p->shape;
     layout plain = NO_LAYOUT;
+    layout_ref packed = NULL;
     dnnl_memory_t memory = NULL;
-    dnnl_status_t st = layout_make(&plain, 4, (dnnl_dims_t){s->out, s->in, s->kernel, s->kernel}, dnnl_oihw);
+    dnnl_status_t st = layout_make(&plain, 4, (dnnl_dims_t){k->out, k->in, k->kernel, k->kernel}, dnnl_oihw);
     if (st) return st;
-    layout_ref packed = part(p, dnnl_query_weights_md, 0);
-    st = dnnl_memory_create(&memory, REF(plain), p->dnn->engine, weights);
+    st = dnnl_memory_get_memory_desc(k->memory, &packed);
+    if (!st) st = dnnl_memory_create(&memory, REF(plain), k->dnn->engine, weights);
     if (!st)
-        st = pack ? reorder(p, REF(plain), memory, packed, k->memory)
-                  : reorder(p, packed, k->memory, REF(plain), memory);
+        st = pack ? reorder(k->dnn, REF(plain), memory, packed, k->memory)
+                  : reorder(k->dnn, packed, k->memory, REF(plain), memory);
     if (memory) dnnl_memory_destroy(memory);
     layout_fini(&plain);
     return st;
@@ -302,7 +314,10 @@ int kx_packed_create(const struct kx_product *p, const float *weights, struct kx
         kx_packed_destroy(k);
         return kn_err_set(err, KN_EOOM, "out of memory for %zu MiB of weights", bytes >> 20);
     }
-    k->product = p;
+    k->dnn = p->dnn;
+    k->out = p->shape.out;
+    k->in = p->shape.in;
+    k->kernel = p->shape.kernel;
     dnnl_status_t s = dnnl_memory_create(&k->memory, part(p, dnnl_query_weights_md, 0), p->dnn->engine, k->v);
     if (!s) s = convert(k, (float *)weights, true);
     if (s) {
@@ -321,11 +336,13 @@ void kx_packed_destroy(struct kx_packed *k) {
 }
 
 bool kx_packed_fits(const struct kx_packed *k, const struct kx_product *p) {
-    return dnnl_memory_desc_equal(part(k->product, dnnl_query_weights_md, 0),
-                                  part(p, dnnl_query_weights_md, 0));
+    layout_ref packed = NULL;
+    return !dnnl_memory_get_memory_desc(k->memory, &packed) &&
+           dnnl_memory_desc_equal(packed, part(p, dnnl_query_weights_md, 0));
 }
 
 int kx_packed_read(const struct kx_packed *k, float *weights, struct kn_err *err) {
+    struct kx_product_shape shape = {.in = k->in, .out = k->out, .kernel = k->kernel};
     dnnl_status_t s = convert(k, weights, false);
-    return s ? failed(s, "weights", &k->product->shape, err) : 0;
+    return s ? failed(s, "weights", &shape, err) : 0;
 }

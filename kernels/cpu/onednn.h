@@ -14,11 +14,14 @@
 #include "base/err.h"
 
 struct kx_dnn;     /* oneDNN's engine, a stream a seat, and the products made so far */
-struct kx_product; /* one shape; lives as long as its kx_dnn, which gives the same one for the same shape */
+struct kx_product; /* one shape; its kx_dnn owns it, and gives the same one for the same shape */
 struct kx_packed;  /* weights in the layout that a product chose for them */
 
 KN_MUST_USE int kx_dnn_create(int seats, struct kx_dnn **out, struct kn_err *err);
 void kx_dnn_destroy(struct kx_dnn *d);
+/* Destroys all products, and how many there are. Packed weights live on. */
+void kx_dnn_forget(struct kx_dnn *d);
+int kx_dnn_count(const struct kx_dnn *d);
 /* Version, instruction set and whatever else of oneDNN can move a bit. */
 const char *kx_dnn_facts(const struct kx_dnn *d);
 

@@ -17,7 +17,7 @@
 #define OPEN 0x8000u    /* newcomers may join */
 #define JOB 0x10000u    /* one job further */
 
-#define SPINS 400 /* about 10 µs: two regions that follow each other meet awake */
+#define SPINS 2000 /* some 30 µs: two regions that follow each other meet awake */
 
 struct thread {
     struct kx_pool *pool;
