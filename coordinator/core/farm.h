@@ -197,8 +197,9 @@ struct farm_event {
         } drain;
         struct {
             const char *reason;
-            bool bye; /* it left on purpose: nothing is charged. Else its connection broke: it may come back
-                         within silence_ms with what it holds */
+            bool bye; /* it left on purpose, and handed back before what it could: only what it was executing
+                         all the same is charged (an engine that failed). Else its connection broke: it may
+                         come back within silence_ms with what it holds */
         } gone;
     } u;
 };

@@ -91,32 +91,35 @@ static void worker_disconnect(struct farm *f, struct worker *w) {
     worker_count(f, w);
 }
 
-/* Which of its shards a worker that died was executing: the one that its last heartbeat named, else the one
- * that began last. If none is known to have begun: one that was lost too often already. */
+/* Which of its shards a worker that died was executing: the one that began last, of those that its last
+ * heartbeat named or that began since (what a later heartbeat did not name was through, its pictures on their
+ * way). If none is known to have begun: one that was lost too often already. */
 static struct shard *worker_executing(struct worker *w) {
     struct shard *found = NULL;
+    bool began = false;
     for (struct shard *s = w->shards; s; s = s->worker_next) {
         if (s->state != SHARD_STARTED) continue;
-        if (s->id == w->running) return s;
+        began = true;
+        if (s->id != w->running && s->started_ms < w->beat_ms) continue;
         if (!found || s->started_ms >= found->started_ms) found = s;
     }
-    for (struct shard *s = w->shards; s && !found; s = s->worker_next) {
+    for (struct shard *s = w->shards; s && !found && !began; s = s->worker_next) {
         for (uint32_t i = 0; i < s->count && !found; i++)
             if (lease_holds(s, s->tasks[i]) && s->batch->tasks[s->tasks[i]].losses >= LOSSES_MAX) found = s;
     }
     return found;
 }
 
-/* All its leases end. Reserved by who calls. */
-static void worker_lose(struct farm *f, struct worker *w, bool guilty, const char *reason,
+/* All its leases end, with the one that was executing to blame. Reserved by who calls. */
+static void worker_lose(struct farm *f, struct worker *w, bool bye, const char *reason,
                         struct farm_effects *fx) {
-    struct shard *executing = guilty ? worker_executing(w) : NULL;
+    struct shard *executing = worker_executing(w);
     worker_disconnect(f, w);
     w->lost = true;
     w->lost_ms = f->now;
     while (w->shards) {
         struct shard *s = w->shards;
-        enum lease_how how = s == executing ? LEASE_GUILTY : guilty ? LEASE_LOST : LEASE_REQUEUE;
+        enum lease_how how = s == executing ? LEASE_GUILTY : bye ? LEASE_REQUEUE : LEASE_LOST;
         lease_end(f, s, how, KN_EGONE, reason, fx);
     }
     w->running = 0;
@@ -338,7 +341,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
             char reason[KN_REASON_MAX];
             snprintf(reason, sizeof reason, "worker %s died while it rendered this image", w->name);
             w->conn = 0; /* what is taken back here was the old process's */
-            worker_lose(f, w, true, reason, fx);
+            worker_lose(f, w, false, reason, fx);
             w->conn = conn;
         }
         memcpy(w->instance, h->instance, sizeof w->instance);
@@ -384,6 +387,7 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
     int rc = fx_reserve(fx, 4);
     if (rc) return rc;
     w->running = h->shard;
+    w->beat_ms = f->now;
     w->step = h->shard ? h->step : 0;
     w->steps = h->shard ? h->steps : 0;
     w->drain_said = h->draining;
@@ -427,8 +431,8 @@ int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, s
     if (rc) return rc;
     fx_note(fx, FX_NOTE, NULL, "worker_%s worker=%s: %s", bye ? "left" : "unreachable", w->name,
             reason ? reason : "");
-    if (bye) {
-        worker_lose(f, w, false, NULL, fx);
+    if (bye) { /* it handed back what it could: what it was executing all the same made it go */
+        worker_lose(f, w, true, reason && *reason ? reason : "its worker left", fx);
         w->left = true;
         return KN_OK;
     }
@@ -504,7 +508,7 @@ void fleet_sweep(struct farm *f, struct farm_effects *fx) {
             snprintf(reason, sizeof reason, "worker %s fell silent while it rendered this image", w->name);
             fx_note(fx, FX_NOTE, NULL, "worker_lost worker=%s silent_ms=%llu", w->name,
                     (unsigned long long)(f->now - w->seen_ms));
-            worker_lose(f, w, true, reason, fx);
+            worker_lose(f, w, false, reason, fx);
             continue;
         }
         if (w->shards) lease_sweep(f, w, fx);

@@ -325,7 +325,7 @@ void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
                 snprintf(reason, sizeof reason, "no progress for %llu s on worker %s",
                          (unsigned long long)(quiet / 1000), w->name);
                 lease_withdraw_guilty(f, s, KN_ETIMEOUT, reason, fx);
-            } else if (!running && quiet >= f->config.silence_ms) {
+            } else if (!running && quiet >= (s->left > 0 ? SENT_MS : f->config.silence_ms)) {
                 lease_withdraw(f, s, true, LEASE_LOST, fx); /* it works on something else: the end was lost */
             }
             break;

@@ -73,7 +73,7 @@ uint64_t fleet_backlog_us(const struct farm *f, const struct worker *w) {
         uint64_t cost = fleet_shard_us(s);
         if (s->state == SHARD_WAITING) {
             sum += cost;
-        } else if (s->state == SHARD_STARTED) {
+        } else if (s->state == SHARD_STARTED && s->left > 0) {
             uint64_t spent = (f->now - s->started_ms) * 1000;
             sum += spent < cost ? cost - spent : cost / 8;
         }

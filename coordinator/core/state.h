@@ -255,6 +255,7 @@ struct worker {
     uint32_t held;    /* shards that use credit */
     uint32_t sent;    /* shards in SHARD_SENT */
     uint64_t running; /* shard named by the last heartbeat */
+    uint64_t beat_ms; /* when that came */
     uint64_t seen_ms, lost_ms;
     uint64_t idle_since;    /* heartbeats say so since then; 0: not */
     uint64_t unknown_since; /* heartbeats name a shard that is not ours since then; 0: not */

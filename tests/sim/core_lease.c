@@ -154,13 +154,28 @@ TEST(news_of_a_shard_that_has_ended_is_dropped_with_a_note) {
 TEST(goodbye_requeues_uncharged) {
     struct talk t;
     talk_begin(&t);
-    OPEN(&t, .id = 1, .tasks = 1);
+    OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     talk_started(&t, 7, s.id);
+    t.now += 1000;
+    talk_heartbeat(&t, 7, 0, 0); /* through with it, its picture is on its way */
     talk_gone(&t, 7, true);
-    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    CHECK_INT(talk_view(&t, 1).queued, 2);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    talk_end(&t);
+}
+
+TEST(goodbye_in_the_middle_of_an_image_charges_it) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    talk_started(&t, 7, s.id);
+    talk_gone(&t, 7, true); /* its engine failed; else it would have handed the shard back */
+    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->task, s.tasks[0]);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     talk_end(&t);
 }
 
