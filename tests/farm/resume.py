@@ -101,6 +101,41 @@ class Resume(FarmTest):
         self.check_folder(other, COUNT * 2)
         wait_for("the farm has ended with the last of them", lambda: self.farm.pid("supervisor") == 0)
 
+    def test_on_a_farm_that_stays_ctrl_c_cancels_the_batch(self):
+        self.farm.up("sim:ms=30")
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 15)
+        p.send_signal(signal.SIGINT)
+        self.finish(p, status=130)
+        (batch,) = self.farm.json("status")
+        self.assertEqual(batch["state"], "cancelled")
+        self.assertEqual(len(pictures(self.out)), batch["done"])  # what it had done is not wasted
+        self.summary()
+        self.check_folder(self.out, COUNT)
+
+    def test_a_batch_that_the_farm_is_at_still_is_followed(self):
+        self.farm.up("sim:ms=30")
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 15)
+        p.kill()
+        p.wait()
+        self.summary()
+        self.check_folder(self.out, COUNT)
+        (batch,) = self.farm.json("status")
+        self.assertEqual((batch["total"], batch["done"]), (COUNT, COUNT))
+
+    def test_a_farm_that_ends_under_a_render_says_so_and_nothing_is_lost(self):
+        self.farm.up("sim:ms=30")
+        p = self.farm.start(*self.args)
+        self.await_pictures(self.out, 15)
+        self.farm.ok("down")
+        _, err = self.finish(p, status=3)
+        self.assertIn("has ended", err)
+        self.farm.up("sim:ms=1")
+        self.summary()
+        self.check_folder(self.out, COUNT)
+        self.assertEqual(len(self.farm.json("status")), 1)
+
     def test_a_folder_has_one_render_at_a_time(self):
         p = self.farm.start(*self.args)
         self.await_pictures(self.out, 5)
