@@ -498,6 +498,7 @@ int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n, const 
     rc = kx_schedule_create(&m->cfg.scheduler, tasks->sampler, tasks->schedule, (int)tasks->steps, &schedule,
                             err);
     if (rc) return rc;
+    kx_plan_trim(m->engine->ctx);
     struct render r = {.m = m, .cb = cb, .schedule = &schedule};
     r.w = (int)tasks->width / m->cfg.vae.factor;
     r.h = (int)tasks->height / m->cfg.vae.factor;

@@ -61,6 +61,11 @@ void kx_release(struct kx_ctx *ctx, size_t mark);
 void kx_plan_begin(struct kx_ctx *ctx, struct kx_arena *arena);
 /* Gives the context the workspace that was asked for. KN_EOOM or the first error of an op. */
 KN_MUST_USE int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err);
+/* Plans are kept, so that a shape that comes again costs nothing. A farm renders any size that it is asked
+ * for, so they must not pile up: where they are too many, trim drops those of all shapes, and age gives
+ * another number: what was planned at an earlier age is planned again. Not between a plan and its runs. */
+void kx_plan_trim(struct kx_ctx *ctx);
+unsigned kx_plan_age(const struct kx_ctx *ctx);
 bool kx_planning(const struct kx_ctx *ctx);
 void kx_use(struct kx_ctx *ctx,
             struct kx_arena *arena); /* the arena that kx_take takes from, from now on; borrowed */

@@ -11,7 +11,11 @@ typedef void (*kx_forward)(void *arg, struct kx_ctx *lane, int i);
 struct kx_lanes {
     int count;
     struct kx_arena *arenas; /* owns, `count` of them */
+    unsigned age;            /* kx_plan_age when it was planned */
 };
+
+/* Whether it is planned, for so many lanes, and the context has not dropped the plans since. */
+bool kx_lanes_ready(const struct kx_lanes *l, const struct kx_ctx *ctx, int count);
 
 /* Plans `forward` on each of `count` lanes, with new arenas. On failure nothing is planned. */
 KN_MUST_USE int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, kx_forward forward,

@@ -148,7 +148,7 @@ int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int positions, 
     size_t bytes =
         sizeof(float) * (size_t)positions * (size_t)(5 * t->cfg.hidden_size + t->cfg.intermediate_size);
     int lanes = kx_ctx_lanes(t->ctx, n, bytes), rc = 0;
-    if (t->planned != positions || t->lanes.count != lanes) {
+    if (t->planned != positions || !kx_lanes_ready(&t->lanes, t->ctx, lanes)) {
         t->planned = 0;
         if ((rc = kx_lanes_plan(&t->lanes, t->ctx, lanes, encode_one, &e, err))) return rc;
         t->planned = positions;

@@ -404,9 +404,10 @@ int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct k
         drop_rooms(u);
         rc = make_rooms(u, n, err);
     }
-    if (!rc && !u->alone.count)
+    if (!rc && !kx_lanes_ready(&u->alone, u->ctx, 1))
         rc = kx_lanes_plan(&u->alone, u->ctx, 1, run_time, &(struct timing){u, 0, NULL}, err);
-    if (!rc && u->lanes->count != lanes) rc = kx_lanes_plan(u->lanes, u->ctx, lanes, plan_lane, u, err);
+    if (!rc && !kx_lanes_ready(u->lanes, u->ctx, lanes))
+        rc = kx_lanes_plan(u->lanes, u->ctx, lanes, plan_lane, u, err);
     if (rc) drop_plan(u);
     return rc;
 }

@@ -235,7 +235,7 @@ int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, f
     struct decoding d = {v, latents, rgb, h, w};
     int lanes = kx_vae_lanes(v, n, h, w), rc = 0;
     struct plan *p = lanes > 1 ? &v->many : &v->one;
-    if (p->h != h || p->w != w || p->lanes.count != lanes) {
+    if (p->h != h || p->w != w || !kx_lanes_ready(&p->lanes, v->ctx, lanes)) {
         p->h = p->w = 0;
         if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, decode_one, &d, err))) return rc;
         p->h = h;

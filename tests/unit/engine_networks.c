@@ -292,3 +292,30 @@ TEST(different_timesteps_in_one_batch_are_each_their_own) {
     kx_weights_close(w);
     kx_ctx_destroy(ctx);
 }
+
+TEST(plans_of_many_sizes_do_not_pile_up_and_change_no_bit) {
+    struct kx_ctx *ctx;
+    struct kx_config cfg;
+    struct kx_weights *w;
+    struct kx_vae *v;
+    struct kn_err err = {0};
+    enum { SIDE = 40 };
+    static float in[SIDE * SIDE * 4], first[16 * 16 * 3], again[16 * 16 * 3], other[4 * SIDE * SIDE * 3];
+    for (int i = 0; i < SIDE * SIDE * 4; i++) in[i] = (float)(i * 7919 % 1000) / 500 - 1;
+    begin("sd1", &parts[2], &ctx, &cfg, &w);
+    CHECK_MSG(!kx_vae_create(ctx, &cfg.vae, w, &v, &err), "%s", err.text);
+    CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, first, &err), "%s", err.text);
+    int sizes = 0;
+    for (int h = 4; h <= SIDE && kx_plan_age(ctx) == 0; h++)
+        for (int x = 4; x <= SIDE && kx_plan_age(ctx) == 0; x++, sizes++) {
+            CHECK_MSG(!kx_vae_decode(v, in, 1, h, x, other, &err), "%s", err.text);
+            kx_plan_trim(ctx);
+        }
+    CHECK_MSG(kx_plan_age(ctx) == 1, "%d sizes are planned, and none is dropped", sizes);
+    CHECK(sizes > 4);
+    CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, again, &err), "%s", err.text);
+    CHECK_MEM(again, first, sizeof first);
+    kx_vae_destroy(v);
+    kx_weights_close(w);
+    kx_ctx_destroy(ctx);
+}
