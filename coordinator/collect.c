@@ -26,8 +26,7 @@
 #define GROUP_ITEMS_MAX 512
 #define GROUP_BYTES_MAX (32u << 20)
 #define READS_MAX 256
-#define DISCARD_A_TURN 64
-#define DISCARD_MS 20
+#define DISCARD_A_TURN 256
 #define DISCARD_LAST_MS 3000
 #define DISCARD_MAX ((size_t)KN_TASKS_PER_BATCH_MAX * 4)
 
@@ -65,18 +64,23 @@ struct read {
 
 struct collect {
     uv_loop_t *loop;
-    uv_timer_t *discards; /* owns; outlives this struct */
+    uv_idle_t *later; /* owns; outlives this struct */
     char dir[KN_PATH_MAX];
     int dir_fd, incoming_fd;
     struct item *first, *last; /* waiting */
     struct item *busy;
+    struct item *held; /* their objects are being deleted */
     size_t waiting, count, bytes;
     int groups, reads;
     bool destroyed;
-    atomic_bool synced;           /* the folders' names are on disk */
-    atomic_uint_fast64_t serial;  /* names files in incoming/ */
-    uint64_t fsync_us, syncfs_us; /* estimates: a file by itself, a whole group */
-    struct kn_map *discard;       /* digest -> anything */
+    atomic_bool synced;                   /* the folders' names are on disk */
+    atomic_uint_fast64_t serial;          /* names files in incoming/ */
+    uint64_t fsync_us, syncfs_us;         /* estimates: a file by itself, a whole group */
+    struct kn_map *discard;               /* digest -> struct discard: to be deleted */
+    uint8_t (*deleting)[KN_SHA256_BYTES]; /* owns: DISCARD_A_TURN of them; what a thread deletes now */
+    size_t deleting_count;
+    uv_work_t deletion;
+    uint64_t end_ms; /* once destroyed: until then what is to be deleted still is */
 };
 
 void collect_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]) {
@@ -247,10 +251,14 @@ static void on_read(uv_work_t *work) {
 /* ---- on the loop's thread */
 
 static void free_if_last(struct collect *c) {
-    if (!c->destroyed || c->groups > 0 || c->reads > 0) return;
+    if (!c->destroyed || c->groups > 0 || c->reads > 0 || c->deleting_count > 0) return;
     close(c->incoming_fd);
     close(c->dir_fd);
+    size_t pos = 0;
+    void *d;
+    while ((d = kn_map_next(c->discard, &pos))) free(d);
     kn_map_destroy(c->discard);
+    free(c->deleting);
     free(c);
 }
 
@@ -325,29 +333,14 @@ static void start_groups(struct collect *c) {
     }
 }
 
-int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
-                collect_done done, void *ctx) {
-    struct item *i = calloc(1, sizeof *i);
-    if (!i) return KN_ENOMEM;
-    collect_keep(c, sha256);
-    memcpy(i->sha256, sha256, sizeof i->sha256);
-    i->blob = *blob;
-    blob->data = NULL;
-    i->done = done;
-    i->ctx = ctx;
+static void append(struct collect *c, struct item *i) {
+    i->next = NULL;
     if (c->last)
         c->last->next = i;
     else
         c->first = i;
     c->last = i;
-    i->busy_next = c->busy;
-    if (c->busy) c->busy->busy_prev = i;
-    c->busy = i;
     c->waiting++;
-    c->count++;
-    c->bytes += i->blob.len;
-    start_groups(c);
-    return 0;
 }
 
 static void on_read_done(uv_work_t *work, int status) {
@@ -386,11 +379,15 @@ size_t collect_count(const struct collect *c) {
     return c->count;
 }
 
-/* ---- deleting */
+/* ---- deleting, and putting */
 
+/* On a pool's thread, since a busy disk may take milliseconds for each. Meanwhile a put of one of them is
+ * held back: it would find the file there and rely on it. */
 struct discard {
     uint8_t sha256[KN_SHA256_BYTES];
 };
+
+static void start_discards(struct collect *c);
 
 void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
     free(kn_map_remove(c->discard, sha256, KN_SHA256_BYTES));
@@ -400,24 +397,55 @@ void collect_keep_busy(struct collect *c) {
     for (struct item *i = c->busy; i; i = i->busy_next) collect_keep(c, i->sha256);
 }
 
-static void discard_some(struct collect *c) {
-    struct discard *d;
-    size_t pos = 0, n = 0;
-    struct discard *some[DISCARD_A_TURN];
-    while (n < DISCARD_A_TURN && (d = kn_map_next(c->discard, &pos))) some[n++] = d;
-    for (size_t i = 0; i < n; i++) {
+static void on_discards(uv_work_t *work) {
+    struct collect *c = work->data;
+    for (size_t i = 0; i < c->deleting_count; i++) {
         char name[80];
-        name_of(some[i]->sha256, name);
+        name_of(c->deleting[i], name);
         if (unlinkat(c->dir_fd, name, 0) != 0 && errno != ENOENT)
             kn_warn("object_not_deleted file=%s error=\"%s\"", name, strerror(errno));
-        collect_keep(c, some[i]->sha256);
     }
 }
 
-static void on_discards(uv_timer_t *t) {
-    struct collect *c = t->data;
-    discard_some(c);
-    if (kn_map_count(c->discard) == 0) uv_timer_stop(t);
+static void on_discarded(uv_work_t *work, int status) {
+    struct collect *c = work->data;
+    (void)status;
+    c->deleting_count = 0;
+    if (c->destroyed) {
+        if (kn_clock_ms() < c->end_ms) start_discards(c);
+        free_if_last(c);
+        return;
+    }
+    while (c->held) {
+        struct item *i = c->held;
+        c->held = i->next;
+        append(c, i);
+    }
+    start_groups(c);
+    start_discards(c);
+}
+
+static void start_discards(struct collect *c) {
+    struct discard *d;
+    size_t pos = 0, n = 0;
+    if (c->deleting_count > 0) return;
+    while (n < DISCARD_A_TURN && (d = kn_map_next(c->discard, &pos)))
+        memcpy(c->deleting[n++], d->sha256, KN_SHA256_BYTES);
+    for (size_t i = 0; i < n; i++) collect_keep(c, c->deleting[i]);
+    c->deleting_count = n;
+    c->deletion.data = c;
+    if (n > 0 && uv_queue_work(c->loop, &c->deletion, on_discards, on_discarded) != 0) abort();
+}
+
+static bool is_being_deleted(const struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
+    for (size_t i = 0; i < c->deleting_count; i++)
+        if (memcmp(c->deleting[i], sha256, KN_SHA256_BYTES) == 0) return true;
+    return false;
+}
+
+static void on_later(uv_idle_t *h) {
+    uv_idle_stop(h);
+    start_discards(h->data);
 }
 
 int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
@@ -427,9 +455,33 @@ int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
     int rc = kn_map_put(c->discard, sha256, KN_SHA256_BYTES, d);
     if (rc != 0) free(d);
     if (rc == KN_EEXIST) rc = 0;
-    if (!uv_is_active((uv_handle_t *)c->discards))
-        uv_timer_start(c->discards, on_discards, DISCARD_MS, DISCARD_MS);
+    uv_idle_start(c->later, on_later); /* not now: the caller may take some off the list again */
     return rc;
+}
+
+int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
+                collect_done done, void *ctx) {
+    struct item *i = calloc(1, sizeof *i);
+    if (!i) return KN_ENOMEM;
+    collect_keep(c, sha256);
+    memcpy(i->sha256, sha256, sizeof i->sha256);
+    i->blob = *blob;
+    blob->data = NULL;
+    i->done = done;
+    i->ctx = ctx;
+    i->busy_next = c->busy;
+    if (c->busy) c->busy->busy_prev = i;
+    c->busy = i;
+    c->count++;
+    c->bytes += i->blob.len;
+    if (is_being_deleted(c, sha256)) {
+        i->next = c->held;
+        c->held = i;
+        return 0;
+    }
+    append(c, i);
+    start_groups(c);
+    return 0;
 }
 
 /* ---- life */
@@ -462,8 +514,9 @@ int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struc
     if (rc != 0) return rc;
     struct collect *c = calloc(1, sizeof *c);
     if (c) c->discard = kn_map_create(DISCARD_MAX);
-    if (c) c->discards = malloc(sizeof *c->discards);
-    if (!c || !c->discard || !c->discards) {
+    if (c) c->deleting = calloc(DISCARD_A_TURN, sizeof *c->deleting);
+    if (c) c->later = malloc(sizeof *c->later);
+    if (!c || !c->discard || !c->deleting || !c->later) {
         rc = kn_err_set(err, KN_ENOMEM, "objects: out of memory");
         goto fail;
     }
@@ -488,14 +541,15 @@ int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struc
     remove_strays(c->incoming_fd);
     c->fsync_us = 2000;
     c->syncfs_us = 5000;
-    uv_timer_init(loop, c->discards);
-    c->discards->data = c;
+    uv_idle_init(loop, c->later);
+    c->later->data = c;
     *out = c;
     return 0;
 fail:
     if (c) {
         kn_map_destroy(c->discard);
-        free(c->discards);
+        free(c->deleting);
+        free(c->later);
     }
     free(c);
     return rc;
@@ -508,20 +562,20 @@ static void free_handle(uv_handle_t *h) {
 void collect_destroy(struct collect *c) {
     if (!c) return;
     c->destroyed = true;
-    while (c->first) {
-        struct item *i = c->first;
-        c->first = i->next;
-        not_busy(c, i); /* a group that is still being written looks at its neighbours there */
-        kn_blob_release(&i->blob);
-        free(i);
+    struct item **lists[] = {&c->first, &c->held};
+    for (int k = 0; k < 2; k++) {
+        while (*lists[k]) {
+            struct item *i = *lists[k];
+            *lists[k] = i->next;
+            not_busy(c, i); /* a group that is still being written looks at its neighbours there */
+            kn_blob_release(&i->blob);
+            free(i);
+        }
     }
     /* A private farm removes its batch and ends: what is to be deleted then goes now, as far as there is
      * time. */
-    uint64_t end_ms = kn_clock_ms() + DISCARD_LAST_MS;
-    while (kn_map_count(c->discard) > 0 && kn_clock_ms() < end_ms) discard_some(c);
-    size_t pos = 0;
-    void *d;
-    while ((d = kn_map_next(c->discard, &pos))) free(d);
-    uv_close((uv_handle_t *)c->discards, free_handle);
+    c->end_ms = kn_clock_ms() + DISCARD_LAST_MS;
+    start_discards(c);
+    uv_close((uv_handle_t *)c->later, free_handle);
     free_if_last(c);
 }

@@ -64,6 +64,7 @@ static int node_of(struct server *s, struct listener *l, uint64_t conn, struct k
     n->msg = msg;
     n->hello = &msg->u.worker_hello;
     n->listener = l;
+    n->left = false;
     *out = n;
     return 0;
 }
@@ -179,6 +180,7 @@ static void on_bye(struct server *s, struct node *n, const char *reason) {
     kn_info("worker_bye worker=%s reason=\"%s\"", n->hello->worker, reason);
     server_step(s, &ev);
     forget_conn(s, n);
+    n->left = true;
 }
 
 bool peers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
@@ -405,7 +407,7 @@ int peers_models(struct server *s, struct kn_model_info **out, size_t *count) {
     *out = NULL;
     *count = 0;
     while ((n = kn_map_next(s->nodes, &pos))) {
-        for (size_t i = 0; i < n->hello->model_count; i++) {
+        for (size_t i = 0; !n->left && i < n->hello->model_count; i++) {
             const struct kn_model_info *m = &n->hello->models[i];
             size_t k = 0;
             while (k < *count && memcmp((*out)[k].sha256, m->sha256, KN_SHA256_BYTES) != 0) k++;

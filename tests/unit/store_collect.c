@@ -258,3 +258,37 @@ TEST(discarded_objects_go_and_those_that_come_again_stay) {
     CHECK(is_there(&f, c));
     teardown(&f);
 }
+
+TEST(a_picture_that_comes_while_it_is_being_deleted_is_kept) {
+    struct fixture f;
+    uint8_t d[KN_SHA256_BYTES];
+    char text[32];
+    setup(&f);
+    for (int i = 0; i < 300; i++) {
+        snprintf(text, sizeof text, "picture %d", i);
+        put(&f, text, d);
+    }
+    settle(&f);
+    for (int i = 0; i < 300; i++) {
+        snprintf(text, sizeof text, "picture %d", i);
+        kn_sha256(text, strlen(text), d);
+        CHECK_INT(collect_discard(f.c, d), 0);
+    }
+    uv_run(&f.loop, UV_RUN_NOWAIT); /* a thread begins with the first of them */
+    uv_run(&f.loop, UV_RUN_NOWAIT);
+    for (int i = 0; i < 300; i++) {
+        snprintf(text, sizeof text, "picture %d", i);
+        put(&f, text, d);
+    }
+    settle(&f);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&f.loop, UV_RUN_NOWAIT);
+        usleep(5000);
+    }
+    for (int i = 0; i < 300; i++) {
+        snprintf(text, sizeof text, "picture %d", i);
+        kn_sha256(text, strlen(text), d);
+        CHECK_MSG(is_there(&f, d), "%s", text);
+    }
+    teardown(&f);
+}
