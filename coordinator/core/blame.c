@@ -121,10 +121,36 @@ void blame_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges
 
 /* ---- what becomes of a task */
 
-/* Whether nobody should try it any more; *code says why. */
+bool blame_nan(const struct trouble *x, uint16_t backend) {
+    for (uint32_t i = 0; i < x->by_count; i++)
+        if (x->by_nan[i] == backend) return true;
+    return false;
+}
+
+static bool any_nan(const struct trouble *x) {
+    for (uint32_t i = 0; i < x->by_count; i++)
+        if (x->by_nan[i] != BACKEND_NONE) return true;
+    return false;
+}
+
+bool blame_refund(struct trouble *x, const struct worker *w) {
+    struct task *task = &x->batch->tasks[x->task];
+    uint32_t k = 0;
+    while (k < x->by_count && x->by[k] != w->uid) k++;
+    if (k == x->by_count) return false;
+    uint32_t back = x->by_charges[k] < task->charges ? x->by_charges[k] : task->charges;
+    x->by_count--;
+    x->by[k] = x->by[x->by_count];
+    x->by_charges[k] = x->by_charges[x->by_count];
+    x->by_nan[k] = x->by_nan[x->by_count];
+    task->charges = (uint8_t)(task->charges - back);
+    return back > 0;
+}
+
+/* Whether nobody should try it any more. */
 static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
     const struct trouble *x = trouble_of(f, b, t);
-    if (x->nan_count > 0 && !fleet_other_can(f, b, t, NULL, 0)) return true;
+    if (any_nan(x) && !fleet_other_can(f, b, t, NULL, 0)) return true;
     if (b->tasks[t].charges < f->config.charges_max) return false;
     return x->by_count != 1 || !fleet_other_can(f, b, t, x->by, 1);
 }
@@ -140,7 +166,7 @@ static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_
         return;
     }
     task_queue_piece(f, b, &t, 1);
-    if (x->nan_count > 0 || b->tasks[t].charges >= f->config.charges_max) waits_append(f, x);
+    if (any_nan(x) || b->tasks[t].charges >= f->config.charges_max) waits_append(f, x);
 }
 
 void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, int code, const char *reason,
@@ -155,6 +181,7 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
     while (k < x->by_count && x->by[k] != w->uid) k++;
     if (k == x->by_count && k < CHARGERS_MAX) {
         x->by[x->by_count] = w->uid;
+        x->by_nan[x->by_count] = BACKEND_NONE;
         x->by_charges[x->by_count++] = 0;
     }
     if (k < CHARGERS_MAX && x->by_charges[k] < UINT8_MAX) x->by_charges[k]++;
@@ -170,11 +197,9 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
     memcpy(e->batch, b->id, sizeof e->batch);
     e->task = t;
     e->u.charge.charges = task->charges;
-    e->u.charge.reason = fx_text(fx, x->reason);
+    e->u.charge.reason = fx_text(fx, reason && *reason ? reason : kn_err_words(code));
     if (code == KN_ENAN) {
-        bool known = false;
-        for (uint32_t i = 0; i < x->nan_count; i++) known |= x->nan[i] == w->backend;
-        if (!known && x->nan_count < CHARGERS_MAX) x->nan[x->nan_count++] = (uint8_t)w->backend;
+        if (k < CHARGERS_MAX) x->by_nan[k] = (uint8_t)w->backend;
         uint32_t enough = 2 * f->config.worker_faults_max;
         w->nans +=
             x->by_count == 1; /* a task that gave NaN elsewhere before says nothing about this worker */
@@ -221,8 +246,7 @@ void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint3
 
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w) {
     const struct trouble *x = trouble_of(f, b, t);
-    for (uint32_t i = 0; i < x->nan_count; i++)
-        if (x->nan[i] == w->backend) return false;
+    if (blame_nan(x, w->backend)) return false;
     uint32_t failed[CHARGERS_MAX + 1], count = x->by_count;
     memcpy(failed, x->by, count * sizeof *failed);
     failed[count++] = x->avoid;

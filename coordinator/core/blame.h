@@ -16,6 +16,10 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
  * suspects as suspects. */
 void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
                    struct farm_effects *fx);
+/* Whether this class has given NaN for the task. */
+bool blame_nan(const struct trouble *x, uint16_t backend);
+/* Takes back what one worker charged; true when that changed the charges. */
+bool blame_refund(struct trouble *x, const struct worker *w);
 /* Whether this suspect may be tried on this worker. */
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w);
 /* A result of this task came from `by` (or NULL: a worker that is not known). May drain the worker that

@@ -69,8 +69,7 @@ bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, co
         if (excluded) continue;
         if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
         if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
-        bool nan = false;
-        for (uint32_t k = 0; x && k < x->nan_count; k++) nan |= x->nan[k] == w->backend;
+        bool nan = x && blame_nan(x, w->backend);
         const struct worker_shape *ws = fleet_shape(w, shape_uid, false);
         if (!nan && !(ws && ws->limit == 0)) return true;
     }
@@ -460,25 +459,6 @@ int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects
     return KN_OK;
 }
 
-/* Takes back what one worker charged a task. */
-static void charge_refund(struct trouble *x, const struct worker *w, struct farm_effects *fx) {
-    struct task *task = &x->batch->tasks[x->task];
-    uint32_t k = 0;
-    while (k < x->by_count && x->by[k] != w->uid) k++;
-    if (k == x->by_count) return;
-    uint32_t back = x->by_charges[k];
-    x->by_count--;
-    x->by[k] = x->by[x->by_count];
-    x->by_charges[k] = x->by_charges[x->by_count];
-    if (back == 0 || task->charges == 0 || fx_reserve(fx, 8)) return;
-    task->charges = back < task->charges ? (uint8_t)(task->charges - back) : 0;
-    struct farm_effect *e = fx_add(fx, FX_CHARGE);
-    memcpy(e->batch, x->batch->id, sizeof e->batch);
-    e->task = x->task;
-    e->u.charge.charges = task->charges;
-    e->u.charge.reason = "charged by a worker that was drained for its faults";
-}
-
 void fleet_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
     w->barred = true;
     w->barred_until = f->now + BARRED_MS;
@@ -491,7 +471,13 @@ void fleet_bar(struct farm *f, struct worker *w, const char *why, struct farm_ef
     fx_note(fx, FX_ALARM, NULL, "worker_drained worker=%s: %u faults in a row: %s", w->name, w->faults, why);
     for (uint32_t i = 0; i < f->troubles.total; i++) {
         struct trouble *x = slab_at(&f->troubles, i);
-        if (x->batch && x->batch->tasks[x->task].state < TASK_COMMITTING) charge_refund(x, w, fx);
+        if (!x->batch || x->batch->tasks[x->task].state >= TASK_COMMITTING || fx_reserve(fx, 8)) continue;
+        if (!blame_refund(x, w)) continue;
+        struct farm_effect *e = fx_add(fx, FX_CHARGE);
+        memcpy(e->batch, x->batch->id, sizeof e->batch);
+        e->task = x->task;
+        e->u.charge.charges = x->batch->tasks[x->task].charges;
+        e->u.charge.reason = "charged by a worker that was drained for its faults";
     }
 }
 

@@ -76,12 +76,12 @@ struct trouble {               /* of a task under suspicion */
     uint32_t by[CHARGERS_MAX]; /* workers that charged it, each once */
     uint8_t by_charges[CHARGERS_MAX];
     uint8_t by_count;
-    uint8_t nan_count; /* classes that gave NaN: not tried again */
-    uint8_t nan[CHARGERS_MAX];
-    bool waits;          /* in the list of tasks that may be left with nobody to render them */
-    int16_t code;        /* of the last charge */
-    char *reason;        /* owns; of the last charge; may be NULL */
-    uint32_t prev, next; /* in that list */
+    uint8_t
+        by_nan[CHARGERS_MAX]; /* their class if they got NaN, which is not tried again; else BACKEND_NONE */
+    bool waits;               /* in the list of tasks that may be left with nobody to render them */
+    int16_t code;             /* of the last charge */
+    char *reason;             /* owns; of the last charge; may be NULL */
+    uint32_t prev, next;      /* in that list */
     struct batch *batch;
     uint32_t task;
 };
