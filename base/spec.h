@@ -113,6 +113,10 @@ KN_MUST_USE int kn_task_check(const struct kn_task *t, struct kn_err *err);
 void kn_task_key(const struct kn_task *t, const uint8_t model_sha256[KN_SHA256_BYTES],
                  uint8_t out[KN_SHA256_BYTES]);
 
+/* Where a result names its pixels (`pixels_sha256`), that is the SHA-256 of the picture's 8-bit RGB samples:
+ * width × height × 3 bytes, rows from the top, nothing before, between or behind them. Duplicates are
+ * compared by it, and `kiln verify` decodes a file and computes it again. */
+
 /* A1111's `parameters` text: prompt, negative prompt, settings line; `version` is the last value ("kiln
  * 0.1.0"). */
 KN_MUST_USE int kn_task_parameters(const struct kn_task *t, const struct kn_model_info *m,

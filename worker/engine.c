@@ -7,11 +7,10 @@ int engine_open(const struct engine_options *opt, struct engine_model *models, s
                 struct engine **out, struct kn_err *err) {
     int rc;
     *out = NULL;
-    if (engine_is_sim(opt->spec)) rc = engine_sim_open(opt, out, err);
-#ifndef KILN_ENGINE_ABSENT
+    if (engine_is_sim(opt->spec))
+        rc = engine_sim_open(opt, out, err);
     else if (strcmp(opt->spec, "cpu") == 0)
         rc = engine_kiln_open(opt, out, err);
-#endif
     else
         rc = kn_err_set(err, KN_EINVAL, "%.64s: not an engine; there are cpu and sim[:ms=50,…]", opt->spec);
     if (rc != 0) return rc;

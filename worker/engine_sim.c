@@ -151,8 +151,8 @@ static int render_one(struct sim *s, const struct engine_work *w, int i, uint8_t
     enum engine_sim_fate fate = engine_sim_fate(&s->opt, key, w->attempt);
     for (uint32_t k = 1; k <= t->steps; k++) {
         if (s->opt.ms > 0) sleep_until_us(begun + (uint64_t)(s->opt.ms * 1000 * k / t->steps));
-        if (k * 2 >= t->steps) meet(fate); /* on the way, when it has been seen to run */
         if (cb->step && cb->step(cb->ctx, (int)k, (int)t->steps)) return KN_ECANCELED;
+        if (k * 2 >= t->steps) meet(fate); /* on the way, when it has been seen to run */
     }
     struct kiln_image image = {.task = t, .index = i, .rgb = rgb};
     if (fate == SIM_NAN) {

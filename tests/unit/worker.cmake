@@ -2,3 +2,5 @@
 kn_unit_test(NAME worker.leases SOURCES worker_leases.c LIBS kn_worker)
 kn_unit_test(NAME worker.sim SOURCES worker_sim.c LIBS kn_worker)
 kn_unit_test(NAME worker.whole SOURCES worker_whole.c LIBS kn_worker)
+kn_unit_test(NAME worker.models SOURCES worker_models.c LIBS kn_worker)
+target_compile_definitions(test-worker-models PRIVATE KILN_SOURCE="${PROJECT_SOURCE_DIR}")
