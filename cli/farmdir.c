@@ -65,13 +65,7 @@ int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err) {
         return kn_err_set(err, KN_ELIMIT, "%.200s: the path is too long", dir);
 
     unsigned hash = (unsigned)kn_hash64(out->dir, strlen(out->dir), 1);
-    const char *base = getenv("XDG_RUNTIME_DIR");
-    struct stat st;
-    if (base && base[0] == '/' && strlen(base) < 48 && stat(base, &st) == 0 && S_ISDIR(st.st_mode) &&
-        st.st_uid == geteuid() && access(base, W_OK) == 0)
-        snprintf(out->runtime, sizeof out->runtime, "%s/kiln-%08x", base, hash);
-    else
-        snprintf(out->runtime, sizeof out->runtime, "/tmp/kiln-%u-%08x", (unsigned)geteuid(), hash);
+    snprintf(out->runtime, sizeof out->runtime, "/tmp/kiln-%u-%08x", (unsigned)geteuid(), hash);
     int rc = own_dir(out->runtime, err);
     if (rc) return rc;
     snprintf(out->redis_socket, sizeof out->redis_socket, "%s/redis.sock", out->runtime);

@@ -8,7 +8,8 @@
  *   DIR/redis/       Redis' append-only file;  DIR/objects/  the pictures
  *
  * Unix sockets have paths below 108 bytes, so they are not in DIR but in a short runtime directory of this
- * user alone: $XDG_RUNTIME_DIR/kiln-HASH or /tmp/kiln-UID-HASH, HASH of DIR's real path. */
+ * user alone: /tmp/kiln-UID-HASH, HASH of DIR's real path. ($XDG_RUNTIME_DIR would be the place, but it goes
+ * when the person logs out, and a farm stays.) */
 #ifndef KILN_CLI_FARMDIR_H
 #define KILN_CLI_FARMDIR_H
 

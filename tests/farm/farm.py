@@ -52,7 +52,6 @@ class Farm:
         self.dir = self.tmp / "farm"
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("KILN_")}
         self.env.update(KILN_HOME=str(self.dir), HOME=str(self.tmp), LC_ALL="C.UTF-8")
-        self.env.pop("XDG_RUNTIME_DIR", None)
         self.started = []
 
     def prompts(self, count, name="prompts.txt", extra=""):
