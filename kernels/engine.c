@@ -29,7 +29,7 @@
 #define TEXT_CACHE_BYTES_MAX (64u << 20)
 #define TEXT_CACHE_MAX 256
 #define BATCH_MAX 64
-#define BATCH_CPU 4 /* beyond it a CPU gains nothing: a picture's own rows fill its threads */
+#define BATCH_CPU 4 /* or a row for each thread, where that is more: beyond it a CPU gains nothing */
 
 struct kiln_engine {
     struct kx_ctx *ctx;
@@ -186,7 +186,10 @@ int kiln_model_batch_max(const struct kiln_model *m, uint32_t width, uint32_t he
         bytes += 2 * 4.0 * (u->layers[i] + 1) * u->channels[i] * latents / (double)(1u << (2 * i));
     bytes = 3 * bytes + 2 * 4.0 * latents * u->channels[0] * 12;
     double have = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 2;
-    int n = bytes > 0 && have / bytes < BATCH_CPU ? (int)(have / bytes) : BATCH_CPU;
+    int most = (kx_ctx_threads(m->engine->ctx) + 1) / 2; /* a picture with guidance has two rows */
+    if (most < BATCH_CPU) most = BATCH_CPU;
+    if (most > BATCH_MAX) most = BATCH_MAX;
+    int n = bytes > 0 && have / bytes < most ? (int)(have / bytes) : most;
     return n < 1 ? 1 : n;
 }
 

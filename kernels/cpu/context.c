@@ -83,10 +83,14 @@ static int create(struct kx_ctx *c, struct kn_err *err) {
         if (create_seats(lane, i)) return kn_err_set(err, KN_ENOMEM, "out of memory");
     }
     char caches[128];
+    const char *fma = ""; /* libm has other functions with it */
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("fma")) fma = " fma";
+#endif
     describe_caches(caches, sizeof caches);
     snprintf(c->name, sizeof c->name, "cpu-%s", c->vector->name);
-    snprintf(c->facts, sizeof c->facts, "%s; vectors %s; caches%s", kx_dnn_facts(c->dnn), c->vector->name,
-             caches);
+    snprintf(c->facts, sizeof c->facts, "%s; vectors %s%s; caches%s", kx_dnn_facts(c->dnn), c->vector->name,
+             fma, caches);
     return 0;
 }
 
