@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """What a farm refuses: a Redis that may lose what it was given, and to listen where anybody can reach it."""
+import os
+import pathlib
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 
@@ -68,9 +71,6 @@ class Guards(FarmTest):
 
     def test_sockets_and_folder_are_this_users_alone(self):
         endpoint = self.farm.up("sim:ms=1", 1)
-        import os
-        import pathlib
-        import stat
         socket_path = pathlib.Path(endpoint.removeprefix("ipc://"))
         self.assertEqual(stat.S_IMODE(os.stat(self.farm.dir).st_mode), 0o700)
         self.assertEqual(stat.S_IMODE(os.stat(socket_path.parent).st_mode), 0o700)
