@@ -62,6 +62,7 @@ class Resume(FarmTest):
 
     def test_nothing_is_rendered_twice(self):
         self.summary()
+        self.assertEqual(list(self.farm.dir.glob("objects/*/*.png")), [])  # a private farm keeps no pictures
         before = self.times()
         s = self.summary()
         self.assertEqual((s["kept"], s["rendered"]), (COUNT, 0))
