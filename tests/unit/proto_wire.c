@@ -322,8 +322,8 @@ TEST(a_router_with_one_full_peer_does_not_spin) {
     CHECK(turn_until(has_received, &r, PATIENCE_MS));
     proto_example(KN_MSG_OBJECT_REPLY, &m);
     struct kn_blob b = {0};
-    for (int i = 0; i < 1000; i++) {
-        b = make_blob(1 << 20);
+    for (int i = 0; i < 40000; i++) {
+        b = make_blob(1 << 10);
         if (kn_sock_send(r.s, &r.peer, &m, &b, NULL) != 0) break;
     }
     CHECK(b.data != NULL); /* refused */
@@ -352,7 +352,7 @@ static void insist_recv(struct kn_sock *s, void *ctx, const struct kn_peer *peer
 }
 static int insist_once(struct insist *in) {
     struct kn_msg m;
-    struct kn_blob b = make_blob(1 << 20);
+    struct kn_blob b = make_blob(1 << 10);
     proto_example(KN_MSG_OBJECT_REPLY, &m);
     int rc = kn_sock_send(in->s, &in->peer, &m, &b, NULL);
     kn_blob_release(&b);
