@@ -6,7 +6,7 @@ set -euo pipefail
 build=(build-essential cmake ninja-build pkg-config protobuf-c-compiler libprotobuf-c-dev libzmq3-dev libuv1-dev
        libhiredis-dev libdnnl-dev libpng-dev libjson-c-dev libssl-dev libutf8proc-dev zlib1g-dev libncurses-dev
        redis-server)
-test=(python3 iproute2)
+test=(python3 iproute2 systemd)
 
 wanted=()
 for set in "$@"; do
