@@ -91,6 +91,11 @@ static int failed(dnnl_status_t s, const char *what, const struct kx_product_sha
                       what, (int)s, p->in, p->out, p->w, p->h, p->kernel, p->stride);
 }
 
+#if DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_OMP && DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_SEQ
+#error                                                                                                       \
+    "oneDNN must be one built with OpenMP, or with no threads: it is given one thread, and others cannot be"
+#endif
+
 /* OpenMP's number of threads is each thread's own. With 1, oneDNN never opens a parallel region. */
 static void alone(void) {
 #if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
