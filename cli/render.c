@@ -515,6 +515,8 @@ static int prepare(struct render *r, struct kn_err *err) {
         warn_unused(o);
         rc = models_of_farm(r->client, WORKERS_WAIT_MS, &r->farm_models, err);
     }
+    if (rc == KN_OK && !r->client && o->workers == 0)
+        rc = kn_err_set(err, KN_EINVAL, "--workers: 0, and no farm is up that has any");
     if (rc) return rc;
     const char *dir = o->out ? o->out : "kiln-out";
     uint64_t seed = o->has_seed ? o->settings.seed : job_draw_seed();

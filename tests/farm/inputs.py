@@ -33,6 +33,7 @@ LINES = [  # the command line behind kiln render, what is said
     (["-p", "x", "--model", "nosuch"], "model: nosuch is not there"),
     (["-p", "x", "--seed", "18446744073709551615", "--images", "2"], "seed: "),
     (["nosuch.txt"], "nosuch.txt: "),
+    (["-p", "x", "--workers", "0"], "--workers: 0"),
     (["-"], "--input-format"),
     ([], "no prompts"),
     (["-p", "x", "--engine", "sim:crsh=1"], "crsh: unknown, did you mean crash?"),
