@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import torch
@@ -39,9 +40,12 @@ def main(out, model):
     pipe.save_pretrained(tmp, safe_serialization=True)
     shutil.rmtree(f"{tmp}/tokenizer")
     shutil.copytree(f"{out}/tokenizer", f"{tmp}/tokenizer")
+    os.makedirs(model, exist_ok=True)
     for part in ("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"):
         to = os.path.join(model, part)
         shutil.rmtree(to, ignore_errors=True)
+        # safetensors writes files that only their owner may read
+        subprocess.run(["chmod", "-R", "u=rwX,go=rX", f"{tmp}/{part}"], check=True)
         (shutil.copytree if os.path.isdir(f"{tmp}/{part}") else shutil.copy)(f"{tmp}/{part}", to)
     with open(os.path.join(model, "kiln.json"), "w") as f:
         json.dump(DEFAULTS, f, indent=1)

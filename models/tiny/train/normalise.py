@@ -1,5 +1,6 @@
 """Gives each latent channel mean 0 and deviation 1 (what the encoder is unsure of counted in) by folding both
-into the autoencoder's 1×1 convolutions, so that its scaling factor is 1: normalise.py OUT reads OUT/vae.pt, writes OUT/vae_final.pt"""
+into the autoencoder's 1×1 convolutions, so that its scaling factor is 1: normalise.py OUT reads OUT/vae.pt and
+writes OUT/vae_final.pt"""
 
 import sys
 
