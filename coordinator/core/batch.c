@@ -232,6 +232,7 @@ void batch_state_stored(struct farm *f, struct batch *b, int code, struct farm_e
         uint32_t doubled = b->state_tries < 4 ? b->state_tries : 4;
         b->state_tries++;
         b->state_due = f->now + ((uint64_t)RETRY_MS << doubled);
+        f->states_due++;
         b->retried |= b->retried_sent;
         return;
     }
@@ -240,11 +241,12 @@ void batch_state_stored(struct farm *f, struct batch *b, int code, struct farm_e
 }
 
 void batch_state_retry(struct farm *f, struct farm_effects *fx) {
-    for (size_t i = 0; i < f->batch_count; i++) {
+    for (size_t i = 0; f->states_due > 0 && i < f->batch_count; i++) {
         struct batch *b = f->batches[i];
         if (!b->state_due || b->state_due > f->now) continue;
         if (fx_reserve(fx, 1)) return;
         b->state_due = 0;
+        f->states_due--;
         state_send(f, b, fx);
     }
 }
@@ -526,6 +528,7 @@ int batch_remove(struct farm *f, struct batch *b, struct farm_effects *fx) {
     int rc = farm_reserve(f, fx, 4, 0, 0);
     if (rc) return rc;
     assert(!b->shards);
+    if (b->state_due) f->states_due--;
     struct farm_effect *e = fx_add(fx, FX_BATCH_REMOVE);
     memcpy(e->batch, b->id, sizeof e->batch);
     kn_map_remove(f->batch_by_id, b->id, sizeof b->id);

@@ -264,6 +264,7 @@ void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by
         fault_settle(f, x, by && by->uid != fault->worker, fx);
     }
     if (!by) return;
+    by->returns = 0;
     if (by->faults > 0) {
         by->run++;
         by->faults = by->disproved = by->nans = 0;

@@ -151,7 +151,9 @@ static int shard_returned(struct farm *f, struct worker *w, const struct ev_shar
             return KN_OK;
         }
     } else if (s->state != SHARD_REVOKED) {
-        w->cool_until = f->now + COOL_MS;
+        uint64_t cool_ms = (uint64_t)COOL_MS << (w->returns < 6 ? w->returns : 6);
+        w->returns++;
+        w->cool_until = f->now + (cool_ms < COOL_MS_MAX ? cool_ms : COOL_MS_MAX);
     }
     lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
     return KN_OK;

@@ -54,13 +54,12 @@ uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, c
     return n < 1 ? 1 : (uint32_t)n;
 }
 
-/* Whether a worker that has something to do already should take more ahead: not if the others will have
- * rendered all that is queued before it would begin. */
-static bool worth_prefetching(const struct farm *f, const struct worker *w, const struct lane *lane) {
-    const struct pool *p = lane->pool;
+/* Whether a worker that has something to do already should take more of this pool ahead: not if the others
+ * will have rendered all that is queued before it would begin. */
+static bool worth_prefetching(const struct farm *f, const struct worker *w, const struct pool *p) {
     uint64_t backlog = fleet_backlog_us(f, w), all = pool_speed(p);
     if (backlog == 0 || p->able <= 1) return true;
-    if (all == 0) return lane->queued > p->able;
+    if (all == 0) return p->ready[0]->queued > p->able || p->ready_count > p->able;
     return (double)p->ready_units * 1e6 / (double)all >= (double)backlog;
 }
 
@@ -127,11 +126,13 @@ struct cursor {
     uint32_t at;
 };
 
-static uint32_t cursors_open(struct worker *w, struct cursor *v) {
+/* The pools with work that this worker should take now; all: or later. */
+static uint32_t cursors_open(const struct farm *f, struct worker *w, bool all, struct cursor *v) {
     uint32_t count = 0;
     for (uint32_t k = 0; k < w->model_count; k++)
         for (struct pool *p = w->models[k].model->pools; p; p = p->next)
-            if (p->ready_count > 0 && pool_serves(p, w)) v[count++] = (struct cursor){p, 0};
+            if (p->ready_count > 0 && pool_serves(p, w) && (all || worth_prefetching(f, w, p)))
+                v[count++] = (struct cursor){p, 0};
     return count;
 }
 
@@ -163,16 +164,14 @@ bool sched_grant(struct farm *f, struct worker *w, struct farm_effects *fx) {
     if (slab_used(&f->pendings) >= PENDING_PAUSE) return false; /* the store does not keep up */
     if (f->deposed || !fleet_takes(w) || w->held >= w->credit || f->now < w->cool_until) return false;
     struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
-    uint32_t count = cursors_open(w, v);
+    uint32_t count = cursors_open(f, w, false, v);
     struct lane *lane = cursors_next(v, count, NULL);
     if (!lane) return false;
     struct lane *loaded = loaded_first(f, w, v, count, lane);
-    if (loaded && worth_prefetching(f, w, loaded) && lane_grant(f, w, loaded, fx)) return true;
+    if (loaded && lane_grant(f, w, loaded, fx)) return true;
     for (uint32_t i = 0; i < count; i++) v[i].at = 0;
-    while ((lane = cursors_next(v, count, NULL)) != NULL) {
-        if (!worth_prefetching(f, w, lane)) continue;
+    while ((lane = cursors_next(v, count, NULL)) != NULL)
         if (lane_grant(f, w, lane, fx)) return true;
-    }
     return false;
 }
 
@@ -225,9 +224,9 @@ static void grant_all(struct farm *f, struct farm_effects *fx) {
 /* ---- higher priority retracts what waits */
 
 /* The best lane that still has something queued for this worker, or NULL. */
-static struct lane *worker_first(struct worker *w) {
+static struct lane *worker_first(const struct farm *f, struct worker *w) {
     struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
-    return cursors_next(v, cursors_open(w, v), NULL);
+    return cursors_next(v, cursors_open(f, w, true, v), NULL);
 }
 
 static void retract(struct farm *f, struct farm_effects *fx) {
@@ -236,7 +235,7 @@ static void retract(struct farm *f, struct farm_effects *fx) {
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
         if (!fleet_takes(w) || !w->shards) continue;
-        struct lane *lane = worker_first(w);
+        struct lane *lane = worker_first(f, w);
         if (!lane) continue;
         const struct shape *shape = slab_at(&f->shapes, lane->batch->groups[lane->head].shape);
         struct shard *next;

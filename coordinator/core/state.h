@@ -46,8 +46,9 @@
 #define SENT_MS 30000          /* the images of a shard said to be done must have come by then */
 #define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see lease.c */
 #define REVOKE_MS 5000         /* a revoke has arrived by then */
-#define COOL_MS 300            /* after a worker handed something back of itself */
-#define RETRY_MS 500           /* first pause before the store is asked again; doubles */
+#define COOL_MS 300            /* after a worker handed something back of itself; doubles */
+#define COOL_MS_MAX 10000
+#define RETRY_MS 500 /* first pause before the store is asked again; doubles */
 #define RETRY_MS_MAX 8000
 #define STORE_TRIES_MAX 8    /* then a result is given up and its task queued again */
 #define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */
@@ -265,6 +266,7 @@ struct worker {
     bool woken; /* in the farm's list of those to be given work */
     struct worker *woken_next;
     uint64_t cool_until; /* it handed something back: nothing is given to it before */
+    uint32_t returns;    /* shards it handed back since its last result */
     /* faults */
     uint32_t run;        /* number of its run of faults; a result of its own begins another */
     uint32_t faults;     /* in this run */
@@ -312,6 +314,7 @@ struct farm {
     struct batch **batches; /* owns; in the order they were opened */
     size_t batch_count, batch_cap;
     uint64_t batch_seq;
+    uint32_t states_due;   /* batches whose state is to be asked for again */
     struct level **levels; /* owns */
     uint32_t level_count, level_cap;
     struct kn_map *worker_by_name, *worker_by_conn;

@@ -22,6 +22,7 @@ struct node {
     uint64_t next_ms; /* when the running shard is through */
     struct {
         uint64_t id;
+        farm_id batch;
         uint32_t tasks[16], count;
     } queue[QUEUE];
     uint32_t queued;
@@ -60,6 +61,7 @@ static void settle(void) {
             struct node *n = &nodes[e.conn];
             CHECK(n->queued < QUEUE && e.u.grant.task_count <= 16);
             n->queue[n->queued].id = e.u.grant.shard;
+            memcpy(n->queue[n->queued].batch, e.batch, sizeof e.batch);
             n->queue[n->queued].count = e.u.grant.task_count;
             memcpy(n->queue[n->queued].tasks, e.u.grant.tasks, e.u.grant.task_count * sizeof(uint32_t));
             n->queued++;
@@ -133,14 +135,16 @@ static void hello(uint64_t conn) {
 static void run_shard(struct node *n, uint64_t conn) {
     uint64_t shard = n->queue[0].id;
     uint32_t count = n->queue[0].count, tasks[16];
+    farm_id batch;
     memcpy(tasks, n->queue[0].tasks, sizeof tasks);
+    memcpy(batch, n->queue[0].batch, sizeof batch);
     n->queued--;
     memmove(&n->queue[0], &n->queue[1], n->queued * sizeof n->queue[0]);
     for (uint32_t i = 0; i < count; i++) {
         struct farm_event ev = {.type = EV_RESULT, .conn = conn};
         ev.u.result.task = tasks[i];
         ev.u.result.worker = n->name;
-        memcpy(ev.u.result.batch, id, sizeof id);
+        memcpy(ev.u.result.batch, batch, sizeof batch);
         step(ev);
         settle();
     }
@@ -210,6 +214,50 @@ TEST(a_million_tasks_and_a_thousand_workers) {
                (unsigned long long)cost[i].count, mean, (double)cost[i].max_ns / 1000);
         /* Generous: the slowest machine, with other things on its mind. None of them looks at all tasks. */
         if (!SANITIZED && i != EV_BATCH_OPEN) CHECK(mean < (i == EV_TICK ? 3000 : 50));
+    }
+    farm_effects_fini(&fx);
+    farm_destroy(farm);
+}
+
+TEST(ten_thousand_batches) {
+    struct farm_config c;
+    farm_config_default(&c);
+    CHECK_INT(farm_create(&c, &farm), 0);
+    memset(cost, 0, sizeof cost);
+    memset(nodes, 0, sizeof nodes);
+    const uint32_t batches = SANITIZED ? 500 : KN_BATCHES_MAX;
+    for (uint32_t b = 1; b <= batches; b++) {
+        const struct farm_group group = {.width = 64, .height = 64, .steps = 20};
+        const uint16_t task_group[4] = {0};
+        struct farm_event ev = {.type = EV_BATCH_OPEN};
+        ev.u.batch_open = (struct ev_batch_open){
+            .tasks = 4, .pin_backend = "", .groups = &group, .group_count = 1, .task_group = task_group};
+        memcpy(ev.u.batch_open.id, &b, sizeof b);
+        step(ev);
+        settle();
+    }
+    for (uint64_t conn = 1; conn <= 8; conn++) hello(conn);
+    uint32_t done = 0;
+    while (done < 4 * batches) {
+        now += 10;
+        for (uint64_t conn = 1; conn <= 8; conn++) {
+            struct node *n = &nodes[conn];
+            if (n->queued == 0) continue;
+            done += n->queue[0].count;
+            run_shard(n, conn);
+        }
+        if (now % 100 == 0) {
+            step((struct farm_event){.type = EV_TICK});
+            settle();
+        }
+    }
+    farm_check(farm);
+    for (int i = 0; i <= EV_STORED; i++) {
+        if (!cost[i].count) continue;
+        double mean = (double)cost[i].sum_ns / (double)cost[i].count / 1000;
+        printf("  event %-2d %8llu steps, %9.2f us each, %9.1f us at most\n", i,
+               (unsigned long long)cost[i].count, mean, (double)cost[i].max_ns / 1000);
+        if (!SANITIZED) CHECK(mean < 200);
     }
     farm_effects_fini(&fx);
     farm_destroy(farm);

@@ -246,7 +246,7 @@ static void open_batch(struct world *w) {
         b->group[t] = (uint16_t)world_below(w, b->group_count);
         if (world_chance(w, evil)) b->nature[t] = (enum nature)(1 + world_below(w, 5));
     }
-    store_read_back(w); /* knows the others already */
+    store_open(w, i);
 }
 
 static void person(struct world *w) {

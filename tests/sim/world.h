@@ -9,7 +9,7 @@
 
 #include "coordinator/core/farm.h"
 
-#define W_BATCHES 8
+#define W_BATCHES 24
 #define W_TASKS 80 /* in a batch, at most */
 #define W_WORKERS 40
 #define W_HELD 24          /* shards that a worker has in hand, unacknowledged ones too */
@@ -160,7 +160,8 @@ void memory_starve(struct world *w);
 void store_write(struct world *w, const struct farm_effect *fx);
 void store_next(struct world *w);
 void store_crash(struct world *w);
-void store_read_back(struct world *w);
+void store_open(struct world *w, int batch); /* tells the coordinator of it */
+void store_read_back(struct world *w);       /* …of all */
 uint64_t store_pixels(const struct world *w, int batch, uint32_t task, uint32_t backend);
 
 /* world_worker.c */

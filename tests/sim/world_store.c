@@ -121,45 +121,47 @@ void store_crash(struct world *w) {
     w->write_busy = false;
 }
 
-void store_read_back(struct world *w) {
-    for (int i = 0; i < W_BATCHES; i++) {
-        struct w_batch *b = &w->batches[i];
-        if (!b->used || b->removed) continue;
-        struct farm_group groups[4] = {0};
-        struct farm_done_task ended[W_TASKS] = {0};
-        struct farm_charge charges[W_TASKS];
-        uint32_t charge_count = 0;
-        for (uint32_t g = 0; g < b->group_count; g++) {
-            memcpy(groups[g].model, &b->groups[g].model, sizeof b->groups[g].model);
-            groups[g].width = groups[g].height = b->groups[g].size;
-            groups[g].steps = b->groups[g].steps;
-        }
-        for (uint32_t k = 0; k < b->log_count; k++) {
-            uint32_t t = b->log[k];
-            ended[k].task = t;
-            ended[k].state = (enum farm_task_state)b->end[t];
-            ended[k].backend = b->backend[t];
-            memcpy(ended[k].pixels, &b->pixels[t], sizeof b->pixels[t]);
-        }
-        for (uint32_t t = 0; t < b->tasks; t++)
-            if (b->charges[t] && !b->end[t]) charges[charge_count++] = (struct farm_charge){t, b->charges[t]};
-        struct farm_event ev = {.type = EV_BATCH_OPEN};
-        struct ev_batch_open *o = &ev.u.batch_open;
-        world_id(w, i, o->id, sizeof o->id);
-        o->tasks = b->tasks;
-        o->priority = b->priority;
-        o->pin_backend = b->pin < 0 ? "" : b->pin == 0 ? "class-0" : "class-1";
-        o->groups = groups;
-        o->group_count = b->group_count;
-        o->task_group = b->group;
-        o->paused = b->state == 2;
-        o->cancelled = b->state == 4;
-        o->done = b->state == 3;
-        o->ended = ended;
-        o->ended_count = b->log_count;
-        o->charges = charges;
-        o->charge_count = charge_count;
-        int rc = world_step(w, &ev);
-        W_ASSERT(rc == 0 || rc == KN_EEXIST, "open: %d", rc);
+void store_open(struct world *w, int i) {
+    struct w_batch *b = &w->batches[i];
+    struct farm_group groups[4] = {0};
+    struct farm_done_task ended[W_TASKS] = {0};
+    struct farm_charge charges[W_TASKS];
+    uint32_t charge_count = 0;
+    for (uint32_t g = 0; g < b->group_count; g++) {
+        memcpy(groups[g].model, &b->groups[g].model, sizeof b->groups[g].model);
+        groups[g].width = groups[g].height = b->groups[g].size;
+        groups[g].steps = b->groups[g].steps;
     }
+    for (uint32_t k = 0; k < b->log_count; k++) {
+        uint32_t t = b->log[k];
+        ended[k].task = t;
+        ended[k].state = (enum farm_task_state)b->end[t];
+        ended[k].backend = b->backend[t];
+        memcpy(ended[k].pixels, &b->pixels[t], sizeof b->pixels[t]);
+    }
+    for (uint32_t t = 0; t < b->tasks; t++)
+        if (b->charges[t] && !b->end[t]) charges[charge_count++] = (struct farm_charge){t, b->charges[t]};
+    struct farm_event ev = {.type = EV_BATCH_OPEN};
+    struct ev_batch_open *o = &ev.u.batch_open;
+    world_id(w, i, o->id, sizeof o->id);
+    o->tasks = b->tasks;
+    o->priority = b->priority;
+    o->pin_backend = b->pin < 0 ? "" : b->pin == 0 ? "class-0" : "class-1";
+    o->groups = groups;
+    o->group_count = b->group_count;
+    o->task_group = b->group;
+    o->paused = b->state == 2;
+    o->cancelled = b->state == 4;
+    o->done = b->state == 3;
+    o->ended = ended;
+    o->ended_count = b->log_count;
+    o->charges = charges;
+    o->charge_count = charge_count;
+    int rc = world_step(w, &ev);
+    W_ASSERT(rc == 0 || rc == KN_EEXIST, "open: %d", rc);
+}
+
+void store_read_back(struct world *w) {
+    for (int i = 0; i < W_BATCHES; i++)
+        if (w->batches[i].used && !w->batches[i].removed) store_open(w, i);
 }

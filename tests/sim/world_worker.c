@@ -299,6 +299,9 @@ void worker_beat(struct world *w, uint32_t i) {
     struct w_worker *v = &w->workers[i];
     if (!v->conn) return;
     struct w_shard *s = shard_running(v);
+    for (int k = 0; w->lossy && k < W_HELD; k++) /* acknowledgements may be lost: ask for them again */
+        for (uint32_t t = 0; v->held[k].used && v->held[k].phase == 2 && t < v->held[k].count; t++)
+            if (v->held[k].sent[t] == 1 && world_chance(w, 10)) send_result(w, i, &v->held[k], t);
     struct w_event *e = send(w, i, EV_WORKER_HEARTBEAT);
     e->ev.u.heartbeat.draining = v->draining;
     if (!s) return;
