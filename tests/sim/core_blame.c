@@ -29,11 +29,11 @@ TEST(a_task_that_fails_three_times_is_failed_with_its_reason) {
         struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
         talk_started(&t, 7, s.id);
         talk_failed(&t, 7, 1, 0, s.id, KN_EDEVICE);
-        CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->u.charge.charges, n);
+        CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, n);
     }
-    CHECK_INT(talk_fx(&t, FX_FAIL, 0)->u.fail.code, KN_EDEVICE);
-    CHECK_STR(talk_fx(&t, FX_FAIL, 0)->u.fail.reason, "it went wrong");
-    CHECK_STR(talk_fx(&t, FX_FAIL, 0)->u.fail.worker, "a");
+    CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_EDEVICE);
+    CHECK_STR(talk_must(&t, FX_FAIL, 0)->u.fail.reason, "it went wrong");
+    CHECK_STR(talk_must(&t, FX_FAIL, 0)->u.fail.worker, "a");
     CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
     CHECK_INT(talk_view(&t, 1).state, 3);
     talk_end(&t);
@@ -102,7 +102,7 @@ TEST(what_waited_at_a_worker_that_died_is_not_charged) {
     talk_started(&t, 7, s.id);
     HELLO(&t, .name = "a", .conn = 8, .instance = 2);
     CHECK_INT(talk_count(&t, FX_CHARGE), 1);
-    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->task, s.tasks[0]);
+    CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);
     CHECK(waits.tasks[0] != s.tasks[0]);
     talk_end(&t);
 }
@@ -115,7 +115,7 @@ TEST(silence_charges_what_was_executing) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     talk_heartbeat(&t, 7, s.id, 0); /* says so as well as "started" would */
     talk_wait(&t, 10100);
-    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->u.charge.charges, 1);
+    CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, 1);
     talk_end(&t);
 }
 
@@ -134,8 +134,8 @@ TEST(a_hang_is_taken_back_and_charged) {
     t.now += 2000;
     talk_heartbeat(&t, 7, s.id, 331000);
     talk_wait(&t, 100);
-    CHECK(talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
-    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->u.charge.charges, 1);
+    CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
+    CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, 1);
     talk_end(&t);
 }
 
@@ -168,7 +168,7 @@ TEST(nan_fails_at_once_where_there_is_one_class) {
     s.id = 1;
     talk_started(&t, conn, s.id);
     talk_failed(&t, conn, 1, 0, s.id, KN_ENAN);
-    CHECK_INT(talk_fx(&t, FX_FAIL, 0)->u.fail.code, KN_ENAN);
+    CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_ENAN);
     talk_end(&t);
 }
 
@@ -219,8 +219,8 @@ TEST(out_of_memory_halves_the_shard_and_charges_nobody) {
     talk_started(&t, 7, s.id);
     talk_returned(&t, 7, s.id, true);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
-    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.task_count, 4);
-    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], s.tasks[0]); /* the same ones, in their order */
+    CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.task_count, 4);
+    CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], s.tasks[0]); /* the same ones, in their order */
     talk_end(&t);
 }
 
@@ -235,7 +235,7 @@ TEST(out_of_memory_for_a_single_image_is_a_failure) {
         talk_returned(&t, 7, s.id, true);
         CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     }
-    CHECK_INT(talk_fx(&t, FX_FAIL, 0)->u.fail.code, KN_EOOM);
+    CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_EOOM);
     talk_end(&t);
 }
 
@@ -282,7 +282,7 @@ TEST(a_worker_that_fails_what_others_do_is_drained_and_its_charges_are_taken_bac
         }
     }
     CHECK(drained);
-    CHECK_INT(talk_fx(&t, FX_DRAIN, 0)->conn, 7);
+    CHECK_INT(talk_must(&t, FX_DRAIN, 0)->conn, 7);
     CHECK_INT(talk_count(&t, FX_ALARM), 1);
     CHECK_INT(talk_view(&t, 1).failed, 0);
     const struct farm_effect *refund = talk_fx(&t, FX_CHARGE, 0);

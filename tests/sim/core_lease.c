@@ -12,7 +12,7 @@ TEST(lease_requeues_once_after_worker_silence) {
     talk_wait(&t, 200);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
     HELLO(&t, .name = "b", .conn = 8);
-    CHECK_INT(talk_grant(&t, 8, 0)->u.grant.attempt, 2);
+    CHECK_INT(talk_must_grant(&t, 8, 0)->u.grant.attempt, 2);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0); /* it had not begun */
     talk_end(&t);
@@ -41,7 +41,7 @@ TEST(a_late_result_is_as_good_as_any) {
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
     talk_result(&t, 99, "a", "cpu-a", 1, 0, 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, 0);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     talk_end(&t);
 }
 
@@ -52,7 +52,7 @@ TEST(a_duplicate_is_acknowledged_and_not_committed_again) {
     talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
     talk_result(&t, 8, "b", "cpu-a", 1, 0, 5);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, 0);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     CHECK_INT(talk_count(&t, FX_ALARM), 0);
     talk_end(&t);
 }
@@ -129,7 +129,7 @@ TEST(who_is_not_known_is_asked_to_say_hello_again) {
     struct talk t;
     talk_begin(&t);
     talk_heartbeat(&t, 7, 0, 0);
-    CHECK_INT(talk_fx(&t, FX_HELLO_AGAIN, 0)->conn, 7);
+    CHECK_INT(talk_must(&t, FX_HELLO_AGAIN, 0)->conn, 7);
     HELLO(&t, .name = "a", .conn = 7);
     talk_heartbeat(&t, 7, 0, 0);
     CHECK_INT(talk_count(&t, FX_HELLO_AGAIN), 0);
@@ -174,7 +174,7 @@ TEST(goodbye_in_the_middle_of_an_image_charges_it) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     talk_started(&t, 7, s.id);
     talk_gone(&t, 7, true); /* its engine failed; else it would have handed the shard back */
-    CHECK_INT(talk_fx(&t, FX_CHARGE, 0)->task, s.tasks[0]);
+    CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);
     CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     talk_end(&t);
 }
@@ -220,10 +220,10 @@ TEST(what_the_process_no_longer_holds_is_queued) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
-    uint64_t first = talk_grant(&t, 7, 0)->u.grant.shard;
+    uint64_t first = talk_must_grant(&t, 7, 0)->u.grant.shard;
     HELLO(&t, .name = "a", .conn = 8); /* the grants were lost with the connection */
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
-    CHECK(talk_grant(&t, 8, 0)->u.grant.shard != first);
+    CHECK(talk_must_grant(&t, 8, 0)->u.grant.shard != first);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     talk_end(&t);
 }
@@ -252,7 +252,7 @@ TEST(a_new_coordinator_adopts_what_workers_hold) {
     talk_id(1, held.batch, sizeof held.batch);
     HELLO(&t, .name = "a", .conn = 7, .held = &held, .held_count = 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
-    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], 0); /* the rest is its own already */
+    CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], 0); /* the rest is its own already */
     CHECK_INT(talk_task(&t, 1, 1), TASK_LEASED);
     talk_result(&t, 7, "a", "cpu-a", 1, 1, 1);
     CHECK_INT(talk_task(&t, 1, 1), TASK_DONE);
@@ -266,8 +266,8 @@ TEST(what_nobody_wants_any_more_is_taken_from_who_says_hello) {
     struct farm_held held = {.shard = 77, .term = 4, .tasks = tasks, .task_count = 2};
     talk_id(9, held.batch, sizeof held.batch); /* no such batch */
     HELLO(&t, .name = "a", .conn = 7, .held = &held, .held_count = 1);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, 77);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.term, 4);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, 77);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.term, 4);
     talk_end(&t);
 }
 
@@ -276,7 +276,7 @@ TEST(a_shard_that_an_idle_worker_never_begins_was_lost) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
-    uint64_t first = talk_grant(&t, 7, 0)->u.grant.shard;
+    uint64_t first = talk_must_grant(&t, 7, 0)->u.grant.shard;
     uint32_t grants = 0;
     for (int i = 0; i < 30 && grants == 0; i++) {
         talk_heartbeat(&t, 7, 0, 0);
@@ -285,7 +285,7 @@ TEST(a_shard_that_an_idle_worker_never_begins_was_lost) {
         grants += talk_count(&t, FX_GRANT);
     }
     CHECK_INT(grants, 1);
-    CHECK(talk_grant(&t, 7, 0)->u.grant.shard != first);
+    CHECK(talk_must_grant(&t, 7, 0)->u.grant.shard != first);
     talk_end(&t);
 }
 
@@ -297,7 +297,7 @@ TEST(a_draining_worker_gets_nothing_more) {
     ev.u.drain.worker = "a";
     ev.u.drain.exit = true;
     CHECK_INT(talk_step(&t, ev), 0);
-    CHECK(talk_fx(&t, FX_DRAIN, 0)->u.drain.exit);
+    CHECK(talk_must(&t, FX_DRAIN, 0)->u.drain.exit);
     OPEN(&t, .id = 1, .tasks = 5);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
     ev.u.drain.worker = "nobody";

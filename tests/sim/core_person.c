@@ -29,8 +29,8 @@ TEST(pause_takes_back_what_waits_and_lets_finish_what_runs) {
     talk_started(&t, 7, runs.id);
     CHECK_INT(talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0), 0);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
-    CHECK(!talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
+    CHECK(!talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_view(&t, 1).state, 2);
     talk_returned(&t, 7, waits.id, false);
     talk_render(&t, 7, "a", "cpu-a", 1, runs);
@@ -108,15 +108,16 @@ TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
     uint32_t failed = log[0];
     t.store_silent = true;
     CHECK_INT(talk_batch_event(&t, EV_BATCH_RETRY, 1, 0), 0);
-    CHECK(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
-    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
-    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], failed);
+    CHECK(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
+    CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], failed);
     talk_id(1, id, sizeof id);
     CHECK_INT(farm_batch_ended(t.farm, id, 0, 10, log, &count, &after), 0);
     CHECK_INT(count, 1);
     CHECK(after != before);
     /* It fails again: the store hears of it only once it has heard of the retry, or it would be void too. */
-    talk_failed(&t, 7, 1, failed, talk_grant(&t, 7, 0) ? talk_grant(&t, 7, 0)->u.grant.shard : 0, KN_ENAN);
+    talk_failed(&t, 7, 1, failed, talk_grant(&t, 7, 0) ? talk_must_grant(&t, 7, 0)->u.grant.shard : 0,
+                KN_ENAN);
     talk_end(&t);
 }
 
@@ -144,7 +145,7 @@ TEST(a_failed_task_takes_no_late_result_until_it_is_retried) {
     uint64_t epoch;
     fail_one(&t, log, &epoch);
     talk_result(&t, 7, "a", "cpu-a", 1, log[0], 0);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_ESTATE);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_ESTATE);
     talk_batch_event(&t, EV_BATCH_RETRY, 1, 0);
     talk_result(&t, 7, "a", "cpu-a", 1, log[0], 0);
     CHECK_INT(talk_view(&t, 1).done, 2);
@@ -178,8 +179,8 @@ TEST(a_restart_goes_on_where_it_was) {
     CHECK_INT(talk_view(&t, 1).failed, 1);
     CHECK_INT(talk_view(&t, 1).queued, 3);
     HELLO(&t, .name = "a", .conn = 7);
-    CHECK_INT(talk_grant(&t, 7, 0)->u.grant.tasks[0], 0);
-    CHECK_INT(talk_grant(&t, 7, 1)->u.grant.tasks[0], 2);
+    CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], 0);
+    CHECK_INT(talk_must_grant(&t, 7, 1)->u.grant.tasks[0], 2);
     talk_end(&t);
 }
 
@@ -188,7 +189,7 @@ TEST(a_batch_whose_last_commit_was_all_that_was_written_is_done) {
     talk_begin(&t);
     const struct farm_done_task ended[] = {{.task = 0, .state = TASK_DONE}};
     OPEN(&t, .id = 1, .tasks = 1, .ended = ended, .ended_count = 1);
-    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
     talk_end(&t);
 }
 

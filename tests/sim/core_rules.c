@@ -93,7 +93,7 @@ TEST(images_are_handed_out_in_their_order) {
     talk_begin(&t);
     HELLO(&t, .name = "a", .conn = 7, .credit = 4);
     OPEN(&t, .id = 1, .tasks = 10);
-    for (uint32_t n = 0; n < 4; n++) CHECK_INT(talk_grant(&t, 7, n)->u.grant.tasks[0], n);
+    for (uint32_t n = 0; n < 4; n++) CHECK_INT(talk_must_grant(&t, 7, n)->u.grant.tasks[0], n);
     talk_end(&t);
 }
 
@@ -117,7 +117,7 @@ TEST(a_pinned_batch_stays_with_its_class) {
     HELLO(&t, .name = "b", .conn = 8, .backend = "cuda-b");
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
     talk_result(&t, 7, "a", "cpu-a", 1, 4, 0); /* from nobody that was asked */
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
     CHECK_INT(talk_task(&t, 1, 4), TASK_QUEUED);
     talk_end(&t);
 }
@@ -129,9 +129,9 @@ TEST(priority_is_strict) {
     OPEN(&t, .id = 2, .tasks = 2, .priority = 2);
     HELLO(&t, .name = "a", .conn = 7, .credit = 3);
     int batch;
-    memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    memcpy(&batch, talk_must_grant(&t, 7, 0)->batch, sizeof batch);
     CHECK_INT(batch, 2);
-    memcpy(&batch, talk_grant(&t, 7, 2)->batch, sizeof batch);
+    memcpy(&batch, talk_must_grant(&t, 7, 2)->batch, sizeof batch);
     CHECK_INT(batch, 1);
     talk_end(&t);
 }
@@ -145,10 +145,10 @@ TEST(a_higher_priority_retracts_what_waits_and_nothing_that_runs) {
     talk_started(&t, 7, runs.id);
     OPEN(&t, .id = 2, .tasks = 5, .priority = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
     talk_returned(&t, 7, waits.id, false);
     int batch;
-    memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    memcpy(&batch, talk_must_grant(&t, 7, 0)->batch, sizeof batch);
     CHECK_INT(batch, 2);
     talk_end(&t);
 }
@@ -160,7 +160,7 @@ TEST(no_more_is_retracted_than_the_higher_priority_can_use) {
     for (uint64_t conn = 7; conn < 11; conn++) {
         char name[2] = {(char)('a' + conn - 7), 0};
         HELLO(&t, .name = name, .conn = conn);
-        talk_started(&t, conn, talk_grant(&t, conn, 0)->u.grant.shard);
+        talk_started(&t, conn, talk_must_grant(&t, conn, 0)->u.grant.shard);
     }
     OPEN(&t, .id = 2, .tasks = 1, .priority = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
@@ -173,10 +173,10 @@ TEST(raising_the_priority_of_a_batch_moves_it_ahead) {
     OPEN(&t, .id = 1, .tasks = 5);
     OPEN(&t, .id = 2, .tasks = 5);
     talk_batch_event(&t, EV_BATCH_PRIORITY, 2, 3);
-    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.priority, 3);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.priority, 3);
     HELLO(&t, .name = "a", .conn = 7);
     int batch;
-    memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+    memcpy(&batch, talk_must_grant(&t, 7, 0)->batch, sizeof batch);
     CHECK_INT(batch, 2);
     talk_end(&t);
 }
@@ -199,7 +199,7 @@ TEST(a_loaded_model_is_preferred_within_bounds) {
         for (uint32_t i = 0; i < s.count; i++) talk_result(&t, 7, "a", "cpu-a", 1, s.tasks[i], 0);
         talk_done(&t, 7, s.id, 100 * s.count, s.count);
         take(&r, &t, 7);
-        memcpy(&batch, talk_grant(&t, 7, 0)->batch, sizeof batch);
+        memcpy(&batch, talk_must_grant(&t, 7, 0)->batch, sizeof batch);
     }
     CHECK_MSG(t.now - from >= 4000, "%llu ms", (unsigned long long)(t.now - from));  /* not at once */
     CHECK_MSG(t.now - from <= 15000, "%llu ms", (unsigned long long)(t.now - from)); /* but soon */
@@ -241,8 +241,8 @@ TEST(the_tail_is_rendered_twice_and_the_first_bytes_win) {
     t.now += 100;
     talk_result(&t, 7, "a", "cpu-a", 1, copy.tasks[0], (int)copy.tasks[0]);
     CHECK_INT(talk_view(&t, 1).state, 3);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->conn, 8); /* the loser may stop */
-    CHECK(talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->conn, 8); /* the loser may stop */
+    CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     talk_end(&t);
 }
 
@@ -250,8 +250,8 @@ TEST(the_slow_one_may_win_too) {
     struct talk t;
     struct talk_shard slow = slow_tail(&t), copy = second_copy(&t);
     talk_result(&t, 8, "slow", "cpu-a", 1, slow.tasks[0], (int)slow.tasks[0]);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->conn, 7);
-    CHECK_INT(talk_fx(&t, FX_REVOKE, 0)->u.revoke.shard, copy.id);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->conn, 7);
+    CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, copy.id);
     talk_end(&t);
 }
 
@@ -305,6 +305,6 @@ TEST(what_waits_at_a_busy_worker_goes_to_an_idle_one) {
     CHECK_INT(talk_view(&t, 1).running, 2);
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
     for (int i = 0; i < 10 && !talk_grant(&t, 8, 0); i++) talk_wait(&t, 100);
-    CHECK_INT(talk_grant(&t, 8, 0)->u.grant.tasks[0], 2);
+    CHECK_INT(talk_must_grant(&t, 8, 0)->u.grant.tasks[0], 2);
     talk_end(&t);
 }

@@ -16,10 +16,10 @@ TEST(a_refused_commit_is_asked_for_again_after_a_pause) {
     CHECK_INT(talk_task(&t, 1, 0), TASK_COMMITTING);
     talk_wait(&t, 700);
     CHECK_INT(talk_count(&t, FX_COMMIT), 1);
-    CHECK_STR(talk_fx(&t, FX_COMMIT, 0)->u.commit.worker, "a");
+    CHECK_STR(talk_must(&t, FX_COMMIT, 0)->u.commit.worker, "a");
     talk_stored(&t, FX_COMMIT, 1, 0, KN_EEXIST); /* it had been written after all */
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, 0);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     talk_end(&t);
 }
 
@@ -32,7 +32,7 @@ TEST(a_result_that_the_store_never_takes_is_rendered_again) {
         if (talk_task(&t, 1, 0) == TASK_COMMITTING) talk_wait(&t, 9000);
     }
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
-    CHECK(talk_fx(&t, FX_ACK, 0)->u.ack.code != 0); /* the worker drops the bytes */
+    CHECK(talk_must(&t, FX_ACK, 0)->u.ack.code != 0); /* the worker drops the bytes */
     talk_end(&t);
 }
 
@@ -67,7 +67,7 @@ TEST(a_commit_that_meets_a_cancelled_batch_is_cancelled) {
     CHECK_INT(talk_view(&t, 1).running, 1);
     talk_stored(&t, FX_COMMIT, 1, 0, KN_EGONE);
     CHECK_INT(talk_view(&t, 1).cancelled, 2);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_EGONE);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EGONE);
     talk_end(&t);
 }
 
@@ -108,12 +108,12 @@ TEST(a_state_that_was_refused_is_asked_for_again_and_the_newest_wins) {
     struct talk t;
     open_one(&t);
     talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0);
-    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 2);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 2);
     talk_batch_event(&t, EV_BATCH_RESUME, 1, 0);
     CHECK_INT(talk_count(&t, FX_BATCH_STATE), 0); /* one at a time */
     talk_stored(&t, FX_BATCH_STATE, 1, 0, KN_EIO);
     talk_wait(&t, 1500);
-    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
     talk_stored(&t, FX_BATCH_STATE, 1, 0, 0);
     CHECK_INT(talk_count(&t, FX_BATCH_STATE), 0);
     talk_end(&t);
@@ -135,9 +135,9 @@ TEST(a_result_for_an_unknown_batch_or_task_is_refused) {
     struct talk t;
     open_one(&t);
     talk_result(&t, 7, "a", "cpu-a", 2, 0, 0);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_EGONE);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EGONE);
     talk_result(&t, 7, "a", "cpu-a", 1, 2, 0);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
     talk_end(&t);
 }
 

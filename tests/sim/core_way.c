@@ -17,9 +17,9 @@ TEST(a_task_goes_from_queue_to_done) {
     CHECK_INT(talk_count(&t, FX_ACK), 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_COMMITTING);
     talk_stored(&t, FX_COMMIT, 1, 0, 0);
-    CHECK_INT(talk_fx(&t, FX_ACK, 0)->u.ack.code, 0);
+    CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
-    CHECK_INT(talk_fx(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
     CHECK_INT(talk_view(&t, 1).state, 3);
     talk_end(&t);
 }
@@ -59,7 +59,7 @@ TEST(cancel_takes_everything_back_and_ends_the_rest) {
     OPEN(&t, .id = 1, .tasks = 10);
     talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
     CHECK_INT(talk_count(&t, FX_REVOKE), 2);
-    CHECK(talk_fx(&t, FX_REVOKE, 0)->u.revoke.abort);
+    CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_view(&t, 1).cancelled, 10);
     CHECK_INT(talk_view(&t, 1).state, 4);
     talk_end(&t);
@@ -73,7 +73,7 @@ TEST(lease_requeues_once_after_worker_silence) {
     talk_shard(talk_grant(&t, 7, 0));
     talk_wait(&t, 11000);
     HELLO(&t, .name = "b", .conn = 8);
-    CHECK_INT(talk_grant(&t, 8, 0)->u.grant.attempt, 2);
+    CHECK_INT(talk_must_grant(&t, 8, 0)->u.grant.attempt, 2);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     talk_end(&t);
 }

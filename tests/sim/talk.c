@@ -207,6 +207,18 @@ const struct farm_effect *talk_grant(const struct talk *t, uint64_t conn, uint32
     return NULL;
 }
 
+const struct farm_effect *talk_must(const struct talk *t, enum farm_effect_type type, uint32_t n) {
+    const struct farm_effect *e = talk_fx(t, type, n);
+    CHECK_MSG(e, "no effect %d of type %d", (int)n, (int)type);
+    return e;
+}
+
+const struct farm_effect *talk_must_grant(const struct talk *t, uint64_t conn, uint32_t n) {
+    const struct farm_effect *e = talk_grant(t, conn, n);
+    CHECK_MSG(e, "no grant %d to connection %d", (int)n, (int)conn);
+    return e;
+}
+
 struct farm_batch_view talk_view(const struct talk *t, int batch) {
     farm_id id;
     struct farm_batch_view v;

@@ -72,6 +72,9 @@ const struct farm_effect *talk_fx(const struct talk *t, enum farm_effect_type ty
 uint32_t talk_count(const struct talk *t, enum farm_effect_type type);
 /* The n-th grant to this connection. */
 const struct farm_effect *talk_grant(const struct talk *t, uint64_t conn, uint32_t n);
+/* The same, and the test fails where there is none. */
+const struct farm_effect *talk_must(const struct talk *t, enum farm_effect_type type, uint32_t n);
+const struct farm_effect *talk_must_grant(const struct talk *t, uint64_t conn, uint32_t n);
 struct farm_batch_view talk_view(const struct talk *t, int batch);
 enum farm_task_state talk_task(const struct talk *t, int batch, uint32_t task);
 
