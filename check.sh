@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 deploy/packages.sh build test
-cmake -S . -B build -G Ninja -DKILN_WERROR=ON
+cmake -S . -B build -G Ninja -DKILN_TESTS=ON -DKILN_WERROR=ON
 cmake --build build
 exec ctest --test-dir build --output-on-failure -j "$(nproc)" "$@"
