@@ -517,27 +517,47 @@ TEST(a_coordinator_that_starts_again_gets_what_is_held_and_every_picture_not_ack
 }
 
 TEST(it_goes_on_rendering_while_nobody_is_there) {
-    start_simply("sim:ms=20");
+    start_simply("sim:ms=10");
     expect(KN_MSG_WORKER_HELLO);
     turn(50);
-    grant(1, 0, 20);
+    grant(1, 0, 5);
+    grant(2, 5, 5);
     expect_started(1);
-    expect_image(0);
     die();
-    for (uint64_t end = kn_clock_ms() + 600; kn_clock_ms() < end;) turn(20);
-    listen_now();
+    for (uint64_t end = kn_clock_ms() + 1000; kn_clock_ms() < end;) turn(20);
     size_t before = t.count;
-    int images = 0;
-    bool done = false;
-    for (uint64_t end = kn_clock_ms() + PATIENCE_MS; !done && kn_clock_ms() < end;) {
+    listen_now();
+    int done = 0;
+    bool seen[10] = {false};
+    for (uint64_t end = kn_clock_ms() + PATIENCE_MS; done < 2 && kn_clock_ms() < end;) {
         turn(50);
-        images = 0;
-        for (size_t i = before; i < t.count; i++) {
-            images += t.heard[i].m->type == KN_MSG_IMAGE_RESULT;
-            done = done || t.heard[i].m->type == KN_MSG_SHARD_DONE;
+        for (; t.seen < t.count; t.seen++) {
+            const struct kn_msg *m = t.heard[t.seen].m;
+            CHECK(m->type != KN_MSG_SHARD_STARTED ||
+                  t.seen < before); /* 2 began while nobody was there to hear it */
+            if (m->type == KN_MSG_IMAGE_RESULT) seen[m->u.image_result.task] = true;
+            done += m->type == KN_MSG_SHARD_DONE;
         }
     }
-    CHECK(done && images >= 15);
+    CHECK_INT(done, 2);
+    for (int i = 0; i < 10; i++) CHECK(seen[i]);
+    finish();
+}
+
+TEST(a_task_rendered_twice_before_its_acknowledgement_is_sent_once_and_ends_both_shards) {
+    start_simply("sim:ms=0");
+    expect(KN_MSG_WORKER_HELLO);
+    t.acknowledges = false;
+    turn(50);
+    grant(1, 3, 1);
+    expect_started(1);
+    const struct kn_image_result *r = expect_image(3);
+    grant(2, 3, 1);
+    expect_started(2);
+    CHECK_INT(heard_within(100), 0);
+    say_ack(r, 0);
+    expect_done(1, 1);
+    expect_done(2, 1);
     finish();
 }
 
