@@ -18,7 +18,7 @@
 #define HELD_MAX 32 /* shards that a hello may name */
 
 struct worker *fleet_by_name(const struct farm *f, const char *name) {
-    return *name ? kn_map_get(f->worker_by_name, name, strlen(name)) : NULL;
+    return name && *name ? kn_map_get(f->worker_by_name, name, strlen(name)) : NULL;
 }
 
 struct worker *fleet_by_conn(const struct farm *f, uint64_t conn) {

@@ -306,3 +306,23 @@ TEST(a_draining_worker_gets_nothing_more) {
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
     talk_end(&t);
 }
+
+TEST(who_hands_everything_back_is_asked_less_and_less_often) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    uint32_t grants = 1;
+    uint64_t shard = talk_must_grant(&t, 7, 0)->u.grant.shard;
+    for (int i = 0; i < 600; i++) { /* a minute */
+        if (shard) talk_returned(&t, 7, shard, false);
+        shard = 0;
+        talk_wait(&t, 100);
+        if (talk_grant(&t, 7, 0)) shard = talk_grant(&t, 7, 0)->u.grant.shard;
+        grants += shard != 0;
+        if (i % 20 == 0) talk_heartbeat(&t, 7, 0, 0);
+        if (talk_grant(&t, 7, 0) && !shard) shard = talk_grant(&t, 7, 0)->u.grant.shard;
+    }
+    CHECK_MSG(grants >= 5 && grants <= 15, "%u", grants);
+    talk_end(&t);
+}

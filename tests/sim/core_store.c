@@ -156,3 +156,23 @@ TEST(what_is_wanted_can_be_asked_before_the_bytes_are_taken) {
     CHECK_INT(farm_wants(t.farm, id, 1), KN_EGONE);
     talk_end(&t);
 }
+
+TEST(nothing_more_is_handed_out_while_the_store_does_not_keep_up) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 8200);
+    t.store_silent = true;
+    struct farm_event ev = {.type = EV_RESULT};
+    talk_id(1, ev.u.result.batch, sizeof ev.u.result.batch);
+    CHECK_INT(farm_backend(t.farm, "cpu-a", &ev.u.result.backend), 0);
+    for (ev.u.result.task = 0; ev.u.result.task < 8192; ev.u.result.task++) {
+        farm_effects_clear(&t.fx);
+        CHECK_INT(farm_step(t.farm, &ev, t.now, &t.fx), 0);
+    }
+    HELLO(&t, .name = "a", .conn = 7);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    talk_wait(&t, 100);
+    CHECK(talk_count(&t, FX_GRANT) > 0);
+    talk_end(&t);
+}

@@ -131,7 +131,7 @@ static void trace_effect(const struct world *w, const struct farm_effect *e) {
 }
 
 static void to_worker(struct world *w, const struct farm_effect *fx) {
-    for (uint32_t i = 0; i < W_WORKERS; i++) {
+    for (uint32_t i = 0; i < w->worker_max; i++) {
         struct w_worker *v = &w->workers[i];
         if (!v->alive || v->conn != fx->conn) continue;
         uint64_t at = w->now + 1 + world_below(w, w->chaos && world_chance(w, 2) ? 400 : 8);
@@ -214,7 +214,7 @@ static void coordinator_crash(struct world *w) {
     farm_destroy(w->farm);
     w->farm = NULL;
     w->boot++;
-    for (uint32_t i = 0; i < W_WORKERS; i++) {
+    for (uint32_t i = 0; i < w->worker_max; i++) {
         struct w_worker *v = &w->workers[i];
         if (!v->alive || !v->conn) continue;
         v->conn = 0;
@@ -232,7 +232,7 @@ static void open_batch(struct world *w) {
     if (i == W_BATCHES) return;
     struct w_batch *b = &w->batches[i];
     *b = (struct w_batch){.used = true, .number = ++w->batch_number, .state = 1, .pin = -1};
-    b->tasks = 1 + world_below(w, W_TASKS);
+    b->tasks = 1 + world_below(w, w->worker_max > W_WORKERS ? W_TASKS : W_TASKS / 5);
     b->group_count = 1 + world_below(w, 4);
     b->priority = world_chance(w, 70) ? 0 : (int)world_below(w, 3) - 1;
     if (world_chance(w, 15)) b->pin = (int)world_below(w, W_CLASSES);
@@ -294,7 +294,7 @@ static void pity_all(struct world *w, uint32_t i) {
 }
 
 static void misfortune(struct world *w) {
-    uint32_t i = world_below(w, W_WORKERS);
+    uint32_t i = world_below(w, w->worker_max);
     struct w_worker *v = &w->workers[i];
     uint32_t dice = world_below(w, 100);
     if (dice < 3) {
@@ -371,7 +371,7 @@ static void happen(struct world *w, struct w_event *e) {
         if (!w->chaos) break;
         if (w->farm) person(w);
         if (w->farm) misfortune(w);
-        world_at(w, w->now + 1 + world_below(w, CHAOS_EVERY_MS), W_CHAOS);
+        world_at(w, w->now + 1 + world_below(w, CHAOS_EVERY_MS * W_WORKERS / w->worker_max), W_CHAOS);
         break;
     }
     free_event(e);
@@ -392,7 +392,7 @@ static void heal(struct world *w) {
     w->chaos = false;
     w->store_down_until = 0;
     while (!w->farm) happen(w, next_event(w));
-    for (uint32_t i = 0; i < W_WORKERS; i++) {
+    for (uint32_t i = 0; i < w->worker_max; i++) {
         if (!w->workers[i].used) {
             if (i < 4) worker_invent(w, i);
             continue;
@@ -464,7 +464,7 @@ static void tell_workers(const struct world *w) {
         struct farm_worker_view v;
         if (farm_worker_at(w->farm, i, w->now, &v) || v.state == 4) continue;
         const struct w_worker *x = NULL;
-        for (uint32_t k = 0; k < W_WORKERS; k++)
+        for (uint32_t k = 0; k < w->worker_max; k++)
             if (w->workers[k].used && strcmp(w->workers[k].name, v.worker) == 0) x = &w->workers[k];
         fprintf(stderr, "  %s %s conn %llu state %u shards %u of %u\n", v.worker, v.backend,
                 (unsigned long long)v.conn, v.state, v.shards, x ? x->credit : 0);
@@ -475,16 +475,19 @@ static void tell_workers(const struct world *w) {
     }
 }
 
-void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace) {
+void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers, bool trace) {
     *w = (struct world){.seed = seed, .rng = seed * 2654435761u + 12345, .chaos = true, .trace = trace};
     failing = w;
+    w->worker_max = workers;
+    w->workers = calloc(workers, sizeof *w->workers);
+    W_ASSERT(w->workers, "memory");
     w->now = 1000;
     w->lossy = world_chance(w, 25);
     w->broken = world_chance(w, 25);
     w->starved = world_chance(w, 25);
     w->memory_rng = seed;
     coordinator_start(w);
-    uint32_t first = 1 + world_below(w, 8);
+    uint32_t first = 1 + world_below(w, workers / 5);
     for (uint32_t i = 0; i < first; i++) worker_invent(w, i);
     open_batch(w);
     world_at(w, w->now + 1, W_CHAOS);
@@ -503,6 +506,7 @@ void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace) {
 void world_end(struct world *w) {
     while (w->heap_count > 0) free_event(next_event(w));
     free(w->heap);
+    free(w->workers);
     farm_effects_fini(&w->fx);
     farm_destroy(w->farm);
     w->farm = NULL;

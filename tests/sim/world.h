@@ -10,8 +10,8 @@
 #include "coordinator/core/farm.h"
 
 #define W_BATCHES 24
-#define W_TASKS 80 /* in a batch, at most */
-#define W_WORKERS 40
+#define W_TASKS 400        /* in a batch, at most */
+#define W_WORKERS 40       /* unless told otherwise */
 #define W_HELD 24          /* shards that a worker has in hand, unacknowledged ones too */
 #define W_UNACKNOWLEDGED 8 /* then it renders no more */
 #define W_MODELS 3
@@ -132,7 +132,8 @@ struct world {
     size_t heap_count, heap_cap;
     struct w_batch batches[W_BATCHES];
     int batch_number;
-    struct w_worker workers[W_WORKERS];
+    struct w_worker *workers; /* owns */
+    uint32_t worker_max;
     uint64_t conn;
     struct w_write writes[65536]; /* a ring: writes on their way */
     uint32_t write_head, write_tail;
@@ -150,7 +151,7 @@ struct w_event *world_at(struct world *w, uint64_t at, enum w_event_type type);
 int world_step(struct world *w, const struct farm_event *ev);
 int world_find(const struct world *w, const farm_id id);
 void world_id(const struct world *w, int batch, uint8_t *id, size_t size);
-void world_run(struct world *w, uint64_t seed, uint64_t steps, bool trace);
+void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers, bool trace);
 void world_end(struct world *w);
 
 /* world_memory.c: from now on allocations fail now and then; NULL: no more */
