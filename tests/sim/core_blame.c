@@ -308,5 +308,5 @@ TEST(charges_from_before_a_restart_count) {
         talk_end(&t);
         return;
     }
-    CHECK(!"task 3 was granted");
+    CHECK_MSG(false, "task 3 was not granted");
 }
