@@ -19,6 +19,7 @@
 
 #define NAME_SHOWN_MAX 200 /* bytes of the file's name in a message: its end */
 #define CSV_COLUMNS_MAX 256
+#define CSV_QUOTED_MAX (4 * KN_PROMPT_BYTES_MAX) /* a quoted field of a .tsv ends within so many bytes */
 #define JSON_DEPTH_MAX 16
 
 /* --- .txt --- */
@@ -365,6 +366,21 @@ struct csv {
     size_t count;
 };
 
+/* Whether the field at c->p, which begins with a quote, is a quoted one. In .csv always (or it is a mistake);
+ * many a .tsv is written without any quoting ("G I G G L E" painted on a wall): there the closing quote must
+ * end the field. */
+static bool csv_quoted(const struct csv *c) {
+    if (c->separator == ',') return true;
+    const char *end = c->end - c->p > CSV_QUOTED_MAX ? c->p + CSV_QUOTED_MAX : c->end;
+    for (const char *p = c->p + 1; p < end; p++) {
+        if (*p != '"') continue;
+        if (p + 1 == c->end || p[1] == c->separator || p[1] == '\n' || p[1] == '\r') return true;
+        if (p[1] != '"') return false;
+        p++;
+    }
+    return false;
+}
+
 /* Reads one record. r->line becomes the line where it begins. count 0: an empty line. */
 static int csv_record(struct kn_reader *r, struct csv *c) {
     r->line = c->next_line;
@@ -376,7 +392,7 @@ static int csv_record(struct kn_reader *r, struct csv *c) {
             return kn_record_fail(r, KN_ELIMIT, "more than %d columns", CSV_COLUMNS_MAX);
         c->at[c->count++] = c->cells.len;
         int rc = KN_OK;
-        if (c->p < c->end && *c->p == '"') {
+        if (c->p < c->end && *c->p == '"' && csv_quoted(c)) {
             any = true;
             for (c->p++;; c->p++) {
                 if (c->p == c->end)

@@ -326,6 +326,17 @@ TEST(tsv_is_separated_by_tabs_and_takes_a_quote_inside_a_field) {
     CHECK_INT(got.v[1].steps, 6);
 }
 
+TEST(tsv_without_quoting_may_begin_a_field_with_a_quote) {
+    CHECK_INT(
+        parse("p.tsv", "prompt\tid\n\"A B\" on a wall\t1\n\"never closed\t2\n\"x\"\t3\n\"\"\"y\"\" z\"\t4\n"),
+        0);
+    CHECK_INT(got.count, 4);
+    CHECK_STR(got.v[0].prompt, "\"A B\" on a wall");
+    CHECK_STR(got.v[1].prompt, "\"never closed");
+    CHECK_STR(got.v[2].prompt, "x");
+    CHECK_STR(got.v[3].prompt, "\"y\" z");
+}
+
 /* --- images and settings --- */
 
 TEST(a_lines_own_images_count_their_seeds_up) {
