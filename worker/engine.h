@@ -70,7 +70,7 @@ struct engine_sim_options {
     double crash, hang, nan, flaky; /* shares of the tasks, 0 to 1 */
     uint64_t seed;
     uint32_t size;  /* the default size of the model "sim", pixels */
-    uint32_t batch; /* how many tasks it wants at once */
+    uint32_t batch; /* how many tasks it wants at once; 64, or 256 below 1 ms, when not given */
     uint32_t oom;   /* more tasks at once than these do not fit in its memory; 0: all do */
 };
 bool engine_is_sim(const char *spec);

@@ -15,6 +15,8 @@
 
 #include "base/clock.h"
 
+#define BATCH 64 /* as many as the real one wants */
+
 struct sim {
     struct engine engine; /* first: an engine * is a sim * */
     struct engine_sim_options opt;
@@ -34,11 +36,10 @@ static bool number(const char *text, double min, double max, double *out) {
 int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err) {
     static const char *const names[] = {"ms",   "crash", "hang",  "nan", "flaky",
                                         "seed", "size",  "batch", "oom", NULL};
-    *out = (struct engine_sim_options){.ms = 50, .size = 64, .batch = 64};
-    if (spec[3] == '\0') return 0;
-    char text[256];
-    if (strlen(spec + 4) >= sizeof text) return kn_err_set(err, KN_ELIMIT, "%.40s…: too long", spec);
-    strcpy(text, spec + 4);
+    *out = (struct engine_sim_options){.ms = 50, .size = 64};
+    char text[256] = "";
+    if (strlen(spec) >= sizeof text) return kn_err_set(err, KN_ELIMIT, "%.40s…: too long", spec);
+    if (spec[3] == ':') strcpy(text, spec + 4);
     for (char *item = text, *next; item && *item; item = next) {
         if ((next = strchr(item, ',')) != NULL) *next++ = '\0';
         char *value = strchr(item, '=');
@@ -79,6 +80,7 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
         else
             out->seed = (uint64_t)v;
     }
+    if (out->batch == 0) out->batch = out->ms < 1 ? KN_SHARD_TASKS_MAX : BATCH;
     if (out->crash + out->hang + out->nan > 1)
         return kn_err_set(err, KN_EINVAL, "sim: crash, hang and nan are together more than 1");
     return 0;

@@ -11,7 +11,9 @@ TEST(the_words_of_a_simulated_engine_are_read_strictly) {
     struct engine_sim_options o;
     struct kn_err err = {0};
     CHECK_INT(engine_sim_parse("sim", &o, &err), 0);
-    CHECK(o.ms == 50 && o.size == 64 && o.crash == 0);
+    CHECK(o.ms == 50 && o.size == 64 && o.crash == 0 && o.batch == 64);
+    CHECK_INT(engine_sim_parse("sim:ms=0", &o, &err), 0);
+    CHECK_INT(o.batch, KN_SHARD_TASKS_MAX);
     CHECK_INT(
         engine_sim_parse("sim:ms=0.5,crash=0.01,hang=0.002,nan=0.001,flaky=0.1,seed=7,size=128,batch=3,oom=8",
                          &o, &err),
