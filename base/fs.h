@@ -21,5 +21,8 @@ KN_MUST_USE int kn_fs_sync_dir(const char *path, struct kn_err *err);
 /* out = a "/" b; KN_ELIMIT when it does not fit. */
 KN_MUST_USE int kn_fs_join(char *out, size_t out_max, const char *a, const char *b);
 bool kn_fs_exists(const char *path);
+/* Opens /dev/null as standard input, output or error where they are closed, so that no file or socket of ours
+ * takes their number (libuv aborts on it, and a message would end up in a file). First thing in main(). */
+void kn_fs_standard(void);
 
 #endif

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/fs.h"
 #include "base/log.h"
 #include "cli/args.h"
 
@@ -86,6 +87,7 @@ const struct cli_command cli_commands[] = {
 };
 
 int main(int argc, char **argv) {
+    kn_fs_standard();
     kn_log_init("kiln", KN_LOG_ERROR);
     if (argc < 2) {
         cli_help();

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fs.h"
 #include "base/log.h"
 #include "base/spec.h"
 #include "coordinator/server.h"
@@ -213,6 +214,7 @@ int main(int argc, char **argv) {
     struct program p = {0};
     struct store *store = NULL;
     uv_loop_t loop;
+    kn_fs_standard();
     int rc = parse(argc, argv, &o);
     if (rc != 0) return rc < 0 ? 0 : rc;
     kn_log_init("coordinator", o.level);

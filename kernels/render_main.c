@@ -484,6 +484,7 @@ static bool output_fits(const struct options *o, const struct run *r, struct kn_
 int main(int argc, char **argv) {
     static char none[] = "";
     struct options o = {.images = 1, .settings = {.prompt = none, .negative = none}};
+    kn_fs_standard();
     int rc = parse_options(argc, argv, &o);
     if (rc) return rc < 0 ? 0 : rc;
     kn_log_init("kiln-render", KN_LOG_WARN);

@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "base/fs.h"
 #include "base/log.h"
 #include "worker/models.h"
 #include "worker/worker.h"
@@ -355,6 +356,7 @@ static int run(const struct options *o, struct engine *engine) {
 int main(int argc, char **argv) {
     struct options o = {
         .engine = "cpu", .credit = CREDIT, .model_bytes_max = half_of_memory(), .level = KN_LOG_INFO};
+    kn_fs_standard();
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
     kn_log_init("worker", o.level);

@@ -151,6 +151,14 @@ class Commands(FarmTest):
         self.assertLess(self.status(low)["done"], 150)
         self.farm.ok("cancel", low)
 
+    def test_closed_standard_streams_do_no_harm(self):
+        sh = f"exec '{BIN / 'kiln'}' up --engine sim:ms=1 --workers 1 0<&- 1>&- 2>&-"
+        self.finish(self.farm.start("/bin/sh", "-c", sh))
+        out = self.farm.tmp / "out"
+        sh = f"exec '{BIN / 'kiln'}' render '{self.farm.prompts(5)}' -o '{out}' 0<&- 2>&-"
+        self.finish(self.farm.start("/bin/sh", "-c", sh))
+        self.check_folder(out, 5)
+
     def test_top_shows_the_farm_as_json(self):
         self.farm.up()
         id = self.submit(10)
