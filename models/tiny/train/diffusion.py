@@ -93,7 +93,7 @@ def sample(unet, text, ids, empty, steps, cfg, generator, device):
     return x
 
 
-def evaluate(unet, text, vae, tokenizer, n, rank, world, device, out, steps=16, cfg=3.0):
+def evaluate(unet, text, vae, tokenizer, n, rank, world, device, out, steps=16, cfg=2.0):
     """Renders held-out captions, a share a process, and measures them. Counts, the same in all processes."""
     rng = np.random.default_rng((5, rank))
     scenes = [scene.random_split_scene(rng, True) for _ in range(n // world)]

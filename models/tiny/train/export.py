@@ -15,7 +15,7 @@ import state
 import vae as ae
 import words
 
-DEFAULTS = {"sampler": "DPM++ 2M", "schedule": "normal", "steps": 16, "cfg": 3, "size": "128x128"}
+DEFAULTS = {"sampler": "DPM++ 2M", "schedule": "normal", "steps": 16, "cfg": 2, "size": "128x128"}
 
 
 def main(out, model):
