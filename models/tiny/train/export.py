@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 import nets
@@ -28,8 +28,8 @@ def main(out, model):
     vae.register_to_config(scaling_factor=1.0, force_upcast=False)
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**{k: v for k, v in nets.SCHEDULER.items()
-                                                 if k not in ("clip_sample", "set_alpha_to_one")}),
+        # DDIM's file states every field that the other samplers read too (clip_sample above all)
+        scheduler=DDIMScheduler(**nets.SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     for part in ("unet", "vae", "text_encoder"):
         for tensor in getattr(pipe, part).state_dict().values():
