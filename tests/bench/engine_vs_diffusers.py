@@ -44,7 +44,7 @@ def make_sd15(folder):
                         up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=512)
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
     StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-                            feature_extractor=None, requires_safety_checker=False).half().save_pretrained(folder)
+                            feature_extractor=None, requires_safety_checker=False).to(torch.float16).save_pretrained(folder)
 
 
 class Kiln:
