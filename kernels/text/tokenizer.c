@@ -277,12 +277,15 @@ struct sources {
     struct kx_json vocab, tokenizer, config, special, added;
 };
 
-/* One of bos, eos, pad, unk: what tokenizer_config.json says, else special_tokens_map.json, else CLIP's. */
+/* One of bos, eos, pad, unk. A tokenizer_config.json with added_tokens_decoder is of the new kind and says it
+ * alone; beside an old one special_tokens_map.json counts first: SD2's folders pad with "!" there and with
+ * "<|endoftext|>" in tokenizer_config.json. Said nowhere, it is CLIP's. */
 static int named_token(struct kx_tokenizer *t, const struct sources *s, const char *key, const char *fallback,
                        const struct kn_map *vocab, int32_t *out, struct kn_err *err) {
     const char *text = fallback, *file = "tokenizer_config.json";
     bool normalized = false;
-    const struct kx_json *from[] = {&s->config, &s->special};
+    bool alone = s->config.o && kx_json_get(&s->config, "added_tokens_decoder");
+    const struct kx_json *from[] = {alone ? &s->config : &s->special, &s->config};
     for (int i = 0; i < 2; i++) {
         json_object *o = from[i]->o ? kx_json_get(from[i], key) : NULL;
         if (!o) continue;

@@ -26,7 +26,8 @@ static void vocabulary(struct kn_buf *out) {
         "\"ca\":600,\"cat</w>\":601,\"at</w>\":602,\"<|startoftext|>\":700,\"<|endoftext|>\":701}"));
 }
 
-static struct kx_tokenizer *open_small(const char *config) {
+/* NULL for a file that is not there. */
+static struct kx_tokenizer *open_with(const char *config, const char *special) {
     struct kn_buf vocab;
     vocabulary(&vocab);
     static const char merges[] = "#version: 0.2\nc a\na t</w>\nca t</w>\n";
@@ -35,12 +36,18 @@ static struct kx_tokenizer *open_small(const char *config) {
                                    .merges = merges,
                                    .merges_len = sizeof merges - 1,
                                    .config = config,
-                                   .config_len = config ? strlen(config) : 0};
+                                   .config_len = config ? strlen(config) : 0,
+                                   .special = special,
+                                   .special_len = special ? strlen(special) : 0};
     struct kx_tokenizer *t;
     struct kn_err err = {0};
     CHECK_MSG(!kx_tokenizer_parse(&f, LENGTH, &t, &err), "%s", err.text);
     kn_buf_fini(&vocab);
     return t;
+}
+
+static struct kx_tokenizer *open_small(const char *config) {
+    return open_with(config, NULL);
 }
 
 static void check_ids(const char *config, const char *text, const int32_t *want, int n) {
@@ -102,6 +109,33 @@ TEST(long_text_is_cut_and_short_text_is_padded) {
     CHECK(!kx_tokenizer_encode(t, "", ids, &err));
     CHECK_MEM(ids, ((const int32_t[]){700, 701, '!', '!', '!', '!'}), 6 * sizeof *ids);
     kx_tokenizer_close(t);
+}
+
+/* As transformers 5.23 has it, of two files that do not agree. */
+TEST(the_pad_token_is_that_of_the_file_that_counts) {
+    static const char decoder[] =
+        "{\"pad_token\":\"<|endoftext|>\",\"added_tokens_decoder\":{\"700\":"
+        "{\"content\":\"<|startoftext|>\"}}}";
+    static const struct {
+        const char *config, *special;
+        int32_t pad, bang; /* and what "!" in a text is */
+    } rows[] = {
+        {"{\"pad_token\":\"<|endoftext|>\"}", "{\"pad_token\":\"!\"}", '!', '!'}, /* SD2's folders */
+        {"{\"pad_token\":\"!\"}", "{\"pad_token\":\"<|endoftext|>\"}", 701, 256 + '!'},
+        {"{}", "{\"pad_token\":{\"content\":\"!\"}}", '!', '!'},
+        {"{\"pad_token\":\"!\"}", "{}", '!', '!'},
+        {NULL, NULL, 701, 256 + '!'},
+        {decoder, "{\"pad_token\":\"!\"}", 701, 256 + '!'},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct kx_tokenizer *t = open_with(rows[i].config, rows[i].special);
+        struct kn_err err = {0};
+        int32_t ids[LENGTH];
+        CHECK(!kx_tokenizer_encode(t, "cat!", ids, &err));
+        CHECK_MSG(ids[2] == rows[i].bang && ids[3] == 701 && ids[4] == rows[i].pad, "row %zu: %d %d", i,
+                  ids[2], ids[4]);
+        kx_tokenizer_close(t);
+    }
 }
 
 TEST(text_that_is_not_utf8_is_refused) {
