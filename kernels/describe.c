@@ -50,24 +50,33 @@ static int add_file(void *ctx, const char *path, struct kn_err *err) {
     return 0;
 }
 
-static int list_files(const char *dir, struct files *f, struct kn_err *err) {
-    static const char *const plain[] = {"model_index.json", "scheduler/scheduler_config.json",
-                                        "text_encoder/config.json", "unet/config.json", "vae/config.json"};
-    static const char *const weights[][2] = {
-        {"text_encoder", "model"}, {"unet", "diffusion_pytorch_model"}, {"vae", "diffusion_pytorch_model"}};
+static int join(const char *dir, const char *name, char path[KN_PATH_MAX], struct kn_err *err) {
+    int rc = kn_fs_join(path, KN_PATH_MAX, dir, name);
+    return rc ? kn_err_set(err, rc, "%s: path too long", dir) : 0;
+}
+
+static int list_files(const char *dir, bool xl, struct files *f, struct kn_err *err) {
+    static const struct {
+        const char *path, *stem; /* stem: of weights, NULL for a file */
+        bool xl;
+    } parts[] = {{"model_index.json", NULL, false},          {"scheduler/scheduler_config.json", NULL, false},
+                 {"text_encoder/config.json", NULL, false},  {"text_encoder_2/config.json", NULL, true},
+                 {"unet/config.json", NULL, false},          {"vae/config.json", NULL, false},
+                 {"text_encoder", "model", false},           {"text_encoder_2", "model", true},
+                 {"unet", "diffusion_pytorch_model", false}, {"vae", "diffusion_pytorch_model", false}};
+    static const char *const tokenizers[] = {"tokenizer", "tokenizer_2"};
     char path[KN_PATH_MAX];
     int rc = 0;
-    for (size_t i = 0; i < sizeof plain / sizeof *plain && !rc; i++) {
-        rc = kn_fs_join(path, sizeof path, dir, plain[i]);
-        rc = rc ? kn_err_set(err, rc, "%s: path too long", dir) : add_file(f, path, err);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && !rc; i++) {
+        if (parts[i].xl && !xl) continue;
+        rc = join(dir, parts[i].path, path, err);
+        if (!rc && parts[i].stem) rc = kx_weights_files(path, parts[i].stem, add_file, f, err);
+        if (!rc && !parts[i].stem) rc = add_file(f, path, err);
     }
-    for (size_t i = 0; i < sizeof weights / sizeof *weights && !rc; i++) {
-        rc = kn_fs_join(path, sizeof path, dir, weights[i][0]);
-        rc = rc ? kn_err_set(err, rc, "%s: path too long", dir)
-                : kx_weights_files(path, weights[i][1], add_file, f, err);
+    for (int i = 0; i < (xl ? 2 : 1) && !rc; i++) {
+        rc = join(dir, tokenizers[i], path, err);
+        if (!rc) rc = kx_tokenizer_paths(path, add_file, f, err);
     }
-    if (!rc) rc = kn_fs_join(path, sizeof path, dir, "tokenizer");
-    if (!rc) rc = kx_tokenizer_paths(path, add_file, f, err);
     return rc;
 }
 
@@ -161,7 +170,7 @@ int kiln_model_describe(const char *dir, const char *cache_dir, struct kn_model_
     if (!real) return kn_err_set(err, errno == ENOENT ? KN_ENOENT : KN_EIO, "%s: %s", dir, strerror(errno));
     struct files *f = calloc(1, sizeof *f);
     int rc = f ? kx_config_read(real, &cfg, err) : kn_err_set(err, KN_ENOMEM, "out of memory");
-    if (!rc) rc = list_files(real, f, err);
+    if (!rc) rc = list_files(real, cfg.index.xl, f, err);
     if (!rc) rc = hash_files(real, cache_dir, f, out->sha256, err);
     if (!rc) {
         const char *slash = strrchr(real, '/');

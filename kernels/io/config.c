@@ -71,35 +71,45 @@ static int check_groups(const struct kx_json *j, int groups, const int *channels
 
 /* ---- model_index.json ---- */
 
-int kx_config_index(const struct kx_json *j, struct kn_err *err) {
+/* The class that a part of the pipeline has; NULL: there is none ([null, null], as writers leave it). */
+static const char *part_class(const struct kx_json *j, const char *key) {
+    json_object *v = kx_json_get(j, key);
+    if (!v || !json_object_is_type(v, json_type_array) || json_object_array_length(v) != 2) return NULL;
+    return json_object_get_string(json_object_array_get_idx(v, 1));
+}
+
+int kx_config_index(const struct kx_json *j, struct kx_index *out, struct kn_err *err) {
+    enum need { NEEDED, WITH_XL, NEVER };
     static const struct {
         const char *key, *names[3];
-        bool needed;
+        enum need need;
     } parts[] = {
-        {"text_encoder", {"CLIPTextModel"}, true},
-        {"tokenizer", {"CLIPTokenizer", "CLIPTokenizerFast"}, true},
-        {"unet", {"UNet2DConditionModel"}, true},
-        {"vae", {"AutoencoderKL"}, true},
-        {"scheduler", {NULL}, true}, /* any class: its own file says what of it is supported */
-        {"text_encoder_2", {NULL}, false},
-        {"tokenizer_2", {NULL}, false},
-        {"image_encoder", {NULL}, false},
-        {"transformer", {NULL}, false},
-        {"controlnet", {NULL}, false},
+        {"text_encoder", {"CLIPTextModel"}, NEEDED},
+        {"tokenizer", {"CLIPTokenizer", "CLIPTokenizerFast"}, NEEDED},
+        {"unet", {"UNet2DConditionModel"}, NEEDED},
+        {"vae", {"AutoencoderKL"}, NEEDED},
+        {"scheduler", {NULL}, NEEDED}, /* any class: its own file says what of it is supported */
+        {"text_encoder_2", {"CLIPTextModelWithProjection"}, WITH_XL},
+        {"tokenizer_2", {"CLIPTokenizer", "CLIPTokenizerFast"}, WITH_XL},
+        {"image_encoder", {NULL}, NEVER},
+        {"transformer", {NULL}, NEVER},
+        {"controlnet", {NULL}, NEVER},
     };
-    static const char *const classes[] = {"StableDiffusionPipeline", NULL};
+    static const char *const classes[] = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", NULL};
+    *out = (struct kx_index){.zeros_for_none = true};
     if (!kx_json_get(j, "_class_name"))
         return kn_err_set(err, KN_EPARSE, "%s: _class_name: not there; is this a pipeline's folder?",
                           j->file);
-    int k, rc = kx_json_word(j, "_class_name", classes, &k, err);
+    int k = 0, rc = kx_json_word(j, "_class_name", classes, &k, err);
+    out->xl = k == 1;
+    if (!rc) rc = kx_json_bool(j, "force_zeros_for_empty_prompt", &out->zeros_for_none, err);
+    out->zeros_for_none &= out->xl;
     for (size_t i = 0; i < sizeof parts / sizeof *parts && !rc; i++) {
-        json_object *v = kx_json_get(j, parts[i].key);
-        const char *class = NULL;
-        if (v && json_object_is_type(v, json_type_array) && json_object_array_length(v) == 2)
-            class = json_object_get_string(json_object_array_get_idx(v, 1));
-        if (!class && parts[i].needed) {
+        const char *class = part_class(j, parts[i].key);
+        bool needed = parts[i].need == NEEDED || (parts[i].need == WITH_XL && out->xl);
+        if (!class && needed) {
             rc = kn_err_set(err, KN_EPARSE, "%s: %s: not there", j->file, parts[i].key);
-        } else if (class && !parts[i].needed) {
+        } else if (class && !needed) {
             rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: not supported (%.64s)", j->file, parts[i].key,
                             class);
         } else if (class && parts[i].names[0]) {
@@ -149,6 +159,35 @@ int kx_config_text(const struct kx_json *j, struct kx_text_config *out, struct k
 
 /* ---- unet/config.json ---- */
 
+/* What is added to the time embedding: SDXL's pooled text and sizes, or nothing. */
+static int read_addition(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    static const char *const types[] = {"text_time", NULL};
+    int type = -1, each = 0, all = 0, rc = kx_json_word(j, "addition_embed_type", types, &type, err);
+    if (rc) return rc;
+    if (type < 0) {
+        static const struct only unused[] = {{"addition_time_embed_dim", "null"},
+                                             {"projection_class_embeddings_input_dim", "null"}};
+        return CHECK_ONLY(j, unused, err);
+    }
+    rc = kx_json_int(j, "addition_time_embed_dim", 1, CHANNELS_MAX, &each, err);
+    if (!rc) rc = kx_json_int(j, "projection_class_embeddings_input_dim", 1, 8 * CHANNELS_MAX, &all, err);
+    if (rc) return rc;
+    const char *key = each ? "projection_class_embeddings_input_dim" : "addition_time_embed_dim";
+    if (!each || !all)
+        return kn_err_set(err, KN_EPARSE, "%s: %s: not there, and addition_embed_type is text_time", j->file,
+                          key);
+    if (each % 2)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: addition_time_embed_dim: %d is odd", j->file, each);
+    if (all <= KX_SIZES * each)
+        return kn_err_set(err, KN_EPARSE,
+                          "%s: projection_class_embeddings_input_dim: %d leaves no room for a text beside %d "
+                          "numbers of addition_time_embed_dim %d",
+                          j->file, all, KX_SIZES, each);
+    out->addition_time_width = each;
+    out->pooled_width = all - KX_SIZES * each;
+    return 0;
+}
+
 int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
     *out = (struct kx_unet_config){.in_channels = 4,
                                    .out_channels = 4,
@@ -167,8 +206,6 @@ int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct k
         {"dual_cross_attention", "false"},
         {"class_embed_type", "null"},
         {"num_class_embeds", "null"},
-        {"addition_embed_type", "null"},
-        {"addition_time_embed_dim", "null"},
         {"encoder_hid_dim", "null"},
         {"encoder_hid_dim_type", "null"},
         {"reverse_transformer_layers_per_block", "null"},
@@ -182,7 +219,6 @@ int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct k
         {"time_cond_proj_dim", "null"},
         {"conv_in_kernel", "3"},
         {"conv_out_kernel", "3"},
-        {"projection_class_embeddings_input_dim", "null"},
         {"attention_type", "\"default\""},
         {"class_embeddings_concat", "false"},
         {"mid_block_only_cross_attention", "false"},
@@ -247,6 +283,7 @@ int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct k
     if (!rc) rc = kx_json_bool(j, "use_linear_projection", &out->linear_projection, err);
     if (!rc) rc = kx_json_bool(j, "flip_sin_to_cos", &out->flip_sin_to_cos, err);
     if (!rc) rc = kx_json_float(j, "freq_shift", -1000, 1000, &out->freq_shift, err);
+    if (!rc) rc = read_addition(j, out, err);
     int size[2] = {0, 0};
     if (!rc) rc = kx_json_ints(j, "sample_size", 0, KN_SIZE_MAX, size, 2, err);
     if (!rc && size[0] != size[1])
@@ -479,36 +516,63 @@ static int read_part(const char *dir, const char *file, struct kx_json *j, char 
     return kx_json_load(path, j, err);
 }
 
+/* Reads a part's file with `read`; a failure is the caller's. */
+#define READ_PART(dir, file, read, out, err)                                                                 \
+    do {                                                                                                     \
+        char part_path[KN_PATH_MAX];                                                                         \
+        struct kx_json part;                                                                                 \
+        int part_rc = read_part(dir, file, &part, part_path, err);                                           \
+        if (!part_rc) part_rc = read(&part, out, err);                                                       \
+        json_object_put(part.o);                                                                             \
+        if (part_rc) return part_rc;                                                                         \
+    } while (0)
+
+/* What the parts must agree on. */
+static int check_parts(const char *dir, const struct kx_config *c, struct kn_err *err) {
+    if (c->unet.in_channels != c->vae.latent_channels)
+        return kn_err_set(err, KN_EPARSE, "%s: unet has %d in_channels, vae %d latent_channels", dir,
+                          c->unet.in_channels, c->vae.latent_channels);
+    const char *type = c->index.xl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline";
+    if (c->index.xl != (c->unet.addition_time_width > 0))
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: unet/config.json: addition_embed_type: %s in a %s", dir,
+                          c->index.xl ? "null" : "text_time", type);
+    if (!c->index.xl) {
+        if (c->unet.cross_attention_dim != c->text.hidden_size)
+            return kn_err_set(err, KN_EPARSE,
+                              "%s: unet has cross_attention_dim %d, text_encoder hidden_size %d", dir,
+                              c->unet.cross_attention_dim, c->text.hidden_size);
+        return 0;
+    }
+    if (c->unet.cross_attention_dim != c->text.hidden_size + c->text2.hidden_size)
+        return kn_err_set(err, KN_EPARSE,
+                          "%s: unet has cross_attention_dim %d, the text encoders' hidden_size %d and %d",
+                          dir, c->unet.cross_attention_dim, c->text.hidden_size, c->text2.hidden_size);
+    if (c->unet.pooled_width != c->text2.projection_dim)
+        return kn_err_set(err, KN_EPARSE,
+                          "%s: unet's projection_class_embeddings_input_dim leaves %d for the pooled text, "
+                          "text_encoder_2 has projection_dim %d",
+                          dir, c->unet.pooled_width, c->text2.projection_dim);
+    return 0;
+}
+
 int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err) {
     *out = (struct kx_config){0};
-    char path[KN_PATH_MAX];
-    struct kx_json j;
-    int rc = read_part(dir, "model_index.json", &j, path, err);
-    if (!rc) rc = kx_config_index(&j, err);
-    json_object_put(j.o);
+    READ_PART(dir, "model_index.json", kx_config_index, &out->index, err);
+    READ_PART(dir, "text_encoder/config.json", kx_config_text, &out->text, err);
+    if (out->index.xl) {
+        READ_PART(dir, "text_encoder_2/config.json", kx_config_text, &out->text2, err);
+        out->text.penultimate = out->text2.penultimate = out->text2.projected = true;
+    }
+    READ_PART(dir, "unet/config.json", kx_config_unet, &out->unet, err);
+    READ_PART(dir, "vae/config.json", kx_config_vae, &out->vae, err);
+    READ_PART(dir, "scheduler/scheduler_config.json", kx_config_scheduler, &out->scheduler, err);
+    out->scheduler.pipeline = !out->index.xl; /* XL's pipeline takes the file as it is */
+    int rc = check_parts(dir, out, err);
     if (rc) return rc;
-    if (!(rc = read_part(dir, "text_encoder/config.json", &j, path, err)))
-        rc = kx_config_text(&j, &out->text, err);
-    json_object_put(j.o);
-    if (rc) return rc;
-    if (!(rc = read_part(dir, "unet/config.json", &j, path, err))) rc = kx_config_unet(&j, &out->unet, err);
-    json_object_put(j.o);
-    if (rc) return rc;
-    if (!(rc = read_part(dir, "vae/config.json", &j, path, err))) rc = kx_config_vae(&j, &out->vae, err);
-    json_object_put(j.o);
-    if (rc) return rc;
-    if (!(rc = read_part(dir, "scheduler/scheduler_config.json", &j, path, err)))
-        rc = kx_config_scheduler(&j, &out->scheduler, err);
-    json_object_put(j.o);
-    if (rc) return rc;
-    out->scheduler.pipeline = true;
-
-    if (out->unet.in_channels != out->vae.latent_channels)
-        return kn_err_set(err, KN_EPARSE, "%s: unet has %d in_channels, vae %d latent_channels", dir,
-                          out->unet.in_channels, out->vae.latent_channels);
-    if (out->unet.cross_attention_dim != out->text.hidden_size)
-        return kn_err_set(err, KN_EPARSE, "%s: unet has cross_attention_dim %d, text_encoder hidden_size %d",
-                          dir, out->unet.cross_attention_dim, out->text.hidden_size);
+    if (out->index.xl)
+        return kn_err_set(err, KN_EUNSUPPORTED,
+                          "%s: model_index.json: _class_name: StableDiffusionXLPipeline is not supported",
+                          dir);
     out->size_multiple = out->vae.factor << (out->unet.levels - 1);
 
     struct kn_defaults *d = &out->defaults;
@@ -520,9 +584,9 @@ int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err) {
     d->steps = 20;
     d->cfg = 7;
     d->width = d->height = (uint32_t)native;
+    char path[KN_PATH_MAX];
     rc = kn_fs_join(path, sizeof path, dir, "kiln.json");
     if (rc || !kn_fs_exists(path)) return 0;
-    if (!(rc = kx_json_load(path, &j, err))) rc = kx_config_defaults(&j, d, err);
-    json_object_put(j.o);
-    return rc;
+    READ_PART(dir, "kiln.json", kx_config_defaults, d, err);
+    return 0;
 }

@@ -10,8 +10,16 @@
 #include "kernels/models/models.h"
 #include "kernels/samplers/schedule.h"
 
+/* model_index.json: what kind of pipeline the folder holds. */
+struct kx_index {
+    bool xl;             /* StableDiffusionXLPipeline, else StableDiffusionPipeline */
+    bool zeros_for_none; /* xl: no negative prompt is zeros (force_zeros_for_empty_prompt), not an encoded ""
+                          */
+};
+
 struct kx_config {
-    struct kx_text_config text;
+    struct kx_index index;
+    struct kx_text_config text, text2; /* text2: with index.xl; the states side by side, its pooled state */
     struct kx_unet_config unet;
     struct kx_vae_config vae;
     struct kx_scheduler_config scheduler;
@@ -20,12 +28,13 @@ struct kx_config {
     int size_multiple; /* VAE factor × UNet's deepest downsampling */
 };
 
-/* Reads DIR: model_index.json, text_encoder, unet, vae, scheduler, and kiln.json if it is there. KN_ENOENT,
- * KN_EPARSE, KN_EUNSUPPORTED. */
+/* Reads DIR: model_index.json, text_encoder (text_encoder_2), unet, vae, scheduler, and kiln.json if it is
+ * there. KN_ENOENT, KN_EPARSE, KN_EUNSUPPORTED. */
 KN_MUST_USE int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err);
 
 /* The parts, from parsed JSON. */
-KN_MUST_USE int kx_config_index(const struct kx_json *j, struct kn_err *err);
+KN_MUST_USE int kx_config_index(const struct kx_json *j, struct kx_index *out, struct kn_err *err);
+/* `projected` and `penultimate` are the pipeline's to say: false here. */
 KN_MUST_USE int kx_config_text(const struct kx_json *j, struct kx_text_config *out, struct kn_err *err);
 KN_MUST_USE int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err);
 KN_MUST_USE int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_err *err);

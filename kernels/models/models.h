@@ -20,8 +20,11 @@ struct kx_text_config { /* text_encoder/config.json */
     int vocab_size, hidden_size, intermediate_size, layers, heads, positions_max;
     bool quick_gelu; /* hidden_act quick_gelu, else gelu */
     float layer_norm_eps;
-    int eos_token_id;
+    int eos_token_id; /* the place of the pooled state: 2: of the largest id, else of the first such id */
     int projection_dim;
+    /* the pipeline's, not in the file */
+    bool projected;   /* CLIPTextModelWithProjection: a pooled state of projection_dim */
+    bool penultimate; /* the states are those before the last layer, without the final norm */
 };
 
 enum kx_block_type { KX_BLOCK_PLAIN, KX_BLOCK_CROSS_ATTN };
@@ -42,7 +45,11 @@ struct kx_unet_config { /* unet/config.json */
     bool flip_sin_to_cos;
     float freq_shift;
     int sample_size; /* native latent size, 0 unknown */
+    /* addition_embed_type text_time: what is added to the time embedding comes from a pooled text and six
+     * numbers (KX_SIZES), each as a sinusoidal embedding of this width */
+    int pooled_width, addition_time_width; /* 0, 0: nothing is added */
 };
+#define KX_SIZES 6 /* height, width, top and left of the crop, height, width */
 
 struct kx_vae_config { /* vae/config.json, the decoder's part */
     int latent_channels, out_channels, levels;

@@ -17,6 +17,7 @@ static void check_unet(const struct kx_unet_config *u) {
     check_channels(u->channels, u->levels, u->norm_groups);
     FUZZ_CHECK(u->in_channels >= 1 && u->in_channels == u->out_channels && u->cross_attention_dim >= 1);
     FUZZ_CHECK(u->channels[0] % 2 == 0 && u->sample_size >= 0 && !u->only_cross_attention);
+    FUZZ_CHECK(u->addition_time_width % 2 == 0 && !u->addition_time_width == !u->pooled_width);
     for (int i = 0; i < u->levels; i++) {
         FUZZ_CHECK(u->layers[i] >= 1 && u->heads[i] >= 1 && u->transformer_depth[i] >= 1);
         if (u->down[i] == KX_BLOCK_CROSS_ATTN) FUZZ_CHECK(u->channels[i] % u->heads[i] == 0);
@@ -53,6 +54,7 @@ int kn_fuzz(const uint8_t *data, size_t size) {
         FUZZ_CHECK(!j.o && err.code == rc && !strncmp(err.text, "f", 1));
         return 0;
     }
+    struct kx_index index;
     struct kx_text_config text;
     struct kx_unet_config unet;
     struct kx_vae_config vae;
@@ -60,7 +62,8 @@ int kn_fuzz(const uint8_t *data, size_t size) {
     struct kn_defaults defaults = {.sampler = KN_SAMPLER_DDIM, .schedule = KN_SCHEDULE_NORMAL, .steps = 20};
     switch (data[0] % 6) {
     case 0:
-        rc = kx_config_index(&j, &err);
+        rc = kx_config_index(&j, &index, &err);
+        if (!rc) FUZZ_CHECK(index.xl || !index.zeros_for_none);
         break;
     case 1:
         rc = kx_config_text(&j, &text, &err);

@@ -63,7 +63,8 @@ TEST(every_option_of_the_unet_that_kiln_has_not_is_refused_by_name) {
         "\"dual_cross_attention\":true",
         "\"class_embed_type\":\"timestep\"",
         "\"num_class_embeds\":10",
-        "\"addition_embed_type\":\"text_time\"",
+        "\"addition_embed_type\":\"text\"",
+        "\"addition_embed_type\":\"text_image\"",
         "\"addition_time_embed_dim\":256",
         "\"encoder_hid_dim\":64",
         "\"encoder_hid_dim_type\":\"text_proj\"",
@@ -140,9 +141,65 @@ TEST(numbers_that_cannot_be_are_refused_by_name) {
     json_object_put(j.o);
 }
 
-static int index_of(const char *text, struct kn_err *err) {
+TEST(sdxls_own_unet_file_is_read) {
+    struct kx_json j = json_of(
+        "unet/config.json",
+        "{\"_class_name\":\"UNet2DConditionModel\",\"_diffusers_version\":\"0.19.0.dev0\",\"act_fn\":"
+        "\"silu\",\"addition_embed_type\":\"text_time\",\"addition_embed_type_num_heads\":64,"
+        "\"addition_time_embed_dim\":256,\"attention_head_dim\":[5,10,20],\"block_out_channels\":[320,640,"
+        "1280],\"center_input_sample\":false,\"class_embed_type\":null,\"class_embeddings_concat\":false,"
+        "\"conv_in_kernel\":3,\"conv_out_kernel\":3,\"cross_attention_dim\":2048,\"cross_attention_norm\":"
+        "null,\"down_block_types\":[\"DownBlock2D\",\"CrossAttnDownBlock2D\",\"CrossAttnDownBlock2D\"],"
+        "\"downsample_padding\":1,\"dual_cross_attention\":false,\"encoder_hid_dim\":null,"
+        "\"encoder_hid_dim_type\":null,\"flip_sin_to_cos\":true,\"freq_shift\":0,\"in_channels\":4,"
+        "\"layers_per_block\":2,\"mid_block_only_cross_attention\":null,\"mid_block_scale_factor\":1,"
+        "\"mid_block_type\":\"UNetMidBlock2DCrossAttn\",\"norm_eps\":1e-05,\"norm_num_groups\":32,"
+        "\"num_attention_heads\":null,\"num_class_embeds\":null,\"only_cross_attention\":false,"
+        "\"out_channels\":4,\"projection_class_embeddings_input_dim\":2816,\"resnet_out_scale_factor\":1.0,"
+        "\"resnet_skip_time_act\":false,\"resnet_time_scale_shift\":\"default\",\"sample_size\":128,"
+        "\"time_cond_proj_dim\":null,\"time_embedding_act_fn\":null,\"time_embedding_dim\":null,"
+        "\"time_embedding_type\":\"positional\",\"timestep_post_act\":null,\"transformer_layers_per_block\":"
+        "[1,2,10],\"up_block_types\":[\"CrossAttnUpBlock2D\",\"CrossAttnUpBlock2D\",\"UpBlock2D\"],"
+        "\"upcast_attention\":null,\"use_linear_projection\":true}");
+    struct kx_unet_config u;
+    struct kn_err err = {0};
+    CHECK_MSG(!kx_config_unet(&j, &u, &err), "%s", err.text);
+    CHECK(u.levels == 3 && u.cross_attention_dim == 2048 && u.sample_size == 128 && u.linear_projection);
+    CHECK(u.heads[0] == 5 && u.heads[1] == 10 && u.heads[2] == 20);
+    CHECK(u.transformer_depth[1] == 2 && u.transformer_depth[2] == 10);
+    CHECK(u.down[0] == KX_BLOCK_PLAIN && u.up[2] == KX_BLOCK_PLAIN && u.up[0] == KX_BLOCK_CROSS_ATTN);
+    CHECK(u.addition_time_width == 256 && u.pooled_width == 1280);
+    json_object_put(j.o);
+}
+
+TEST(pooled_text_and_sizes_must_fit_the_embedding_that_they_share) {
+    static const struct {
+        const char *fields, *name;
+        int rc;
+    } rows[] = {
+        {"\"addition_embed_type\":\"text_time\",\"addition_time_embed_dim\":8,"
+         "\"projection_class_embeddings_input_dim\":49",
+         NULL, 0},
+        {"\"addition_embed_type\":\"text_time\"", "addition_time_embed_dim", KN_EPARSE},
+        {"\"addition_embed_type\":\"text_time\",\"addition_time_embed_dim\":8",
+         "projection_class_embeddings_input_dim", KN_EPARSE},
+        {"\"addition_embed_type\":\"text_time\",\"addition_time_embed_dim\":8,"
+         "\"projection_class_embeddings_input_dim\":48",
+         "projection_class_embeddings_input_dim", KN_EPARSE},
+        {"\"addition_embed_type\":\"text_time\",\"addition_time_embed_dim\":7,"
+         "\"projection_class_embeddings_input_dim\":99",
+         "addition_time_embed_dim", KN_EUNSUPPORTED},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct kn_err err = {0};
+        CHECK_MSG(unet_with(rows[i].fields, &err) == rows[i].rc, "%s: %s", rows[i].fields, err.text);
+        if (rows[i].rc) CHECK_MSG(strstr(err.text, rows[i].name), "%s", err.text);
+    }
+}
+
+static int index_of(const char *text, struct kx_index *out, struct kn_err *err) {
     struct kx_json j = json_of("model_index.json", text);
-    int rc = kx_config_index(&j, err);
+    int rc = kx_config_index(&j, out, err);
     json_object_put(j.o);
     return rc;
 }
@@ -152,26 +209,59 @@ static int index_of(const char *text, struct kn_err *err) {
     "\"CLIPTextModel\"],"                                                                                    \
     "\"unet\":[\"diffusers\",\"UNet2DConditionModel\"],\"vae\":[\"diffusers\",\"AutoencoderKL\"],"           \
     "\"scheduler\":[\"diffusers\",\"PNDMScheduler\"]"
+#define SECOND                                                                                               \
+    "\"tokenizer_2\":[\"transformers\",\"CLIPTokenizer\"],\"text_encoder_2\":[\"transformers\","             \
+    "\"CLIPTextModelWithProjection\"]"
 
 TEST(pipelines_of_other_kinds_are_refused_by_name) {
+    static const struct {
+        const char *text, *name;
+        int rc;
+    } rows[] = {
+        {"{\"_class_name\":\"StableDiffusionPipeline\",\"image_encoder\":[\"transformers\",\"X\"]," PARTS "}",
+         "image_encoder", KN_EUNSUPPORTED},
+        {"{\"_class_name\":\"StableDiffusionPipeline\"," SECOND "," PARTS "}", "text_encoder_2",
+         KN_EUNSUPPORTED},
+        {"{\"_class_name\":\"StableDiffusionPipeline\",\"unet\":[\"diffusers\",\"Other\"]}", "text_encoder",
+         KN_EPARSE},
+        {"{\"_class_name\":\"StableDiffusionXLPipeline\"," PARTS "}", "text_encoder_2", KN_EPARSE},
+        {"{\"_class_name\":\"StableDiffusionXLPipeline\",\"tokenizer_2\":[null,null],\"text_encoder_2\":"
+         "[\"transformers\",\"CLIPTextModelWithProjection\"]," PARTS "}",
+         "tokenizer_2", KN_EPARSE},
+        {"{\"_class_name\":\"StableDiffusionXLPipeline\",\"tokenizer_2\":[\"transformers\",\"T5Tokenizer\"],"
+         "\"text_encoder_2\":[\"transformers\",\"CLIPTextModelWithProjection\"]," PARTS "}",
+         "tokenizer_2: T5Tokenizer", KN_EUNSUPPORTED},
+        {"{\"_class_name\":\"StableDiffusionXLPipeline\",\"force_zeros_for_empty_prompt\":1," SECOND "," PARTS
+         "}",
+         "force_zeros_for_empty_prompt", KN_EPARSE},
+        {"{\"_class_name\":\"StableDiffusionXLImg2ImgPipeline\"," SECOND "," PARTS "}",
+         "StableDiffusionXLImg2ImgPipeline", KN_EUNSUPPORTED}, /* XL's refiner */
+        {"{" PARTS "}", "_class_name", KN_EPARSE},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct kx_index x;
+        struct kn_err err = {0};
+        CHECK_MSG(index_of(rows[i].text, &x, &err) == rows[i].rc, "%s: %s", rows[i].text, err.text);
+        CHECK_MSG(strstr(err.text, "model_index.json: ") && strstr(err.text, rows[i].name), "%s", err.text);
+    }
+}
+
+TEST(both_pipelines_are_told_apart) {
+    struct kx_index x;
     struct kn_err err = {0};
-    CHECK_INT(index_of("{\"_class_name\":\"StableDiffusionPipeline\",\"safety_checker\":[null,null]," PARTS
-                       "}",
-                       &err),
-              0);
-    CHECK_INT(index_of("{\"_class_name\":\"StableDiffusionXLPipeline\"," PARTS "}", &err), KN_EUNSUPPORTED);
-    CHECK(strstr(err.text, "StableDiffusionXLPipeline"));
-    CHECK_INT(
-        index_of(
-            "{\"_class_name\":\"StableDiffusionPipeline\",\"image_encoder\":[\"transformers\",\"X\"]," PARTS
-            "}",
-            &err),
-        KN_EUNSUPPORTED);
-    CHECK(strstr(err.text, "image_encoder"));
-    CHECK_INT(
-        index_of("{\"_class_name\":\"StableDiffusionPipeline\",\"unet\":[\"diffusers\",\"Other\"]}", &err),
-        KN_EPARSE);
-    CHECK_INT(index_of("{" PARTS "}", &err), KN_EPARSE);
+    CHECK_MSG(!index_of("{\"_class_name\":\"StableDiffusionPipeline\",\"safety_checker\":[null,null],"
+                        "\"text_encoder_2\":[null,null]," PARTS "}",
+                        &x, &err),
+              "%s", err.text);
+    CHECK(!x.xl && !x.zeros_for_none);
+    CHECK_MSG(!index_of("{\"_class_name\":\"StableDiffusionXLPipeline\"," SECOND "," PARTS "}", &x, &err),
+              "%s", err.text);
+    CHECK(x.xl && x.zeros_for_none); /* the class's default */
+    CHECK_MSG(!index_of("{\"_class_name\":\"StableDiffusionXLPipeline\",\"force_zeros_for_empty_prompt\":"
+                        "false,\"image_encoder\":[null,null]," SECOND "," PARTS "}",
+                        &x, &err),
+              "%s", err.text);
+    CHECK(x.xl && !x.zeros_for_none);
 }
 
 static int scheduler_of(const char *text, struct kx_scheduler_config *c, struct kn_err *err) {
@@ -267,6 +357,16 @@ TEST(vae_and_text_configs_are_read_or_refused) {
         "{\"hidden_act\":\"gelu\",\"hidden_size\":1024,\"num_attention_heads\":16,\"num_hidden_layers\":23}");
     CHECK_MSG(!kx_config_text(&j, &t, &err), "%s", err.text);
     CHECK(!t.quick_gelu && t.layers == 23 && t.positions_max == 77 && t.vocab_size == 49408);
+    json_object_put(j.o);
+    j = json_of("text_encoder_2/config.json",
+                "{\"architectures\":[\"CLIPTextModelWithProjection\"],\"bos_token_id\":0,\"eos_token_id\":2,"
+                "\"hidden_act\":\"gelu\",\"hidden_size\":1280,\"intermediate_size\":5120,\"layer_norm_eps\":"
+                "1e-05,\"max_position_embeddings\":77,\"model_type\":\"clip_text_model\","
+                "\"num_attention_heads\":20,\"num_hidden_layers\":32,\"pad_token_id\":1,\"projection_dim\":"
+                "1280,\"vocab_size\":49408}");
+    CHECK_MSG(!kx_config_text(&j, &t, &err), "%s", err.text);
+    CHECK(t.projection_dim == 1280 && t.eos_token_id == 2 && t.layers == 32 && !t.projected &&
+          !t.penultimate);
     json_object_put(j.o);
     j = json_of("text_encoder/config.json", "{\"hidden_act\":\"relu\"}");
     CHECK_INT(kx_config_text(&j, &t, &err), KN_EUNSUPPORTED);
