@@ -16,7 +16,14 @@
 
 #include <cuda_runtime_api.h>
 
+#ifdef __cplusplus /* g++ takes kx_conv, the function, to hide a constructor of kx_conv, the struct */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
+#endif
 #include "kernels/ops.h"
+#ifdef __cplusplus
+#pragma GCC diagnostic pop
+#endif
 
 #ifdef __cplusplus
 extern "C" {
