@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 import diffusers
 import transformers
 from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler,
-                       EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+                       EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline,
+                       UNet2DConditionModel)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 warnings.filterwarnings("ignore")
 diffusers.logging.set_verbosity_error()
@@ -217,31 +218,43 @@ def randomize(module, seed, gain=1.0):
         if p.ndim == 1:
             centre = 1.0 if name.endswith("weight") else 0.0
             p.copy_(centre + 0.2 * torch.randn(p.shape, generator=g))
-        elif "embedding" in name and "time" not in name:
+        elif "embedding" in name and "time" not in name and "add_" not in name:
             p.copy_(0.5 * torch.randn(p.shape, generator=g))
         else:
             fan_in = p[0].numel()
             p.copy_(gain * torch.randn(p.shape, generator=g) / math.sqrt(fan_in))
 
 
-def scale_unet(unet, states):
-    """The prompt's share, then the size of the prediction."""
+def scale_unet(unet, states, pooled):
+    """The prompt's share, then the size of the prediction. pooled: None, or with XL the texts' pooled states."""
     g = torch.Generator().manual_seed(5)
     size = unet.config.sample_size
     x = torch.randn(4, unet.config.in_channels, size, size, generator=g)
     for name, p in unet.named_parameters():
-        if "attn2.to_out" in name and p.ndim == 2:
+        if ("attn2.to_out" in name or "add_embedding.linear_2" in name) and p.ndim == 2:
             p.mul_(2.0)
     t = torch.tensor([900, 500, 100, 1])
-    out = unet(x, t, states[:1].expand(4, -1, -1)).sample
-    std = out.std()
+
+    def run(text, sizes=(32, 32, 0, 0, 32, 32), pool=None):
+        pool = text if pool is None else pool
+        added = None if pooled is None else {"text_embeds": pooled[pool:pool + 1].expand(4, -1),
+                                             "time_ids": torch.tensor([sizes] * 4, dtype=torch.float32)}
+        return unet(x, t, states[text:text + 1].expand(4, -1, -1), added_cond_kwargs=added).sample
+
+    std = run(0).std()
     unet.conv_out.weight.div_(std)
     unet.conv_out.bias.div_(std)
-    a = unet(x, t, states[:1].expand(4, -1, -1)).sample
-    b = unet(x, t, states[1:2].expand(4, -1, -1)).sample
-    share = float((a - b).norm() / a.norm())
-    print(f"  UNet: size {float(a.std()):.3f}, the prompt's share {share:.3f}")
-    assert share > 0.05
+    a = run(0)
+
+    def share(b):
+        return float((a - b).norm() / a.norm())
+
+    shares = {"prompt": share(run(1))}
+    if pooled is not None:
+        shares["pooled text"] = share(run(0, pool=1))
+        shares["sizes"] = share(run(0, sizes=(32, 64, 0, 0, 32, 64)))
+    print(f"  UNet: size {float(a.std()):.3f}, shares of", ", ".join(f"{k} {v:.3f}" for k, v in shares.items()))
+    assert min(shares.values()) > 0.05
 
 
 def scale_vae(vae, size):
@@ -287,11 +300,25 @@ def run_case(pipe, config, case):
     pipe.scheduler = scheduler
     t = {}
     guided = case["cfg"] > 1
-    texts = ([case["negative"]] if guided else []) + [case["prompt"]]
-    ids = pipe.tokenizer(texts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True,
+    xl = isinstance(pipe, StableDiffusionXLPipeline)
+    # to kiln an empty negative prompt is none at all
+    negative = (case["negative"] or None) if xl else case["negative"]
+    texts = ([negative] if guided and negative is not None else []) + [case["prompt"]]
+
+    def tokens(tokenizer):
+        return tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
                          return_tensors="pt").input_ids
+
+    ids = tokens(pipe.tokenizer)
     t["input_ids"] = ids.to(torch.int32)
-    t["text_states"] = pipe.text_encoder(ids).last_hidden_state
+    if xl:
+        t["input_ids_2"] = tokens(pipe.tokenizer_2).to(torch.int32)
+        embeds, none, pooled, none_pooled = pipe.encode_prompt(case["prompt"], negative_prompt=negative,
+                                                               do_classifier_free_guidance=guided)
+        t["text_states"] = torch.cat([none, embeds]) if guided else embeds
+        t["text_pooled"] = torch.cat([none_pooled, pooled]) if guided else pooled
+    else:
+        t["text_states"] = pipe.text_encoder(ids).last_hidden_state
     factor = pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, case["height"] // factor, case["width"] // factor)
     t["noise"] = torch.randn(shape, generator=torch.Generator().manual_seed(case["seed"]))
@@ -309,56 +336,87 @@ def run_case(pipe, config, case):
         return out
 
     scheduler.step = spy
-    image = pipe(case["prompt"], negative_prompt=case["negative"], guidance_scale=case["cfg"],
+    image = pipe(case["prompt"], negative_prompt=negative, guidance_scale=case["cfg"],
                  num_inference_steps=case["steps"], width=case["width"], height=case["height"],
                  generator=torch.Generator().manual_seed(case["seed"]), output_type="np").images[0]
     t["image"] = torch.from_numpy(image)
     return t
 
 
-def build(name, text, unet, vae, scheduler, tokenizer, dtype, after, everything=False, seed=0):
+EOT = "<|endoftext|>"
+
+
+def make_tokenizer(folder, vocab, merges, length, options):
+    os.makedirs(folder)
+    with open(f"{folder}/vocab.json", "w") as f:
+        json.dump(vocab, f, ensure_ascii=False)
+    with open(f"{folder}/merges.txt", "w") as f:
+        f.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    write_json(f"{folder}/tokenizer_config.json",
+               {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "bos_token": "<|startoftext|>",
+                "eos_token": EOT, "unk_token": EOT, **options})
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def make_text(cls, vocab, config):
+    special = {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1}
+    return cls(CLIPTextConfig(vocab_size=len(vocab), pad_token_id=1, **{**special, **config})).eval()
+
+
+def build(name, text, unet, vae, scheduler, tokenizer, dtype, after, text2=None, tokenizer2=None, everything=False, seed=0):
     print(name)
     folder = f"{HERE}/pipelines/{name}"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     vocab, merges = small_bpe(60)
-    scratch = folder + "/tokenizer"
-    os.makedirs(scratch)
-    with open(f"{scratch}/vocab.json", "w") as f:
-        json.dump(vocab, f, ensure_ascii=False)
-    with open(f"{scratch}/merges.txt", "w") as f:
-        f.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    eot = "<|endoftext|>"
-    write_json(f"{scratch}/tokenizer_config.json",
-               {"tokenizer_class": "CLIPTokenizer", "model_max_length": text["max_position_embeddings"],
-                "bos_token": "<|startoftext|>", "eos_token": eot, "unk_token": eot, **tokenizer})
-    tok = CLIPTokenizer.from_pretrained(scratch)
-    te = CLIPTextModel(CLIPTextConfig(vocab_size=len(vocab), bos_token_id=len(vocab) - 2, eos_token_id=len(vocab) - 1,
-                                      pad_token_id=1, **text)).eval()
+    tok = make_tokenizer(f"{folder}/tokenizer", vocab, merges, text["max_position_embeddings"], tokenizer)
+    te = make_text(CLIPTextModel, vocab, text)
     un = UNet2DConditionModel(**unet).eval()
     va = AutoencoderKL(**vae).eval()
-    for i, m in enumerate((te, un, va)):
+    parts = [te, un, va]
+    if text2:
+        tok2 = make_tokenizer(f"{folder}/tokenizer_2", vocab, merges, text2["max_position_embeddings"], tokenizer2)
+        te2 = make_text(CLIPTextModelWithProjection, vocab, text2)
+        parts.append(te2)
+    for i, m in enumerate(parts):
         randomize(m, seed + i)
-    ids = tok(["a red circle", "the dark castle, don't"], padding="max_length", max_length=tok.model_max_length,
-              truncation=True, return_tensors="pt").input_ids
-    scale_unet(un, te(ids).last_hidden_state)
+    samples = ["a red circle", "the dark castle, don't"]
+
+    def ids(t):
+        return t(samples, padding="max_length", max_length=t.model_max_length, truncation=True,
+                 return_tensors="pt").input_ids
+
+    if text2:
+        one, two = te(ids(tok), output_hidden_states=True), te2(ids(tok2), output_hidden_states=True)
+        scale_unet(un, torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds)
+    else:
+        scale_unet(un, te(ids(tok)).last_hidden_state, None)
     scale_vae(va, un.config.sample_size)
-    pipe = StableDiffusionPipeline(vae=va, text_encoder=te, tokenizer=tok, unet=un, scheduler=PNDMScheduler(),
-                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    if text2:
+        pipe = StableDiffusionXLPipeline(vae=va, text_encoder=te, text_encoder_2=te2, tokenizer=tok, tokenizer_2=tok2,
+                                         unet=un, scheduler=PNDMScheduler(), add_watermarker=False)
+    else:
+        pipe = StableDiffusionPipeline(vae=va, text_encoder=te, tokenizer=tok, unet=un, scheduler=PNDMScheduler(),
+                                       safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.to(dtype)
     if name == "v8":
         pipe.vae.to(torch.float32)
     pipe.save_pretrained(folder)
     write_json(f"{folder}/scheduler/scheduler_config.json", scheduler)
-    for leftover in ("vocab.json", "merges.txt"):  # tokenizer.json says it all
-        os.remove(f"{scratch}/{leftover}")
+    for part in ("tokenizer", "tokenizer_2"):
+        for leftover in ("vocab.json", "merges.txt"):  # tokenizer.json says it all
+            if os.path.exists(f"{folder}/{part}/{leftover}"):
+                os.remove(f"{folder}/{part}/{leftover}")
     index = json.load(open(f"{folder}/model_index.json"))
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     write_json(f"{folder}/model_index.json", index)
     after(folder, vocab, merges)
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None,
-                                                   requires_safety_checker=False)
+    if text2:
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None,
+                                                       requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.folder_scheduler = pipe.scheduler
     base = un.config.sample_size * pipe.vae_scale_factor
@@ -376,23 +434,25 @@ def build(name, text, unet, vae, scheduler, tokenizer, dtype, after, everything=
     write_json(f"{HERE}/pipelines/{name}.json", cases)
 
 
-def keep_old_tokenizer(folder, vocab, merges, pad):
-    """Back to the files that folders of Stable Diffusion hold: vocab.json, merges.txt and a special_tokens_map.json."""
-    shutil.rmtree(f"{folder}/tokenizer")
-    os.makedirs(f"{folder}/tokenizer")
-    with open(f"{folder}/tokenizer/vocab.json", "w") as f:
+def keep_old_tokenizer(folder, vocab, merges, pad, config_pad=None, part="tokenizer"):
+    """Back to the files that folders of Stable Diffusion hold: vocab.json, merges.txt and a special_tokens_map.json.
+    config_pad: what tokenizer_config.json says of the pad token, when not the same."""
+    shutil.rmtree(f"{folder}/{part}")
+    os.makedirs(f"{folder}/{part}")
+    with open(f"{folder}/{part}/vocab.json", "w") as f:
         json.dump(vocab, f, ensure_ascii=False)
-    with open(f"{folder}/tokenizer/merges.txt", "w") as f:
+    with open(f"{folder}/{part}/merges.txt", "w") as f:
         f.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
     def token(text):
         return {"content": text, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
 
-    special = {"bos_token": token("<|startoftext|>"), "eos_token": token("<|endoftext|>"), "pad_token": pad,
-               "unk_token": token("<|endoftext|>")}
-    write_json(f"{folder}/tokenizer/special_tokens_map.json", special)
+    special = {"bos_token": token("<|startoftext|>"), "eos_token": token(EOT), "pad_token": pad, "unk_token": token(EOT)}
+    write_json(f"{folder}/{part}/special_tokens_map.json", special)
     config = {k: {"__type": "AddedToken", **v} if isinstance(v, dict) else v for k, v in special.items()}
-    write_json(f"{folder}/tokenizer/tokenizer_config.json",
+    if config_pad:
+        config["pad_token"] = config_pad
+    write_json(f"{folder}/{part}/tokenizer_config.json",
                {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77,
                 "tokenizer_class": "CLIPTokenizer", **config})
 
@@ -422,6 +482,16 @@ def make_pipelines(only):
 
     def v8(folder, vocab, merges):
         rename_keys(f"{folder}/text_encoder/model.safetensors", lambda k: k.removeprefix("text_model."))
+
+    def sd2(folder, vocab, merges):
+        keep_old_tokenizer(folder, vocab, merges, "!", config_pad=EOT)
+
+    def sdxl(folder, vocab, merges):
+        keep_old_tokenizer(folder, vocab, merges, EOT)
+        for part in ("text_encoder", "text_encoder_2"):  # as published: the ids before transformers' PR 24773
+            path = f"{folder}/{part}/config.json"
+            config = json.load(open(path))
+            write_json(path, {**config, "bos_token_id": 0, "eos_token_id": 2})
 
     def wide(folder, vocab, merges):
         # the UNet in parts behind an index
@@ -483,6 +553,43 @@ def make_pipelines(only):
                        "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 1,
                        "use_karras_sigmas": False},
             tokenizer={"pad_token": "<|endoftext|>"}, dtype=torch.bfloat16, after=wide, seed=30),
+        "sd2": dict(
+            text=dict(hidden_size=8, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+                      max_position_embeddings=77, hidden_act="gelu", projection_dim=12),
+            unet=dict(sample_size=8, block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=4,
+                      attention_head_dim=(1, 2, 4), cross_attention_dim=8, use_linear_projection=True,
+                      upcast_attention=True,
+                      down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")),
+            vae=dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4,
+                     down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2),
+            scheduler={"_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "beta_end": 0.012,
+                       "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+                       "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False,
+                       "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None},
+            tokenizer={"pad_token": "!"}, dtype=torch.float32, after=sd2, seed=40),
+        "sdxl": dict(
+            text=dict(hidden_size=8, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+                      max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=8),
+            text2=dict(hidden_size=12, intermediate_size=24, num_hidden_layers=4, num_attention_heads=3,
+                       max_position_embeddings=77, hidden_act="gelu", projection_dim=10),
+            unet=dict(sample_size=8, block_out_channels=(4, 8, 12), layers_per_block=(1, 2, 1), norm_num_groups=4,
+                      attention_head_dim=(1, 2, 3), cross_attention_dim=20, use_linear_projection=True,
+                      transformer_layers_per_block=(1, 2, 3), addition_embed_type="text_time", addition_time_embed_dim=6,
+                      projection_class_embeddings_input_dim=46,
+                      down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                      up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")),
+            vae=dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4,
+                     scaling_factor=0.13025, force_upcast=True, down_block_types=("DownEncoderBlock2D",) * 2,
+                     up_block_types=("UpDecoderBlock2D",) * 2),
+            # published folders state steps_offset 1; StableDiffusionPipeline would make a 1 of this 0, XL's does not
+            scheduler={"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.19.0.dev0", "beta_end": 0.012,
+                       "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+                       "interpolation_type": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon",
+                       "sample_max_value": 1.0, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 0,
+                       "timestep_spacing": "leading", "trained_betas": None, "use_karras_sigmas": False},
+            tokenizer={"pad_token": EOT}, tokenizer2={"pad_token": "!"}, dtype=torch.float16, after=sdxl,
+            everything=True, seed=50),
     }
     for name, p in pipelines.items():
         if not only or name in only:

@@ -172,6 +172,10 @@ TEST(sharded_zero_snr_pipeline_agrees_at_every_stage) {
     check_stages("wide");
 }
 
+TEST(sd2_like_pipeline_agrees_at_every_stage) {
+    check_stages("sd2");
+}
+
 /* ---- batches ---- */
 
 struct pictures {
@@ -231,8 +235,8 @@ static void check_batch(struct fixture *f, enum kn_sampler sampler, enum kn_sche
 }
 
 TEST(same_bytes_alone_in_a_batch_and_in_another_order) {
-    static const char *const names[] = {"sd1", "v8", "wide"};
-    for (int k = 0; k < 3; k++) {
+    static const char *const names[] = {"sd1", "v8", "wide", "sd2"};
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
         struct fixture f;
         fixture_init(&f, names[k]);
         for (int s = KN_SAMPLER_DDIM; s <= KN_SAMPLER_DPMPP_2M; s++) {
@@ -248,9 +252,9 @@ TEST(same_bytes_alone_in_a_batch_and_in_another_order) {
 
 TEST(same_bytes_with_1_2_and_4_threads_alone_and_at_every_place_of_a_batch) {
     enum { N = 5 };
-    static const char *const names[] = {"sd1", "v8", "wide"};
+    static const char *const names[] = {"sd1", "v8", "wide", "sd2"};
     static const int threads[] = {1, 2, 4};
-    for (int k = 0; k < 3; k++) {
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
         struct fixture f;
         fixture_init(&f, names[k]);
         struct kn_err err = {0};
