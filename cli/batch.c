@@ -2,6 +2,7 @@
 #include "cli/batch.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -188,6 +189,21 @@ json_object *batch_json(const struct kn_batch_status *s) {
     return v;
 }
 
+const char *worker_readings(const struct kn_worker_status *w, char out[64]) {
+    const struct kn_readings *r = &w->readings;
+    const double gib = 1u << 30;
+    size_t n = 0;
+    out[0] = '\0';
+    if (w->state == KN_WORKER_LOST) return out;
+    if (r->temperature_c) n += (size_t)snprintf(out, 64, "%u °C", r->temperature_c);
+    if (r->power_mw)
+        n += (size_t)snprintf(out + n, 64 - n, "%s%u W", n ? " " : "", (r->power_mw + 500) / 1000);
+    if (r->memory_total)
+        snprintf(out + n, 64 - n, "%s%.1f/%.1f GiB", n ? " " : "", (double)r->memory_used / gib,
+                 (double)r->memory_total / gib);
+    return out;
+}
+
 json_object *worker_json(const struct kn_worker_status *w) {
     json_object *v = json_object_new_object();
     char id[KN_UUID_TEXT];
@@ -196,6 +212,7 @@ json_object *worker_json(const struct kn_worker_status *w) {
     ADD(v, "host", json_object_new_string(w->host));
     ADD(v, "pid", json_object_new_int64(w->pid));
     ADD(v, "device", json_object_new_string(w->device));
+    ADD(v, "device_uuid", w->device_uuid[0] ? json_object_new_string(w->device_uuid) : NULL);
     ADD(v, "backend", json_object_new_string(w->backend));
     ADD(v, "engine", json_object_new_string(w->engine));
     ADD(v, "state", json_object_new_string(kn_worker_state_name(w->state)));
@@ -208,5 +225,12 @@ json_object *worker_json(const struct kn_worker_status *w) {
     ADD(v, "done", json_object_new_int64(w->done));
     ADD(v, "failed", json_object_new_int64(w->failed));
     ADD(v, "last_seen_s", text_json_rate((double)w->last_seen_ms / 1000));
+    const struct kn_readings *r = &w->readings;
+    ADD(v, "memory_used", r->memory_total ? json_object_new_uint64(r->memory_used) : NULL);
+    ADD(v, "memory_total", r->memory_total ? json_object_new_uint64(r->memory_total) : NULL);
+    ADD(v, "temperature_c", r->temperature_c ? json_object_new_int64(r->temperature_c) : NULL);
+    ADD(v, "power_w", r->power_mw ? text_json_rate((double)r->power_mw / 1000) : NULL);
+    ADD(v, "sm_mhz", r->sm_mhz ? json_object_new_int64(r->sm_mhz) : NULL);
+    ADD(v, "memory_mhz", r->memory_mhz ? json_object_new_int64(r->memory_mhz) : NULL);
     return v;
 }

@@ -45,5 +45,8 @@ void batch_tasks_fini(struct batch_tasks *t);
 /* The objects that `kiln status --json` and `kiln workers --json` print; the caller's to put. */
 json_object *batch_json(const struct kn_batch_status *s);
 json_object *worker_json(const struct kn_worker_status *w);
+/* What its device says of itself ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
+ * when it is lost. */
+const char *worker_readings(const struct kn_worker_status *w, char out[64]);
 
 #endif

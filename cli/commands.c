@@ -345,15 +345,18 @@ int cmd_rm(const struct cli_options *o) {
 
 static void print_workers(const struct kn_worker_list *l) {
     int name_width = 6, host_width = 4, backend_width = 7, model_width = 5;
+    bool readings = false; /* a column that is there only where it has something to say */
+    char device[64];
     for (size_t i = 0; i < l->count; i++) {
         widen(&name_width, l->v[i].worker, 24);
         widen(&host_width, l->v[i].host, 16);
         widen(&backend_width, l->v[i].backend, 24);
         widen(&model_width, l->v[i].model, 16);
+        readings = readings || worker_readings(&l->v[i], device)[0];
     }
-    printf("%-*s  %-*s  %-*s  %-8s  %-*s  %-8s  %7s  %8s  %6s  %6s  %s\n", name_width, "WORKER", host_width,
+    printf("%-*s  %-*s  %-*s  %-8s  %-*s  %-8s  %7s  %8s  %6s  %6s  %s%s\n", name_width, "WORKER", host_width,
            "HOST", backend_width, "BACKEND", "STATE", model_width, "MODEL", "BATCH", "STEP", "IMAGES/S",
-           "DONE", "FAILED", "SEEN");
+           "DONE", "FAILED", "SEEN", readings ? "      DEVICE" : "");
     for (size_t i = 0; i < l->count; i++) {
         const struct kn_worker_status *w = &l->v[i];
         char id[KN_UUID_TEXT] = "-", name[128], host[96], backend[128], model[96], step[32] = "-",
@@ -364,9 +367,13 @@ static void print_workers(const struct kn_worker_list *l) {
         text_fit(w->host, host_width, 1, host, sizeof host);
         text_fit(w->backend, backend_width, 1, backend, sizeof backend);
         text_fit(w->model[0] ? w->model : "-", model_width, 1, model, sizeof model);
-        printf("%s  %s  %s  %-8s  %s  %-8.8s  %7s  %8.1f  %6u  %6u  %s\n", name, host, backend,
-               kn_worker_state_name(w->state), model, id, step, (double)w->images_per_s, w->done, w->failed,
-               text_duration(w->last_seen_ms, seen));
+        text_duration(w->last_seen_ms, seen);
+        printf("%s  %s  %s  %-8s  %s  %-8.8s  %7s  %8.1f  %6u  %6u  ", name, host, backend,
+               kn_worker_state_name(w->state), model, id, step, (double)w->images_per_s, w->done, w->failed);
+        if (readings)
+            printf("%-8s  %s\n", seen, worker_readings(w, device));
+        else
+            printf("%s\n", seen);
     }
 }
 

@@ -380,7 +380,10 @@ static void worker_row(struct row *r, const struct kn_worker_status *w, bool sel
     if (w->last_seen_ms > 5000 && !selected) mark(r, TOP_WARN);
     cell(r, -6, w->last_seen_ms > 99000 ? text_duration(w->last_seen_ms, text) : text);
     if (w->last_seen_ms > 5000 && !selected) mark(r, TOP_PLAIN);
-    snprintf(text, sizeof text, "%s%s%s", w->host, w->host[0] && w->device[0] ? ": " : "", w->device);
+    char device[64];
+    worker_readings(w, device);
+    snprintf(text, sizeof text, "%s%s%s%s%s", device, device[0] ? "  " : "", w->host,
+             w->host[0] && w->device[0] ? ": " : "", w->device);
     cell(r, r->width, text);
 }
 

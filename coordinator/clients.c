@@ -381,6 +381,8 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
         w->backend = v.backend;
         w->host = n ? n->hello->host : "";
         w->device = n ? n->hello->device : "";
+        w->device_uuid = n ? n->hello->device_uuid : "";
+        if (n) w->readings = n->readings;
         w->engine = n ? n->hello->engine : "";
         w->pid = n ? n->hello->pid : 0;
         w->model = v.has_model ? peers_model_name(s, v.model) : "";

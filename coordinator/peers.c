@@ -64,6 +64,7 @@ static int node_of(struct server *s, struct listener *l, uint64_t conn, struct k
     n->msg = msg;
     n->hello = &msg->u.worker_hello;
     n->listener = l;
+    n->readings = (struct kn_readings){0};
     n->left = false;
     *out = n;
     return 0;
@@ -126,8 +127,9 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     }
 }
 
-static void on_heartbeat(struct server *s, uint64_t conn, const struct kn_heartbeat *h) {
-    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = conn};
+static void on_heartbeat(struct server *s, struct node *n, const struct kn_heartbeat *h) {
+    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = n->conn};
+    n->readings = h->readings;
     struct ev_worker_heartbeat *e = &ev.u.heartbeat;
     e->shard = h->shard;
     e->step = h->step;
@@ -209,7 +211,7 @@ bool peers_message(struct server *s, struct listener *l, const struct kn_peer *p
         m.u.hello_again.text = "this connection has not said hello";
         tell_peer(l->sock, peer, &m);
     } else if (msg->type == KN_MSG_HEARTBEAT) {
-        on_heartbeat(s, conn, &msg->u.heartbeat);
+        on_heartbeat(s, n, &msg->u.heartbeat);
     } else if (msg->type == KN_MSG_TASK_FAILED) {
         on_task_failed(s, conn, &msg->u.task_failed);
     } else if (msg->type == KN_MSG_WORKER_BYE) {

@@ -43,7 +43,8 @@ struct node {           /* a worker that said hello; the core knows whether it i
     const struct kn_worker_hello *hello; /* in msg */
     uint64_t conn;                       /* 0: none */
     struct listener *listener;
-    bool left; /* said bye: its models do not count any more */
+    struct kn_readings readings; /* of its device, by the last heartbeat */
+    bool left;                   /* said bye: its models do not count any more */
 };
 
 struct server {

@@ -79,13 +79,18 @@ struct kn_held_shard {
     size_t task_count;
 };
 struct kn_worker_hello {
-    const char *worker, *host, *device, *backend, *engine;
+    const char *worker, *host, *device, *device_uuid, *backend,
+        *engine; /* device_uuid: "" when it has none */
     kn_id instance;
     uint32_t pid, credit, batch_max;
     struct kn_model_info *models;
     size_t model_count;
     struct kn_held_shard *held;
     size_t held_count;
+};
+struct kn_readings {                    /* of a device; 0: not known */
+    uint64_t memory_used, memory_total; /* bytes */
+    uint32_t temperature_c, power_mw, sm_mhz, memory_mhz;
 };
 struct kn_heartbeat {
     uint64_t shard; /* 0: idle */
@@ -95,6 +100,7 @@ struct kn_heartbeat {
     bool draining;
     bool has_model;
     kn_digest model_sha256;
+    struct kn_readings readings;
 };
 struct kn_shard_ref { /* shard_started */
     uint64_t shard, term;
@@ -186,12 +192,13 @@ struct kn_batch_list {
     size_t count;
 };
 struct kn_worker_status {
-    const char *worker, *host, *device, *backend, *model, *engine;
+    const char *worker, *host, *device, *device_uuid, *backend, *model, *engine;
     enum kn_worker_state state;
     bool has_batch;
     kn_id batch;
     uint32_t step, steps, tasks, done, failed, last_seen_ms, pid;
     float images_per_s;
+    struct kn_readings readings;
 };
 struct kn_worker_list {
     struct kn_worker_status *v;

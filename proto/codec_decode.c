@@ -165,11 +165,24 @@ static void batch_status(struct dec *d, const Kiln__Pb__BatchStatus *p, struct k
 
 /* ---- one function a message; each reads d->rc only through its helpers */
 
+static void readings(struct dec *d, const Kiln__Pb__Readings *p, struct kn_readings *s) {
+    if (!p) return; /* all unknown, as the struct came */
+    s->memory_used = p->memory_used;
+    s->memory_total = p->memory_total;
+    if (p->memory_total > KN_DEVICE_BYTES_MAX || p->memory_used > KN_DEVICE_BYTES_MAX)
+        fail(d, KN_EPROTO, "readings.memory", "out of range");
+    s->temperature_c = ranged(d, "readings.temperature_c", p->temperature_c, 0, 1000);
+    s->power_mw = ranged(d, "readings.power_mw", p->power_mw, 0, 1000000000);
+    s->sm_mhz = ranged(d, "readings.sm_mhz", p->sm_mhz, 0, 1000000);
+    s->memory_mhz = ranged(d, "readings.memory_mhz", p->memory_mhz, 0, 1000000);
+}
+
 static void worker_hello(struct dec *d, const Kiln__Pb__WorkerHello *p, struct kn_worker_hello *s) {
     s->worker = str(d, "worker", p->worker, KN_NAME_MAX);
     if (!s->worker[0]) fail(d, KN_EPROTO, "worker", "empty");
     s->host = str(d, "host", p->host, KN_HOST_MAX);
     s->device = str(d, "device", p->device, KN_DEVICE_MAX);
+    s->device_uuid = str(d, "device_uuid", p->device_uuid, KN_DEVICE_MAX);
     s->backend = str(d, "backend", p->backend, KN_BACKEND_MAX);
     if (!s->backend[0]) fail(d, KN_EPROTO, "backend", "empty");
     s->engine = str(d, "engine", p->engine, KN_NAME_MAX);
@@ -203,6 +216,7 @@ static void heartbeat(struct dec *d, const Kiln__Pb__Heartbeat *p, struct kn_hea
     s->images_per_s = finite_only(d, "images_per_s", p->images_per_s);
     s->draining = p->draining;
     s->has_model = fixed_or_none(d, "model_sha256", p->model_sha256, s->model_sha256, KN_SHA256_BYTES);
+    readings(d, p->readings, &s->readings);
 }
 
 static void task_failed(struct dec *d, const Kiln__Pb__TaskFailed *p, struct kn_task_failed *s) {
@@ -279,6 +293,7 @@ static void worker_list(struct dec *d, const Kiln__Pb__WorkerList *p, struct kn_
         w->worker = str(d, "worker", q->worker, KN_NAME_MAX);
         w->host = str(d, "host", q->host, KN_HOST_MAX);
         w->device = str(d, "device", q->device, KN_DEVICE_MAX);
+        w->device_uuid = str(d, "device_uuid", q->device_uuid, KN_DEVICE_MAX);
         w->backend = str(d, "backend", q->backend, KN_BACKEND_MAX);
         w->model = str(d, "model", q->model, KN_NAME_MAX);
         w->engine = str(d, "engine", q->engine, KN_NAME_MAX);
@@ -292,6 +307,7 @@ static void worker_list(struct dec *d, const Kiln__Pb__WorkerList *p, struct kn_
         w->last_seen_ms = q->last_seen_ms;
         w->pid = q->pid;
         w->images_per_s = finite_only(d, "images_per_s", q->images_per_s);
+        readings(d, q->readings, &w->readings);
     }
 }
 

@@ -80,6 +80,23 @@ static Kiln__Pb__BatchStatus *status_to_pb(struct arena *a, const struct kn_batc
     return p;
 }
 
+/* NULL in *out when there are none: KN_ENOMEM is told apart by the result. */
+static int readings_to_pb(struct arena *a, const struct kn_readings *r, Kiln__Pb__Readings **out) {
+    static const struct kn_readings none;
+    *out = NULL;
+    if (memcmp(r, &none, sizeof none) == 0) return 0;
+    Kiln__Pb__Readings *p = new_msg(a, &kiln__pb__readings__descriptor);
+    if (!p) return KN_ENOMEM;
+    p->memory_used = r->memory_used;
+    p->memory_total = r->memory_total;
+    p->temperature_c = r->temperature_c;
+    p->power_mw = r->power_mw;
+    p->sm_mhz = r->sm_mhz;
+    p->memory_mhz = r->memory_mhz;
+    *out = p;
+    return 0;
+}
+
 #define BODY(field, type, descriptor)                                                                        \
     type *p = new_msg(a, &(descriptor));                                                                     \
     if (!p) return KN_ENOMEM;                                                                                \
@@ -93,6 +110,7 @@ static int worker_body(struct arena *a, const struct kn_msg *m, Kiln__Pb__Envelo
         p->worker = STR(s->worker);
         p->host = STR(s->host);
         p->device = STR(s->device);
+        p->device_uuid = STR(s->device_uuid);
         p->backend = STR(s->backend);
         p->engine = STR(s->engine);
         p->instance = bin(s->instance, KN_UUID_BYTES);
@@ -129,7 +147,7 @@ static int worker_body(struct arena *a, const struct kn_msg *m, Kiln__Pb__Envelo
         p->images_per_s = s->images_per_s;
         p->draining = s->draining;
         if (s->has_model) p->model_sha256 = bin(s->model_sha256, KN_SHA256_BYTES);
-        return 0;
+        return readings_to_pb(a, &s->readings, &p->readings);
     }
     case KN_MSG_SHARD_STARTED: {
         BODY(shard_started, Kiln__Pb__ShardStarted, kiln__pb__shard_started__descriptor);
@@ -363,6 +381,7 @@ static int to_client_body(struct arena *a, const struct kn_msg *m, Kiln__Pb__Env
             q->worker = STR(w->worker);
             q->host = STR(w->host);
             q->device = STR(w->device);
+            q->device_uuid = STR(w->device_uuid);
             q->backend = STR(w->backend);
             q->model = STR(w->model);
             q->engine = STR(w->engine);
@@ -376,6 +395,7 @@ static int to_client_body(struct arena *a, const struct kn_msg *m, Kiln__Pb__Env
             q->last_seen_ms = w->last_seen_ms;
             q->pid = w->pid;
             q->images_per_s = w->images_per_s;
+            if (readings_to_pb(a, &w->readings, &q->readings) != 0) return KN_ENOMEM;
             p->workers[i] = q;
         }
         return p->workers ? 0 : KN_ENOMEM;

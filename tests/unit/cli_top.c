@@ -1,6 +1,7 @@
 /* kiln top's screen, as text. */
 #include "tests/unit/check.h"
 
+#include "cli/batch.h"
 #include "cli/top.h"
 
 static char rows[TOP_ROWS_MAX][TOP_ROW_MAX];
@@ -32,6 +33,7 @@ static void farm(size_t batch_count, size_t worker_count) {
         workers[i] = (struct kn_worker_status){.worker = ids[i],
                                                .host = "host",
                                                .device = "8 threads",
+                                               .device_uuid = "",
                                                .backend = "cpu",
                                                .model = "tiny",
                                                .engine = "",
@@ -160,6 +162,25 @@ TEST(a_farm_with_more_than_fits_a_page_is_cut_without_a_terminal) {
     for (size_t i = 0; i < 2000; i++) many[i] = workers[0];
     worker_list = (struct kn_worker_list){many, 2000, 0};
     CHECK(top_draw(&top, 140, 0, rows) <= TOP_ROWS_MAX);
+}
+
+TEST(a_device_shows_what_it_says_of_itself_until_it_is_lost) {
+    char text[64];
+    farm(1, 2);
+    CHECK_STR(worker_readings(&workers[0], text), "");
+    workers[0].readings = (struct kn_readings){.memory_used = 3ull << 29, .memory_total = 80ull << 30};
+    CHECK_STR(worker_readings(&workers[0], text), "1.5/80.0 GiB");
+    workers[0].readings.temperature_c = 64;
+    workers[0].readings.power_mw = 349600;
+    CHECK_STR(worker_readings(&workers[0], text), "64 °C 350 W 1.5/80.0 GiB");
+    CHECK(shows(180, 40, "64 °C 350 W 1.5/80.0 GiB  host: 8 threads"));
+    workers[0].state = KN_WORKER_LOST;
+    CHECK_STR(worker_readings(&workers[0], text), "");
+    /* the most that the codec lets through fits */
+    workers[0].state = KN_WORKER_IDLE;
+    workers[0].readings =
+        (struct kn_readings){KN_DEVICE_BYTES_MAX, KN_DEVICE_BYTES_MAX, 1000, 1000000000, 1, 1};
+    CHECK_STR(worker_readings(&workers[0], text), "1000 °C 1000000 W 1048576.0/1048576.0 GiB");
 }
 
 TEST(a_silent_coordinator_is_said_to_be) {

@@ -180,6 +180,31 @@ TEST(a_heartbeat_that_names_a_shard_names_its_batch) {
     REFUSED(KN_MSG_HEARTBEAT, &f, KN_EPROTO, "heartbeat: batch");
 }
 
+TEST(readings_that_no_device_has_are_refused) {
+    static const struct {
+        unsigned field;
+        uint64_t most;
+        const char *words;
+    } table[] = {
+        {1, KN_DEVICE_BYTES_MAX, "readings.memory"},
+        {2, KN_DEVICE_BYTES_MAX, "readings.memory"},
+        {3, 1000, "readings.temperature_c"},
+        {4, 1000000000, "readings.power_mw"},
+        {5, 1000000, "readings.sm_mhz"},
+        {6, 1000000, "readings.memory_mhz"},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        struct frame good = {.len = 0}, bad = {.len = 0}, beat = {.len = 0}, wrong = {.len = 0};
+        struct kn_err err;
+        put_number(&good, table[i].field, table[i].most);
+        put_bytes(&beat, 11, good.data, good.len);
+        CHECK_INT(decode_body(KN_MSG_HEARTBEAT, &beat, &err), 0);
+        put_number(&bad, table[i].field, table[i].most + 1);
+        put_bytes(&wrong, 11, bad.data, bad.len);
+        REFUSED(KN_MSG_HEARTBEAT, &wrong, KN_EPROTO, table[i].words);
+    }
+}
+
 TEST(floats_that_are_not_finite_are_refused) {
     const float bad[] = {NAN, INFINITY, -INFINITY};
     for (size_t i = 0; i < 3; i++) {

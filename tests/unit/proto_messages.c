@@ -97,6 +97,7 @@ static void worker_example(struct kn_msg *m) {
         m->u.worker_hello = (struct kn_worker_hello){.worker = "gpu-3",
                                                      .host = "render1",
                                                      .device = "AMD EPYC, 2 threads",
+                                                     .device_uuid = "GPU-0123",
                                                      .backend = "cpu-avx2-3fa1c2",
                                                      .engine = "kiln 0.1.0",
                                                      .pid = 4242,
@@ -117,7 +118,8 @@ static void worker_example(struct kn_msg *m) {
                                                .waiting = 2,
                                                .images_per_s = 0.5f,
                                                .draining = true,
-                                               .has_model = true};
+                                               .has_model = true,
+                                               .readings = {1ull << 40, 1ull << 41, 64, 350000, 1980, 2619}};
         ID(m->u.heartbeat.batch, 1);
         ID(m->u.heartbeat.model_sha256, 2);
         break;
@@ -227,6 +229,7 @@ static void client_example(struct kn_msg *m) {
         workers[0] = (struct kn_worker_status){.worker = "gpu-3",
                                                .host = "render1",
                                                .device = "a device",
+                                               .device_uuid = "GPU-4567",
                                                .backend = "sim-1",
                                                .model = "tiny",
                                                .engine = "kiln 0.1.0",
@@ -239,10 +242,12 @@ static void client_example(struct kn_msg *m) {
                                                .failed = 5,
                                                .last_seen_ms = 6,
                                                .pid = 7,
-                                               .images_per_s = 8};
+                                               .images_per_s = 8,
+                                               .readings = {1, 2, 3, 4, 5, 6}};
         ID(workers[0].batch, 13);
         workers[1] = workers[0];
         workers[1].has_batch = false;
+        workers[1].readings = (struct kn_readings){0};
         memset(workers[1].batch, 0, sizeof workers[1].batch);
         m->u.worker_list = (struct kn_worker_list){workers, 2, 3.5f};
         break;
@@ -347,10 +352,20 @@ static void same_status(const struct kn_batch_status *x, const struct kn_batch_s
     SAME(priority);
 }
 
+static void same_readings(const struct kn_readings *x, const struct kn_readings *y) {
+    SAME(memory_used);
+    SAME(memory_total);
+    SAME(temperature_c);
+    SAME(power_mw);
+    SAME(sm_mhz);
+    SAME(memory_mhz);
+}
+
 static void same_hello(const struct kn_worker_hello *x, const struct kn_worker_hello *y) {
     SAME_STR(worker);
     SAME_STR(host);
     SAME_STR(device);
+    SAME_STR(device_uuid);
     SAME_STR(backend);
     SAME_STR(engine);
     SAME_BYTES(instance);
@@ -400,6 +415,7 @@ static void same_worker_list(const struct kn_worker_list *x, const struct kn_wor
         SAME_STR(v[i].worker);
         SAME_STR(v[i].host);
         SAME_STR(v[i].device);
+        SAME_STR(v[i].device_uuid);
         SAME_STR(v[i].backend);
         SAME_STR(v[i].model);
         SAME_STR(v[i].engine);
@@ -414,6 +430,7 @@ static void same_worker_list(const struct kn_worker_list *x, const struct kn_wor
         SAME(v[i].last_seen_ms);
         SAME(v[i].pid);
         SAME_FLOAT(v[i].images_per_s);
+        same_readings(&x->v[i].readings, &y->v[i].readings);
     }
 }
 
@@ -455,6 +472,7 @@ static void same_of_worker(const struct kn_msg *a, const struct kn_msg *b) {
         SAME(draining);
         SAME(has_model);
         SAME_BYTES(model_sha256);
+        same_readings(&x->readings, &y->readings);
         break;
     }
     case KN_MSG_SHARD_STARTED: {
