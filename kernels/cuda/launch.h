@@ -20,6 +20,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wshadow"
 #endif
+#include "kernels/cuda/cuda.h" /* enum kx_store */
 #include "kernels/ops.h"
 #ifdef __cplusplus
 #pragma GCC diagnostic pop
@@ -29,7 +30,6 @@
 extern "C" {
 #endif
 
-enum kx_store { KX_STORE_F16, KX_STORE_BF16 };
 #define KX_CUDA_NO cudaErrorNotSupported
 
 /* ---- norms (op_norm.cu) */

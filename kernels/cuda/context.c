@@ -1,0 +1,386 @@
+/* A CUDA context: stream, name and facts, errors, waiting. See kernels/cuda/context.h. */
+#include "kernels/cuda/context.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/map.h"
+
+/* ---- devices */
+
+int kx_cuda_device_count(void) {
+    int n = 0;
+    if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
+    (void)cudaGetLastError(); /* no driver, or no device: no error of ours */
+    return 0;
+}
+
+int kx_cuda_device_facts(int device, struct kx_cuda_device_facts *out, struct kn_err *err) {
+    struct cudaDeviceProp p;
+    int n = 0;
+    *out = (struct kx_cuda_device_facts){0};
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess) {
+        (void)cudaGetLastError();
+        return kn_err_set(err, KN_ENOENT, "no CUDA device: %s", cudaGetErrorString(e));
+    }
+    if (device < 0 || device >= n)
+        return kn_err_set(err, KN_ENOENT, "there is no CUDA device %d, but %d of them", device, n);
+    if ((e = cudaGetDeviceProperties(&p, device)) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return kn_err_set(err, KN_EDEVICE, "CUDA device %d: %s", device, cudaGetErrorString(e));
+    }
+    snprintf(out->name, sizeof out->name, "%.127s", p.name);
+    memcpy(out->uuid, &p.uuid, sizeof out->uuid);
+    out->major = p.major;
+    out->minor = p.minor;
+    out->sm_count = p.multiProcessorCount;
+    out->memory_bytes = p.totalGlobalMem;
+    return 0;
+}
+
+static int device_create(const struct kx_cuda_options *o, struct kx_gpu_device **out, struct kn_err *err) {
+    struct kx_gpu_device *d = calloc(1, sizeof *d);
+    *out = NULL;
+    if (!d) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    int rc = kx_cuda_device_facts(o->device, &d->facts, err);
+    if (!rc && d->facts.major < 8)
+        rc = kn_err_set(err, KN_EUNSUPPORTED, "%s is sm_%d%d, older than sm_80", d->facts.name,
+                        d->facts.major, d->facts.minor);
+    if (!rc && !(d->blocks = kn_map_create(KX_GPU_BLOCKS_MAX)))
+        rc = kn_err_set(err, KN_ENOMEM, "out of memory");
+    if (rc) {
+        free(d);
+        return rc;
+    }
+    d->index = o->device;
+    d->hang_ms = o->hang_ms;
+    d->max = o->memory_max ? o->memory_max : SIZE_MAX;
+    pthread_mutex_init(&d->lock, NULL);
+    atomic_init(&d->users, 1);
+    atomic_init(&d->dead, false);
+    *out = d;
+    return 0;
+}
+
+void kx_gpu_device_retain(struct kx_gpu_device *d) {
+    atomic_fetch_add(&d->users, 1);
+}
+
+void kx_gpu_device_release(struct kx_gpu_device *d) {
+    if (atomic_fetch_sub(&d->users, 1) > 1) return;
+    assert(kx_gpu_dead(d) || kn_map_count(d->blocks) == 0); /* all that was allocated was freed */
+    kn_map_destroy(d->blocks);
+    pthread_mutex_destroy(&d->lock);
+    free(d);
+}
+
+/* ---- errors */
+
+static void bury(struct kx_gpu_device *d, const char *text) {
+    pthread_mutex_lock(&d->lock);
+    if (!kx_gpu_dead(d)) {
+        snprintf(d->dead_text, sizeof d->dead_text, "%s", text);
+        atomic_store_explicit(&d->dead, true, memory_order_release);
+    }
+    pthread_mutex_unlock(&d->lock);
+}
+
+void kx_cuda_give_up(struct kx_ctx *ctx, const char *why) {
+    bury(kx_gpu_of(ctx)->device, why);
+}
+
+bool kx_gpu_enter(struct kx_gpu *g) {
+    if (kx_gpu_dead(g->device)) return false;
+    return kx_gpu_ok(g, cudaSetDevice(g->device->index), "choosing the device");
+}
+
+void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) {
+    if (g->error) return;
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(g->error_text, sizeof g->error_text, fmt, args);
+    va_end(args);
+    g->error = code;
+}
+
+/* Errors after which every call fails until the process ends. What is in no list shows itself: the runtime
+ * forgets an error when it is asked for it (cudaGetLastError), unless it sticks. */
+static bool sticks(cudaError_t e) {
+    switch ((int)e) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorUnknown:
+        (void)cudaGetLastError();
+        return true;
+    default:
+        (void)cudaGetLastError();
+        return cudaGetLastError() != cudaSuccess;
+    }
+}
+
+bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op) {
+    if (e == cudaSuccess) return true;
+    if (kx_gpu_dead(g->device)) return false;
+    if (sticks(e)) {
+        char text[256];
+        snprintf(text, sizeof text, "%s (device %d), noticed at: %s: %s (%s)", g->device->facts.name,
+                 g->device->index, op, cudaGetErrorString(e), cudaGetErrorName(e));
+        bury(g->device, text);
+    } else if (e == cudaErrorMemoryAllocation) {
+        kx_gpu_fail(g, KN_EOOM, "%s: out of device memory", op);
+    } else if (e == KX_CUDA_NO) {
+        kx_gpu_fail(g, KN_EUNSUPPORTED, "%s: no kernel for this shape", op);
+    } else {
+        kx_gpu_fail(g, KN_EINTERNAL, "%s: %s (%s)", op, cudaGetErrorString(e), cudaGetErrorName(e));
+    }
+    return false;
+}
+
+int kx_gpu_error(struct kx_ctx *ctx, struct kn_err *err) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    int code = g->error;
+    g->error = 0;
+    if (kx_gpu_dead(g->device)) return kn_err_set(err, KN_EDEVICE, "%s", g->device->dead_text);
+    return code ? kn_err_set(err, code, "%s", g->error_text) : 0;
+}
+
+/* ---- waiting */
+
+int kx_gpu_wait(struct kx_gpu *g, cudaEvent_t e, int timeout_ms, const char *op) {
+    enum { EAGER = 64, PAUSE_NS = 20000, PAUSE_NS_MAX = 200000 };
+    const struct kx_gpu_device *d = g->device;
+    uint64_t begun = kn_clock_ms();
+    long pause_ns = PAUSE_NS;
+    for (int i = 0;; i++) {
+        if (!kx_gpu_enter(g)) return KN_EDEVICE;
+        cudaError_t state = cudaEventQuery(e);
+        if (state == cudaSuccess) return 0;
+        if (state != cudaErrorNotReady) {
+            kx_gpu_ok(g, state, op);
+            return kx_gpu_dead(d) ? KN_EDEVICE : g->error;
+        }
+        uint64_t waited = kn_clock_ms() - begun;
+        if (timeout_ms >= 0 && waited >= (uint64_t)timeout_ms) return KN_ETIMEOUT;
+        if (d->hang_ms > 0 && waited >= (uint64_t)d->hang_ms) {
+            char text[256];
+            snprintf(text, sizeof text, "%s (device %d) hangs: %s: no answer for %d ms", d->facts.name,
+                     d->index, op, d->hang_ms);
+            bury(g->device, text);
+            return KN_EDEVICE;
+        }
+        if (i < EAGER) continue;
+        nanosleep(&(struct timespec){0, pause_ns}, NULL);
+        if ((pause_ns += PAUSE_NS) > PAUSE_NS_MAX) pause_ns = PAUSE_NS_MAX;
+    }
+}
+
+bool kx_gpu_drain(struct kx_gpu *g, const char *op) {
+    assert(!g->capturing);
+    return kx_gpu_enter(g) && kx_gpu_ok(g, cudaEventRecord(g->mark, g->stream), op) &&
+           !kx_gpu_wait(g, g->mark, -1, op);
+}
+
+static int gpu_sync(struct kx_ctx *ctx, struct kn_err *err) {
+    (void)kx_gpu_drain(kx_gpu_of(ctx), "sync");
+    return kx_gpu_error(ctx, err);
+}
+
+/* ---- what it is */
+
+static const char *gpu_name(const struct kx_ctx *ctx) {
+    return kx_gpu_of(ctx)->name;
+}
+
+static const char *gpu_facts(const struct kx_ctx *ctx) {
+    return kx_gpu_of(ctx)->facts;
+}
+
+static void gpu_describe(const struct kx_ctx *ctx, char *out, size_t size) {
+    const struct kx_gpu *g = kx_gpu_of(ctx);
+    snprintf(out, size, "%s, %s%s", g->device->facts.name, g->type == KX_STORE_F16 ? "f16" : "bf16",
+             g->reproducible ? "" : ", fastest");
+}
+
+static int gpu_threads(const struct kx_ctx *ctx) {
+    (void)ctx;
+    return 1;
+}
+
+const char *kx_cuda_recording_note(const struct kx_ctx *ctx) {
+    return kx_gpu_of(ctx)->note;
+}
+
+/* Whether the kernels were built for this architecture. Where they were not, the driver compiles them, and
+ * its version moves bits. */
+static bool built_for(const struct kx_cuda_device_facts *f) {
+#ifdef KX_CUDA_ARCHITECTURES /* "80 86 89 90a 100 120": code of a major version runs on its later minors */
+    for (const char *p = KX_CUDA_ARCHITECTURES; *p; p += strspn(p, " ;,")) {
+        char *end;
+        long arch = strtol(p, &end, 10);
+        if (end == p) break;
+        if (arch / 10 == f->major && arch % 10 <= f->minor) return true;
+        p = end + strcspn(end, " ;,");
+    }
+#endif
+    (void)f;
+    return false;
+}
+
+static int write_facts(struct kx_gpu *g, struct kn_err *err) {
+    const struct kx_cuda_device_facts *f = &g->device->facts;
+    int driver = 0, runtime = 0;
+    char compiler[64] = "";
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || cudaRuntimeGetVersion(&runtime) != cudaSuccess)
+        return kn_err_set(err, KN_EDEVICE, "the CUDA driver tells no version");
+    if (!built_for(f)) snprintf(compiler, sizeof compiler, "; compiled by driver %d", driver);
+    snprintf(g->name, sizeof g->name, "cuda-sm%d%d", f->major, f->minor);
+    snprintf(g->facts, sizeof g->facts, "sm_%d%d, %d SMs; %s; %s; cuda %d%s", f->major, f->minor, f->sm_count,
+             g->type == KX_STORE_F16 ? "f16" : "bf16", g->reproducible ? "reproducible" : "fastest", runtime,
+             compiler);
+    return 0;
+}
+
+/* ---- images: all at once, on the one stream */
+
+static int gpu_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
+    (void)ctx, (void)n, (void)bytes;
+    return 1;
+}
+
+static struct kx_ctx *gpu_lane(struct kx_ctx *ctx, int lanes, int i) {
+    assert(lanes == 1 && i == 0);
+    return ctx;
+}
+
+static int gpu_together(const struct kx_ctx *ctx, int n) {
+    (void)ctx;
+    return n;
+}
+
+static void gpu_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
+    assert(lanes == 1);
+    if (n > 0) fn(arg, ctx, 0, n);
+}
+
+/* ---- life */
+
+static void gpu_destroy(struct kx_ctx *ctx) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    struct kx_gpu_device *d = g->device;
+    if (g->mark) (void)kx_gpu_drain(g, "end"); /* what is under way may read what is freed now */
+    kx_gpu_memory_fini(g);
+    if (!kx_gpu_dead(d)) {
+        if (g->mark) (void)cudaEventDestroy(g->mark);
+        if (g->stream) (void)cudaStreamDestroy(g->stream);
+    }
+    free(g);
+    kx_gpu_device_release(d);
+}
+
+static const struct kx_backend backend = {
+    .destroy = gpu_destroy,
+    .name = gpu_name,
+    .facts = gpu_facts,
+    .describe = gpu_describe,
+    .threads = gpu_threads,
+    .error = kx_gpu_error,
+    .sync = gpu_sync,
+    .lanes = gpu_lanes,
+    .lane = gpu_lane,
+    .together = gpu_together,
+    .each = gpu_each,
+    .alloc = kx_gpu_alloc,
+    .free = kx_gpu_free,
+    .upload = kx_gpu_upload,
+    .download = kx_gpu_download,
+    .upload_values = kx_gpu_upload_values,
+    .download_values = kx_gpu_download_values,
+    .memory = kx_gpu_memory,
+    .plan_begin = kx_gpu_plan_begin,
+    .plan_end = kx_gpu_plan_end,
+    .plan_trim = kx_gpu_plan_trim,
+    .plan_age = kx_gpu_plan_age,
+    .replay = kx_gpu_replay,
+    .recording_destroy = kx_gpu_recording_destroy,
+    .event_create = kx_gpu_event_create,
+    .event_destroy = kx_gpu_event_destroy,
+    .event_set = kx_gpu_event_set,
+    .event_wait = kx_gpu_event_wait,
+    .conv_create = kx_gpu_conv_create,
+    .conv_destroy = kx_gpu_conv_destroy,
+    .conv = kx_gpu_conv,
+    .linear_create = kx_gpu_linear_create,
+    .linear_destroy = kx_gpu_linear_destroy,
+    .linear = kx_gpu_linear,
+    .group_norm = kx_gpu_group_norm,
+    .layer_norm = kx_gpu_layer_norm,
+    .attention = kx_gpu_attention,
+    .concat = kx_gpu_concat,
+    .timestep = kx_gpu_timestep,
+    .add_silu = kx_gpu_add_silu,
+    .table_create = kx_gpu_table_create,
+    .table_destroy = kx_gpu_table_destroy,
+    .embed = kx_gpu_embed,
+    .pick = kx_gpu_pick,
+    .to_rgb = kx_gpu_to_rgb,
+    .sample_begin = kx_gpu_sample_begin,
+    .sample = kx_gpu_sample,
+};
+
+static int start(struct kx_gpu *g, const struct kx_cuda_options *o, struct kn_err *err) {
+    int least = 0, greatest = 0; /* the lowest priority's number is the larger one */
+    if (!kx_gpu_enter(g)) return kx_gpu_error(&g->base, err);
+    if (kx_gpu_ok(g, cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream priorities")) {
+        int priority = least - o->priority;
+        if (priority < greatest) priority = greatest;
+        if (priority > least) priority = least;
+        kx_gpu_ok(g, cudaStreamCreateWithPriority(&g->stream, cudaStreamNonBlocking, priority), "stream");
+    }
+    if (!g->error) kx_gpu_ok(g, cudaEventCreateWithFlags(&g->mark, cudaEventDisableTiming), "event");
+    int rc = kx_gpu_error(&g->base, err);
+    if (!rc) rc = write_facts(g, err);
+    return rc ? rc : kx_gpu_memory_init(g, err);
+}
+
+int kx_cuda_ctx_create(const struct kx_cuda_options *o, struct kx_ctx **out, struct kn_err *err) {
+    *out = NULL;
+    struct kx_gpu *g = calloc(1, sizeof *g);
+    if (!g) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    g->base = (struct kx_ctx){.backend = &backend, .value_bytes = 2, .align = KX_GPU_ALIGN};
+    g->type = o->type;
+    g->reproducible = !o->fastest;
+    int rc = 0;
+    if (o->parent) {
+        assert(o->parent->backend == &backend && kx_gpu_of(o->parent)->device->index == o->device);
+        assert(!o->memory_max);
+        g->device = kx_gpu_of(o->parent)->device;
+        kx_gpu_device_retain(g->device);
+    } else {
+        rc = device_create(o, &g->device, err);
+    }
+    if (rc) {
+        free(g);
+        return rc;
+    }
+    if ((rc = start(g, o, err)))
+        gpu_destroy(&g->base);
+    else
+        *out = &g->base;
+    return rc;
+}

@@ -1,0 +1,168 @@
+/* What the files of the CUDA backend's host side share: the context behind kernels/ops.h, and the device
+ * behind the contexts of a family. Names: kx_gpu_… is the host's side, kx_cuda_… are the launchers (launch.h)
+ * and what the engine sees (cuda.h).
+ *
+ * Errors. The first failure of a context is kept with the op's name until it is asked for. An error that
+ * sticks (an illegal address, a launch that failed, memory that lost a bit …) leaves the process without
+ * that device for ever: it is kept in the device, every op of every context of the family does nothing from
+ * then on, and no call of CUDA is made any more, not even to free: a call on a device that hangs would hang
+ * too, and the process ends soon.
+ *
+ * Waiting. The host never waits in a call that could wait for ever: it asks an event again and again
+ * (kx_gpu_wait), with pauses, so that a device that hangs is noticed. */
+#ifndef KILN_KERNELS_CUDA_CONTEXT_H
+#define KILN_KERNELS_CUDA_CONTEXT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.h"
+
+struct kn_map;
+
+enum {
+    KX_GPU_ALIGN = 256,
+    KX_GPU_STAGES = 4,
+    KX_GPU_STAGE_BYTES = 2 << 20, /* what an upload or a download moves at once */
+    KX_GPU_BLOCKS_MAX = 1 << 20   /* allocations at a time */
+};
+
+/* What the contexts of a family share. */
+struct kx_gpu_device {
+    int index;
+    struct kx_cuda_device_facts facts;
+    int hang_ms;
+    atomic_int users; /* contexts and layers; the last frees it */
+    atomic_bool dead;
+    pthread_mutex_t lock;  /* of what follows */
+    char dead_text[256];   /* written once, before `dead` */
+    struct kn_map *blocks; /* bytes of each allocation, by its address; owns */
+    size_t used, max;      /* bytes */
+};
+
+/* Pinned memory on the way to or from the device. */
+struct kx_gpu_stage {
+    void *v;          /* owns */
+    cudaEvent_t done; /* of the copy; owns */
+    bool busy;        /* `done` was recorded and not waited for yet */
+};
+
+struct kx_gpu {
+    struct kx_ctx base;           /* first: a kx_ctx * is a kx_gpu * */
+    struct kx_gpu_device *device; /* a share */
+    enum kx_store type;
+    bool reproducible;
+    cudaStream_t stream; /* owns */
+    cudaEvent_t mark;    /* of kx_sync; owns */
+    struct kx_gpu_stage stages[KX_GPU_STAGES];
+    int next_stage;
+    void *workspace; /* owns; that of all ops of this stream, one after another */
+    size_t workspace_bytes, workspace_wanted;
+    unsigned age;   /* of the plans */
+    unsigned moves; /* of the workspace: a recording holds its address */
+    bool capturing;
+    int error; /* the first since it was asked for */
+    char error_text[256], note[256];
+    char name[32], facts[512];
+};
+
+static inline struct kx_gpu *kx_gpu_of(const struct kx_ctx *ctx) {
+    return (struct kx_gpu *)(uintptr_t)ctx;
+}
+
+/* ---- context.c */
+
+static inline bool kx_gpu_dead(const struct kx_gpu_device *d) {
+    return atomic_load_explicit(&d->dead, memory_order_acquire);
+}
+/* Makes the device this thread's. False: it is dead, and nothing more is to be asked of it. */
+bool kx_gpu_enter(struct kx_gpu *g);
+/* Notes a failure; the first is kept. */
+void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) KN_PRINTF(3, 4);
+/* Notes what a call of CUDA returned, under the op's name. True: cudaSuccess, nothing to note. */
+bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op);
+/* The first failure, cleared; a dead device's stays. */
+int kx_gpu_error(struct kx_ctx *ctx, struct kn_err *err);
+/* Waits until e, recorded on this context's stream, is done. 0, KN_ETIMEOUT after timeout_ms (negative: no
+ * limit), KN_EDEVICE. */
+int kx_gpu_wait(struct kx_gpu *g, cudaEvent_t e, int timeout_ms, const char *op);
+/* Waits for all that was asked for. False: the failure is noted. */
+bool kx_gpu_drain(struct kx_gpu *g, const char *op);
+void kx_gpu_device_retain(struct kx_gpu_device *d);
+void kx_gpu_device_release(struct kx_gpu_device *d);
+
+/* ---- memory.c */
+
+int kx_gpu_memory_init(struct kx_gpu *g, struct kn_err *err);
+void kx_gpu_memory_fini(struct kx_gpu *g);
+/* Device memory, counted. NULL when there is none (nothing is noted). */
+void *kx_gpu_take(struct kx_gpu *g, size_t bytes);
+void kx_gpu_give(struct kx_gpu_device *d, void *p); /* NULL is fine */
+void *kx_gpu_alloc(struct kx_ctx *ctx, size_t bytes);
+void kx_gpu_free(struct kx_ctx *ctx, void *p);
+void kx_gpu_upload(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
+void kx_gpu_download(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
+void kx_gpu_upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n);
+void kx_gpu_download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n);
+void kx_gpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes);
+/* The next stage, when nobody uses it any more. NULL: the failure is noted. */
+struct kx_gpu_stage *kx_gpu_stage(struct kx_gpu *g, const char *op);
+/* The stage's first bytes go to `to`. */
+void kx_gpu_stage_send(struct kx_gpu *g, struct kx_gpu_stage *s, void *to, size_t bytes, const char *op);
+/* n values of v, `step` apart, in the storage type, to nearest even. Returns the first that is finite and
+ * that the type cannot hold, or n. */
+size_t kx_gpu_values(enum kx_store type, const float *v, size_t step, size_t n, uint16_t *out);
+
+/* While planning: this op will want so much of the workspace. */
+void kx_gpu_want(struct kx_gpu *g, size_t bytes);
+void kx_gpu_plan_begin(struct kx_ctx *ctx);
+int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err);
+void kx_gpu_plan_trim(struct kx_ctx *ctx);
+unsigned kx_gpu_plan_age(const struct kx_ctx *ctx);
+
+/* ---- graph.c */
+
+void kx_gpu_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
+void kx_gpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r);
+int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
+void kx_gpu_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
+void kx_gpu_event_set(struct kx_ctx *ctx, struct kx_event *e);
+int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
+
+/* ---- layer.c and ops.c: kernels/ops.h */
+
+int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
+                       const float *bias, struct kx_conv **out, struct kn_err *err);
+void kx_gpu_conv_destroy(struct kx_conv *c);
+void kx_gpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
+                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
+int kx_gpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
+                         const float *bias, struct kx_linear **out_linear, struct kn_err *err);
+void kx_gpu_linear_destroy(struct kx_linear *l);
+void kx_gpu_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
+                   const struct kx_tensor *residual, struct kx_tensor *y);
+int kx_gpu_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out,
+                        struct kn_err *err);
+void kx_gpu_table_destroy(struct kx_table *t);
+void kx_gpu_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
+                  const int32_t *ids, struct kx_tensor *y);
+void kx_gpu_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
+                       int groups, float eps, bool silu, struct kx_tensor *y);
+void kx_gpu_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
+                       float eps, struct kx_tensor *y);
+void kx_gpu_attention(struct kx_ctx *ctx, const struct kx_attention *a);
+void kx_gpu_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
+                   struct kx_tensor *y);
+void kx_gpu_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos,
+                     float freq_shift, struct kx_tensor *y);
+void kx_gpu_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
+                     struct kx_tensor *y);
+void kx_gpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+void kx_gpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
+                   int32_t *finite);
+void kx_gpu_sample_begin(struct kx_ctx *ctx, const struct kx_sampling *s);
+void kx_gpu_sample(struct kx_ctx *ctx, const struct kx_sampling *s);
+
+#endif

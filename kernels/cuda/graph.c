@@ -1,0 +1,120 @@
+/* Recordings (CUDA graphs) and events. See kernels/ops.h and kernels/cuda/context.h.
+ *
+ * The first time the ops run one by one: kernels are loaded then, and libraries make what they make at their
+ * first call. The second time they are captured, and from then on replayed. What cannot be captured is run
+ * one by one for ever, with a note that says why. */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/cuda/context.h"
+
+struct kx_recording {
+    cudaGraphExec_t graph; /* owns; NULL: none yet, or none possible */
+    unsigned age, moves;   /* of the context when it was made */
+    bool refused;          /* it could not be captured */
+};
+
+struct kx_event {
+    cudaEvent_t e; /* owns */
+    bool set;
+};
+
+static void drop_graph(struct kx_gpu *g, struct kx_recording *r) {
+    if (r->graph && kx_gpu_drain(g, "replay")) (void)cudaGraphExecDestroy(r->graph); /* may be running */
+    r->graph = NULL;
+}
+
+/* What fn launches, as a graph. NULL: why is in the context's note, and nothing was launched. */
+static cudaGraphExec_t capture(struct kx_gpu *g, void (*fn)(void *arg), void *arg) {
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t out = NULL;
+    struct kn_err failed = {0};
+    cudaError_t e = cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal);
+    if (e == cudaSuccess) {
+        g->capturing = true;
+        fn(arg);
+        g->capturing = false;
+        e = cudaStreamEndCapture(g->stream, &graph);
+        (void)kx_gpu_error(&g->base, &failed); /* of an op: it comes again when the ops are run one by one */
+    }
+    if (e == cudaSuccess && !failed.code) e = cudaGraphInstantiate(&out, graph, 0);
+    if (graph) (void)cudaGraphDestroy(graph);
+    if (e != cudaSuccess || failed.code) {
+        (void)cudaGetLastError();
+        snprintf(g->note, sizeof g->note, "%.100s%s%s", failed.text, failed.code ? "; " : "",
+                 e == cudaSuccess ? "" : cudaGetErrorString(e));
+        return NULL;
+    }
+    return out;
+}
+
+static bool current(const struct kx_gpu *g, const struct kx_recording *r) {
+    return r->age == g->age && r->moves == g->moves;
+}
+
+void kx_gpu_replay(struct kx_ctx *ctx, struct kx_recording **recording, void (*fn)(void *arg), void *arg) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    assert(!g->capturing);
+    if (g->base.planning || !kx_gpu_enter(g)) {
+        fn(arg); /* counts, or does nothing */
+        return;
+    }
+    struct kx_recording *r = *recording;
+    if (r && !current(g, r)) drop_graph(g, r);
+    if (!r || !current(g, r)) {
+        if (!r && !(r = *recording = calloc(1, sizeof *r))) {
+            kx_gpu_fail(g, KN_ENOMEM, "out of memory");
+            return;
+        }
+        *r = (struct kx_recording){.age = g->age, .moves = g->moves};
+        fn(arg);
+        return;
+    }
+    if (!r->graph && !r->refused && !g->error) r->refused = !(r->graph = capture(g, fn, arg));
+    if (r->graph)
+        kx_gpu_ok(g, cudaGraphLaunch(r->graph, g->stream), "replay");
+    else
+        fn(arg);
+}
+
+void kx_gpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r) {
+    drop_graph(kx_gpu_of(ctx), r);
+    free(r);
+}
+
+/* ---- events */
+
+int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    *out = NULL;
+    struct kx_event *e = calloc(1, sizeof *e);
+    if (!e) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    if (kx_gpu_enter(g)) kx_gpu_ok(g, cudaEventCreateWithFlags(&e->e, cudaEventDisableTiming), "event");
+    int rc = kx_gpu_error(ctx, err);
+    if (rc)
+        free(e);
+    else
+        *out = e;
+    return rc;
+}
+
+void kx_gpu_event_destroy(struct kx_ctx *ctx, struct kx_event *e) {
+    if (kx_gpu_enter(kx_gpu_of(ctx))) (void)cudaEventDestroy(e->e);
+    free(e);
+}
+
+void kx_gpu_event_set(struct kx_ctx *ctx, struct kx_event *e) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    assert(!g->capturing && !g->base.planning);
+    if (kx_gpu_enter(g)) e->set = kx_gpu_ok(g, cudaEventRecord(e->e, g->stream), "event");
+}
+
+int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    int rc = !kx_gpu_dead(g->device) && e->set ? kx_gpu_wait(g, e->e, timeout_ms, "waiting") : 0;
+    if (rc == KN_ETIMEOUT)
+        return kn_err_set(err, KN_ETIMEOUT, "%s (device %d): not done after %d ms", g->device->facts.name,
+                          g->device->index, timeout_ms);
+    return rc || kx_gpu_dead(g->device) ? kx_gpu_error(ctx, err) : 0;
+}
