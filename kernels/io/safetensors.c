@@ -158,6 +158,7 @@ static int parse_part(struct kx_weights *w, struct part *p, const char *file, st
         if (!strcmp(name, "__metadata__")) continue;
         int rc = parse_tensor(file, name, o, data, data_len, &w->v[w->count], err);
         if (rc) return rc;
+        w->v[w->count].mapped = p->mapped;
         w->count++;
     }
     /* no hole, no overlap: what the data holds is what the names say */
@@ -375,7 +376,15 @@ __attribute__((target("avx,f16c"))) static size_t halves_by_eight(const char *p,
 }
 #endif
 
-int kx_weight_f32(const struct kx_weight *w, float *out) {
+/* The pages that are the tensor's alone. They stay in the system's cache of the file. */
+static void let_go(const struct kx_weight *w) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)w->data,
+              from = (begin + page - 1) / page * page, to = (begin + w->bytes) / page * page;
+    /* a failure costs memory, nothing else */
+    if (w->mapped && from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+static int convert(const struct kx_weight *w, float *out) {
     const char *p = w->data;
     size_t n, done = 0;
     switch (w->dtype) {
@@ -401,6 +410,12 @@ int kx_weight_f32(const struct kx_weight *w, float *out) {
     default:
         return KN_EUNSUPPORTED;
     }
+}
+
+int kx_weight_f32(const struct kx_weight *w, float *out) {
+    int rc = convert(w, out);
+    let_go(w);
+    return rc;
 }
 
 /* ---- writing ---- */

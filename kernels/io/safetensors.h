@@ -4,6 +4,7 @@
 #ifndef KILN_KERNELS_SAFETENSORS_H
 #define KILN_KERNELS_SAFETENSORS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/err.h"
@@ -19,6 +20,7 @@ struct kx_weight {
     int64_t shape[KX_NDIM_MAX];
     const void *data; /* mapped, little-endian, maybe unaligned; borrowed until kx_weights_close */
     size_t bytes;
+    bool mapped; /* a file's, not the caller's memory */
 };
 
 struct kx_weights;
@@ -41,8 +43,9 @@ size_t kx_weights_count(const struct kx_weights *w);
 const struct kx_weight *kx_weights_at(const struct kx_weights *w, size_t i);
 /* NULL: not there. */
 const struct kx_weight *kx_weights_find(const struct kx_weights *w, const char *name);
-/* Converts to f32, in the file's order; out has room for the product of the shape. KN_EUNSUPPORTED for
- * integers. */
+/* Converts to f32, in the file's order; out has room for the product of the shape. Lets go of the tensor's
+ * mapped pages behind itself, so that a model that is being loaded is not in memory twice; it can be read
+ * again. KN_EUNSUPPORTED for integers. */
 KN_MUST_USE int kx_weight_f32(const struct kx_weight *w, float *out);
 /* Writes a file of f32/i32 tensors (kiln-render --dump). */
 struct kx_dump;

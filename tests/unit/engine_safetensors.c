@@ -202,6 +202,47 @@ TEST(a_dump_is_read_back_as_it_was_written) {
     rmdir(path);
 }
 
+/* What of this process' memory is files' pages, in KiB; −1 where the system does not say. */
+static long mapped_kib(void) {
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    long kib = -1;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "RssFile: %ld kB", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib;
+}
+
+TEST(a_tensor_that_was_read_is_not_in_memory_twice) {
+    enum { VALUES = 4 << 20 };
+    char dir[] = "/tmp/kiln-safetensors-XXXXXX", path[64], header[128];
+    CHECK(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/x.safetensors", dir);
+    snprintf(header, sizeof header, "{\"a\":{\"dtype\":\"F32\",\"shape\":[%d],\"data_offsets\":[0,%d]}}",
+             VALUES, 4 * VALUES);
+    size_t len;
+    unsigned char *data = file_of(header, 4 * VALUES, &len);
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(data, 1, len, f) == len && !fclose(f));
+    free(data);
+    float *out = malloc(VALUES * sizeof *out), *again = malloc(VALUES * sizeof *again);
+    CHECK(out && again);
+    struct kx_weights *w;
+    struct kn_err err = {0};
+    CHECK_MSG(!kx_weights_open(dir, "x", &w, &err), "%s", err.text);
+    long before = mapped_kib();
+    CHECK(!kx_weight_f32(kx_weights_at(w, 0), out));
+    long after = mapped_kib();
+    CHECK_MSG(before < 0 || after - before < 4096, "%ld KiB more are mapped", after - before);
+    CHECK(!kx_weight_f32(kx_weights_at(w, 0), again));
+    CHECK_MEM(out, again, VALUES * sizeof *out);
+    kx_weights_close(w);
+    free(out);
+    free(again);
+    unlink(path);
+    rmdir(dir);
+}
+
 TEST(a_folder_without_weights_is_told_by_name_and_pickles_are_refused) {
     char path[] = "/tmp/kiln-none-XXXXXX", file[64];
     CHECK(mkdtemp(path));
