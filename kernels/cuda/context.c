@@ -10,6 +10,10 @@
 
 #include "base/clock.h"
 #include "base/map.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/library.h"
+#include "kernels/cuda/table.h"
 
 /* ---- devices */
 
@@ -44,28 +48,38 @@ int kx_cuda_device_facts(int device, struct kx_cuda_device_facts *out, struct kn
     return 0;
 }
 
+static void device_free(struct kx_gpu_device *d) {
+    if (!d) return;
+    kx_variants_destroy(d->variants);
+    kx_library_close(d->library);
+    kn_map_destroy(d->blocks);
+    pthread_mutex_destroy(&d->lock);
+    free(d);
+}
+
 static int device_create(const struct kx_cuda_options *o, struct kx_gpu_device **out, struct kn_err *err) {
     struct kx_gpu_device *d = calloc(1, sizeof *d);
     *out = NULL;
     if (!d) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    pthread_mutex_init(&d->lock, NULL);
+    atomic_init(&d->users, 1);
+    atomic_init(&d->dead, false);
+    d->index = o->device;
+    d->hang_ms = o->hang_ms;
+    d->max = o->memory_max ? o->memory_max : SIZE_MAX;
     int rc = kx_cuda_device_facts(o->device, &d->facts, err);
     if (!rc && d->facts.major < 8)
         rc = kn_err_set(err, KN_EUNSUPPORTED, "%s is sm_%d%d, older than sm_80", d->facts.name,
                         d->facts.major, d->facts.minor);
     if (!rc && !(d->blocks = kn_map_create(KX_GPU_BLOCKS_MAX)))
         rc = kn_err_set(err, KN_ENOMEM, "out of memory");
-    if (rc) {
-        free(d);
-        return rc;
-    }
-    d->index = o->device;
-    d->hang_ms = o->hang_ms;
-    d->max = o->memory_max ? o->memory_max : SIZE_MAX;
-    pthread_mutex_init(&d->lock, NULL);
-    atomic_init(&d->users, 1);
-    atomic_init(&d->dead, false);
-    *out = d;
-    return 0;
+    if (!rc) rc = kx_variants_create(10 * d->facts.major + d->facts.minor, &d->variants, err);
+    if (!rc && !o->own_kernels) rc = kx_library_open(&d->library, err);
+    if (rc)
+        device_free(d);
+    else
+        *out = d;
+    return rc;
 }
 
 void kx_gpu_device_retain(struct kx_gpu_device *d) {
@@ -75,9 +89,7 @@ void kx_gpu_device_retain(struct kx_gpu_device *d) {
 void kx_gpu_device_release(struct kx_gpu_device *d) {
     if (atomic_fetch_sub(&d->users, 1) > 1) return;
     assert(kx_gpu_dead(d) || kn_map_count(d->blocks) == 0); /* all that was allocated was freed */
-    kn_map_destroy(d->blocks);
-    pthread_mutex_destroy(&d->lock);
-    free(d);
+    device_free(d);
 }
 
 /* ---- errors */
@@ -125,7 +137,6 @@ static bool sticks(cudaError_t e) {
     case cudaErrorECCUncorrectable:
     case cudaErrorContextIsDestroyed:
     case cudaErrorDevicesUnavailable:
-    case cudaErrorUnknown:
         (void)cudaGetLastError();
         return true;
     default:
@@ -245,14 +256,18 @@ static bool built_for(const struct kx_cuda_device_facts *f) {
 static int write_facts(struct kx_gpu *g, struct kn_err *err) {
     const struct kx_cuda_device_facts *f = &g->device->facts;
     int driver = 0, runtime = 0;
-    char compiler[64] = "";
+    char compiler[64] = "", libraries[128] = "no libraries";
     if (cudaDriverGetVersion(&driver) != cudaSuccess || cudaRuntimeGetVersion(&runtime) != cudaSuccess)
         return kn_err_set(err, KN_EDEVICE, "the CUDA driver tells no version");
-    if (!built_for(f)) snprintf(compiler, sizeof compiler, "; compiled by driver %d", driver);
+    if (!built_for(f)) snprintf(compiler, sizeof compiler, ", compiled by driver %d", driver);
+    if (g->device->library) kx_library_facts(g->device->library, libraries, sizeof libraries);
     snprintf(g->name, sizeof g->name, "cuda-sm%d%d", f->major, f->minor);
-    snprintf(g->facts, sizeof g->facts, "sm_%d%d, %d SMs; %s; %s; cuda %d%s", f->major, f->minor, f->sm_count,
-             g->type == KX_STORE_F16 ? "f16" : "bf16", g->reproducible ? "reproducible" : "fastest", runtime,
-             compiler);
+    snprintf(g->facts, sizeof g->facts, "sm_%d%d, %d SMs; %s; %s; kernels of cuda %d%s; %s%s%s; table %s",
+             f->major, f->minor, f->sm_count, g->type == KX_STORE_F16 ? "f16" : "bf16",
+             g->reproducible ? "reproducible" : "fastest", runtime, compiler, libraries,
+             g->device->library && !g->lt ? ", cublaslt not used" : "",
+             g->device->library && !g->dnn ? ", cudnn not used" : "",
+             kx_variants_digest(g->device->variants));
     return 0;
 }
 
@@ -280,10 +295,36 @@ static void gpu_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *a
 
 /* ---- life */
 
+/* The libraries' parts for this stream. What does not work here is left out, and the facts say so. */
+static int library_init(struct kx_gpu *g, struct kn_err *err) {
+    const struct kx_library *library = g->device->library;
+    int rc = 0;
+    if (library && library->lt_module) {
+        size_t bytes = kx_lt_workspace_bytes(g->device->facts.major);
+        if (!(g->lt_workspace = kx_gpu_take(g, bytes)))
+            return kn_err_set(err, KN_EOOM, "out of memory for cuBLASLt's workspace of %zu MiB", bytes >> 20);
+        rc = kx_lt_create(library, g->type, g->lt_workspace, bytes, &g->lt, err);
+        if (rc && rc != KN_EUNSUPPORTED) return rc;
+    }
+    if (library && library->dnn_module) {
+        rc = kx_dnn_create(library, g->type, g->stream, &g->dnn, err);
+        if (rc && rc != KN_EUNSUPPORTED) return rc;
+    }
+    if ((g->lt || g->dnn) && !(g->choices = kn_map_create(KX_GPU_CHOICES_MAX)))
+        return kn_err_set(err, KN_ENOMEM, "out of memory");
+    return 0;
+}
+
 static void gpu_destroy(struct kx_ctx *ctx) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     struct kx_gpu_device *d = g->device;
     if (g->mark) (void)kx_gpu_drain(g, "end"); /* what is under way may read what is freed now */
+    kx_gpu_choices_forget(g);
+    if (!kx_gpu_dead(d)) {
+        kx_lt_destroy(g->lt);
+        kx_dnn_destroy(g->dnn);
+    }
+    kx_gpu_give(d, g->lt_workspace);
     kx_gpu_memory_fini(g);
     if (!kx_gpu_dead(d)) {
         if (g->mark) (void)cudaEventDestroy(g->mark);
@@ -354,6 +395,7 @@ static int start(struct kx_gpu *g, const struct kx_cuda_options *o, struct kn_er
     }
     if (!g->error) kx_gpu_ok(g, cudaEventCreateWithFlags(&g->mark, cudaEventDisableTiming), "event");
     int rc = kx_gpu_error(&g->base, err);
+    if (!rc) rc = library_init(g, err);
     if (!rc) rc = write_facts(g, err);
     return rc ? rc : kx_gpu_memory_init(g, err);
 }

@@ -21,12 +21,17 @@
 #include "kernels/cuda/launch.h"
 
 struct kn_map;
+struct kx_library;
+struct kx_variants;
+struct kx_lt;
+struct kx_dnn;
 
 enum {
     KX_GPU_ALIGN = 256,
     KX_GPU_STAGES = 4,
     KX_GPU_STAGE_BYTES = 2 << 20, /* what an upload or a download moves at once */
-    KX_GPU_BLOCKS_MAX = 1 << 20   /* allocations at a time */
+    KX_GPU_BLOCKS_MAX = 1 << 20,  /* allocations at a time */
+    KX_GPU_CHOICES_MAX = 1 << 17  /* plans of layers at a time */
 };
 
 /* What the contexts of a family share. */
@@ -34,7 +39,9 @@ struct kx_gpu_device {
     int index;
     struct kx_cuda_device_facts facts;
     int hang_ms;
-    atomic_int users; /* contexts and layers; the last frees it */
+    struct kx_library *library;   /* owns; NULL: our own kernels alone */
+    struct kx_variants *variants; /* owns */
+    atomic_int users;             /* contexts and layers; the last frees it */
     atomic_bool dead;
     pthread_mutex_t lock;  /* of what follows */
     char dead_text[256];   /* written once, before `dead` */
@@ -60,8 +67,12 @@ struct kx_gpu {
     int next_stage;
     void *workspace; /* owns; that of all ops of this stream, one after another */
     size_t workspace_bytes, workspace_wanted;
-    unsigned age;   /* of the plans */
-    unsigned moves; /* of the workspace: a recording holds its address */
+    struct kx_lt *lt;       /* owns; NULL: no cuBLASLt */
+    void *lt_workspace;     /* owns: equal bits are promised only to one that no other stream uses */
+    struct kx_dnn *dnn;     /* owns; NULL: no cuDNN */
+    struct kn_map *choices; /* owns: product.c's, by layer and shape; NULL where there is no library */
+    unsigned age;           /* of the plans */
+    unsigned moves;         /* of the workspace: a recording holds its address */
     bool capturing;
     int error; /* the first since it was asked for */
     char error_text[256], note[256];
@@ -119,7 +130,6 @@ size_t kx_gpu_values(enum kx_store type, const float *v, size_t step, size_t n, 
 void kx_gpu_want(struct kx_gpu *g, size_t bytes);
 void kx_gpu_plan_begin(struct kx_ctx *ctx);
 int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err);
-void kx_gpu_plan_trim(struct kx_ctx *ctx);
 unsigned kx_gpu_plan_age(const struct kx_ctx *ctx);
 
 /* ---- graph.c */
@@ -130,6 +140,11 @@ int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err
 void kx_gpu_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
 void kx_gpu_event_set(struct kx_ctx *ctx, struct kx_event *e);
 int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
+
+/* ---- product.c: which variant of a layer */
+
+void kx_gpu_plan_trim(struct kx_ctx *ctx);
+void kx_gpu_choices_forget(struct kx_gpu *g);
 
 /* ---- layer.c and ops.c: kernels/ops.h */
 

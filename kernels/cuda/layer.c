@@ -3,12 +3,13 @@
  * Weights come as f32 from the host, become the storage type there (to nearest even; a finite value that it
  * cannot hold is an error that names the place), and lie on the device as out × kernel × kernel × in, which
  * is how the kernels go over the input's pixels. GEGLU's two halves are interleaved (kx_cuda_geglu_row), so
- * that one tile of the product holds what is multiplied. Biases stay f32. */
+ * that one tile of our kernel's product holds what is multiplied, unless the table has the library do it.
+ * Biases stay f32; the library gets a copy in the storage type. */
 #include <assert.h>
 #include <limits.h>
 #include <stdlib.h>
 
-#include "kernels/cuda/context.h"
+#include "kernels/cuda/layer.h"
 
 /* ---- values on their way to the device, in the order in which they lie there */
 
@@ -53,30 +54,24 @@ static const char *type_name(enum kx_store type) {
 
 /* ---- convolutions and linear layers */
 
-struct layer {
-    struct kx_made made;          /* first */
-    struct kx_gpu_device *device; /* a share */
-    enum kx_store type;
-    struct kx_conv_shape shape;
-    enum kx_act act;
-    void *weight; /* own: the device's */
-    float *bias;  /* own: the device's; NULL: none */
-};
+static atomic_ullong layers_made;
 
-static void layer_destroy(struct layer *l) {
+static void layer_destroy(struct kx_gpu_layer *l) {
     if (!l) return;
     kx_gpu_give(l->device, l->weight);
     kx_gpu_give(l->device, l->bias);
+    kx_gpu_give(l->device, l->bias_value);
     kx_gpu_device_release(l->device);
     free(l);
 }
 
 /* The row of the original that lies r-th. */
-static size_t row_of(const struct layer *l, int r) {
-    return (size_t)(l->act == KX_ACT_GEGLU ? kx_cuda_geglu_row(r, l->shape.out) : r);
+static size_t row_of(const struct kx_gpu_layer *l, int r) {
+    return (size_t)(l->interleaved ? kx_cuda_geglu_row(r, l->shape.out) : r);
 }
 
-static int write_weights(struct kx_gpu *g, const struct layer *l, const float *weight, struct kn_err *err) {
+static int write_weights(struct kx_gpu *g, const struct kx_gpu_layer *l, const float *weight,
+                         struct kn_err *err) {
     struct writer w = {.g = g, .to = l->weight};
     size_t in = (size_t)l->shape.in, area = (size_t)(l->shape.kernel * l->shape.kernel);
     for (int r = 0; r < l->shape.out; r++)
@@ -93,12 +88,13 @@ static int write_weights(struct kx_gpu *g, const struct layer *l, const float *w
     return 0;
 }
 
-static int write_bias(struct kx_gpu *g, const struct layer *l, const float *bias, struct kn_err *err) {
+static int write_bias(struct kx_gpu *g, const struct kx_gpu_layer *l, const float *bias, struct kn_err *err) {
     if (!bias) return 0;
     float *laid = malloc((size_t)l->shape.out * sizeof *laid);
     if (!laid) return kn_err_set(err, KN_ENOMEM, "out of memory");
     for (int r = 0; r < l->shape.out; r++) laid[r] = bias[row_of(l, r)];
     kx_gpu_upload(&g->base, l->bias, laid, (size_t)l->shape.out * sizeof *laid);
+    if (l->bias_value) kx_gpu_upload_values(&g->base, l->bias_value, laid, (size_t)l->shape.out);
     free(laid);
     return 0;
 }
@@ -109,22 +105,39 @@ static int arrived(struct kx_gpu *g, struct kn_err *err) {
     return kx_gpu_error(&g->base, err);
 }
 
-static int layer_create(struct kx_gpu *g, const struct kx_conv_shape *s, enum kx_act act, const float *weight,
-                        const float *bias, struct layer **out, struct kn_err *err) {
+/* Whether the storage type can hold the bias, as cuBLASLt wants it: where not, our kernel adds it. */
+static bool holds(const struct kx_gpu *g, const float *bias, int n) {
+    uint16_t v;
+    for (int i = 0; i < n; i++)
+        if (!kx_gpu_values(g->type, bias + i, 1, 1, &v)) return false;
+    return true;
+}
+
+static int layer_create(struct kx_gpu *g, const struct kx_conv_shape *s, enum kx_act act, bool linear,
+                        const float *weight, const float *bias, struct kx_gpu_layer **out,
+                        struct kn_err *err) {
     *out = NULL;
     assert(s->in > 0 && s->out > 0 && s->kernel > 0 && s->kernel % 2 == 1 && s->stride > 0);
     assert(!s->upsample || s->stride == 1);
     assert(act != KX_ACT_GEGLU || s->out % 2 == 0);
-    struct layer *l = calloc(1, sizeof *l);
+    struct kx_gpu_layer *l = calloc(1, sizeof *l);
     if (!l) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    *l = (struct layer){
-        .made.backend = g->base.backend, .device = g->device, .type = g->type, .shape = *s, .act = act};
+    *l = (struct kx_gpu_layer){.made.backend = g->base.backend,
+                               .device = g->device,
+                               .id = atomic_fetch_add(&layers_made, 1),
+                               .type = g->type,
+                               .linear = linear,
+                               .shape = *s,
+                               .act = act};
+    l->interleaved = act == KX_ACT_GEGLU && !kx_gpu_layer_plain(g, s->in, s->out, act);
     kx_gpu_device_retain(g->device);
-    size_t values = (size_t)s->out * (size_t)s->in * (size_t)(s->kernel * s->kernel);
+    size_t values = (size_t)s->out * (size_t)s->in * (size_t)(s->kernel * s->kernel), width = (size_t)s->out;
+    bool twice = bias && g->lt && s->kernel == 1 && !l->interleaved && holds(g, bias, s->out);
     l->weight = kx_gpu_take(g, 2 * values);
-    if (bias) l->bias = kx_gpu_take(g, (size_t)s->out * sizeof *bias);
+    if (bias) l->bias = kx_gpu_take(g, width * sizeof *bias);
+    if (twice) l->bias_value = kx_gpu_take(g, 2 * width);
     int rc = kx_gpu_error(&g->base, err);
-    if (!rc && (!l->weight || (bias && !l->bias)))
+    if (!rc && (!l->weight || (bias && !l->bias) || (twice && !l->bias_value)))
         rc = kn_err_set(err, KN_EOOM, "out of device memory for weights of %zu KiB", values >> 9);
     if (!rc) rc = write_weights(g, l, weight, err);
     if (!rc) rc = write_bias(g, l, bias, err);
@@ -136,44 +149,18 @@ static int layer_create(struct kx_gpu *g, const struct kx_conv_shape *s, enum kx
     return rc;
 }
 
-/* y = act(layer(x) + shift) + residual */
-static void layer_run(struct kx_gpu *g, const struct layer *l, const struct kx_tensor *x,
-                      const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y,
-                      const char *op) {
-    assert(l->type == g->type && l->device == g->device);
-    assert(!residual || kx_count(residual) == kx_count(y));
-    if (g->base.planning || !kx_gpu_enter(g)) return;
-    struct kx_cuda_gemm p = {.type = l->type,
-                             .n = x->n,
-                             .h = x->h,
-                             .w = x->w,
-                             .in = l->shape.in,
-                             .out = l->shape.out,
-                             .kernel = l->shape.kernel,
-                             .stride = l->shape.stride,
-                             .upsample = l->shape.upsample,
-                             .x = x->v,
-                             .weight = l->weight,
-                             .bias = l->bias,
-                             .act = l->act,
-                             .residual = residual ? residual->v : NULL,
-                             .y = y->v};
-    if (shift) p.shift = *shift;
-    kx_gpu_ok(g, kx_cuda_conv(g->stream, &p), op);
-}
-
 /* Each is a layer; the types keep them apart. */
-static struct layer *of_conv(struct kx_conv *c) {
-    return (struct layer *)c;
+static struct kx_gpu_layer *of_conv(struct kx_conv *c) {
+    return (struct kx_gpu_layer *)c;
 }
-static struct layer *of_linear(struct kx_linear *l) {
-    return (struct layer *)l;
+static struct kx_gpu_layer *of_linear(struct kx_linear *l) {
+    return (struct kx_gpu_layer *)l;
 }
 
 int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                        const float *bias, struct kx_conv **out, struct kn_err *err) {
-    struct layer *l;
-    int rc = layer_create(kx_gpu_of(ctx), s, KX_ACT_NONE, weight, bias, &l, err);
+    struct kx_gpu_layer *l;
+    int rc = layer_create(kx_gpu_of(ctx), s, KX_ACT_NONE, false, weight, bias, &l, err);
     *out = (struct kx_conv *)l;
     return rc;
 }
@@ -189,14 +176,14 @@ void kx_gpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *
     assert(x->n == y->n && x->c == s->in && y->c == s->out);
     assert(y->h == (h + 2 * pad - s->kernel) / s->stride + 1 &&
            y->w == (w + 2 * pad - s->kernel) / s->stride + 1);
-    layer_run(kx_gpu_of(ctx), of_conv(c), x, shift, residual, y, "convolution");
+    kx_gpu_product(kx_gpu_of(ctx), of_conv(c), x, shift, residual, y);
 }
 
 int kx_gpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                          const float *bias, struct kx_linear **out_linear, struct kn_err *err) {
-    struct layer *l;
-    int rc = layer_create(kx_gpu_of(ctx), &(struct kx_conv_shape){in, out, 1, 1, false}, act, weight, bias,
-                          &l, err);
+    struct kx_gpu_layer *l;
+    int rc = layer_create(kx_gpu_of(ctx), &(struct kx_conv_shape){in, out, 1, 1, false}, act, true, weight,
+                          bias, &l, err);
     *out_linear = (struct kx_linear *)l;
     return rc;
 }
@@ -208,11 +195,11 @@ void kx_gpu_linear_destroy(struct kx_linear *l) {
 /* The images stay apart, though rows are rows: which kernel runs is chosen by an image's shape. */
 void kx_gpu_linear(struct kx_ctx *ctx, struct kx_linear *linear, const struct kx_tensor *x,
                    const struct kx_tensor *residual, struct kx_tensor *y) {
-    const struct layer *l = of_linear(linear);
+    const struct kx_gpu_layer *l = of_linear(linear);
     assert(x->c == l->shape.in && y->c == (l->act == KX_ACT_GEGLU ? l->shape.out / 2 : l->shape.out));
     assert(kx_count(x) / (size_t)x->c == kx_count(y) / (size_t)y->c);
     assert(!residual || l->act != KX_ACT_GEGLU);
-    layer_run(kx_gpu_of(ctx), l, x, NULL, residual, y, "linear layer");
+    kx_gpu_product(kx_gpu_of(ctx), l, x, NULL, residual, y);
 }
 
 /* ---- tables */

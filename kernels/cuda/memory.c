@@ -285,11 +285,6 @@ int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     return rc || g->workspace_wanted <= g->workspace_bytes ? rc : grow(g, err);
 }
 
-/* Our kernels need no plan but the workspace's size: nothing piles up. */
-void kx_gpu_plan_trim(struct kx_ctx *ctx) {
-    (void)ctx;
-}
-
 unsigned kx_gpu_plan_age(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->age;
 }

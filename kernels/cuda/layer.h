@@ -1,0 +1,28 @@
+/* A layer with weights: what a convolution and a linear layer have in common. layer.c makes it, product.c
+ * runs it. */
+#ifndef KILN_KERNELS_CUDA_LAYER_H
+#define KILN_KERNELS_CUDA_LAYER_H
+
+#include "kernels/cuda/context.h"
+
+struct kx_gpu_layer {
+    struct kx_made made;          /* first */
+    struct kx_gpu_device *device; /* a share */
+    uint64_t id;                  /* no other layer of this process has or had it */
+    enum kx_store type;
+    bool linear; /* kx_linear_create made it */
+    struct kx_conv_shape shape;
+    enum kx_act act;
+    bool interleaved; /* GEGLU: the rows of both halves, as kx_cuda_geglu_row has it */
+    void *weight;     /* own: the device's, out × kernel × kernel × in */
+    float *bias;      /* own: the device's, in the order of the weights' rows; NULL: none */
+    void *bias_value; /* the same in the storage type, for cuBLASLt; own; NULL where it cannot be asked for */
+};
+
+/* y = act(layer(x) + shift) + residual; while planning: what that wants. shift, residual: or NULL. */
+void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                    const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
+/* Whether the layer is laid out for the library's product and not for our kernel's. */
+bool kx_gpu_layer_plain(const struct kx_gpu *g, int in, int out, enum kx_act act);
+
+#endif
