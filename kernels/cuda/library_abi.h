@@ -37,7 +37,7 @@ enum { /* cublasLtMatmulPreferenceAttributes_t */
        KX_LT_PREF_REDUCTION_MASK = 3,
        KX_LT_PREF_ALIGNMENT_A = 5, /* … B 6, C 7, D 8 */
 };
-enum { KX_LT_REDUCTION_NONE = 0 };
+enum { KX_LT_REDUCTION_NONE = 0, KX_LT_REDUCTION_ANY = 7 };
 enum { /* cublasLtMatmulAlgoConfigAttributes_t */
        KX_LT_ALGO_ID = 0,
        KX_LT_ALGO_TILE = 1,
@@ -90,7 +90,12 @@ struct kx_lt_abi {
 
 /* ---- cuDNN's backend (graph) interface */
 
-enum { KX_DNN_SUCCESS = 0 };
+enum { /* cudnnStatus_t; thousands: 2 bad parameter, 3 not supported, 4 internal, 5 execution failed */
+       KX_DNN_SUCCESS = 0,
+       KX_DNN_COMPILATION_FAILED = 4001,
+       KX_DNN_HOST_ALLOCATION_FAILED = 4003,
+       KX_DNN_DEVICE_ALLOCATION_FAILED = 4004
+};
 enum { /* cudnnDataType_t */ KX_DNN_FLOAT = 0, KX_DNN_HALF = 2, KX_DNN_BFLOAT16 = 9 };
 enum { KX_DNN_CROSS_CORRELATION = 1 }; /* cudnnConvolutionMode_t */
 enum { KX_DNN_POINTWISE_ADD = 0 };
