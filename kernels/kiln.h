@@ -1,7 +1,8 @@
 /* The diffusion engine: a library that knows nothing of farms. This is its only public header.
  *
  * Life: kiln_engine_create → kiln_model_load (any number) → kiln_render (any number) → destroy in reverse. An
- * engine and its models belong to one thread at a time; two engines may live in one process.
+ * engine and its models belong to one thread at a time, but for the stages of a render (kiln_batch_create);
+ * two engines may live in one process.
  *
  * Promise: the pixels of an image depend on its task, the model and kiln_engine_backend() alone: not on the
  * batch that it is rendered in, its place there, the number of threads or what was rendered before. */
@@ -17,11 +18,24 @@ struct kiln_model;
 
 enum kiln_device { KILN_DEVICE_CPU, KILN_DEVICE_CUDA };
 
+/* The storage type of weights and activations on a GPU; accumulators are f32. AUTO: f16, and bf16 for an
+ * autoencoder that overflows f16 (its config says force_upcast). */
+enum kiln_precision { KILN_PRECISION_AUTO, KILN_PRECISION_F16, KILN_PRECISION_BF16 };
+
 struct kiln_engine_options {
     enum kiln_device device;
     int device_index; /* CUDA ordinal */
     int threads;      /* CPU: 0 means all cores that this process may use */
+    /* GPU, from here on. */
+    enum kiln_precision precision;
+    bool fastest;     /* images may depend on their batch: the promise above is given up for speed */
+    bool own_kernels; /* no cuBLASLt, no cuDNN, though they be there */
+    int watchdog_ms;  /* a step that takes longer means that the device hangs (KN_EDEVICE); 0: 60,000 */
+    uint64_t memory_bytes_max; /* of the device's; 0: all */
 };
+
+/* How many GPUs this build could use here; 0 for a build without CUDA. */
+int kiln_device_count(void);
 
 KN_MUST_USE int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine **out,
                                    struct kn_err *err);
@@ -42,8 +56,9 @@ KN_MUST_USE int kiln_model_describe(const char *dir, const char *cache_dir, stru
 KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out,
                                 struct kn_err *err);
 void kiln_model_destroy(struct kiln_model *m);
-/* The largest batch of this size that is safe here (at least 1). */
-int kiln_model_batch_max(const struct kiln_model *m, uint32_t width, uint32_t height);
+/* The largest batch of this size that is safe here (at least 1): on a GPU computed from the memory that there
+ * is, less where a batch turned out not to fit. Stage 2's thread, or while nothing is rendered. */
+int kiln_model_batch_max(struct kiln_model *m, uint32_t width, uint32_t height);
 
 /* One image of a batch, as it comes out. */
 struct kiln_image {
@@ -67,12 +82,30 @@ struct kiln_callbacks {
     void (*dump)(void *ctx, const char *name, const void *data, const int64_t *shape, int ndim);
 };
 
-/* Renders n resolved tasks that share model, size, sampler, schedule and steps (KN_EINVAL otherwise);
- * prompts, negative prompts, seeds and guidance differ freely. n may be more than kiln_model_batch_max(): it
- * is cut. Errors of a single image come through the callback; the return value speaks of the whole: KN_EOOM,
- * KN_EDEVICE (the engine is dead and must be destroyed), KN_ECANCELED. */
+/* Renders n resolved tasks of one size (KN_EINVAL otherwise); prompts, negative prompts, seeds, guidance,
+ * sampler, schedule and steps differ freely. n may be more than kiln_model_batch_max(): it is cut, and cut
+ * smaller when memory is short. Errors of a single image come through the callback; the return value speaks
+ * of the whole: KN_EOOM (one image does not fit), KN_EDEVICE (the engine is dead and must be destroyed),
+ * KN_ECANCELED. */
 KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n,
                             const struct kiln_callbacks *cb, struct kn_err *err);
+
+/* The same in its three stages, for whoever wants them to overlap: three threads may be in the three stages
+ * of three batches of one model at the same time (each stage belongs to one thread at a time; on a CPU they
+ * wait for one another). tasks, cb and what it points to are borrowed until destroy. n is at most
+ * kiln_model_batch_max(); KN_EOOM comes before any image is handed out, or from finish when a single picture
+ * does not fit.
+ *
+ *     create    encodes the texts, draws the noise          no callback but dump
+ *     denoise   the loop                                    callback step, dump
+ *     finish    decodes                                     callback image, dump */
+struct kiln_batch;
+KN_MUST_USE int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
+                                  const struct kiln_callbacks *cb, struct kiln_batch **out,
+                                  struct kn_err *err);
+KN_MUST_USE int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err);
+KN_MUST_USE int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err);
+void kiln_batch_destroy(struct kiln_batch *b); /* NULL is fine */
 
 /* Encodes 8-bit RGB as PNG with A1111's `parameters` text (tEXt if it fits Latin-1, else iTXt; NULL for none)
  * and the IPTC mark of a synthetic picture (XMP in an iTXt chunk, before IDAT). Deterministic: the same input

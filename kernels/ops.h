@@ -1,19 +1,28 @@
-/* The operations that the networks are made of: one contract, one implementation a backend (cpu/).
+/* The operations that the networks are made of: one contract, two backends (cpu/, cuda/). A context belongs
+ * to one backend, and every call goes to it (ops.c, backend.h).
  *
- * A tensor is n images of h × w pixels of c channels, f32, dense, channels last; a sequence is n × 1 × length
- * × width. The set is cut where a GPU wants it cut: what can be fused with its neighbour is part of it (bias,
- * time embedding, residual, activation), so that each is one call on either backend.
+ * A tensor is n images of h × w pixels of c channels, dense, channels last, in the context's memory and its
+ * storage type (kx_value_bytes: f32 on the CPU; f16 or bf16 on a GPU, with f32 accumulators); a sequence is
+ * n × 1 × length × width. What is not a tensor says its type: biases, norms' vectors, latents and schedules
+ * are f32 everywhere, indices are i32. The set is cut where a GPU wants it cut: what can be fused with its
+ * neighbour is part of it (bias, time embedding, residual, activation), so that each is one call on either
+ * backend.
+ *
+ * Memory. "The context's memory" is the host's on the CPU and the device's on a GPU: kx_alloc, kx_upload and
+ * kx_download are the way in and out, and no pointer into it is followed outside of the backend.
  *
  * Planning. A network's forward function runs twice over the same code: first with the context planning, when
  * ops compute nothing but make their primitives and say how much workspace they want, and memory is only
- * counted; then for real, when nothing is allocated. kx_plan_begin … kx_plan_end encloses the first.
+ * counted; then for real, when nothing is allocated and the host waits for nothing. kx_plan_begin …
+ * kx_plan_end encloses the first.
  *
  * Errors stick to the context (kx_ctx_error): ops return nothing, and forward functions ask once at their
  * end.
  *
- * Same bits: an op's result for one image depends on neither n nor the number of threads. A network gets this
- * for n by running its images one after another, each on a lane: a context of its own with one thread, where
- * there are as many images as threads (no barrier is crossed then), or one after another on all threads. */
+ * Same bits: an op's result for one image depends on neither n, nor its place among the n, nor the number of
+ * threads. How images are run is the backend's choice (kx_ctx_each): a CPU takes them one at a time (n is 1
+ * in every op), each on a lane, a context of its own with one thread, where there are as many images as
+ * threads, or one after another on all threads; a GPU takes all of them in one call. */
 #ifndef KILN_KERNELS_OPS_H
 #define KILN_KERNELS_OPS_H
 
@@ -22,38 +31,62 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kernels/samplers/step.h"
 
 struct kx_ctx;
 
-/* ---- the context: threads, workspace, arena */
+/* ---- the context: threads or stream, workspace, arena */
 
 /* threads: 0 means all cores that this process may use. */
-KN_MUST_USE int kx_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err);
+KN_MUST_USE int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err);
+/* kx_cuda_ctx_create: kernels/cuda/cuda.h */
 void kx_ctx_destroy(struct kx_ctx *ctx);            /* NULL is fine; after everything that was made from it */
-const char *kx_ctx_class(const struct kx_ctx *ctx); /* "cpu-avx2" */
+const char *kx_ctx_class(const struct kx_ctx *ctx); /* "cpu-avx2", "cuda-sm90" */
 const char *
 kx_ctx_facts(const struct kx_ctx *ctx); /* versions and whatever else of the backend can move a bit */
 void kx_ctx_describe(const struct kx_ctx *ctx, char *out, size_t size); /* "AMD EPYC, 2 threads" */
-int kx_ctx_threads(const struct kx_ctx *ctx);
-/* Whether what is pending failed: 0 or KN_E… with the text; clears it. */
+int kx_ctx_threads(const struct kx_ctx *ctx);                           /* 1 on a GPU */
+/* Whether what is pending failed: 0 or KN_E… with the text; clears it, but for KN_EDEVICE, which stays: the
+ * device is of no use any more. Does not wait: what a GPU still computes is asked for by kx_sync. */
 KN_MUST_USE int kx_ctx_error(struct kx_ctx *ctx, struct kn_err *err);
+/* Waits until all that was asked for is done; then as kx_ctx_error. */
+KN_MUST_USE int kx_sync(struct kx_ctx *ctx, struct kn_err *err);
+size_t kx_value_bytes(const struct kx_ctx *ctx);
+/* v + `values` values of the storage type. */
+void *kx_at(const struct kx_ctx *ctx, const void *v, size_t values);
 
-/* How n images are run: the number of lanes (1: one after another on all threads), and the i-th lane's
- * context. Lanes are the context's; lane 0 of 1 is the context itself. `bytes` is what an image takes in the
- * arena. */
+/* How n images are run: the number of lanes (1: one after another on all threads, or all at once on a GPU),
+ * and the i-th lane's context. Lanes are the context's; lane 0 of 1 is the context itself. `bytes` is what an
+ * image takes in the arena. */
 int kx_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes);
 struct kx_ctx *kx_ctx_lane(struct kx_ctx *ctx, int lanes, int i);
-/* Calls fn(arg, lane's context, i) for i < n on `lanes` lanes; images i, i + lanes, … share a lane. */
-void kx_ctx_each(struct kx_ctx *ctx, int lanes, int n, void (*fn)(void *arg, struct kx_ctx *lane, int i),
-                 void *arg);
+/* How many of n images one call of kx_ctx_each's function gets: 1 on a CPU, n on a GPU. */
+int kx_ctx_together(const struct kx_ctx *ctx, int n);
+/* Calls fn(arg, lane's context, first, count) until all i < n were in one [first, first + count), on `lanes`
+ * lanes; images i, i + lanes, … share a lane. */
+typedef void (*kx_images)(void *arg, struct kx_ctx *lane, int first, int count);
+void kx_ctx_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg);
+
+/* The context's memory. kx_alloc: NULL when there is none. Copies are in order with the ops; upload has read
+ * `from` when it returns, download has filled `to` when it returns (it waits). */
+void *kx_alloc(struct kx_ctx *ctx, size_t bytes);
+void kx_free(struct kx_ctx *ctx, void *p); /* NULL is fine */
+void kx_upload(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
+void kx_download(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
+/* f32 on the host to and from values of the storage type in the context's memory. */
+void kx_upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n);
+void kx_download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n);
+/* Bytes that kx_alloc could still give now, and all that the device has. */
+void kx_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes);
 
 /* An arena is a network's memory for its activations: one stretch a lane, used as a stack. */
 struct kx_arena {
-    float *base;
-    size_t used, peak, size; /* floats */
+    void *base;
+    size_t used, peak, size; /* bytes */
 };
-/* Aligned to 64 bytes; while planning it only counts, and the pointer must not be followed. */
-float *kx_take(struct kx_ctx *ctx, size_t floats);
+/* Room for values of the storage type. Aligned to 64 bytes (256 on a GPU); while planning it only counts, and
+ * the pointer must not be followed. */
+void *kx_take(struct kx_ctx *ctx, size_t values);
 size_t kx_mark(const struct kx_ctx *ctx);
 void kx_release(struct kx_ctx *ctx, size_t mark);
 
@@ -63,17 +96,34 @@ void kx_plan_begin(struct kx_ctx *ctx, struct kx_arena *arena);
 KN_MUST_USE int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err);
 /* Plans are kept, so that a shape that comes again costs nothing. A farm renders any size that it is asked
  * for, so they must not pile up: where they are too many, trim drops those of all shapes, and age gives
- * another number: what was planned at an earlier age is planned again. Not between a plan and its runs. */
+ * another number: what was planned (or recorded) at an earlier age is planned again. Not between a plan and
+ * its runs. */
 void kx_plan_trim(struct kx_ctx *ctx);
 unsigned kx_plan_age(const struct kx_ctx *ctx);
 bool kx_planning(const struct kx_ctx *ctx);
 void kx_use(struct kx_ctx *ctx,
             struct kx_arena *arena); /* the arena that kx_take takes from, from now on; borrowed */
-KN_MUST_USE int kx_arena_init(struct kx_arena *a, size_t floats);
-void kx_arena_fini(struct kx_arena *a);
+KN_MUST_USE int kx_arena_init(struct kx_ctx *ctx, struct kx_arena *a, size_t bytes);
+void kx_arena_fini(struct kx_ctx *ctx, struct kx_arena *a);
+
+/* Runs the ops that fn asks for; a GPU records them the first time (a CUDA graph) and replays the recording
+ * from then on, so that fn must ask for the same ops with the same pointers each time: what changes from run
+ * to run lies in the context's memory. *r: NULL before the first time. A recording of an earlier kx_plan_age
+ * is made again. */
+struct kx_recording;
+void kx_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
+void kx_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r); /* NULL is fine */
+
+/* A mark in the order of the ops: kx_event_wait returns when all that was asked for before kx_event_set is
+ * done. KN_EDEVICE; KN_ETIMEOUT after timeout_ms. On a CPU it is always done. */
+struct kx_event;
+KN_MUST_USE int kx_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
+void kx_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
+void kx_event_set(struct kx_ctx *ctx, struct kx_event *e);
+KN_MUST_USE int kx_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
 
 struct kx_tensor {
-    float *v;
+    void *v;
     int n, h, w, c;
 };
 static inline size_t kx_count(const struct kx_tensor *t) {
@@ -81,10 +131,18 @@ static inline size_t kx_count(const struct kx_tensor *t) {
 }
 struct kx_tensor kx_tensor_take(struct kx_ctx *ctx, int n, int h, int w, int c);
 
+/* Rows of the storage type of which image i has the index[i]-th: v + index[i] · stride values; index (i32,
+ * the context's memory) NULL: the i-th. v NULL: there are none. */
+struct kx_rows {
+    const void *v;
+    size_t stride;
+    const int32_t *index;
+};
+
 /* ---- convolution: y = conv(up(x)) + bias + shift + residual
  *
  * Weights OIHW as PyTorch has them, copied and re-laid. Padding k/2 on every side. Accumulator f32. Tolerance
- * against an f64 sum: 1e-5 of the output's norm. */
+ * against an f64 sum: 1e-5 of the output's norm in f32. */
 struct kx_conv;
 struct kx_conv_shape {
     int in, out, kernel, stride;
@@ -92,11 +150,11 @@ struct kx_conv_shape {
 };
 KN_MUST_USE int kx_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                                const float *bias, struct kx_conv **out,
-                               struct kn_err *err); /* bias: NULL for none */
+                               struct kn_err *err); /* weight, bias: the host's; bias NULL for none */
 void kx_conv_destroy(struct kx_conv *c);
-/* x->n is 1. shift: out values to add to every pixel (the time embedding), or NULL. residual: y's shape, or
- * NULL; it may be y itself. x and y must not overlap. */
-void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, const float *shift,
+/* shift: out values an image to add to every pixel (the time embedding); NULL or v NULL for none. residual:
+ * y's shape, or NULL; it may be y itself. x and y must not overlap. */
+void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *shift,
              const struct kx_tensor *residual, struct kx_tensor *y);
 
 /* ---- linear: y = act(x · Wᵀ + bias) + residual
@@ -108,13 +166,13 @@ struct kx_linear;
 KN_MUST_USE int kx_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                                  const float *bias, struct kx_linear **out_linear, struct kn_err *err);
 void kx_linear_destroy(struct kx_linear *l);
-/* Each pixel is a row; x->n is 1. residual: y's shape, or NULL, may be y itself; not with GEGLU. */
+/* Each pixel is a row. residual: y's shape, or NULL, may be y itself; not with GEGLU. */
 void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
                const struct kx_tensor *residual, struct kx_tensor *y);
 
-/* ---- norms */
+/* ---- norms. gamma, beta: c f32 values in the context's memory. */
 
-/* GroupNorm over each image's pixels and group of channels, then SiLU if asked for. y may be x. Sums: f32
+/* GroupNorm over each image's pixels and group of channels, then SiLU if asked for. y may be x. CPU sums: f32
  * over 32 pixels, f64 beyond. */
 void kx_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
                    int groups, float eps, bool silu, struct kx_tensor *y);
@@ -124,13 +182,17 @@ void kx_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *g
 
 /* ---- attention: softmax(q · kᵀ · scale) · v, head by head
  *
- * q: one image's rows of heads × dim values at `q_stride`; so k and v (`length` rows of them) and out. No
- * score matrix in memory: keys go by in tiles with a running maximum. `causal`: row i sees keys 0 … i. */
+ * q: an image's `rows` rows of heads × dim values at `q_stride`, images rows · q_stride apart; so out. k and
+ * v: `length` rows at k_stride, v_stride of image kv_index[i] (NULL: i; i32 in the context's memory), images
+ * kv_image values apart. No score matrix in memory: keys go by in tiles with a running maximum. `causal`: row
+ * i sees keys 0 … i. Strides are in values. */
 struct kx_attention {
-    const float *q, *k, *v;
-    float *out;
-    size_t q_stride, k_stride, v_stride, out_stride; /* floats from row to row */
-    int rows, length, heads, dim;
+    const void *q, *k, *v;
+    void *out;
+    size_t q_stride, k_stride, v_stride, out_stride;
+    size_t kv_image;
+    const int32_t *kv_index;
+    int n, rows, length, heads, dim;
     float scale;
     bool causal;
 };
@@ -140,12 +202,57 @@ void kx_attention(struct kx_ctx *ctx, const struct kx_attention *a);
 
 /* Channels of a, then channels of b. */
 void kx_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y);
-/* Sinusoidal embedding of one timestep into dim values (dim even): Ho et al. 2020 as diffusers'
- * get_timestep_embedding has it. */
-void kx_timestep(struct kx_ctx *ctx, float timestep, int dim, bool flip_sin_to_cos, float freq_shift,
-                 float *out);
-void kx_silu(struct kx_ctx *ctx, const float *x, float *y, size_t n);
-/* y = clamp(x / 2 + 0.5, 0, 1) for the three colours. NaN stays NaN. */
-void kx_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb);
+/* Sinusoidal embeddings of n timesteps (f32, the context's memory) into y's rows of dim values (n × 1 × 1 ×
+ * dim, dim even): Ho et al. 2020 as diffusers' get_timestep_embedding has it. */
+void kx_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos, float freq_shift,
+                 struct kx_tensor *y);
+/* y[i · b->n + j] = silu(a[i] + b[j]), rows of c values; b NULL: y[i] = silu(a[i]). */
+void kx_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
+                 struct kx_tensor *y);
+/* A table of `rows` rows of c values, from f32 on the host. */
+struct kx_table;
+KN_MUST_USE int kx_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out,
+                                struct kn_err *err);
+void kx_table_destroy(struct kx_table *t);
+/* y (n × 1 × positions × c): row p of image i is tokens[ids[i · positions + p]] + places[p]. ids: i32, the
+ * context's memory. */
+void kx_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
+              const int32_t *ids, struct kx_tensor *y);
+/* y (n × 1 × 1 × c): of image i the at[i]-th row (i32, the context's memory). */
+void kx_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+
+/* y = x, f32 in the context's memory, as values of the storage type. */
+void kx_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
+
+/* A picture's last step: v = clamp(x / 2 + 0.5, 0, 1) for the three colours as f32 in rgb (NULL for none) and
+ * as 8-bit values round(255 v), half to even, in bytes (NULL for none); finite[i] = 0 when a value of image i
+ * is NaN (it stays NaN in rgb, and is 0 in bytes), else 1. rgb, bytes, finite: the context's memory. */
+void kx_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes, int32_t *finite);
+
+/* ---- the sampler's step: guidance and update of n images in one call (formula: kernels/samplers/step.h)
+ *
+ * All in the context's memory. The step's number k is read from *at, so that the call is the same at each
+ * step (kx_replay); kx_sample adds 1 to *at at its end. Image i is at steps[k · n + i]. */
+struct kx_sampling {
+    int n, rows;                                /* images; rows of the UNet: one or two an image */
+    size_t values;                              /* of an image's latents */
+    int steps;                                  /* of the table */
+    const struct kx_step *table;                /* steps × n */
+    const float *guidance;                      /* n */
+    const int32_t *row_u, *row_c;               /* n: an image's rows; row_u[i] < 0: no guidance */
+    void *pred;                                 /* rows × values: the UNet's output; spent */
+    void *in;                                   /* rows × values: its input */
+    int32_t *time_row;                          /* rows: for the UNet; see below */
+    const int32_t *time_rows;                   /* steps × rows: time_row at each step */
+    float *x, *saved, *history[KX_HISTORY_MAX]; /* n × values each; NULL where no step uses it */
+    const float *noise;                         /* n × values, of this step; NULL where no step uses it */
+    float *guided;                              /* n × values: m of the formula, for a dump; NULL for none */
+    int32_t *at;                                /* 1 */
+    int32_t *bad;                               /* n: the first step at which m was not finite, or −1 */
+};
+/* Before the first step: *at = 0, bad = −1, in = x · in_scale and time_row of step 0. */
+void kx_sample_begin(struct kx_ctx *ctx, const struct kx_sampling *s);
+/* One step; then `in` and `time_row` are those of the next (past the last step: of the last). */
+void kx_sample(struct kx_ctx *ctx, const struct kx_sampling *s);
 
 #endif

@@ -16,6 +16,9 @@
 #include <cpuid.h>
 #endif
 
+static const struct kx_backend backend;
+static void cpu_destroy(struct kx_ctx *ctx);
+
 #define THREADS_MAX 256
 #define PRODUCTS_MAX 1000 /* eight sizes of a picture or so; each takes 100 to 200 KiB */
 
@@ -65,21 +68,21 @@ static int cores(void) {
     return n < 1 ? 1 : n > THREADS_MAX ? THREADS_MAX : (int)n;
 }
 
-static int create_seats(struct kx_ctx *c, int first) {
+static int create_seats(struct kx_cpu *c, int first) {
     c->seats = calloc((size_t)c->threads, sizeof *c->seats);
     for (int i = 0; c->seats && i < c->threads; i++) c->seats[i].number = first + i;
     return c->seats ? 0 : KN_ENOMEM;
 }
 
-static int create(struct kx_ctx *c, struct kn_err *err) {
+static int create(struct kx_cpu *c, struct kn_err *err) {
     c->lanes = calloc((size_t)c->threads, sizeof *c->lanes);
     if (!c->lanes || create_seats(c, 0)) return kn_err_set(err, KN_ENOMEM, "out of memory");
     int rc = kx_pool_create(c->threads, &c->pool, err);
     if (!rc) rc = kx_dnn_create(c->threads, &c->dnn, err);
     if (rc) return rc;
     for (int i = 0; i < c->threads; i++) {
-        struct kx_ctx *lane = &c->lanes[i];
-        *lane = (struct kx_ctx){.root = c, .vector = c->vector, .dnn = c->dnn, .threads = 1};
+        struct kx_cpu *lane = &c->lanes[i];
+        *lane = (struct kx_cpu){.base = c->base, .root = c, .vector = c->vector, .dnn = c->dnn, .threads = 1};
         if (create_seats(lane, i)) return kn_err_set(err, KN_ENOMEM, "out of memory");
     }
     char caches[128];
@@ -94,26 +97,27 @@ static int create(struct kx_ctx *c, struct kn_err *err) {
     return 0;
 }
 
-int kx_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err) {
+int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err) {
     *out = NULL;
     if (threads > THREADS_MAX)
         return kn_err_set(err, KN_EINVAL, "threads: %d is more than %d", threads, THREADS_MAX);
-    struct kx_ctx *c = calloc(1, sizeof *c);
+    struct kx_cpu *c = calloc(1, sizeof *c);
     if (!c) return kn_err_set(err, KN_ENOMEM, "out of memory");
     pthread_mutex_init(&c->lock, NULL);
+    c->base = (struct kx_ctx){.backend = &backend, .value_bytes = sizeof(float), .align = 64};
     c->root = c;
     c->threads = threads > 0 ? threads : cores();
     c->vector = kx_vector_choose();
     int rc = create(c, err);
     if (rc)
-        kx_ctx_destroy(c);
+        cpu_destroy(&c->base);
     else
-        *out = c;
+        *out = &c->base;
     return rc;
 }
 
-void kx_ctx_destroy(struct kx_ctx *c) {
-    if (!c) return;
+static void cpu_destroy(struct kx_ctx *ctx) {
+    struct kx_cpu *c = kx_cpu_of(ctx);
     for (int i = 0; c->lanes && i < c->threads; i++) {
         free(c->lanes[i].workspace);
         free(c->lanes[i].seats);
@@ -127,29 +131,34 @@ void kx_ctx_destroy(struct kx_ctx *c) {
     free(c);
 }
 
-const char *kx_ctx_class(const struct kx_ctx *ctx) {
-    return ctx->root->name;
+static const struct kx_cpu *of(const struct kx_ctx *ctx) {
+    return (const struct kx_cpu *)ctx;
 }
 
-const char *kx_ctx_facts(const struct kx_ctx *ctx) {
-    return ctx->root->facts;
+static const char *cpu_name(const struct kx_ctx *ctx) {
+    return of(ctx)->root->name;
 }
 
-int kx_ctx_threads(const struct kx_ctx *ctx) {
-    return ctx->threads;
+static const char *cpu_facts(const struct kx_ctx *ctx) {
+    return of(ctx)->root->facts;
 }
 
-void kx_ctx_describe(const struct kx_ctx *ctx, char *out, size_t size) {
+static int cpu_threads(const struct kx_ctx *ctx) {
+    return of(ctx)->threads;
+}
+
+static void cpu_describe(const struct kx_ctx *ctx, char *out, size_t size) {
     char line[256], model[128] = "CPU";
+    int threads = of(ctx)->threads;
     FILE *f = fopen("/proc/cpuinfo", "re");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "model name : %127[^\n]", model) == 1) break;
     if (f) fclose(f);
-    snprintf(out, size, "%s, %d thread%s", model, ctx->threads, ctx->threads == 1 ? "" : "s");
+    snprintf(out, size, "%s, %d thread%s", model, threads, threads == 1 ? "" : "s");
 }
 
-void kx_ctx_fail(struct kx_ctx *ctx, int code, const char *text) {
-    struct kx_ctx *root = ctx->root;
+void kx_cpu_fail(struct kx_cpu *ctx, int code, const char *text) {
+    struct kx_cpu *root = ctx->root;
     pthread_mutex_lock(&root->lock);
     if (!root->error) {
         root->error = code;
@@ -158,8 +167,8 @@ void kx_ctx_fail(struct kx_ctx *ctx, int code, const char *text) {
     pthread_mutex_unlock(&root->lock);
 }
 
-int kx_ctx_error(struct kx_ctx *ctx, struct kn_err *err) {
-    struct kx_ctx *root = ctx->root;
+static int cpu_error(struct kx_ctx *ctx, struct kn_err *err) {
+    struct kx_cpu *root = kx_cpu_of(ctx)->root;
     pthread_mutex_lock(&root->lock);
     int code = root->error;
     root->error = 0;
@@ -174,43 +183,50 @@ void *kx_aligned(size_t bytes) {
 
 /* ---- lanes */
 
-int kx_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
-    if (ctx->threads == 1 || n < ctx->threads) return 1;
+static int cpu_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
+    int threads = of(ctx)->threads;
+    if (threads == 1 || n < threads) return 1;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    return bytes <= memory / 4 / (size_t)ctx->threads ? ctx->threads : 1;
+    return bytes <= memory / 4 / (size_t)threads ? threads : 1;
 }
 
-struct kx_ctx *kx_ctx_lane(struct kx_ctx *ctx, int lanes, int i) {
-    assert(i >= 0 && i < lanes && lanes <= ctx->threads);
-    return lanes == 1 ? ctx : &ctx->lanes[i];
+static struct kx_ctx *cpu_lane(struct kx_ctx *ctx, int lanes, int i) {
+    assert(i >= 0 && i < lanes && lanes <= of(ctx)->threads);
+    return lanes == 1 ? ctx : &kx_cpu_of(ctx)->lanes[i].base;
+}
+
+static int cpu_together(const struct kx_ctx *ctx, int n) {
+    (void)ctx;
+    (void)n;
+    return 1;
 }
 
 struct each {
-    struct kx_ctx *ctx;
+    struct kx_cpu *ctx;
     int lanes, n;
-    void (*fn)(void *arg, struct kx_ctx *lane, int i);
+    kx_images fn;
     void *arg;
 };
 
 static void run_lane(void *arg, int lane, int thread) {
     (void)thread;
     const struct each *e = arg;
-    for (int i = lane; i < e->n; i += e->lanes) e->fn(e->arg, &e->ctx->lanes[lane], i);
+    for (int i = lane; i < e->n; i += e->lanes) e->fn(e->arg, &e->ctx->lanes[lane].base, i, 1);
 }
 
-void kx_ctx_each(struct kx_ctx *ctx, int lanes, int n, void (*fn)(void *arg, struct kx_ctx *lane, int i),
-                 void *arg) {
-    assert(ctx->pool && lanes >= 1 && lanes <= ctx->threads);
+static void cpu_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
+    struct kx_cpu *c = kx_cpu_of(ctx);
+    assert(c->pool && lanes >= 1 && lanes <= c->threads);
     if (lanes == 1) {
-        for (int i = 0; i < n; i++) fn(arg, ctx, i);
+        for (int i = 0; i < n; i++) fn(arg, ctx, i, 1);
         return;
     }
-    struct each e = {ctx, lanes, n, fn, arg};
-    kx_pool_run(ctx->pool, lanes, run_lane, &e);
+    struct each e = {c, lanes, n, fn, arg};
+    kx_pool_run(c->pool, lanes, run_lane, &e);
 }
 
 struct items {
-    struct kx_ctx *ctx;
+    struct kx_cpu *ctx;
     kx_item *fn;
     void *arg;
 };
@@ -220,7 +236,7 @@ static void run_item(void *arg, int i, int thread) {
     it->fn(it->arg, i, &it->ctx->seats[thread]);
 }
 
-void kx_parallel(struct kx_ctx *ctx, int n, kx_item *fn, void *arg) {
+void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg) {
     if (ctx->threads == 1) {
         for (int i = 0; i < n; i++) fn(arg, i, ctx->seats);
         return;
@@ -231,67 +247,52 @@ void kx_parallel(struct kx_ctx *ctx, int n, kx_item *fn, void *arg) {
 
 /* ---- memory */
 
-int kx_arena_init(struct kx_arena *a, size_t floats) {
-    *a = (struct kx_arena){.size = floats, .base = kx_aligned(floats * sizeof(float))};
-    return a->base ? 0 : KN_EOOM;
+static void *cpu_alloc(struct kx_ctx *ctx, size_t bytes) {
+    (void)ctx;
+    return kx_aligned(bytes);
 }
 
-void kx_arena_fini(struct kx_arena *a) {
-    free(a->base);
-    *a = (struct kx_arena){0};
+static void cpu_free(struct kx_ctx *ctx, void *p) {
+    (void)ctx;
+    free(p);
 }
 
-void kx_use(struct kx_ctx *ctx, struct kx_arena *arena) {
-    ctx->arena = arena;
-    arena->used = 0;
+static void copy(struct kx_ctx *ctx, void *to, const void *from, size_t bytes) {
+    (void)ctx;
+    memcpy(to, from, bytes);
 }
 
-float *kx_take(struct kx_ctx *ctx, size_t floats) {
-    struct kx_arena *a = ctx->arena;
-    size_t at = a->used;
-    a->used += (floats + 15) & ~(size_t)15;
-    if (a->used > a->peak) a->peak = a->used;
-    if (ctx->planning) return (float *)(uintptr_t)64; /* never followed */
-    assert(a->used <= a->size);
-    return a->base + at;
+static void upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n) {
+    copy(ctx, to, from, n * sizeof *from);
 }
 
-size_t kx_mark(const struct kx_ctx *ctx) {
-    return ctx->arena->used;
+static void download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n) {
+    copy(ctx, to, from, n * sizeof *to);
 }
 
-void kx_release(struct kx_ctx *ctx, size_t mark) {
-    assert(mark <= ctx->arena->used);
-    ctx->arena->used = mark;
-}
-
-struct kx_tensor kx_tensor_take(struct kx_ctx *ctx, int n, int h, int w, int c) {
-    struct kx_tensor t = {NULL, n, h, w, c};
-    t.v = kx_take(ctx, kx_count(&t));
-    return t;
+static void cpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes) {
+    (void)ctx;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    *free_bytes = (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
+    *total_bytes = (size_t)sysconf(_SC_PHYS_PAGES) * page;
 }
 
 /* ---- planning */
 
-void kx_plan_begin(struct kx_ctx *ctx, struct kx_arena *arena) {
-    assert(!ctx->planning);
-    *arena = (struct kx_arena){0};
-    ctx->planning = true;
-    ctx->shared_wanted = ctx->scratch_wanted = 0;
-    kx_use(ctx, arena);
+static void cpu_plan_begin(struct kx_ctx *ctx) {
+    struct kx_cpu *c = kx_cpu_of(ctx);
+    c->shared_wanted = c->scratch_wanted = 0;
 }
 
-void kx_want(struct kx_ctx *ctx, size_t shared_bytes, size_t scratch_bytes) {
-    assert(ctx->planning);
+void kx_want(struct kx_cpu *ctx, size_t shared_bytes, size_t scratch_bytes) {
+    assert(ctx->base.planning);
     if (shared_bytes > ctx->shared_wanted) ctx->shared_wanted = shared_bytes;
     if (scratch_bytes > ctx->scratch_wanted) ctx->scratch_wanted = scratch_bytes;
 }
 
-int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
-    assert(ctx->planning);
-    ctx->planning = false;
-    ctx->arena = NULL;
-    int rc = kx_ctx_error(ctx, err);
+static int cpu_plan_end(struct kx_ctx *base, struct kn_err *err) {
+    struct kx_cpu *ctx = kx_cpu_of(base);
+    int rc = cpu_error(base, err);
     if (rc || (ctx->shared_wanted <= ctx->shared_bytes && ctx->scratch_wanted <= ctx->scratch_bytes))
         return rc;
     if (ctx->shared_wanted > ctx->shared_bytes) ctx->shared_bytes = kx_round64(ctx->shared_wanted);
@@ -307,18 +308,98 @@ int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     return 0;
 }
 
-void kx_plan_trim(struct kx_ctx *ctx) {
-    struct kx_ctx *root = ctx->root;
+static void cpu_plan_trim(struct kx_ctx *ctx) {
+    struct kx_cpu *root = kx_cpu_of(ctx)->root;
     if (kx_dnn_count(root->dnn) <= PRODUCTS_MAX) return;
     kx_layers_forget(root);
     kx_dnn_forget(root->dnn);
     root->age++;
 }
 
-unsigned kx_plan_age(const struct kx_ctx *ctx) {
-    return ctx->root->age;
+static unsigned cpu_plan_age(const struct kx_ctx *ctx) {
+    return of(ctx)->root->age;
 }
 
-bool kx_planning(const struct kx_ctx *ctx) {
-    return ctx->planning;
+/* ---- order: everything is done when its call returns */
+
+static void cpu_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg) {
+    (void)ctx;
+    (void)r;
+    fn(arg);
 }
+
+static void cpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r) {
+    (void)ctx;
+    (void)r;
+}
+
+static int cpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err) {
+    (void)ctx;
+    (void)err;
+    *out = NULL;
+    return 0;
+}
+
+static void cpu_event(struct kx_ctx *ctx, struct kx_event *e) {
+    (void)ctx;
+    (void)e;
+}
+
+static int cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {
+    (void)ctx;
+    (void)e;
+    (void)timeout_ms;
+    (void)err;
+    return 0;
+}
+
+static const struct kx_backend backend = {
+    .destroy = cpu_destroy,
+    .name = cpu_name,
+    .facts = cpu_facts,
+    .describe = cpu_describe,
+    .threads = cpu_threads,
+    .error = cpu_error,
+    .sync = cpu_error,
+    .lanes = cpu_lanes,
+    .lane = cpu_lane,
+    .together = cpu_together,
+    .each = cpu_each,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = copy,
+    .download = copy,
+    .upload_values = upload_values,
+    .download_values = download_values,
+    .memory = cpu_memory,
+    .plan_begin = cpu_plan_begin,
+    .plan_end = cpu_plan_end,
+    .plan_trim = cpu_plan_trim,
+    .plan_age = cpu_plan_age,
+    .replay = cpu_replay,
+    .recording_destroy = cpu_recording_destroy,
+    .event_create = cpu_event_create,
+    .event_destroy = cpu_event,
+    .event_set = cpu_event,
+    .event_wait = cpu_event_wait,
+    .conv_create = kx_cpu_conv_create,
+    .conv_destroy = kx_cpu_conv_destroy,
+    .conv = kx_cpu_conv,
+    .linear_create = kx_cpu_linear_create,
+    .linear_destroy = kx_cpu_linear_destroy,
+    .linear = kx_cpu_linear,
+    .group_norm = kx_cpu_group_norm,
+    .layer_norm = kx_cpu_layer_norm,
+    .attention = kx_cpu_attention,
+    .concat = kx_cpu_concat,
+    .timestep = kx_cpu_timestep,
+    .add_silu = kx_cpu_add_silu,
+    .table_create = kx_cpu_table_create,
+    .table_destroy = kx_cpu_table_destroy,
+    .embed = kx_cpu_embed,
+    .pick = kx_cpu_pick,
+    .from_f32 = kx_cpu_from_f32,
+    .to_rgb = kx_cpu_to_rgb,
+    .sample_begin = kx_cpu_sample_begin,
+    .sample = kx_cpu_sample,
+};

@@ -11,41 +11,44 @@
 
 #include <pthread.h>
 
+#include "kernels/backend.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/pool.h"
 #include "kernels/cpu/vector.h"
-#include "kernels/ops.h"
 
 struct kx_seat {
     int number;
     void *scratch; /* as much as the largest kx_want_scratch of the plans */
 };
 
-struct kx_ctx {
-    struct kx_ctx *root; /* a lane's is its parent, the root's itself */
+struct kx_cpu {
+    struct kx_ctx base;  /* first: a kx_ctx * is a kx_cpu * */
+    struct kx_cpu *root; /* a lane's is its parent, the root's itself */
     const struct kx_vector *vector;
-    struct kx_dnn *dnn;     /* the root's */
-    struct kx_pool *pool;   /* the root's; NULL on a lane */
-    int threads;            /* 1 on a lane */
-    struct kx_seat *seats;  /* `threads` of them; owns. A lane's has the lane's number */
-    struct kx_arena *arena; /* borrowed */
-    bool planning;
+    struct kx_dnn *dnn;                   /* the root's */
+    struct kx_pool *pool;                 /* the root's; NULL on a lane */
+    int threads;                          /* 1 on a lane */
+    struct kx_seat *seats;                /* `threads` of them; owns. A lane's has the lane's number */
     void *workspace;                      /* owns: the shared part, then a scratch a seat */
     size_t shared_bytes, scratch_bytes;   /* what it has */
     size_t shared_wanted, scratch_wanted; /* the largest that an op asked for in this plan */
     struct kx_layer *layers;              /* root: all that were made from it; borrowed */
     unsigned age;                         /* root: how often the plans were dropped */
-    struct kx_ctx *lanes;                 /* root: `threads` of them; owns */
+    struct kx_cpu *lanes;                 /* root: `threads` of them; owns */
     pthread_mutex_t lock;                 /* root: of the error, which any thread may note */
     int error;                            /* root: first failure since it was asked for */
     char error_text[256];
     char facts[256], name[32];
 };
 
+static inline struct kx_cpu *kx_cpu_of(struct kx_ctx *ctx) {
+    return (struct kx_cpu *)ctx;
+}
+
 /* Notes the first failure, of the context or of one of its lanes. Any thread. */
-void kx_ctx_fail(struct kx_ctx *ctx, int code, const char *text);
+void kx_cpu_fail(struct kx_cpu *ctx, int code, const char *text);
 /* While planning: this op will want so many bytes of ctx->workspace, and of each seat's scratch. */
-void kx_want(struct kx_ctx *ctx, size_t shared_bytes, size_t scratch_bytes);
+void kx_want(struct kx_cpu *ctx, size_t shared_bytes, size_t scratch_bytes);
 void *kx_aligned(size_t bytes); /* to 64; released with free() */
 static inline size_t kx_round64(size_t bytes) {
     return (bytes + 63) & ~(size_t)63;
@@ -53,6 +56,44 @@ static inline size_t kx_round64(size_t bytes) {
 
 /* fn(arg, i, seat) for i < n on the context's threads. */
 typedef void kx_item(void *arg, int i, const struct kx_seat *seat);
-void kx_parallel(struct kx_ctx *ctx, int n, kx_item *fn, void *arg);
+void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg);
+
+/* fn(arg, i, seat) for i < n on the context's threads. */
+typedef void kx_item(void *arg, int i, const struct kx_seat *seat);
+void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg);
+
+/* The ops, as kernels/ops.h has them. */
+int kx_cpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
+                       const float *bias, struct kx_conv **out, struct kn_err *err);
+void kx_cpu_conv_destroy(struct kx_conv *c);
+void kx_cpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
+                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
+int kx_cpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
+                         const float *bias, struct kx_linear **out_linear, struct kn_err *err);
+void kx_cpu_linear_destroy(struct kx_linear *l);
+void kx_cpu_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
+                   const struct kx_tensor *residual, struct kx_tensor *y);
+void kx_cpu_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
+                       int groups, float eps, bool silu, struct kx_tensor *y);
+void kx_cpu_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
+                       float eps, struct kx_tensor *y);
+void kx_cpu_attention(struct kx_ctx *ctx, const struct kx_attention *a);
+void kx_cpu_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
+                   struct kx_tensor *y);
+void kx_cpu_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos,
+                     float freq_shift, struct kx_tensor *y);
+void kx_cpu_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
+                     struct kx_tensor *y);
+int kx_cpu_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out,
+                        struct kn_err *err);
+void kx_cpu_table_destroy(struct kx_table *t);
+void kx_cpu_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
+                  const int32_t *ids, struct kx_tensor *y);
+void kx_cpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+void kx_cpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
+void kx_cpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
+                   int32_t *finite);
+void kx_cpu_sample_begin(struct kx_ctx *ctx, const struct kx_sampling *s);
+void kx_cpu_sample(struct kx_ctx *ctx, const struct kx_sampling *s);
 
 #endif

@@ -53,7 +53,8 @@ struct variant {
 };
 
 struct kx_layer {
-    struct kx_ctx *root;            /* borrowed */
+    struct kx_made made;            /* first */
+    struct kx_cpu *root;            /* borrowed */
     struct kx_layer *before, *next; /* of the context's layers */
     struct kx_layer_shape shape;
     int kernel;      /* of the products: 2 for a doubling */
@@ -111,7 +112,7 @@ static void cut_channels(struct kx_layer *l) {
                     .from = slice * width + half * l->shape.out / 2, .width = width, .phase = phase};
 }
 
-int kx_layer_create(struct kx_ctx *ctx, const struct kx_layer_shape *s, const float *weight,
+int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const float *weight,
                     const float *bias, struct kx_layer **out, struct kn_err *err) {
     *out = NULL;
     assert(s->in > 0 && s->out > 0 && s->kernel > 0 && s->stride > 0);
@@ -119,6 +120,7 @@ int kx_layer_create(struct kx_ctx *ctx, const struct kx_layer_shape *s, const fl
     assert(s->act != KX_ACT_GEGLU || s->out % 2 == 0);
     struct kx_layer *l = calloc(1, sizeof *l);
     if (!l) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    l->made.backend = ctx->base.backend;
     l->root = ctx->root;
     l->next = l->root->layers;
     if (l->next) l->next->before = l;
@@ -156,7 +158,7 @@ static void forget(struct kx_layer *l) {
     l->variants = NULL;
 }
 
-void kx_layers_forget(struct kx_ctx *ctx) {
+void kx_layers_forget(struct kx_cpu *ctx) {
     for (struct kx_layer *l = ctx->root->layers; l; l = l->next) forget(l);
 }
 
@@ -253,7 +255,7 @@ static int pack(struct kx_layer *l, struct piece *p, const struct kx_product *pr
     return rc;
 }
 
-static int fill(struct kx_ctx *ctx, struct kx_layer *l, struct variant *v, struct kn_err *err) {
+static int fill(struct kx_cpu *ctx, struct kx_layer *l, struct variant *v, struct kn_err *err) {
     size_t tmp = 0;
     for (int s = 0; s < v->stripes; s++)
         for (int i = 0; i < l->pieces; i++) {
@@ -275,7 +277,7 @@ static int fill(struct kx_ctx *ctx, struct kx_layer *l, struct variant *v, struc
     return 0;
 }
 
-static struct variant *make(struct kx_ctx *ctx, struct kx_layer *l, int h, int w, bool sum) {
+static struct variant *make(struct kx_cpu *ctx, struct kx_layer *l, int h, int w, bool sum) {
     struct kn_err err = {0};
     int pad = l->kernel / 2, stride = l->shape.stride, rc = KN_ENOMEM;
     struct variant *v = calloc(1, sizeof *v);
@@ -292,7 +294,7 @@ static struct variant *make(struct kx_ctx *ctx, struct kx_layer *l, int h, int w
     if (rc) {
         if (v) free(v->cells);
         free(v);
-        kx_ctx_fail(ctx, rc, err.text);
+        kx_cpu_fail(ctx, rc, err.text);
         return NULL;
     }
     v->next = l->variants;
@@ -302,7 +304,7 @@ static struct variant *make(struct kx_ctx *ctx, struct kx_layer *l, int h, int w
 /* ---- running */
 
 struct run {
-    struct kx_ctx *ctx;
+    struct kx_cpu *ctx;
     const struct kx_layer *l;
     const struct variant *v;
     const float *x, *bias, *residual;
@@ -360,16 +362,16 @@ static void run_item(void *arg, int item, const struct kx_seat *seat) {
             memcpy(to, r->residual + (to - r->y), pixels * out * sizeof *to);
         if (kx_product_run(c->product, seat->number, x, c->weights, r->bias + pieces[i].from,
                            to + (size_t)i * pixels * (size_t)pieces[i].width, seat->scratch))
-            kx_ctx_fail(r->ctx, KN_EINTERNAL, "oneDNN: a convolution failed");
+            kx_cpu_fail(r->ctx, KN_EINTERNAL, "oneDNN: a convolution failed");
     }
     if (!l->dense) place(r, s, pieces, tmp);
 }
 
-void kx_layer_run(struct kx_ctx *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,
+void kx_layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,
                   const float *residual, float *y) {
     struct variant *v = find(l, h, w, residual);
     assert(!(residual && l->shape.act == KX_ACT_GEGLU));
-    if (ctx->planning) {
+    if (ctx->base.planning) {
         if (v || (v = make(ctx, l, h, w, residual)))
             kx_want(ctx, (size_t)l->shape.out * sizeof(float), v->scratch_bytes);
         return;

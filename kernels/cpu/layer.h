@@ -12,14 +12,14 @@ struct kx_layer_shape {
     enum kx_act act;
 };
 
-KN_MUST_USE int kx_layer_create(struct kx_ctx *ctx, const struct kx_layer_shape *s, const float *weight,
+KN_MUST_USE int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const float *weight,
                                 const float *bias, struct kx_layer **out, struct kn_err *err);
 void kx_layer_destroy(struct kx_layer *l);
 /* Of every layer of the context: the plans for all sizes are dropped. */
-void kx_layers_forget(struct kx_ctx *ctx);
+void kx_layers_forget(struct kx_cpu *ctx);
 const struct kx_layer_shape *kx_layer_shape(const struct kx_layer *l);
 /* y = act(layer(x) + shift) + residual, or its plan. x: h × w pixels. shift and residual: or NULL. */
-void kx_layer_run(struct kx_ctx *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,
+void kx_layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,
                   const float *residual, float *y);
 
 #endif

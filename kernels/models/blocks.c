@@ -26,9 +26,9 @@ void kx_resnet_load(struct kx_loader *l, struct kx_resnet *r, const char *prefix
                        &r->time);
 }
 
-void kx_resnet_fini(struct kx_resnet *r) {
-    kx_norm_fini(&r->norm1);
-    kx_norm_fini(&r->norm2);
+void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r) {
+    kx_norm_fini(ctx, &r->norm1);
+    kx_norm_fini(ctx, &r->norm2);
     kx_conv_destroy(r->conv1);
     kx_conv_destroy(r->conv2);
     kx_conv_destroy(r->shortcut);
@@ -37,7 +37,7 @@ void kx_resnet_fini(struct kx_resnet *r) {
 }
 
 void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tensor *x, bool keep,
-                   const float *shift, struct kx_tensor *y) {
+                   const struct kx_rows *shift, struct kx_tensor *y) {
     const struct kx_tensor *residual = x;
     if (r->shortcut) { /* first, so that x may be worked in afterwards */
         kx_conv(ctx, r->shortcut, x, NULL, NULL, y);
@@ -45,9 +45,9 @@ void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tens
     }
     size_t mark = kx_mark(ctx);
     struct kx_tensor in = *x;
-    if (keep || !r->shortcut) in = kx_tensor_take(ctx, 1, x->h, x->w, r->in);
+    if (keep || !r->shortcut) in = kx_tensor_take(ctx, x->n, x->h, x->w, r->in);
     kx_group_norm(ctx, x, r->norm1.gamma, r->norm1.beta, r->groups, r->eps, true, &in);
-    struct kx_tensor mid = kx_tensor_take(ctx, 1, x->h, x->w, r->out);
+    struct kx_tensor mid = kx_tensor_take(ctx, x->n, x->h, x->w, r->out);
     kx_conv(ctx, r->conv1, &in, shift, NULL, &mid);
     kx_group_norm(ctx, &mid, r->norm2.gamma, r->norm2.beta, r->groups, r->eps, true, &mid);
     kx_conv(ctx, r->conv2, &mid, NULL, residual, y);
@@ -60,10 +60,12 @@ void kx_self_attention(struct kx_ctx *ctx, const struct kx_tensor *qkv, int head
                        struct kx_tensor *out) {
     size_t c = (size_t)out->c;
     int rows = qkv->h * qkv->w, dim = out->c / heads;
-    struct kx_attention a = {.q = qkv->v,
-                             .k = qkv->v + c,
-                             .v = qkv->v + 2 * c,
+    struct kx_attention a = {.n = qkv->n,
+                             .q = qkv->v,
+                             .k = kx_at(ctx, qkv->v, c),
+                             .v = kx_at(ctx, qkv->v, 2 * c),
                              .out = out->v,
+                             .kv_image = (size_t)rows * 3 * c,
                              .q_stride = 3 * c,
                              .k_stride = 3 * c,
                              .v_stride = 3 * c,
@@ -122,15 +124,15 @@ void kx_transformer_load(struct kx_loader *l, struct kx_transformer *t, const ch
                    &t->proj_out);
 }
 
-void kx_transformer_fini(struct kx_transformer *t) {
-    kx_norm_fini(&t->norm);
+void kx_transformer_fini(struct kx_ctx *ctx, struct kx_transformer *t) {
+    kx_norm_fini(ctx, &t->norm);
     kx_linear_destroy(t->proj_in);
     kx_linear_destroy(t->proj_out);
     for (int i = 0; t->blocks && i < t->depth; i++) {
         struct kx_transformer_block *b = &t->blocks[i];
-        kx_norm_fini(&b->norm1);
-        kx_norm_fini(&b->norm2);
-        kx_norm_fini(&b->norm3);
+        kx_norm_fini(ctx, &b->norm1);
+        kx_norm_fini(ctx, &b->norm2);
+        kx_norm_fini(ctx, &b->norm3);
         struct kx_linear *all[] = {b->qkv, b->out1, b->q, b->kv, b->out2, b->ff1, b->ff2};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++) kx_linear_destroy(all[k]);
     }
@@ -138,16 +140,19 @@ void kx_transformer_fini(struct kx_transformer *t) {
     *t = (struct kx_transformer){0};
 }
 
-/* A block's keys and values: positions × (keys, then values). */
-static size_t kv_offset(const struct kx_transformer_block *b, int positions) {
-    return b->kv_at * (size_t)positions;
+/* A block's keys and values of the i-th text. */
+static void *keys_at(const struct kx_ctx *ctx, const struct kx_keys *k, const struct kx_transformer *t,
+                     const struct kx_transformer_block *b, int i) {
+    size_t positions = (size_t)k->positions;
+    return kx_at(ctx, k->v,
+                 b->kv_at * positions * (size_t)k->room + (size_t)i * positions * 2 * (size_t)t->channels);
 }
 
 void kx_transformer_text(struct kx_ctx *ctx, const struct kx_transformer *t, const struct kx_tensor *text,
-                         float *kv) {
+                         const struct kx_keys *keys, int first) {
     for (int i = 0; i < t->depth; i++) {
         const struct kx_transformer_block *b = &t->blocks[i];
-        struct kx_tensor y = {kv + kv_offset(b, text->w), 1, 1, text->w, 2 * t->channels};
+        struct kx_tensor y = {keys_at(ctx, keys, t, b, first), text->n, 1, text->w, 2 * t->channels};
         kx_linear(ctx, b->kv, text, NULL, &y);
     }
 }
@@ -155,7 +160,7 @@ void kx_transformer_text(struct kx_ctx *ctx, const struct kx_transformer *t, con
 static void self_attend(struct kx_ctx *ctx, const struct kx_transformer *t,
                         const struct kx_transformer_block *b, struct kx_tensor *x, struct kx_tensor *n) {
     size_t mark = kx_mark(ctx);
-    struct kx_tensor qkv = kx_tensor_take(ctx, 1, x->h, x->w, 3 * x->c);
+    struct kx_tensor qkv = kx_tensor_take(ctx, x->n, x->h, x->w, 3 * x->c);
     kx_layer_norm(ctx, x, b->norm1.gamma, b->norm1.beta, LAYER_NORM_EPS, n);
     kx_linear(ctx, b->qkv, n, NULL, &qkv);
     kx_self_attention(ctx, &qkv, t->heads, false, n);
@@ -165,21 +170,24 @@ static void self_attend(struct kx_ctx *ctx, const struct kx_transformer *t,
 
 static void cross_attend(struct kx_ctx *ctx, const struct kx_transformer *t,
                          const struct kx_transformer_block *b, struct kx_tensor *x, struct kx_tensor *n,
-                         const float *kv, int positions) {
+                         const struct kx_keys *keys) {
     size_t mark = kx_mark(ctx), c = (size_t)x->c;
-    struct kx_tensor q = kx_tensor_take(ctx, 1, x->h, x->w, x->c);
-    const float *k = kv + kv_offset(b, positions);
+    struct kx_tensor q = kx_tensor_take(ctx, x->n, x->h, x->w, x->c);
+    void *k = keys_at(ctx, keys, t, b, 0);
     int dim = x->c / t->heads;
-    struct kx_attention a = {.q = q.v,
+    struct kx_attention a = {.n = x->n,
+                             .q = q.v,
                              .k = k,
-                             .v = k + c,
+                             .v = kx_at(ctx, k, c),
+                             .kv_image = (size_t)keys->positions * 2 * c,
+                             .kv_index = keys->index,
                              .out = n->v,
                              .q_stride = c,
                              .k_stride = 2 * c,
                              .v_stride = 2 * c,
                              .out_stride = c,
                              .rows = x->h * x->w,
-                             .length = positions,
+                             .length = keys->positions,
                              .heads = t->heads,
                              .dim = dim,
                              .scale = (float)(1 / sqrt(dim))};
@@ -193,7 +201,7 @@ static void cross_attend(struct kx_ctx *ctx, const struct kx_transformer *t,
 static void feed_forward(struct kx_ctx *ctx, const struct kx_transformer_block *b, struct kx_tensor *x,
                          struct kx_tensor *n) {
     size_t mark = kx_mark(ctx);
-    struct kx_tensor inner = kx_tensor_take(ctx, 1, x->h, x->w, FEED_FORWARD * x->c);
+    struct kx_tensor inner = kx_tensor_take(ctx, x->n, x->h, x->w, FEED_FORWARD * x->c);
     kx_layer_norm(ctx, x, b->norm3.gamma, b->norm3.beta, LAYER_NORM_EPS, n);
     kx_linear(ctx, b->ff1, n, NULL, &inner);
     kx_linear(ctx, b->ff2, &inner, x, x);
@@ -201,15 +209,15 @@ static void feed_forward(struct kx_ctx *ctx, const struct kx_transformer_block *
 }
 
 void kx_transformer_run(struct kx_ctx *ctx, const struct kx_transformer *t, struct kx_tensor *x,
-                        const float *kv, int positions) {
+                        const struct kx_keys *keys) {
     size_t mark = kx_mark(ctx);
-    struct kx_tensor s = kx_tensor_take(ctx, 1, x->h, x->w, x->c);
-    struct kx_tensor n = kx_tensor_take(ctx, 1, x->h, x->w, x->c);
+    struct kx_tensor s = kx_tensor_take(ctx, x->n, x->h, x->w, x->c);
+    struct kx_tensor n = kx_tensor_take(ctx, x->n, x->h, x->w, x->c);
     kx_group_norm(ctx, x, t->norm.gamma, t->norm.beta, t->groups, GROUP_NORM_EPS, false, &n);
     kx_linear(ctx, t->proj_in, &n, NULL, &s);
     for (int i = 0; i < t->depth; i++) {
         self_attend(ctx, t, &t->blocks[i], &s, &n);
-        cross_attend(ctx, t, &t->blocks[i], &s, &n, kv, positions);
+        cross_attend(ctx, t, &t->blocks[i], &s, &n, keys);
         feed_forward(ctx, &t->blocks[i], &s, &n);
     }
     kx_linear(ctx, t->proj_out, &s, x, x);

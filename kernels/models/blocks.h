@@ -13,16 +13,16 @@ struct kx_resnet {
     struct kx_norm norm1, norm2;
     struct kx_conv *conv1, *conv2, *shortcut; /* shortcut: NULL when in is out */
     struct kx_linear *time;                   /* from the time embedding to the shift; NULL without one */
-    size_t shift;                             /* where its shift lies among the network's */
+    size_t shift; /* its shifts: values a timestep before those of earlier blocks */
 };
 /* time_width: 0 for none. */
 void kx_resnet_load(struct kx_loader *l, struct kx_resnet *r, const char *prefix, int in, int out, int groups,
                     float eps, int time_width);
-void kx_resnet_fini(struct kx_resnet *r);
-/* shift: out values or NULL. y: other memory than x's, or x itself when in is out. When in is not out x is
- * spent: its memory is worked in, unless `keep`. */
+void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r);
+/* shift: out values an image, or NULL. y: other memory than x's, or x itself when in is out. When in is not
+ * out x is spent: its memory is worked in, unless `keep`. */
 void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tensor *x, bool keep,
-                   const float *shift, struct kx_tensor *y);
+                   const struct kx_rows *shift, struct kx_tensor *y);
 
 /* Self-attention, attention to the text, feed-forward: each x += f(norm(x)). */
 struct kx_transformer_block {
@@ -30,7 +30,7 @@ struct kx_transformer_block {
     struct kx_linear *qkv, *out1; /* self-attention; query, key and value are one product */
     struct kx_linear *q, *kv, *out2;
     struct kx_linear *ff1, *ff2; /* GEGLU */
-    size_t kv_at;                /* its keys and values: floats a position before those of earlier blocks */
+    size_t kv_at;                /* its keys and values: values a position before those of earlier blocks */
 };
 struct kx_transformer {
     int channels, heads, groups, depth;
@@ -38,17 +38,23 @@ struct kx_transformer {
     struct kx_linear *proj_in, *proj_out;
     struct kx_transformer_block *blocks; /* owns, `depth` of them */
 };
-/* *kv: floats of keys and values that a position of the text has so far; this one's are added. */
+/* *kv: values of keys and values that a position of the text has so far; this one's are added. */
 void kx_transformer_load(struct kx_loader *l, struct kx_transformer *t, const char *prefix, int channels,
                          int heads, int groups, int depth, int text_width, size_t *kv);
-void kx_transformer_fini(struct kx_transformer *t);
-/* Keys and values of `text` (1 × 1 × positions × width) into each block's place in kv, which holds those of
- * all blocks of the network. */
+void kx_transformer_fini(struct kx_ctx *ctx, struct kx_transformer *t);
+/* Keys and values of texts, of all blocks of a network: a block's lie together, text by text, each positions
+ * × (keys, then values). */
+struct kx_keys {
+    void *v;
+    int positions, room;  /* room: for so many texts */
+    const int32_t *index; /* which of the texts an image has */
+};
+/* Keys and values of texts first, first + 1, … (text: n × 1 × positions × width) into their places. */
 void kx_transformer_text(struct kx_ctx *ctx, const struct kx_transformer *t, const struct kx_tensor *text,
-                         float *kv);
-/* x changes in place. */
+                         const struct kx_keys *keys, int first);
+/* x changes in place. keys->index: of x's images. */
 void kx_transformer_run(struct kx_ctx *ctx, const struct kx_transformer *t, struct kx_tensor *x,
-                        const float *kv, int positions);
+                        const struct kx_keys *keys);
 
 /* Self-attention of the rows of x (n × 1 × … × channels): out = softmax(q kᵀ / √dim) v, with q, k and v side
  * by side in qkv. */

@@ -3,41 +3,61 @@
 #include <assert.h>
 #include <stdlib.h>
 
-bool kx_lanes_ready(const struct kx_lanes *l, const struct kx_ctx *ctx, int count) {
-    return l->count == count && l->age == kx_plan_age(ctx);
+bool kx_lanes_ready(const struct kx_lanes *l, const struct kx_ctx *ctx, int count, int n) {
+    return l->count == count && l->together == kx_ctx_together(ctx, n) && l->age == kx_plan_age(ctx);
 }
 
-void kx_lanes_fini(struct kx_lanes *l) {
-    for (int i = 0; l->arenas && i < l->count; i++) kx_arena_fini(&l->arenas[i]);
+void kx_lanes_fini(struct kx_lanes *l, struct kx_ctx *ctx) {
+    for (int i = 0; l->arenas && i < l->count; i++) kx_arena_fini(ctx, &l->arenas[i]);
     free(l->arenas);
-    *l = (struct kx_lanes){0};
+    *l = (struct kx_lanes){.moves = l->moves + 1};
 }
 
-int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, kx_forward forward, void *arg,
-                  struct kn_err *err) {
-    kx_lanes_fini(l); /* first: the old memory may be needed for the new */
-    l->arenas = calloc((size_t)count, sizeof *l->arenas);
-    if (!l->arenas) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    l->count = count;
-    l->age = kx_plan_age(ctx);
-    int rc = 0;
-    for (int i = 0; i < count && !rc; i++) {
-        struct kx_ctx *lane = kx_ctx_lane(ctx, count, i);
-        struct kx_arena counted;
-        kx_plan_begin(lane, &counted);
-        forward(arg, lane, 0);
-        rc = kx_plan_end(lane, err);
-        if (!rc && kx_arena_init(&l->arenas[i], counted.peak))
-            rc = kn_err_set(err, KN_EOOM, "out of memory for %zu MiB of activations",
-                            counted.peak * sizeof(float) >> 20);
-    }
-    if (rc) kx_lanes_fini(l);
+/* Plans on one lane; its arena is as large as it must be. */
+static int plan_one(struct kx_ctx *ctx, struct kx_ctx *lane, int together, struct kx_arena *arena,
+                    unsigned *moves, kx_images forward, void *arg, struct kn_err *err) {
+    struct kx_arena counted;
+    kx_plan_begin(lane, &counted);
+    forward(arg, lane, 0, together);
+    int rc = kx_plan_end(lane, err);
+    if (rc || (arena->base && counted.peak <= arena->size)) return rc;
+    kx_arena_fini(ctx, arena); /* first: the old memory may be needed for the new */
+    ++*moves;
+    if (kx_arena_init(ctx, arena, counted.peak))
+        rc = kn_err_set(err, KN_EOOM, "out of memory for %zu MiB of activations", counted.peak >> 20);
     return rc;
 }
 
-int kx_lanes_run(struct kx_lanes *l, struct kx_ctx *ctx, int n, kx_forward forward, void *arg,
+int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, int n, kx_images forward, void *arg,
+                  struct kn_err *err) {
+    if (l->count != count) {
+        kx_lanes_fini(l, ctx);
+        l->arenas = calloc((size_t)count, sizeof *l->arenas);
+        if (!l->arenas) return kn_err_set(err, KN_ENOMEM, "out of memory");
+        l->count = count;
+    }
+    l->together = kx_ctx_together(ctx, n);
+    int rc = 0;
+    for (int i = 0; i < count && !rc; i++)
+        rc = plan_one(ctx, kx_ctx_lane(ctx, count, i), l->together, &l->arenas[i], &l->moves, forward, arg,
+                      err);
+    l->age = kx_plan_age(ctx);
+    if (rc) kx_lanes_fini(l, ctx);
+    return rc;
+}
+
+int kx_lanes_count(struct kx_ctx *ctx, int n, kx_images forward, void *arg, size_t *bytes,
+                   struct kn_err *err) {
+    struct kx_arena counted;
+    kx_plan_begin(ctx, &counted);
+    forward(arg, ctx, 0, kx_ctx_together(ctx, n));
+    *bytes = counted.peak;
+    return kx_plan_end(ctx, err);
+}
+
+int kx_lanes_run(struct kx_lanes *l, struct kx_ctx *ctx, int n, kx_images forward, void *arg,
                  struct kn_err *err) {
-    assert(kx_lanes_ready(l, ctx, l->count));
+    assert(kx_lanes_ready(l, ctx, l->count, n));
     for (int i = 0; i < l->count; i++) kx_use(kx_ctx_lane(ctx, l->count, i), &l->arenas[i]);
     kx_ctx_each(ctx, l->count, n, forward, arg);
     int rc = 0;

@@ -4,25 +4,28 @@
 
 #include "kernels/ops.h"
 
-/* What a network does for image i, its ops on `lane`; while planning i is 0. */
-typedef void (*kx_forward)(void *arg, struct kx_ctx *lane, int i);
-
 /* A network's memory, a stretch a lane. All zero: nothing is planned. */
 struct kx_lanes {
     int count;
+    int together;            /* images in one call */
     struct kx_arena *arenas; /* owns, `count` of them */
     unsigned age;            /* kx_plan_age when it was planned */
+    unsigned moves; /* how often the arenas came to lie elsewhere: recordings (kx_replay) before are void */
 };
 
-/* Whether it is planned, for so many lanes, and the context has not dropped the plans since. */
-bool kx_lanes_ready(const struct kx_lanes *l, const struct kx_ctx *ctx, int count);
+/* Whether it is planned, for n images on so many lanes, and the context has not dropped the plans since. */
+bool kx_lanes_ready(const struct kx_lanes *l, const struct kx_ctx *ctx, int count, int n);
 
-/* Plans `forward` on each of `count` lanes, with new arenas. On failure nothing is planned. */
-KN_MUST_USE int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, kx_forward forward,
+/* Plans `forward` for n images on `count` lanes; arenas that are large enough stay. On failure nothing is
+ * planned. */
+KN_MUST_USE int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, int n, kx_images forward,
                               void *arg, struct kn_err *err);
-/* Runs `forward` for i < n, and asks each lane how it went. */
-KN_MUST_USE int kx_lanes_run(struct kx_lanes *l, struct kx_ctx *ctx, int n, kx_forward forward, void *arg,
+/* Bytes of the arena for n images on one lane, without giving it any: what a plan would take. */
+KN_MUST_USE int kx_lanes_count(struct kx_ctx *ctx, int n, kx_images forward, void *arg, size_t *bytes,
+                               struct kn_err *err);
+/* Runs `forward` for all i < n, and asks each lane how it went. */
+KN_MUST_USE int kx_lanes_run(struct kx_lanes *l, struct kx_ctx *ctx, int n, kx_images forward, void *arg,
                              struct kn_err *err);
-void kx_lanes_fini(struct kx_lanes *l);
+void kx_lanes_fini(struct kx_lanes *l, struct kx_ctx *ctx);
 
 #endif

@@ -109,29 +109,40 @@ static float *scratch(struct kx_loader *l, size_t floats) {
     return l->scratch;
 }
 
-static float *load_owned(struct kx_loader *l, const char *prefix, const char *name, const char *kind,
-                         const int64_t *shape, int ndim) {
-    const struct kx_weight *w = find(l, prefix, name, kind, shape, ndim);
-    float *v = w ? kx_loader_alloc(l, product(shape, ndim), sizeof *v) : NULL;
-    if (v) convert(l, w, v);
-    return v;
-}
-
 /* ---- parts */
 
-void kx_load_norm(struct kx_loader *l, const char *prefix, const char *name, int c, struct kx_norm *out) {
-    out->gamma = load_owned(l, prefix, name, ".weight", (int64_t[]){c}, 1);
-    out->beta = load_owned(l, prefix, name, ".bias", (int64_t[]){c}, 1);
+/* A vector in the context's memory. */
+static float *load_vector(struct kx_loader *l, const char *prefix, const char *name, const char *kind,
+                          int c) {
+    const struct kx_weight *w = find(l, prefix, name, kind, (int64_t[]){c}, 1);
+    float *v = w ? scratch(l, (size_t)c) : NULL, *out = NULL;
+    if (!v) return NULL;
+    convert(l, w, v);
+    if (!l->rc && !(out = kx_alloc(l->ctx, (size_t)c * sizeof *v)))
+        kx_loader_fail(l, KN_EOOM, "out of memory for weights");
+    if (out) kx_upload(l->ctx, out, v, (size_t)c * sizeof *v);
+    return out;
 }
 
-void kx_norm_fini(struct kx_norm *n) {
-    free(n->gamma);
-    free(n->beta);
+void kx_load_norm(struct kx_loader *l, const char *prefix, const char *name, int c, struct kx_norm *out) {
+    out->gamma = load_vector(l, prefix, name, ".weight", c);
+    out->beta = load_vector(l, prefix, name, ".bias", c);
+}
+
+void kx_norm_fini(struct kx_ctx *ctx, struct kx_norm *n) {
+    kx_free(ctx, n->gamma);
+    kx_free(ctx, n->beta);
     *n = (struct kx_norm){0};
 }
 
-float *kx_load_matrix(struct kx_loader *l, const char *prefix, const char *name, int rows, int columns) {
-    return load_owned(l, prefix, name, ".weight", (int64_t[]){rows, columns}, 2);
+void kx_load_table(struct kx_loader *l, const char *prefix, const char *name, int rows, int columns,
+                   struct kx_table **out) {
+    *out = NULL;
+    const struct kx_weight *w = find(l, prefix, name, ".weight", (int64_t[]){rows, columns}, 2);
+    float *v = w ? scratch(l, (size_t)rows * (size_t)columns) : NULL;
+    if (!v) return;
+    convert(l, w, v);
+    if (!l->rc) l->rc = kx_table_create(l->ctx, rows, columns, v, out, l->err);
 }
 
 void kx_load_conv_scaled(struct kx_loader *l, const char *prefix, const char *name,

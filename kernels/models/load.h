@@ -38,13 +38,14 @@ void *kx_loader_alloc(struct kx_loader *l, size_t count, size_t size);
 
 /* Two vectors of c values: what a norm is. */
 struct kx_norm {
-    float *gamma, *beta; /* own */
+    float *gamma, *beta; /* own; in the context's memory */
 };
 void kx_load_norm(struct kx_loader *l, const char *prefix, const char *name, int c, struct kx_norm *out);
-void kx_norm_fini(struct kx_norm *n);
+void kx_norm_fini(struct kx_ctx *ctx, struct kx_norm *n);
 
-/* A matrix of `rows` rows (an embedding): owned by the caller. */
-float *kx_load_matrix(struct kx_loader *l, const char *prefix, const char *name, int rows, int columns);
+/* An embedding: a table of `rows` rows. */
+void kx_load_table(struct kx_loader *l, const char *prefix, const char *name, int rows, int columns,
+                   struct kx_table **out);
 
 void kx_load_conv(struct kx_loader *l, const char *prefix, const char *name, const struct kx_conv_shape *s,
                   struct kx_conv **out);

@@ -1,8 +1,8 @@
 /* The networks of a Stable Diffusion pipeline, built on kernels/ops.h: CLIP text encoder, UNet2DCondition,
  * AutoencoderKL's decoder. Each is created from a parsed config and a bag of named weights, plans its memory
  * once a shape, and then runs without allocating. Engine-internal; tensors are NHWC (token sequences: batch ×
- * length × width), f32 on the CPU. Semantics: huggingface/diffusers and huggingface/transformers at the
- * versions that tests/golden pins. */
+ * length × width), in the context's memory and storage type where nothing else is said. Semantics:
+ * huggingface/diffusers and huggingface/transformers at the versions that tests/golden pins. */
 #ifndef KILN_KERNELS_MODELS_H
 #define KILN_KERNELS_MODELS_H
 
@@ -59,6 +59,7 @@ struct kx_vae_config { /* vae/config.json, the decoder's part */
     float scaling_factor, shift_factor;
     bool mid_attention;   /* mid_block_add_attention */
     bool post_quant_conv; /* use_post_quant_conv */
+    bool force_upcast;    /* overflows f16 */
     int factor;           /* 2^(levels-1) */
 };
 
@@ -71,7 +72,8 @@ struct kx_vae;
 KN_MUST_USE int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg,
                                const struct kx_weights *w, struct kx_text **out, struct kn_err *err);
 void kx_text_destroy(struct kx_text *t);
-/* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm. */
+/* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm. Both the
+ * host's. */
 KN_MUST_USE int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int positions, float *states,
                                struct kn_err *err);
 
@@ -81,22 +83,37 @@ void kx_unet_destroy(struct kx_unet *u);
 /* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large
  * enough. KN_EOOM. */
 KN_MUST_USE int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err);
-/* Cross-attention keys and values of n texts (n × positions × cross_attention_dim), once for all steps. */
+/* The bytes of the context's memory that n images in one call would take beside the weights. */
+KN_MUST_USE int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positions, size_t *bytes,
+                              struct kn_err *err);
+/* Another number whenever memory of the network came to lie elsewhere: what was recorded (kx_replay) before
+ * is void. */
+unsigned kx_unet_moves(const struct kx_unet *u);
+/* The residual blocks' shifts of n timesteps (the host's; may be fractional), once for all steps: row i is
+ * that of timesteps[i]. */
+#define KX_UNET_TIMES_MAX 65536
+KN_MUST_USE int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct kn_err *err);
+/* Cross-attention keys and values of n texts (n × positions × cross_attention_dim, the host's), once for all
+ * steps. After plan. */
 KN_MUST_USE int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int positions,
                                  struct kn_err *err);
-/* x: n × h × w × in_channels; timesteps: n (may be fractional); out: n × h × w × out_channels. After plan and
- * set_text with n. */
-KN_MUST_USE int kx_unet_forward(struct kx_unet *u, const float *x, const float *timesteps, int n, float *out,
-                                struct kn_err *err);
+/* All in the context's memory: x: n × h × w × in_channels values; image i has the timestep of row time_row[i]
+ * and the text of row text_row[i]; out: n × h × w × out_channels values. After plan with n, set_times,
+ * set_text. */
+KN_MUST_USE int kx_unet_forward(struct kx_unet *u, const void *x, const int32_t *time_row,
+                                const int32_t *text_row, int n, void *out, struct kn_err *err);
 
 KN_MUST_USE int kx_vae_create(struct kx_ctx *ctx, const struct kx_vae_config *cfg, const struct kx_weights *w,
                               struct kx_vae **out, struct kn_err *err);
 void kx_vae_destroy(struct kx_vae *v);
 /* How many of n images are decoded at the same time. */
 int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w);
-/* latents: n × h × w × latent_channels, as the loop leaves them (divides by scaling_factor, adds shift_factor
- * itself). rgb out: n × (h·factor) × (w·factor) × 3, f32 in [0, 1]: clamp(x/2 + 0.5). */
+/* The bytes of the context's memory that n images in one call would take beside the weights. */
+KN_MUST_USE int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err);
+/* All in the context's memory: latents, f32: n × h × w × latent_channels, as the loop leaves them (divides by
+ * scaling_factor, adds shift_factor itself). rgb: n × (h·factor) × (w·factor) × 3, f32 in [0, 1]: clamp(x/2 +
+ * 0.5), or NULL; bytes: the same as 8-bit values, or NULL; finite: n, as kx_to_rgb has it. */
 KN_MUST_USE int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb,
-                              struct kn_err *err);
+                              uint8_t *bytes, int32_t *finite, struct kn_err *err);
 
 #endif

@@ -1,6 +1,5 @@
 /* CLIP's text encoder (transformers' CLIPTextModel): embeddings, causal transformer layers, the final norm.
  * No pooling: Stable Diffusion reads the states of all positions. */
-#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +15,14 @@ struct layer {
 struct kx_text {
     struct kx_ctx *ctx; /* borrowed */
     struct kx_text_config cfg;
-    float *tokens, *places; /* embeddings: vocab_size and positions_max rows of hidden_size; own */
+    struct kx_table *tokens, *places; /* embeddings: vocab_size and positions_max rows of hidden_size */
     struct layer *layers;
     struct kx_norm norm;
     struct kx_lanes lanes;
     int planned; /* positions */
+    int room;    /* the next two are for so many texts of `planned` positions; own, the context's memory */
+    int32_t *ids;
+    void *states;
 };
 
 static void load_layer(struct kx_loader *l, const struct kx_text_config *cfg, const char *prefix,
@@ -52,8 +54,8 @@ int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const s
     const char *prefix = bare ? "" : "text_model.";
     char name[KX_TENSOR_NAME_MAX / 2];
     snprintf(name, sizeof name, "%sembeddings.", prefix);
-    t->tokens = kx_load_matrix(&l, name, "token_embedding", cfg->vocab_size, cfg->hidden_size);
-    t->places = kx_load_matrix(&l, name, "position_embedding", cfg->positions_max, cfg->hidden_size);
+    kx_load_table(&l, name, "token_embedding", cfg->vocab_size, cfg->hidden_size, &t->tokens);
+    kx_load_table(&l, name, "position_embedding", cfg->positions_max, cfg->hidden_size, &t->places);
     t->layers = kx_loader_alloc(&l, (size_t)cfg->layers, sizeof *t->layers);
     for (int i = 0; i < cfg->layers && t->layers; i++) {
         snprintf(name, sizeof name, "%sencoder.layers.%d.", prefix, i);
@@ -76,82 +78,90 @@ void kx_text_destroy(struct kx_text *t) {
     if (!t) return;
     for (int i = 0; t->layers && i < t->cfg.layers; i++) {
         struct layer *y = &t->layers[i];
-        kx_norm_fini(&y->norm1);
-        kx_norm_fini(&y->norm2);
+        kx_norm_fini(t->ctx, &y->norm1);
+        kx_norm_fini(t->ctx, &y->norm2);
         kx_linear_destroy(y->qkv);
         kx_linear_destroy(y->out);
         kx_linear_destroy(y->fc1);
         kx_linear_destroy(y->fc2);
     }
     free(t->layers);
-    kx_norm_fini(&t->norm);
-    free(t->tokens);
-    free(t->places);
-    kx_lanes_fini(&t->lanes);
+    kx_norm_fini(t->ctx, &t->norm);
+    kx_table_destroy(t->tokens);
+    kx_table_destroy(t->places);
+    kx_lanes_fini(&t->lanes, t->ctx);
+    kx_free(t->ctx, t->ids);
+    kx_free(t->ctx, t->states);
     free(t);
 }
-
-/* One call of kx_text_encode. */
-struct encoding {
-    const struct kx_text *t;
-    const int32_t *ids;
-    int positions;
-    float *states;
-};
 
 static void run_layer(struct kx_ctx *ctx, const struct kx_text_config *cfg, const struct layer *y,
                       struct kx_tensor *s, struct kx_tensor *n) {
     size_t mark = kx_mark(ctx);
-    struct kx_tensor qkv = kx_tensor_take(ctx, 1, 1, s->w, 3 * s->c);
+    struct kx_tensor qkv = kx_tensor_take(ctx, s->n, 1, s->w, 3 * s->c);
     kx_layer_norm(ctx, s, y->norm1.gamma, y->norm1.beta, cfg->layer_norm_eps, n);
     kx_linear(ctx, y->qkv, n, NULL, &qkv);
     kx_self_attention(ctx, &qkv, cfg->heads, true, n);
     kx_linear(ctx, y->out, n, s, s);
     kx_release(ctx, mark);
 
-    struct kx_tensor inner = kx_tensor_take(ctx, 1, 1, s->w, cfg->intermediate_size);
+    struct kx_tensor inner = kx_tensor_take(ctx, s->n, 1, s->w, cfg->intermediate_size);
     kx_layer_norm(ctx, s, y->norm2.gamma, y->norm2.beta, cfg->layer_norm_eps, n);
     kx_linear(ctx, y->fc1, n, NULL, &inner);
     kx_linear(ctx, y->fc2, &inner, s, s);
     kx_release(ctx, mark);
 }
 
-static void encode_one(void *arg, struct kx_ctx *ctx, int i) {
-    const struct encoding *e = arg;
-    const struct kx_text *t = e->t;
-    size_t mark = kx_mark(ctx), width = (size_t)t->cfg.hidden_size, positions = (size_t)e->positions;
-    struct kx_tensor s = kx_tensor_take(ctx, 1, 1, e->positions, t->cfg.hidden_size);
-    struct kx_tensor n = kx_tensor_take(ctx, 1, 1, e->positions, t->cfg.hidden_size);
-    struct kx_tensor out = {e->states, 1, 1, e->positions, t->cfg.hidden_size};
-    if (!kx_planning(ctx)) {
-        out.v += (size_t)i * positions * width;
-        for (size_t p = 0; p < positions; p++) {
-            const float *token = t->tokens + (size_t)e->ids[(size_t)i * positions + p] * width,
-                        *place = t->places + p * width;
-            for (size_t k = 0; k < width; k++) s.v[p * width + k] = token[k] + place[k];
-        }
-    }
+/* `count` texts from the first on, from ids to states. */
+static void encode(void *arg, struct kx_ctx *ctx, int first, int count) {
+    const struct kx_text *t = arg;
+    int c = t->cfg.hidden_size, positions = t->planned;
+    size_t mark = kx_mark(ctx), before = (size_t)first * (size_t)positions;
+    struct kx_tensor s = kx_tensor_take(ctx, count, 1, positions, c);
+    struct kx_tensor n = kx_tensor_take(ctx, count, 1, positions, c);
+    struct kx_tensor out = {kx_at(ctx, t->states, before * (size_t)c), count, 1, positions, c};
+    kx_embed(ctx, t->tokens, t->places, t->ids + before, &s);
     for (int k = 0; k < t->cfg.layers; k++) run_layer(ctx, &t->cfg, &t->layers[k], &s, &n);
     kx_layer_norm(ctx, &s, t->norm.gamma, t->norm.beta, t->cfg.layer_norm_eps, &out);
     kx_release(ctx, mark);
+}
+
+static int make_room(struct kx_text *t, int n, int positions, struct kn_err *err) {
+    if (n <= t->room && positions == t->planned) return 0;
+    kx_free(t->ctx, t->ids);
+    kx_free(t->ctx, t->states);
+    size_t count = (size_t)n * (size_t)positions;
+    t->ids = kx_alloc(t->ctx, count * sizeof *t->ids);
+    t->states = kx_alloc(t->ctx, count * (size_t)t->cfg.hidden_size * kx_value_bytes(t->ctx));
+    t->room = n;
+    t->planned = positions;
+    if (t->ids && t->states) return 0;
+    t->room = 0;
+    return kn_err_set(err, KN_EOOM, "out of memory for %d texts", n);
 }
 
 int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int positions, float *states,
                    struct kn_err *err) {
     if (positions < 2 || positions > t->cfg.positions_max)
         return kn_err_set(err, KN_EINVAL, "%d positions, not 2 to %d", positions, t->cfg.positions_max);
-    for (int64_t i = 0; i < (int64_t)n * positions; i++)
+    size_t count = (size_t)n * (size_t)positions;
+    for (size_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= t->cfg.vocab_size)
             return kn_err_set(err, KN_EINVAL, "token %d is beyond vocab_size %d", ids[i], t->cfg.vocab_size);
-    struct encoding e = {t, ids, positions, states};
     /* what a text takes: its states and a layer's widest */
-    size_t bytes =
-        sizeof(float) * (size_t)positions * (size_t)(5 * t->cfg.hidden_size + t->cfg.intermediate_size);
-    int lanes = kx_ctx_lanes(t->ctx, n, bytes), rc = 0;
-    if (t->planned != positions || !kx_lanes_ready(&t->lanes, t->ctx, lanes)) {
-        t->planned = 0;
-        if ((rc = kx_lanes_plan(&t->lanes, t->ctx, lanes, encode_one, &e, err))) return rc;
-        t->planned = positions;
+    size_t bytes = kx_value_bytes(t->ctx) * (size_t)positions *
+                   (size_t)(5 * t->cfg.hidden_size + t->cfg.intermediate_size);
+    int lanes = kx_ctx_lanes(t->ctx, n, bytes), planned = t->planned;
+    int rc = make_room(t, n, positions, err);
+    if (!rc && (planned != positions || !kx_lanes_ready(&t->lanes, t->ctx, lanes, n)))
+        rc = kx_lanes_plan(&t->lanes, t->ctx, lanes, n, encode, t, err);
+    if (rc) {
+        t->room = t->planned = 0; /* nothing is planned */
+        return rc;
     }
-    return kx_lanes_run(&t->lanes, t->ctx, n, encode_one, &e, err);
+    kx_upload(t->ctx, t->ids, ids, count * sizeof *ids);
+    rc = kx_lanes_run(&t->lanes, t->ctx, n, encode, t, err);
+    if (rc) return rc;
+    kx_download_values(t->ctx, states, t->states, count * (size_t)t->cfg.hidden_size);
+    return kx_ctx_error(t->ctx, err);
 }

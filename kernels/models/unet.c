@@ -31,16 +31,20 @@ struct kx_unet {
     struct kx_linear *time1, *time2;
     struct level down[KX_LEVELS_MAX], mid, up[KX_LEVELS_MAX]; /* up[0] is the deepest */
     struct kx_norm norm_out;
-    size_t shifts, kv; /* floats of all shifts of a timestep; of all keys and values of a position */
+    size_t shifts, kv; /* values of all shifts of a timestep; of all keys and values of a position */
 
     /* the plan */
-    struct kx_lanes one, many, alone; /* images one after another; on lanes; time embeddings */
+    struct kx_lanes one, many, alone; /* images one after another or together; on lanes; timesteps */
     struct kx_lanes *lanes;           /* that of the last kx_unet_plan; NULL: none */
-    int h, w, positions, n;           /* n: images that there is room for */
-    float *shift_room, *kv_room;      /* own: n × shifts, n × positions × kv */
-    const float **shift_of, **kv_of;  /* own: an image's, in the rooms */
-    int *source;                      /* own: the image whose text is the k-th different one */
-    int texts;                        /* of the last kx_unet_set_text */
+    int h, w, positions;
+    unsigned moves; /* of the rooms: see kx_unet_moves */
+
+    /* what images share; own, the context's memory */
+    int times, times_room; /* rows that are set, and that there is room for */
+    float *timesteps;      /* times_room */
+    void *shifts_v;        /* times_room × shifts: a residual block's lie together */
+    int texts, texts_room;
+    void *states, *kv_v; /* texts_room × positions × cross_attention_dim; … × kv, as kx_keys has it */
 };
 
 /* ---- creation */
@@ -138,33 +142,39 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     return 0;
 }
 
-static void level_fini(struct level *y) {
+static void level_fini(struct kx_ctx *ctx, struct level *y) {
     for (int k = 0; k < y->count; k++) {
-        kx_resnet_fini(&y->resnets[k]);
-        if (y->transformers) kx_transformer_fini(&y->transformers[k]);
+        kx_resnet_fini(ctx, &y->resnets[k]);
+        if (y->transformers) kx_transformer_fini(ctx, &y->transformers[k]);
     }
     free(y->resnets);
     free(y->transformers);
     kx_conv_destroy(y->resample);
 }
 
-static void drop_rooms(struct kx_unet *u) {
-    free(u->shift_room);
-    free(u->kv_room);
-    free(u->shift_of);
-    free(u->kv_of);
-    free(u->source);
-    u->shift_room = u->kv_room = NULL;
-    u->shift_of = u->kv_of = NULL;
-    u->source = NULL;
-    u->n = u->texts = 0;
+static void drop_times(struct kx_unet *u) {
+    kx_free(u->ctx, u->timesteps);
+    kx_free(u->ctx, u->shifts_v);
+    u->timesteps = NULL;
+    u->shifts_v = NULL;
+    u->times = u->times_room = 0;
+    u->moves++;
+}
+
+static void drop_texts(struct kx_unet *u) {
+    kx_free(u->ctx, u->states);
+    kx_free(u->ctx, u->kv_v);
+    u->states = u->kv_v = NULL;
+    u->texts = u->texts_room = 0;
+    u->moves++;
 }
 
 static void drop_plan(struct kx_unet *u) {
-    kx_lanes_fini(&u->one);
-    kx_lanes_fini(&u->many);
-    kx_lanes_fini(&u->alone);
-    drop_rooms(u);
+    kx_lanes_fini(&u->one, u->ctx);
+    kx_lanes_fini(&u->many, u->ctx);
+    kx_lanes_fini(&u->alone, u->ctx);
+    drop_times(u);
+    drop_texts(u);
     u->h = u->w = u->positions = 0;
     u->lanes = NULL;
 }
@@ -177,27 +187,47 @@ void kx_unet_destroy(struct kx_unet *u) {
     kx_linear_destroy(u->time1);
     kx_linear_destroy(u->time2);
     for (int i = 0; i < u->cfg.levels; i++) {
-        level_fini(&u->down[i]);
-        level_fini(&u->up[i]);
+        level_fini(u->ctx, &u->down[i]);
+        level_fini(u->ctx, &u->up[i]);
     }
-    level_fini(&u->mid);
-    kx_norm_fini(&u->norm_out);
+    level_fini(u->ctx, &u->mid);
+    kx_norm_fini(u->ctx, &u->norm_out);
     free(u);
 }
 
-/* ---- one image */
+/* ---- images */
 
 /* A call of kx_unet_forward, or the plan for one. */
 struct forward {
     const struct kx_unet *u;
-    const float *x;
-    float *out;
+    const void *x;
+    void *out;
+    const int32_t *time_row, *text_row;
 };
 
-static void transform(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y, int k,
-                      struct kx_tensor *x, const float *kv) {
+/* What the images of one run have: their rows of the shifts, their texts. */
+struct given {
+    const struct kx_unet *u;
+    const int32_t *time_row;
+    struct kx_keys keys;
+};
+
+static struct kx_rows shift_of(struct kx_ctx *ctx, const struct given *g, const struct kx_resnet *r) {
+    const struct kx_unet *u = g->u;
+    return (struct kx_rows){kx_at(ctx, u->shifts_v, r->shift * (size_t)u->times_room), (size_t)r->out,
+                            g->time_row};
+}
+
+static void resnet(struct kx_ctx *ctx, const struct given *g, const struct kx_resnet *r, struct kx_tensor *x,
+                   bool keep, struct kx_tensor *y) {
+    struct kx_rows shift = shift_of(ctx, g, r);
+    kx_resnet_run(ctx, r, x, keep, &shift, y);
+}
+
+static void transform(struct kx_ctx *ctx, const struct given *g, const struct level *y, int k,
+                      struct kx_tensor *x) {
     if (y->transformers && y->transformers[k].depth)
-        kx_transformer_run(ctx, &y->transformers[k], x, kv, u->positions);
+        kx_transformer_run(ctx, &y->transformers[k], x, &g->keys);
 }
 
 /* The outputs of the way down, in order; each stays where it was made. */
@@ -206,47 +236,46 @@ struct skips {
     int count;
 };
 
-static struct kx_tensor *push(struct kx_ctx *ctx, struct skips *s, int h, int w, int c) {
+static struct kx_tensor *push(struct kx_ctx *ctx, struct skips *s, int n, int h, int w, int c) {
     assert(s->count < SKIPS_MAX);
-    s->v[s->count] = kx_tensor_take(ctx, 1, h, w, c);
+    s->v[s->count] = kx_tensor_take(ctx, n, h, w, c);
     return &s->v[s->count++];
 }
 
-static void run_down(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y, struct skips *s,
-                     const float *shift, const float *kv) {
+static void run_down(struct kx_ctx *ctx, const struct given *g, const struct level *y, struct skips *s) {
     for (int k = 0; k < y->count; k++) {
-        struct kx_tensor *x = &s->v[s->count - 1], *z = push(ctx, s, x->h, x->w, y->channels);
-        kx_resnet_run(ctx, &y->resnets[k], x, true, shift + y->resnets[k].shift, z);
-        transform(ctx, u, y, k, z, kv);
+        struct kx_tensor *x = &s->v[s->count - 1], *z = push(ctx, s, x->n, x->h, x->w, y->channels);
+        resnet(ctx, g, &y->resnets[k], x, true, z);
+        transform(ctx, g, y, k, z);
     }
     if (!y->resample) return;
     struct kx_tensor *x = &s->v[s->count - 1];
-    struct kx_tensor *z = push(ctx, s, (x->h + 1) / 2, (x->w + 1) / 2, y->channels);
+    struct kx_tensor *z = push(ctx, s, x->n, (x->h + 1) / 2, (x->w + 1) / 2, y->channels);
     kx_conv(ctx, y->resample, x, NULL, NULL, z);
 }
 
 /* x, in place[0], becomes the level's output, again in place[0]. */
-static void run_up(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y, struct skips *s,
-                   const float *shift, const float *kv, float *place[2], struct kx_tensor *x) {
+static void run_up(struct kx_ctx *ctx, const struct given *g, const struct level *y, struct skips *s,
+                   void *place[2], struct kx_tensor *x) {
     for (int k = 0; k < y->count; k++) {
         size_t mark = kx_mark(ctx);
         const struct kx_tensor *skip = &s->v[--s->count];
-        struct kx_tensor both = kx_tensor_take(ctx, 1, x->h, x->w, x->c + skip->c);
+        struct kx_tensor both = kx_tensor_take(ctx, x->n, x->h, x->w, x->c + skip->c);
         kx_concat(ctx, x, skip, &both);
         x->c = y->channels;
-        kx_resnet_run(ctx, &y->resnets[k], &both, false, shift + y->resnets[k].shift, x);
+        resnet(ctx, g, &y->resnets[k], &both, false, x);
         kx_release(ctx, mark);
-        transform(ctx, u, y, k, x, kv);
+        transform(ctx, g, y, k, x);
     }
     if (!y->resample) return;
-    struct kx_tensor z = {place[1], 1, 2 * x->h, 2 * x->w, x->c};
+    struct kx_tensor z = {place[1], x->n, 2 * x->h, 2 * x->w, x->c};
     kx_conv(ctx, y->resample, x, NULL, NULL, &z);
     place[1] = place[0];
     place[0] = z.v;
     *x = z;
 }
 
-/* Floats of the largest picture on the way up. */
+/* Values of the largest picture on the way up. */
 static size_t largest(const struct kx_unet_config *cfg, int h, int w) {
     size_t most = 0;
     for (int i = 0; i < cfg->levels; i++) {
@@ -260,33 +289,28 @@ static size_t largest(const struct kx_unet_config *cfg, int h, int w) {
     return most;
 }
 
-static void run_image(void *arg, struct kx_ctx *ctx, int i) {
+static void run_images(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct forward *f = arg;
     const struct kx_unet *u = f->u;
     const struct kx_unet_config *cfg = &u->cfg;
-    bool real = !kx_planning(ctx);
-    size_t mark = kx_mark(ctx), area = (size_t)u->h * (size_t)u->w;
-    struct kx_tensor in = {NULL, 1, u->h, u->w, cfg->in_channels}, out = in;
+    size_t mark = kx_mark(ctx), before = (size_t)first * (size_t)u->h * (size_t)u->w;
+    struct kx_tensor in = {NULL, count, u->h, u->w, cfg->in_channels}, out = in;
     out.c = cfg->out_channels;
-    const float *shift = u->shift_room, *kv = u->kv_room;
-    if (real) {
-        in.v = (float *)f->x + (size_t)i * area * (size_t)in.c; /* only read */
-        out.v = f->out + (size_t)i * area * (size_t)out.c;
-        shift = u->shift_of[i];
-        kv = u->kv_of[i];
-    }
-    size_t most = largest(cfg, u->h, u->w);
-    float *place[2] = {kx_take(ctx, most), kx_take(ctx, most)};
+    in.v = kx_at(ctx, f->x, before * (size_t)in.c); /* only read */
+    out.v = kx_at(ctx, f->out, before * (size_t)out.c);
+    struct given g = {u, f->time_row + first, {u->kv_v, u->positions, u->texts_room, f->text_row + first}};
+    size_t most = largest(cfg, u->h, u->w) * (size_t)count;
+    void *place[2] = {kx_take(ctx, most), kx_take(ctx, most)};
     struct skips s = {.count = 0};
-    kx_conv(ctx, u->conv_in, &in, NULL, NULL, push(ctx, &s, u->h, u->w, cfg->channels[0]));
-    for (int k = 0; k < cfg->levels; k++) run_down(ctx, u, &u->down[k], &s, shift, kv);
+    kx_conv(ctx, u->conv_in, &in, NULL, NULL, push(ctx, &s, count, u->h, u->w, cfg->channels[0]));
+    for (int k = 0; k < cfg->levels; k++) run_down(ctx, &g, &u->down[k], &s);
 
-    struct kx_tensor *last = &s.v[s.count - 1], x = {place[0], 1, last->h, last->w, u->mid.channels};
-    kx_resnet_run(ctx, &u->mid.resnets[0], last, true, shift + u->mid.resnets[0].shift, &x);
-    transform(ctx, u, &u->mid, 0, &x, kv);
-    kx_resnet_run(ctx, &u->mid.resnets[1], &x, false, shift + u->mid.resnets[1].shift, &x);
+    struct kx_tensor *last = &s.v[s.count - 1], x = {place[0], count, last->h, last->w, u->mid.channels};
+    resnet(ctx, &g, &u->mid.resnets[0], last, true, &x);
+    transform(ctx, &g, &u->mid, 0, &x);
+    resnet(ctx, &g, &u->mid.resnets[1], &x, false, &x);
 
-    for (int k = 0; k < cfg->levels; k++) run_up(ctx, u, &u->up[k], &s, shift, kv, place, &x);
+    for (int k = 0; k < cfg->levels; k++) run_up(ctx, &g, &u->up[k], &s, place, &x);
     assert(s.count == 0);
     kx_group_norm(ctx, &x, u->norm_out.gamma, u->norm_out.beta, cfg->norm_groups, cfg->norm_eps, true, &x);
     kx_conv(ctx, u->conv_out, &x, NULL, NULL, &out);
@@ -295,96 +319,68 @@ static void run_image(void *arg, struct kx_ctx *ctx, int i) {
 
 /* ---- what images share */
 
-/* The texts of a call of kx_unet_set_text. */
-struct texting {
-    const struct kx_unet *u;
-    const float *states;
-};
-
-/* The shifts of one timestep into `shifts`. */
-struct timing {
-    const struct kx_unet *u;
-    float timestep;
-    float *shifts;
-};
-
-static void level_shifts(struct kx_ctx *ctx, const struct level *y, const struct kx_tensor *embedding,
-                         float *shifts) {
+static void level_shifts(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y,
+                         const struct kx_tensor *embedding, int first) {
     for (int k = 0; k < y->count; k++) {
         const struct kx_resnet *r = &y->resnets[k];
-        struct kx_tensor to = {shifts + r->shift, 1, 1, 1, r->out};
+        size_t at = r->shift * (size_t)u->times_room + (size_t)first * (size_t)r->out;
+        struct kx_tensor to = {kx_at(ctx, u->shifts_v, at), embedding->n, 1, 1, r->out};
         kx_linear(ctx, r->time, embedding, NULL, &to);
     }
 }
 
-static void run_time(void *arg, struct kx_ctx *ctx, int i) {
-    const struct timing *t = arg;
-    const struct kx_unet *u = t->u;
+/* The shifts of `count` timesteps from the first on. */
+static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
+    const struct kx_unet *u = arg;
     const struct kx_unet_config *cfg = &u->cfg;
-    (void)i;
     size_t mark = kx_mark(ctx);
-    struct kx_tensor a = kx_tensor_take(ctx, 1, 1, 1, cfg->channels[0]);
-    struct kx_tensor b = kx_tensor_take(ctx, 1, 1, 1, TIME_WIDTH * cfg->channels[0]);
-    struct kx_tensor c = kx_tensor_take(ctx, 1, 1, 1, TIME_WIDTH * cfg->channels[0]);
-    kx_timestep(ctx, t->timestep, a.c, cfg->flip_sin_to_cos, cfg->freq_shift, a.v);
+    struct kx_tensor a = kx_tensor_take(ctx, count, 1, 1, cfg->channels[0]);
+    struct kx_tensor b = kx_tensor_take(ctx, count, 1, 1, TIME_WIDTH * cfg->channels[0]);
+    struct kx_tensor c = kx_tensor_take(ctx, count, 1, 1, TIME_WIDTH * cfg->channels[0]);
+    kx_timestep(ctx, u->timesteps + first, count, cfg->flip_sin_to_cos, cfg->freq_shift, &a);
     kx_linear(ctx, u->time1, &a, NULL, &b);
     kx_linear(ctx, u->time2, &b, NULL, &c);
-    for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, &u->down[k], &c, t->shifts);
-    level_shifts(ctx, &u->mid, &c, t->shifts);
-    for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, &u->up[k], &c, t->shifts);
+    for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, u, &u->down[k], &c, first);
+    level_shifts(ctx, u, &u->mid, &c, first);
+    for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, u, &u->up[k], &c, first);
     kx_release(ctx, mark);
 }
 
-static void level_text(struct kx_ctx *ctx, const struct level *y, const struct kx_tensor *text, float *kv) {
+static void level_text(struct kx_ctx *ctx, const struct level *y, const struct kx_tensor *text,
+                       const struct kx_keys *keys, int first) {
     for (int k = 0; k < y->count && y->transformers; k++)
-        if (y->transformers[k].depth) kx_transformer_text(ctx, &y->transformers[k], text, kv);
+        if (y->transformers[k].depth) kx_transformer_text(ctx, &y->transformers[k], text, keys, first);
 }
 
-/* The i-th different text of a call of kx_unet_set_text. */
-static void run_text(void *arg, struct kx_ctx *ctx, int i) {
-    const struct texting *t = arg;
-    const struct kx_unet *u = t->u;
-    struct kx_tensor text = {NULL, 1, 1, u->positions, u->cfg.cross_attention_dim};
-    float *kv = u->kv_room;
-    if (!kx_planning(ctx)) {
-        text.v = (float *)t->states + (size_t)u->source[i] * kx_count(&text); /* only read */
-        kv += (size_t)i * (size_t)u->positions * u->kv;
-    }
-    for (int k = 0; k < u->cfg.levels; k++) level_text(ctx, &u->down[k], &text, kv);
-    level_text(ctx, &u->mid, &text, kv);
-    for (int k = 0; k < u->cfg.levels; k++) level_text(ctx, &u->up[k], &text, kv);
+/* The keys and values of `count` texts from the first on. */
+static void run_texts(void *arg, struct kx_ctx *ctx, int first, int count) {
+    const struct kx_unet *u = arg;
+    struct kx_tensor text = {NULL, count, 1, u->positions, u->cfg.cross_attention_dim};
+    text.v = kx_at(ctx, u->states, (size_t)first * (size_t)text.w * (size_t)text.c);
+    struct kx_keys keys = {u->kv_v, u->positions, u->texts_room, NULL};
+    for (int k = 0; k < u->cfg.levels; k++) level_text(ctx, &u->down[k], &text, &keys, first);
+    level_text(ctx, &u->mid, &text, &keys, first);
+    for (int k = 0; k < u->cfg.levels; k++) level_text(ctx, &u->up[k], &text, &keys, first);
 }
 
 /* ---- planning and running */
 
 /* What one lane must be able to do. */
-static void plan_lane(void *arg, struct kx_ctx *ctx, int i) {
+static void plan_lane(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct kx_unet *u = arg;
-    run_text(&(struct texting){u, NULL}, ctx, i);
-    run_image(&(struct forward){u, NULL, NULL}, ctx, i);
+    static const int32_t unused[1]; /* nothing is read while planning */
+    run_images(&(struct forward){u, NULL, NULL, unused, unused}, ctx, first, count);
 }
 
 /* An image's bytes, roughly: the outputs of the way down, and what the first level works in (the two places,
  * the input beside the skip, a block's middle, a transformer's inner width). */
-static size_t image_bytes(const struct kx_unet_config *cfg, int h, int w) {
-    size_t floats = 0;
+static size_t image_bytes(const struct kx_unet *u, int h, int w) {
+    const struct kx_unet_config *cfg = &u->cfg;
+    size_t values = 0;
     for (int i = 0; i < cfg->levels; i++)
-        floats +=
+        values +=
             (size_t)(cfg->layers[i] + 1) * (size_t)cfg->channels[i] * (size_t)(h >> i) * (size_t)(w >> i);
-    return sizeof(float) * (floats + 6 * largest(cfg, h, w));
-}
-
-static int make_rooms(struct kx_unet *u, int n, struct kn_err *err) {
-    size_t count = (size_t)n, kv = u->kv * (size_t)u->positions;
-    u->shift_room = malloc(count * u->shifts * sizeof *u->shift_room);
-    u->kv_room = malloc((kv ? count * kv : 1) * sizeof *u->kv_room);
-    u->shift_of = calloc(count, sizeof *u->shift_of);
-    u->kv_of = calloc(count, sizeof *u->kv_of);
-    u->source = calloc(count, sizeof *u->source);
-    if (!u->shift_room || !u->kv_room || !u->shift_of || !u->kv_of || !u->source)
-        return kn_err_set(err, KN_EOOM, "out of memory for the texts of %d images", n);
-    u->n = n;
-    return 0;
+    return kx_value_bytes(u->ctx) * (values + 6 * largest(cfg, h, w));
 }
 
 int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err) {
@@ -398,51 +394,81 @@ int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct k
         u->w = w;
         u->positions = positions;
     }
-    int lanes = kx_ctx_lanes(u->ctx, n, image_bytes(&u->cfg, h, w)), rc = 0;
+    int lanes = kx_ctx_lanes(u->ctx, n, image_bytes(u, h, w)), rc = 0;
     u->lanes = lanes > 1 ? &u->many : &u->one;
-    if (u->n < n) {
-        drop_rooms(u);
-        rc = make_rooms(u, n, err);
-    }
-    if (!rc && !kx_lanes_ready(&u->alone, u->ctx, 1))
-        rc = kx_lanes_plan(&u->alone, u->ctx, 1, run_time, &(struct timing){u, 0, NULL}, err);
-    if (!rc && !kx_lanes_ready(u->lanes, u->ctx, lanes))
-        rc = kx_lanes_plan(u->lanes, u->ctx, lanes, plan_lane, u, err);
+    if (!kx_lanes_ready(u->lanes, u->ctx, lanes, n))
+        rc = kx_lanes_plan(u->lanes, u->ctx, lanes, n, plan_lane, u, err);
     if (rc) drop_plan(u);
     return rc;
 }
 
+int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positions, size_t *bytes, struct kn_err *err) {
+    struct kx_unet copy = *u; /* counts with another size; its plan stays */
+    copy.h = h;
+    copy.w = w;
+    copy.positions = positions;
+    int rc = kx_lanes_count(u->ctx, n, plan_lane, &copy, bytes, err);
+    *bytes +=
+        (size_t)n * (size_t)positions * (u->kv + (size_t)u->cfg.cross_attention_dim) * kx_value_bytes(u->ctx);
+    return rc;
+}
+
+unsigned kx_unet_moves(const struct kx_unet *u) {
+    return u->moves + u->one.moves + u->many.moves;
+}
+
+/* Runs fn for i < n on one lane, planned for as many as come together. */
+static int run_alone(struct kx_unet *u, int n, kx_images fn, struct kn_err *err) {
+    int rc = kx_lanes_plan(&u->alone, u->ctx, 1, n, fn, u, err);
+    return rc ? rc : kx_lanes_run(&u->alone, u->ctx, n, fn, u, err);
+}
+
+int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct kn_err *err) {
+    if (n < 1 || n > KX_UNET_TIMES_MAX)
+        return kn_err_set(err, KN_EINVAL, "%d timesteps, not 1 to %d", n, KX_UNET_TIMES_MAX);
+    if (n > u->times_room) {
+        drop_times(u);
+        u->timesteps = kx_alloc(u->ctx, (size_t)n * sizeof *u->timesteps);
+        u->shifts_v = kx_alloc(u->ctx, (size_t)n * u->shifts * kx_value_bytes(u->ctx));
+        if (!u->timesteps || !u->shifts_v) {
+            drop_times(u);
+            return kn_err_set(err, KN_EOOM, "out of memory for %d timesteps", n);
+        }
+        u->times_room = n;
+    }
+    u->times = 0;
+    kx_upload(u->ctx, u->timesteps, timesteps, (size_t)n * sizeof *timesteps);
+    int rc = run_alone(u, n, run_times, err);
+    if (!rc) u->times = n;
+    return rc;
+}
+
 int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int positions, struct kn_err *err) {
-    if (!u->lanes || n < 1 || n > u->n || positions != u->positions)
-        return kn_err_set(err, KN_EINVAL, "%d texts of %d: planned for %d of %d", n, positions, u->n,
+    if (!u->lanes || n < 1 || positions != u->positions)
+        return kn_err_set(err, KN_EINVAL, "%d texts of %d: planned for texts of %d", n, positions,
                           u->positions);
-    size_t each = (size_t)positions * (size_t)u->cfg.cross_attention_dim;
-    int different = 0;
-    for (int i = 0; i < n; i++) {
-        int k = 0;
-        while (k < different &&
-               memcmp(states + (size_t)u->source[k] * each, states + (size_t)i * each, each * sizeof *states))
-            k++;
-        if (k == different) u->source[different++] = i;
-        u->kv_of[i] = u->kv_room + (size_t)k * (size_t)positions * u->kv;
+    size_t values = (size_t)n * (size_t)positions, bytes = kx_value_bytes(u->ctx);
+    if (n > u->texts_room) {
+        drop_texts(u);
+        u->states = kx_alloc(u->ctx, values * (size_t)u->cfg.cross_attention_dim * bytes);
+        u->kv_v = kx_alloc(u->ctx, (u->kv ? values * u->kv : 1) * bytes);
+        if (!u->states || !u->kv_v) {
+            drop_texts(u);
+            return kn_err_set(err, KN_EOOM, "out of memory for %d texts", n);
+        }
+        u->texts_room = n;
     }
     u->texts = 0;
-    int rc = kx_lanes_run(u->lanes, u->ctx, different, run_text, &(struct texting){u, states}, err);
+    kx_upload_values(u->ctx, u->states, states, values * (size_t)u->cfg.cross_attention_dim);
+    int rc = run_alone(u, n, run_texts, err);
     if (!rc) u->texts = n;
     return rc;
 }
 
-int kx_unet_forward(struct kx_unet *u, const float *x, const float *timesteps, int n, float *out,
-                    struct kn_err *err) {
-    if (n < 1 || n > u->texts) return kn_err_set(err, KN_EINVAL, "%d images for %d texts", n, u->texts);
-    int rc = 0;
-    for (int i = 0; i < n && !rc; i++) {
-        int k = 0;
-        while (timesteps[k] != timesteps[i]) k++;
-        float *room = u->shift_room + (size_t)k * u->shifts;
-        u->shift_of[i] = room;
-        if (k == i)
-            rc = kx_lanes_run(&u->alone, u->ctx, 1, run_time, &(struct timing){u, timesteps[i], room}, err);
-    }
-    return rc ? rc : kx_lanes_run(u->lanes, u->ctx, n, run_image, &(struct forward){u, x, out}, err);
+int kx_unet_forward(struct kx_unet *u, const void *x, const int32_t *time_row, const int32_t *text_row, int n,
+                    void *out, struct kn_err *err) {
+    if (!u->lanes || n < 1 || !u->times || !u->texts)
+        return kn_err_set(err, KN_EINVAL, "%d images, %d timesteps, %d texts", n, u->times, u->texts);
+    return kx_lanes_run(u->lanes, u->ctx, n, run_images, &(struct forward){u, x, out, time_row, text_row},
+                        err);
 }

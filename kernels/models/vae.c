@@ -107,19 +107,19 @@ void kx_vae_destroy(struct kx_vae *v) {
     kx_conv_destroy(v->post_quant);
     kx_conv_destroy(v->conv_in);
     kx_conv_destroy(v->conv_out);
-    for (int i = 0; i < 2; i++) kx_resnet_fini(&v->mid[i]);
-    kx_norm_fini(&v->attention_norm);
+    for (int i = 0; i < 2; i++) kx_resnet_fini(v->ctx, &v->mid[i]);
+    kx_norm_fini(v->ctx, &v->attention_norm);
     kx_linear_destroy(v->qkv);
     kx_linear_destroy(v->attention_out);
     for (int i = 0; i < v->cfg.levels; i++) {
         for (int k = 0; v->levels[i].resnets && k <= v->cfg.layers_per_block; k++)
-            kx_resnet_fini(&v->levels[i].resnets[k]);
+            kx_resnet_fini(v->ctx, &v->levels[i].resnets[k]);
         free(v->levels[i].resnets);
         kx_conv_destroy(v->levels[i].up);
     }
-    kx_norm_fini(&v->norm_out);
-    kx_lanes_fini(&v->one.lanes);
-    kx_lanes_fini(&v->many.lanes);
+    kx_norm_fini(v->ctx, &v->norm_out);
+    kx_lanes_fini(&v->one.lanes, v->ctx);
+    kx_lanes_fini(&v->many.lanes, v->ctx);
     free(v);
 }
 
@@ -130,12 +130,14 @@ struct decoding {
     const struct kx_vae *v;
     const float *latents;
     float *rgb;
+    uint8_t *bytes;
+    int32_t *finite;
     int h, w;
 };
 
 /* The picture on its way, in one of two places. */
 struct picture {
-    float *place[2];
+    void *place[2];
     int at;
     struct kx_tensor x;
 };
@@ -145,7 +147,7 @@ static void note(size_t room[2], int at, int h, int w, int c) {
     if (n > room[at]) room[at] = n;
 }
 
-/* The floats that each place needs: the same way that decode_one goes. */
+/* The values that each place needs, an image: the same way that decode() goes. */
 static void rooms(const struct kx_vae_config *cfg, int h, int w, size_t room[2]) {
     int at = 0, c = channels_of(cfg, 0);
     room[0] = room[1] = 0;
@@ -158,7 +160,7 @@ static void rooms(const struct kx_vae_config *cfg, int h, int w, size_t room[2])
 
 /* The other place, for a picture of another shape. */
 static struct kx_tensor other(const struct picture *p, int h, int w, int c) {
-    return (struct kx_tensor){p->place[p->at ^ 1], 1, h, w, c};
+    return (struct kx_tensor){p->place[p->at ^ 1], p->x.n, h, w, c};
 }
 
 static void moved(struct picture *p, struct kx_tensor y) {
@@ -168,8 +170,8 @@ static void moved(struct picture *p, struct kx_tensor y) {
 
 static void attend(struct kx_ctx *ctx, const struct kx_vae *v, struct kx_tensor *x) {
     size_t mark = kx_mark(ctx);
-    struct kx_tensor n = kx_tensor_take(ctx, 1, x->h, x->w, x->c);
-    struct kx_tensor qkv = kx_tensor_take(ctx, 1, x->h, x->w, 3 * x->c);
+    struct kx_tensor n = kx_tensor_take(ctx, x->n, x->h, x->w, x->c);
+    struct kx_tensor qkv = kx_tensor_take(ctx, x->n, x->h, x->w, 3 * x->c);
     kx_group_norm(ctx, x, v->attention_norm.gamma, v->attention_norm.beta, v->cfg.norm_groups, EPS, false,
                   &n);
     kx_linear(ctx, v->qkv, &n, NULL, &qkv);
@@ -178,24 +180,24 @@ static void attend(struct kx_ctx *ctx, const struct kx_vae *v, struct kx_tensor 
     kx_release(ctx, mark);
 }
 
-static void decode_one(void *arg, struct kx_ctx *ctx, int i) {
+static void decode(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct decoding *d = arg;
     const struct kx_vae *v = d->v;
     const struct kx_vae_config *cfg = &v->cfg;
-    bool real = !kx_planning(ctx);
-    size_t mark = kx_mark(ctx), room[2], values = (size_t)d->h * (size_t)d->w * (size_t)cfg->latent_channels;
+    size_t mark = kx_mark(ctx), room[2], values = (size_t)d->h * (size_t)d->w * (size_t)cfg->latent_channels,
+           n = (size_t)count;
     rooms(cfg, d->h, d->w, room);
-    struct picture p = {.place = {kx_take(ctx, room[0]), kx_take(ctx, room[1])}};
-    struct kx_tensor z = {NULL, 1, d->h, d->w, cfg->latent_channels};
-    if (real) z.v = (float *)d->latents + (size_t)i * values; /* only read */
+    struct picture p = {.place = {kx_take(ctx, n * room[0]), kx_take(ctx, n * room[1])}};
 
     size_t inner = kx_mark(ctx);
+    struct kx_tensor z = kx_tensor_take(ctx, count, d->h, d->w, cfg->latent_channels);
+    kx_from_f32(ctx, d->latents + (size_t)first * values, &z);
     if (v->post_quant) {
-        struct kx_tensor y = kx_tensor_take(ctx, 1, d->h, d->w, cfg->latent_channels);
+        struct kx_tensor y = kx_tensor_take(ctx, count, d->h, d->w, cfg->latent_channels);
         kx_conv(ctx, v->post_quant, &z, NULL, NULL, &y);
         z = y;
     }
-    p.x = (struct kx_tensor){p.place[0], 1, d->h, d->w, channels_of(cfg, 0)};
+    p.x = (struct kx_tensor){p.place[0], count, d->h, d->w, channels_of(cfg, 0)};
     kx_conv(ctx, v->conv_in, &z, NULL, NULL, &p.x);
     kx_release(ctx, inner);
 
@@ -217,9 +219,11 @@ static void decode_one(void *arg, struct kx_ctx *ctx, int i) {
         }
     }
     kx_group_norm(ctx, &p.x, v->norm_out.gamma, v->norm_out.beta, cfg->norm_groups, EPS, true, &p.x);
-    struct kx_tensor rgb = kx_tensor_take(ctx, 1, p.x.h, p.x.w, cfg->out_channels);
+    struct kx_tensor rgb = kx_tensor_take(ctx, count, p.x.h, p.x.w, cfg->out_channels);
     kx_conv(ctx, v->conv_out, &p.x, NULL, NULL, &rgb);
-    kx_to_rgb(ctx, &rgb, real ? d->rgb + (size_t)i * kx_count(&rgb) : NULL);
+    size_t before = (size_t)first * (kx_count(&rgb) / n);
+    kx_to_rgb(ctx, &rgb, d->rgb ? d->rgb + before : NULL, d->bytes ? d->bytes + before : NULL,
+              d->finite + first);
     kx_release(ctx, mark);
 }
 
@@ -227,19 +231,25 @@ int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w) {
     size_t room[2];
     rooms(&v->cfg, h, w, room);
     /* beside the two places a block has two more in work */
-    return kx_ctx_lanes(v->ctx, n, 2 * (room[0] + room[1]) * sizeof(float));
+    return kx_ctx_lanes(v->ctx, n, 2 * (room[0] + room[1]) * kx_value_bytes(v->ctx));
 }
 
-int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb,
-                  struct kn_err *err) {
-    struct decoding d = {v, latents, rgb, h, w};
+int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err) {
+    int32_t unused[1];
+    struct decoding d = {.v = v, .h = h, .w = w, .finite = unused};
+    return kx_lanes_count(v->ctx, n, decode, &d, bytes, err);
+}
+
+int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb, uint8_t *bytes,
+                  int32_t *finite, struct kn_err *err) {
+    struct decoding d = {v, latents, rgb, bytes, finite, h, w};
     int lanes = kx_vae_lanes(v, n, h, w), rc = 0;
     struct plan *p = lanes > 1 ? &v->many : &v->one;
-    if (p->h != h || p->w != w || !kx_lanes_ready(&p->lanes, v->ctx, lanes)) {
+    if (p->h != h || p->w != w || !kx_lanes_ready(&p->lanes, v->ctx, lanes, n)) {
         p->h = p->w = 0;
-        if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, decode_one, &d, err))) return rc;
+        if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, n, decode, &d, err))) return rc;
         p->h = h;
         p->w = w;
     }
-    return kx_lanes_run(&p->lanes, v->ctx, n, decode_one, &d, err);
+    return kx_lanes_run(&p->lanes, v->ctx, n, decode, &d, err);
 }

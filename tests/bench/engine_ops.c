@@ -105,13 +105,26 @@ static float *numbers(size_t n) {
     return v;
 }
 
-static void call(void *arg, struct kx_ctx *ctx, int i) {
+static void call(void *arg, struct kx_ctx *ctx, int i, int count) {
+    (void)count; /* 1: a CPU */
     struct op *o = arg;
     const struct shape *s = o->s;
     struct kx_tensor x = {o->x[i], 1, s->h, s->w, o->in}, y = {o->y[i], 1, o->oh, o->ow, o->out};
     size_t width = (size_t)o->in;
-    struct kx_attention a = {o->x[i], o->keys[i], o->keys[i] + width, o->y[i], width,  2 * width, 2 * width,
-                             width,   s->h,       s->kernel,          s->in,   s->out, 0.2f,      false};
+    struct kx_attention a = {.q = o->x[i],
+                             .k = o->keys[i],
+                             .v = o->keys[i] + width,
+                             .out = o->y[i],
+                             .q_stride = width,
+                             .k_stride = 2 * width,
+                             .v_stride = 2 * width,
+                             .out_stride = width,
+                             .n = 1,
+                             .rows = s->h,
+                             .length = s->kernel,
+                             .heads = s->in,
+                             .dim = s->out,
+                             .scale = 0.2f};
     switch (s->kind) {
     case CONV:
     case DOUBLED:
@@ -168,7 +181,7 @@ static void prepare(struct kx_ctx *ctx, struct op *o, int images) {
         struct kx_ctx *at = i < 0 ? ctx : kx_ctx_lane(ctx, images, i);
         struct kx_arena arena;
         kx_plan_begin(at, &arena);
-        call(o, at, 0);
+        call(o, at, 0, 1);
         rc = kx_plan_end(at, &err);
         if (images == 1) break;
     }
@@ -259,7 +272,7 @@ int main(int argc, char **argv) {
     struct kx_ctx *ctx;
     struct kn_err err;
     char device[160];
-    if (kx_ctx_create(threads, &ctx, &err)) {
+    if (kx_cpu_ctx_create(threads, &ctx, &err)) {
         fprintf(stderr, "bench-ops: %s\n", err.text);
         return 1;
     }

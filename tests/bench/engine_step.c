@@ -70,7 +70,7 @@ static double layer_flops(const void *layer, const struct kx_tensor *x, const st
 }
 
 WRAP(CONV, layer_flops(c, x, y), kx_conv,
-     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const float *shift,
+     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *shift,
       const struct kx_tensor *residual, struct kx_tensor *y),
      ctx, c, x, shift, residual, y)
 WRAP(MATMUL, layer_flops(l, x, y), kx_linear,

@@ -432,13 +432,55 @@ TEST(engine_flags_a_flat_picture) {
     for (int i = 0; i < 2; i++) CHECK(!o.status[i] && !o.flat[i]);
 }
 
+struct kept {
+    uint8_t rgb[4][64 * 64 * 3];
+    int count;
+};
+
+static int keep_image(void *ctx, const struct kiln_image *im) {
+    struct kept *k = ctx;
+    CHECK(im->rgb && im->index == k->count && k->count < 4);
+    memcpy(k->rgb[k->count++], im->rgb, (size_t)im->task->width * im->task->height * 3);
+    return 0;
+}
+
+TEST(engine_mixes_samplers_steps_and_guidance_in_one_batch) {
+    static struct kept together, alone;
+    struct fixture f;
+    fixture_init(&f, "sd1");
+    struct kn_err err = {0};
+    struct kn_task t[4] = {f.tasks[0], f.tasks[0], f.tasks[0], f.tasks[0]};
+    t[0].sampler = KN_SAMPLER_EULER_A;
+    t[1].sampler = KN_SAMPLER_DPMPP_2M;
+    t[1].steps += 3;
+    t[2].sampler = KN_SAMPLER_PNDM;
+    t[2].cfg = 1;
+    t[3].sampler = KN_SAMPLER_DDIM;
+    t[3].steps = 2;
+    t[3].seed++;
+    for (int i = 0; i < 4; i++) t[i].schedule = KN_SCHEDULE_NORMAL;
+    CHECK(t[0].width * t[0].height * 3 <= sizeof together.rgb[0]);
+    CHECK_MSG(
+        !kiln_render(f.model, t, 4, &(struct kiln_callbacks){.ctx = &together, .image = keep_image}, &err),
+        "%s", err.text);
+    CHECK_INT(together.count, 4);
+    for (int i = 0; i < 4; i++) {
+        alone.count = 0;
+        CHECK_MSG(!kiln_render(f.model, &t[i], 1,
+                               &(struct kiln_callbacks){.ctx = &alone, .image = keep_image}, &err),
+                  "%s", err.text);
+        CHECK_MEM(together.rgb[i], alone.rgb[0], t[i].width * t[i].height * 3);
+    }
+    fixture_fini(&f);
+}
+
 TEST(engine_refuses_tasks_that_cannot_share_a_batch) {
     struct fixture f;
     fixture_init(&f, "sd1");
     struct kn_err err = {0};
     struct kn_task t[2] = {f.tasks[0], f.tasks[0]};
     struct kiln_callbacks cb = {.image = ignore_image};
-    t[1].steps++;
+    t[1].height += 8;
     CHECK_INT(kiln_render(f.model, t, 2, &cb, &err), KN_EINVAL);
     t[1] = t[0];
     t[1].set &= ~(unsigned)KN_SET_SEED;

@@ -6,6 +6,7 @@ static void call_attention(struct kx_ctx *ctx, void *arg) {
 }
 
 static void want_attention(const struct kx_attention *a, double *out) {
+    const float *a_q = a->q, *a_k = a->k, *a_v = a->v;
     double *p = malloc((size_t)a->length * sizeof *p);
     if (!p) exit(1);
     for (int row = 0; row < a->rows; row++)
@@ -16,8 +17,8 @@ static void want_attention(const struct kx_attention *a, double *out) {
             for (int j = 0; j < seen; j++) {
                 p[j] = 0;
                 for (int d = 0; d < a->dim; d++)
-                    p[j] += (double)a->q[(size_t)row * a->q_stride + at + (size_t)d] *
-                            (double)a->k[(size_t)j * a->k_stride + at + (size_t)d];
+                    p[j] += (double)a_q[(size_t)row * a->q_stride + at + (size_t)d] *
+                            (double)a_k[(size_t)j * a->k_stride + at + (size_t)d];
                 p[j] *= (double)a->scale;
                 if (p[j] > max) max = p[j];
             }
@@ -25,7 +26,7 @@ static void want_attention(const struct kx_attention *a, double *out) {
             for (int d = 0; d < a->dim; d++) {
                 double s = 0;
                 for (int j = 0; j < seen; j++)
-                    s += p[j] * (double)a->v[(size_t)j * a->v_stride + at + (size_t)d];
+                    s += p[j] * (double)a_v[(size_t)j * a->v_stride + at + (size_t)d];
                 out[(size_t)(row * a->heads * a->dim) + at + (size_t)d] = s / sum;
             }
         }
@@ -41,7 +42,8 @@ static void check_attention(struct kx_ctx *ctx, int rows, int length, int heads,
           *v = ops_random((size_t)length * stride, 3), *out = ops_random(n, 4);
     double *want = malloc(n * sizeof *want);
     if (!want) exit(1);
-    struct kx_attention a = {.q = q,
+    struct kx_attention a = {.n = 1,
+                             .q = q,
                              .k = k,
                              .v = v,
                              .out = out,
@@ -57,7 +59,7 @@ static void check_attention(struct kx_ctx *ctx, int rows, int length, int heads,
                              .causal = causal};
     want_attention(&a, want);
     OPS_RUN(ctx, call_attention, &a);
-    OPS_NEAR(out, want, n, 2e-6, "%s, %d rows, %d keys, %d heads of %d%s, spread %g", ctx->vector->name, rows,
+    OPS_NEAR(out, want, n, 2e-6, "%s, %d rows, %d keys, %d heads of %d%s, spread %g", ops_isa_name(ctx), rows,
              length, heads, dim, causal ? ", causal" : "", (double)spread);
     free(q), free(k), free(v), free(out), free(want);
 }
@@ -105,7 +107,8 @@ TEST(large_scores_do_not_overflow) {
         float *q = ops_random(ROWS * DIM, 1), *k = ops_random(KEYS * DIM, 2), *v = ops_random(KEYS * DIM, 3),
               out[ROWS * DIM];
         for (int j = 0; j < DIM; j++) k[200 * DIM + j] = 100 * q[3 * DIM + j];
-        struct kx_attention a = {q, k, v, out, DIM, DIM, DIM, DIM, ROWS, KEYS, 1, DIM, 5.0f, false};
+        struct kx_attention a = {q,    k, v,    out,  DIM, DIM, DIM,  DIM,  0,
+                                 NULL, 1, ROWS, KEYS, 1,   DIM, 5.0f, false};
         OPS_RUN(ctx, call_attention, &a);
         for (int j = 0; j < DIM; j++) CHECK(fabsf(out[3 * DIM + j] - v[200 * DIM + j]) < 1e-6f);
         for (int j = 0; j < ROWS * DIM; j++) CHECK(isfinite(out[j]));
@@ -122,7 +125,8 @@ TEST(a_nan_in_a_query_spoils_its_row_and_no_other) {
         float *q = ops_random(ROWS * DIM, 1), *k = ops_random(KEYS * DIM, 2), *v = ops_random(KEYS * DIM, 3),
               out[ROWS * DIM];
         q[4 * DIM + 1] = NAN;
-        struct kx_attention a = {q, k, v, out, DIM, DIM, DIM, DIM, ROWS, KEYS, 1, DIM, 1.0f, false};
+        struct kx_attention a = {q,    k, v,    out,  DIM, DIM, DIM,  DIM,  0,
+                                 NULL, 1, ROWS, KEYS, 1,   DIM, 1.0f, false};
         OPS_RUN(ctx, call_attention, &a);
         for (int j = 0; j < ROWS * DIM; j++) CHECK_INT(isnan(out[j]) != 0, j / DIM == 4);
         free(q), free(k), free(v);

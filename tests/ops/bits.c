@@ -168,7 +168,8 @@ static void call(struct kx_ctx *ctx, void *arg) {
     struct op *o = arg;
     const struct op_case *c = o->c;
     size_t width = (size_t)(c->in * c->out);
-    struct kx_attention a = {.q = o->x.v,
+    struct kx_attention a = {.n = 1,
+                             .q = o->x.v,
                              .k = o->keys,
                              .v = o->keys + 7,
                              .out = o->y.v,
@@ -185,7 +186,7 @@ static void call(struct kx_ctx *ctx, void *arg) {
     switch (c->kind) {
     case CONV:
     case DOUBLED:
-        kx_conv(ctx, o->conv, &o->x, o->bias, NULL, &o->y);
+        kx_conv(ctx, o->conv, &o->x, &(struct kx_rows){o->bias, 0, NULL}, NULL, &o->y);
         break;
     case LINEAR:
     case GELU:
@@ -234,7 +235,8 @@ struct beside {
     float *y[4];
 };
 
-static void call_beside(void *arg, struct kx_ctx *lane, int i) {
+static void call_beside(void *arg, struct kx_ctx *lane, int i, int count) {
+    CHECK_INT(count, 1);
     struct beside *b = arg;
     struct op o = *b->op;
     o.y.v = b->y[i];

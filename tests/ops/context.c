@@ -18,7 +18,7 @@ TEST(every_item_runs_once_on_any_number_of_threads) {
         for (int round = 0; round < 300; round++) {
             int n = round % 7 == 0 ? N : round % 5;
             for (int i = 0; i < N; i++) atomic_store(&seen[i], 0);
-            kx_parallel(ctx, n, count_item, seen);
+            kx_parallel(kx_cpu_of(ctx), n, count_item, seen);
             for (int i = 0; i < N; i++) CHECK_INT(atomic_load(&seen[i]), i < n);
         }
         kx_ctx_destroy(ctx);
@@ -42,7 +42,7 @@ static void sit(void *arg, int i, const struct kx_seat *seat) {
 TEST(no_two_items_share_a_seat_at_the_same_time) {
     static struct busy b;
     struct kx_ctx *ctx = ops_ctx(4);
-    for (int round = 0; round < 50; round++) kx_parallel(ctx, 40, sit, &b);
+    for (int round = 0; round < 50; round++) kx_parallel(kx_cpu_of(ctx), 40, sit, &b);
     CHECK_INT(atomic_load(&b.worst), 0);
     kx_ctx_destroy(ctx);
 }
@@ -53,8 +53,9 @@ struct lanes {
     struct kx_ctx *of[16];
 };
 
-static void note_lane(void *arg, struct kx_ctx *lane, int i) {
+static void note_lane(void *arg, struct kx_ctx *lane, int i, int count) {
     struct lanes *l = arg;
+    CHECK_INT(count, 1);
     l->of[i] = lane;
 }
 
@@ -77,8 +78,8 @@ TEST(the_first_error_sticks_until_it_is_asked_for) {
     struct kx_ctx *ctx = ops_ctx(2);
     struct kn_err err;
     CHECK_INT(kx_ctx_error(ctx, &err), 0);
-    kx_ctx_fail(kx_ctx_lane(ctx, 2, 1), KN_EUNSUPPORTED, "first");
-    kx_ctx_fail(ctx, KN_EINTERNAL, "second");
+    kx_cpu_fail(kx_cpu_of(kx_ctx_lane(ctx, 2, 1)), KN_EUNSUPPORTED, "first");
+    kx_cpu_fail(kx_cpu_of(ctx), KN_EINTERNAL, "second");
     CHECK_INT(kx_ctx_error(ctx, &err), KN_EUNSUPPORTED);
     CHECK_STR(err.text, "first");
     CHECK_INT(kx_ctx_error(ctx, &err), 0);
@@ -90,7 +91,7 @@ TEST(a_plan_that_failed_says_so_at_its_end) {
     struct kx_arena arena;
     struct kn_err err;
     kx_plan_begin(ctx, &arena);
-    kx_ctx_fail(ctx, KN_EUNSUPPORTED, "no such shape");
+    kx_cpu_fail(kx_cpu_of(ctx), KN_EUNSUPPORTED, "no such shape");
     CHECK_INT(kx_plan_end(ctx, &err), KN_EUNSUPPORTED);
     CHECK(!kx_planning(ctx));
     kx_plan_begin(ctx, &arena);
@@ -112,15 +113,15 @@ TEST(a_plan_counts_what_a_run_takes) {
         CHECK_INT(kx_count(&t), 60);
         if (pass == 0) {
             CHECK_INT(kx_plan_end(ctx, &err), 0);
-            CHECK_INT(arena.peak, 16 + 1008);
-            CHECK_INT(kx_arena_init(&arena, arena.peak), 0);
+            CHECK_INT(arena.peak, 4 * (16 + 1008));
+            CHECK_INT(kx_arena_init(ctx, &arena, arena.peak), 0);
             kx_use(ctx, &arena);
         } else {
             CHECK(b == a + 16 && t.v == b && (uintptr_t)b % 64 == 0);
             a[9] = b[999] = 1;
         }
     }
-    kx_arena_fini(&arena);
+    kx_arena_fini(ctx, &arena);
     kx_ctx_destroy(ctx);
 }
 
@@ -134,7 +135,7 @@ static double cpu_seconds(void) {
 TEST(threads_that_wait_use_no_processor) {
     static struct busy b;
     struct kx_ctx *ctx = ops_ctx(4);
-    kx_parallel(ctx, 40, sit, &b);
+    kx_parallel(kx_cpu_of(ctx), 40, sit, &b);
     double before = cpu_seconds();
     nanosleep(&(struct timespec){0, 200000000}, NULL);
     CHECK_MSG(cpu_seconds() - before < 0.02, "%g seconds", cpu_seconds() - before);

@@ -16,7 +16,8 @@ struct conv_call {
 
 static void call_conv(struct kx_ctx *ctx, void *arg) {
     struct conv_call *c = arg;
-    kx_conv(ctx, c->conv, &c->x, c->shift, c->with_residual ? &c->residual : NULL, &c->y);
+    struct kx_rows shift = {c->shift, 0, NULL};
+    kx_conv(ctx, c->conv, &c->x, &shift, c->with_residual ? &c->residual : NULL, &c->y);
 }
 
 static double *want_conv(const struct conv_case *c, const float *x, const float *w, const float *bias,

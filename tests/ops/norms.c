@@ -59,7 +59,7 @@ static void check_norm(struct kx_ctx *ctx, int n, int h, int w, int c, int group
     }
     OPS_RUN(ctx, call_norm, &call);
     OPS_NEAR(call.y.v, want, total, bound, "%s, %d x %dx%d of %d channels, %d groups%s, offset %g",
-             ctx->vector->name, n, w, h, c, groups, silu ? ", silu" : "", (double)offset);
+             ops_isa_name(ctx), n, w, h, c, groups, silu ? ", silu" : "", (double)offset);
     free(x), free(y), free(gamma), free(beta), free(want);
 }
 

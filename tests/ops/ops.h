@@ -13,7 +13,7 @@
 OPS_UNUSED static struct kx_ctx *ops_ctx(int threads) {
     struct kx_ctx *ctx;
     struct kn_err err;
-    if (kx_ctx_create(threads, &ctx, &err)) {
+    if (kx_cpu_ctx_create(threads, &ctx, &err)) {
         fprintf(stderr, "%s\n", err.text);
         exit(1);
     }
@@ -31,9 +31,14 @@ OPS_UNUSED static const struct kx_vector *ops_isa(int i) {
     return all[i];
 }
 
+OPS_UNUSED static const char *ops_isa_name(struct kx_ctx *ctx) {
+    return kx_cpu_of(ctx)->vector->name;
+}
+
 OPS_UNUSED static void ops_use_isa(struct kx_ctx *ctx, const struct kx_vector *v) {
-    ctx->vector = v;
-    for (int i = 0; i < ctx->threads; i++) ctx->lanes[i].vector = v;
+    struct kx_cpu *cpu = kx_cpu_of(ctx);
+    cpu->vector = v;
+    for (int i = 0; i < cpu->threads; i++) cpu->lanes[i].vector = v;
 }
 
 /* Numbers between -1 and 1, the same every time. */
@@ -78,11 +83,11 @@ OPS_UNUSED static int ops_run(struct kx_ctx *ctx, void (*fn)(struct kx_ctx *ctx,
     fn(ctx, arg);
     int rc = kx_plan_end(ctx, err);
     if (rc) return rc;
-    size_t floats = arena.peak;
-    if (kx_arena_init(&arena, floats)) return KN_EOOM;
+    size_t bytes = arena.peak;
+    if (kx_arena_init(ctx, &arena, bytes)) return KN_EOOM;
     kx_use(ctx, &arena);
     fn(ctx, arg);
-    kx_arena_fini(&arena);
+    kx_arena_fini(ctx, &arena);
     return kx_ctx_error(ctx, err);
 }
 

@@ -57,7 +57,7 @@ static int begin(const char *pipeline, const struct part *p, struct kx_ctx **ctx
     CHECK_MSG(!kx_config_read(path, cfg, &err), "%s", err.text);
     snprintf(path, sizeof path, "%s/pipelines/%s/%s", KILN_GOLDEN_DIR, pipeline, p->dir);
     CHECK_MSG(!kx_weights_open(path, p->stem, w, &err), "%s", err.text);
-    CHECK_MSG(!kx_ctx_create(1, ctx, &err), "%s", err.text);
+    CHECK_MSG(!kx_cpu_ctx_create(1, ctx, &err), "%s", err.text);
     return (int)kx_weights_count(*w);
 }
 
@@ -240,19 +240,21 @@ TEST(calls_that_do_not_fit_the_plan_are_refused) {
     struct kx_text *t;
     struct kn_err err = {0};
     static float in[4 * 64 * 3], out[4 * 64 * 3], states[3 * 77 * 32];
-    static const float times[3] = {1, 1, 2};
+    static const float times[2] = {1, 2};
+    static const int32_t rows[3] = {0, 0, 1};
     static const int32_t ids[77] = {[5] = 574};
     begin("sd1", &parts[1], &ctx, &cfg, &w);
     CHECK_MSG(!kx_unet_create(ctx, &cfg.unet, w, &u, &err), "%s", err.text);
-    CHECK_INT(kx_unet_forward(u, in, times, 1, out, &err), KN_EINVAL); /* no text yet */
-    CHECK_INT(kx_unet_set_text(u, states, 1, 77, &err), KN_EINVAL);    /* no plan yet */
-    CHECK_INT(kx_unet_plan(u, 2, 8, 7, 77, &err), KN_EINVAL);          /* 7 cannot be halved */
+    CHECK_INT(kx_unet_forward(u, in, rows, rows, 1, out, &err), KN_EINVAL); /* nothing is set yet */
+    CHECK_INT(kx_unet_set_text(u, states, 1, 77, &err), KN_EINVAL);         /* no plan yet */
+    CHECK_INT(kx_unet_set_times(u, times, 0, &err), KN_EINVAL);
+    CHECK_INT(kx_unet_plan(u, 2, 8, 7, 77, &err), KN_EINVAL); /* 7 cannot be halved */
     CHECK_MSG(!kx_unet_plan(u, 2, 8, 8, 77, &err), "%s", err.text);
-    CHECK_INT(kx_unet_set_text(u, states, 3, 77, &err), KN_EINVAL);
     CHECK_INT(kx_unet_set_text(u, states, 2, 76, &err), KN_EINVAL);
     CHECK_MSG(!kx_unet_set_text(u, states, 2, 77, &err), "%s", err.text);
-    CHECK_INT(kx_unet_forward(u, in, times, 3, out, &err), KN_EINVAL);
-    CHECK_MSG(!kx_unet_forward(u, in, times, 2, out, &err), "%s", err.text);
+    CHECK_INT(kx_unet_forward(u, in, rows, rows, 3, out, &err), KN_EINVAL); /* no timesteps yet */
+    CHECK_MSG(!kx_unet_set_times(u, times, 2, &err), "%s", err.text);
+    CHECK_MSG(!kx_unet_forward(u, in, rows, rows, 3, out, &err), "%s", err.text);
     kx_unet_destroy(u);
     kx_weights_close(w);
     kx_ctx_destroy(ctx);
@@ -274,18 +276,20 @@ TEST(different_timesteps_in_one_batch_are_each_their_own) {
     struct kn_err err = {0};
     enum { N = 4, VALUES = 4 * 64 };
     static float in[N * VALUES], together[N * VALUES], alone[VALUES], states[N * 77 * 32];
-    static const float times[N] = {10, 500.25f, 10, 999};
+    static const float times[3] = {10, 500.25f, 999};
+    static const int32_t time_row[N] = {0, 1, 0, 2}, text_row[N] = {0, 1, 0, 2}, first[1] = {0};
     for (int i = 0; i < N * VALUES; i++) in[i] = (float)(i * 7919 % 1000) / 500 - 1;
     for (int i = 0; i < N * 77 * 32; i++) states[i] = (float)(i * 104729 % 1000) / 500 - 1;
-    memcpy(states + 2 * 77 * 32, states, 77 * 32 * sizeof *states); /* 0 and 2 have the same text */
     begin("sd1", &parts[1], &ctx, &cfg, &w);
     CHECK_MSG(!kx_unet_create(ctx, &cfg.unet, w, &u, &err), "%s", err.text);
     CHECK_MSG(!kx_unet_plan(u, N, 8, 8, 77, &err), "%s", err.text);
-    CHECK_MSG(!kx_unet_set_text(u, states, N, 77, &err), "%s", err.text);
-    CHECK_MSG(!kx_unet_forward(u, in, times, N, together, &err), "%s", err.text);
+    CHECK_MSG(!kx_unet_set_times(u, times, 3, &err), "%s", err.text);
+    CHECK_MSG(!kx_unet_set_text(u, states, 3, 77, &err), "%s", err.text); /* 0 and 2 have the same */
+    CHECK_MSG(!kx_unet_forward(u, in, time_row, text_row, N, together, &err), "%s", err.text);
     for (int i = 0; i < N; i++) {
-        CHECK_MSG(!kx_unet_set_text(u, states + i * 77 * 32, 1, 77, &err), "%s", err.text);
-        CHECK_MSG(!kx_unet_forward(u, in + i * VALUES, &times[i], 1, alone, &err), "%s", err.text);
+        CHECK_MSG(!kx_unet_set_times(u, times + time_row[i], 1, &err), "%s", err.text);
+        CHECK_MSG(!kx_unet_set_text(u, states + text_row[i] * 77 * 32, 1, 77, &err), "%s", err.text);
+        CHECK_MSG(!kx_unet_forward(u, in + i * VALUES, first, first, 1, alone, &err), "%s", err.text);
         CHECK_MEM(together + i * VALUES, alone, sizeof alone);
     }
     kx_unet_destroy(u);
@@ -300,20 +304,21 @@ TEST(plans_of_many_sizes_do_not_pile_up_and_change_no_bit) {
     struct kx_vae *v;
     struct kn_err err = {0};
     enum { SIDE = 40 };
+    int32_t finite;
     static float in[SIDE * SIDE * 4], first[16 * 16 * 3], again[16 * 16 * 3], other[4 * SIDE * SIDE * 3];
     for (int i = 0; i < SIDE * SIDE * 4; i++) in[i] = (float)(i * 7919 % 1000) / 500 - 1;
     begin("sd1", &parts[2], &ctx, &cfg, &w);
     CHECK_MSG(!kx_vae_create(ctx, &cfg.vae, w, &v, &err), "%s", err.text);
-    CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, first, &err), "%s", err.text);
+    CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, first, NULL, &finite, &err), "%s", err.text);
     int sizes = 0;
     for (int h = 4; h <= SIDE && kx_plan_age(ctx) == 0; h++)
         for (int x = 4; x <= SIDE && kx_plan_age(ctx) == 0; x++, sizes++) {
-            CHECK_MSG(!kx_vae_decode(v, in, 1, h, x, other, &err), "%s", err.text);
+            CHECK_MSG(!kx_vae_decode(v, in, 1, h, x, other, NULL, &finite, &err), "%s", err.text);
             kx_plan_trim(ctx);
         }
     CHECK_MSG(kx_plan_age(ctx) == 1, "%d sizes are planned, and none is dropped", sizes);
     CHECK(sizes > 4);
-    CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, again, &err), "%s", err.text);
+    CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, again, NULL, &finite, &err), "%s", err.text);
     CHECK_MEM(again, first, sizeof first);
     kx_vae_destroy(v);
     kx_weights_close(w);

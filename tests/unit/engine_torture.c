@@ -84,7 +84,10 @@ static bool run(long n) {
     if (!rc) rc = kiln_model_load(e, KILN_GOLDEN_DIR "/pipelines/sd1", &m, &err);
     if (!rc) rc = render_once(m, &err);
     countdown = -1;
-    CHECK_MSG(failed ? rc == KN_ENOMEM || rc == KN_EOOM : !rc, "allocation %ld: %d, %s", n, rc, err.text);
+    /* that a batch does not fit is an ordinary error: the engine goes on with half of it, and all may be well
+     */
+    CHECK_MSG(!rc || (failed && (rc == KN_ENOMEM || rc == KN_EOOM)), "allocation %ld: %d, %s", n, rc,
+              err.text);
     CHECK(!rc || strstr(err.text, "out of memory"));
     /* a model that is there goes on afterwards */
     if (m) CHECK_MSG(!render_once(m, &err), "allocation %ld: afterwards: %s", n, err.text);

@@ -1,0 +1,79 @@
+/* What the engine's files share: engine and model (engine.c), texts (condition.c), rendering (render.c).
+ *
+ * Threads. A render has three stages (kiln.h), each with contexts of its own, so that on a GPU three threads
+ * may be in three stages of one model at the same time: stage 1 uses the text encoder and the cache of texts,
+ * stage 2 the UNet and its sessions, stage 3 the autoencoder. On a CPU there is one context, and `lock` lets
+ * one stage run at a time. */
+#ifndef KILN_KERNELS_ENGINE_H
+#define KILN_KERNELS_ENGINE_H
+
+#include <pthread.h>
+
+#include "kernels/io/config.h"
+#include "kernels/kiln.h"
+#include "kernels/ops.h"
+
+struct kx_tokenizer;
+
+struct kiln_engine {
+    struct kiln_engine_options options;
+    struct kx_ctx *text, *unet, *vae, *vae_wide; /* own; one and the same on a CPU. vae_wide: bf16, or vae */
+    bool gpu;
+    pthread_mutex_t lock; /* CPU: held by the stage that runs */
+    char backend[KN_BACKEND_MAX + 1];
+    char device[KN_DEVICE_MAX + 1];
+};
+
+/* What the networks are told of a text. */
+struct encoded {
+    char *text;     /* owns */
+    int32_t *ids;   /* positions */
+    float *states;  /* positions × width */
+    uint64_t used;  /* the larger, the later */
+    uint64_t batch; /* the last batch that asked for it: not dropped while that one is put together */
+};
+
+#define TEXT_CACHE_MAX 256
+
+/* Buffers and recordings of one shape of batch (render.c). */
+struct session;
+
+struct kiln_model {
+    struct kiln_engine *engine; /* borrowed */
+    struct kx_config cfg;
+    struct kx_tokenizer *tokenizer;
+    struct kx_text *text;
+    struct kx_unet *unet;
+    struct kx_vae *vae;
+    struct kx_ctx *vae_ctx; /* the engine's vae or vae_wide */
+
+    int positions, width; /* of the text states */
+    struct encoded cache[TEXT_CACHE_MAX];
+    int cache_count, cache_max;
+    uint64_t cache_clock, cache_batch;
+
+    struct session *sessions; /* the latest used first */
+    size_t weights_free;      /* bytes that were free when the weights were in place */
+    struct batch_limit {
+        uint32_t width, height;
+        int n;
+    } limits[8]; /* GPU: the largest batches that were computed, or found too large */
+    int limit_count, limit_next;
+    int decode_together; /* 0: all; halved when memory is short */
+};
+
+/* ---- condition.c */
+
+/* The encodings of n texts (equal ones share one), each in out[i]; they stay until the next call. */
+KN_MUST_USE int kx_condition(struct kiln_model *m, const char *const *texts, int n,
+                             const struct encoded **out, struct kn_err *err);
+void kx_condition_init(struct kiln_model *m);
+void kx_condition_fini(struct kiln_model *m);
+
+/* ---- render.c */
+
+void kx_sessions_drop(struct kiln_model *m);
+/* Remembers that a batch of n did not fit; what fits is less. */
+void kx_batch_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n);
+
+#endif
