@@ -11,7 +11,10 @@
 #define KN_ENDPOINT_MAX 256 /* tcp://… or ipc://…; an ipc path stays below 108 */
 #define KN_BACKEND_MAX 48   /* cpu-avx2-3fa1c2 */
 #define KN_DEVICE_MAX 128
-#define KN_DEVICE_BYTES_MAX (1ull << 50) /* memory of a device, as a worker reports it */
+#define KN_DEVICE_BYTES_MAX (1ull << 50) /* readings of a device: memory, temperature, power, clocks */
+#define KN_DEVICE_C_MAX 1000
+#define KN_DEVICE_MW_MAX 1000000000
+#define KN_DEVICE_MHZ_MAX 1000000
 
 /* batches */
 #define KN_TASKS_PER_BATCH_MAX 1000000

@@ -171,10 +171,10 @@ static void readings(struct dec *d, const Kiln__Pb__Readings *p, struct kn_readi
     s->memory_total = p->memory_total;
     if (p->memory_total > KN_DEVICE_BYTES_MAX || p->memory_used > KN_DEVICE_BYTES_MAX)
         fail(d, KN_EPROTO, "readings.memory", "out of range");
-    s->temperature_c = ranged(d, "readings.temperature_c", p->temperature_c, 0, 1000);
-    s->power_mw = ranged(d, "readings.power_mw", p->power_mw, 0, 1000000000);
-    s->sm_mhz = ranged(d, "readings.sm_mhz", p->sm_mhz, 0, 1000000);
-    s->memory_mhz = ranged(d, "readings.memory_mhz", p->memory_mhz, 0, 1000000);
+    s->temperature_c = ranged(d, "readings.temperature_c", p->temperature_c, 0, KN_DEVICE_C_MAX);
+    s->power_mw = ranged(d, "readings.power_mw", p->power_mw, 0, KN_DEVICE_MW_MAX);
+    s->sm_mhz = ranged(d, "readings.sm_mhz", p->sm_mhz, 0, KN_DEVICE_MHZ_MAX);
+    s->memory_mhz = ranged(d, "readings.memory_mhz", p->memory_mhz, 0, KN_DEVICE_MHZ_MAX);
 }
 
 static void worker_hello(struct dec *d, const Kiln__Pb__WorkerHello *p, struct kn_worker_hello *s) {

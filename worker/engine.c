@@ -9,10 +9,11 @@ int engine_open(const struct engine_options *opt, struct engine_model *models, s
     *out = NULL;
     if (engine_is_sim(opt->spec))
         rc = engine_sim_open(opt, out, err);
-    else if (strcmp(opt->spec, "cpu") == 0)
+    else if (strcmp(opt->spec, "cpu") == 0 || strcmp(opt->spec, "cuda") == 0)
         rc = engine_kiln_open(opt, out, err);
     else
-        rc = kn_err_set(err, KN_EINVAL, "%.64s: not an engine; there are cpu and sim[:ms=50,…]", opt->spec);
+        rc = kn_err_set(err, KN_EINVAL, "%.64s: not an engine; there are cpu, cuda and sim[:ms=50,…]",
+                        opt->spec);
     if (rc != 0) return rc;
     (*out)->models = models;
     (*out)->model_count = model_count;

@@ -45,7 +45,8 @@ struct engine {
 };
 
 struct engine_options {
-    const char *spec; /* "cpu", or "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,seed=7,…]" */
+    const char *spec; /* "cpu", "cuda", or "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,seed=7,…]" */
+    int device_index; /* cuda: CUDA's number of the device */
     int threads;      /* 0: all cores that this process may use */
     uint64_t
         model_bytes_max; /* how much of models' weights is kept in memory; at least one model always is */

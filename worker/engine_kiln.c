@@ -123,7 +123,10 @@ static void kiln_close(struct engine *e) {
 
 int engine_kiln_open(const struct engine_options *opt, struct engine **out, struct kn_err *err) {
     static const struct engine_ops ops = {kiln_engine_render, kiln_close};
-    struct kiln_engine_options o = {.device = KILN_DEVICE_CPU, .threads = opt->threads};
+    struct kiln_engine_options o = {.device =
+                                        strcmp(opt->spec, "cuda") == 0 ? KILN_DEVICE_CUDA : KILN_DEVICE_CPU,
+                                    .device_index = opt->device_index,
+                                    .threads = opt->threads};
     struct kiln *k = calloc(1, sizeof *k);
     if (!k) return kn_err_set(err, KN_ENOMEM, "out of memory");
     int rc = kiln_engine_create(&o, &k->e, err);

@@ -1,8 +1,10 @@
 /* kiln-worker: flags and wiring; the work is in worker.h. Exit: 0 drained, 1 bad usage or configuration, 3
- * the engine failed (a supervisor starts the worker again). */
+ * the engine failed (a supervisor starts the worker again: systemd's, kiln's, or its own with --device all).
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <json-c/json.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,17 +15,21 @@
 
 #include "base/fs.h"
 #include "base/log.h"
+#include "worker/device.h"
 #include "worker/models.h"
+#include "worker/supervise.h"
 #include "worker/worker.h"
 
 #define CREDIT 3
 #define UNACKED_BYTES_MAX (256ull << 20)
 #define LOCAL_WORKERS_MAX 1024
 #define TREES_MAX 64
+#define READINGS_MS 2000 /* between two looks at the GPU */
 
 static const char usage[] =
     "usage: kiln-worker --join ENDPOINT|FARMDIR [options]\n"
     "       kiln-worker --describe-model DIR\n"
+    "       kiln-worker --list-devices\n"
     "\n"
     "Renders for a farm: joins its coordinator, takes shards of a batch, and sends the pictures back.\n"
     "\n"
@@ -32,7 +38,11 @@ static const char usage[] =
     "and number)\n"
     "  --models DIR          a folder of models' folders, or a model's folder itself; may be given again\n"
     "  --model DIR           a model's folder (diffusers layout, safetensors); may be given again\n"
-    "  --engine ENGINE       cpu (default), or "
+    "  --device WHICH        what renders: cpu (default), a GPU by its number or the beginning of its UUID "
+    "(see "
+    "--list-devices),\n"
+    "                        or all: a worker for each GPU, watched over by this process\n"
+    "  --engine ENGINE       cpu, cuda (both follow from --device), or "
     "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,flaky=0.01,seed=7,size=64,\n"
     "                        batch=64,oom=8]: a simulated engine, with a model named sim\n"
     "  --threads N           threads of the engine (default: all cores)\n"
@@ -41,8 +51,10 @@ static const char usage[] =
     "  --log-level LEVEL     error, warn, info (default), debug\n"
     "  --describe-model DIR  prints what a model's folder says of itself, as a line of JSON, and ends; "
     "sim[:…] too\n"
+    "  --list-devices        prints the GPUs that it may use, a line of JSON each, and ends\n"
     "  --version, --help\n"
     "\n"
+    "GPUs are numbered as nvidia-smi numbers them, among those that CUDA_VISIBLE_DEVICES leaves over.\n"
     "SIGTERM drains: what has not begun is handed back, what runs is finished or handed back within 15 s. A "
     "second one\n"
     "ends it at once.\n"
@@ -50,16 +62,18 @@ static const char usage[] =
     "examples:\n"
     "  kiln-worker --join tcp://render1:5600 --models ~/models\n"
     "  kiln-worker --join ~/.kiln --model ~/sd15 --threads 8\n"
+    "  kiln-worker --join tcp://render1:5600 --models ~/models --device all\n"
     "  kiln-worker --join ~/.kiln --engine sim:ms=50\n";
 
 struct options {
-    const char *join, *name, *engine, *describe;
+    const char *join, *name, *engine, *device, *describe;
     const char *models[TREES_MAX];
     bool tree[TREES_MAX]; /* beside models: --models, not --model */
     int model_count, threads;
     uint32_t credit;
     uint64_t model_bytes_max;
     enum kn_log_level level;
+    bool list_devices;
 };
 
 static int fail(const char *fmt, ...) KN_PRINTF(1, 2);
@@ -80,12 +94,14 @@ enum {
     OPT_NAME,
     OPT_MODELS,
     OPT_MODEL,
+    OPT_DEVICE,
     OPT_ENGINE,
     OPT_THREADS,
     OPT_CREDIT,
     OPT_MEMORY,
     OPT_LOG_LEVEL,
     OPT_DESCRIBE,
+    OPT_LIST_DEVICES,
     OPT_VERSION,
     OPT_HELP
 };
@@ -95,27 +111,34 @@ static const struct option long_options[] = {
     {"name", required_argument, NULL, OPT_NAME},
     {"models", required_argument, NULL, OPT_MODELS},
     {"model", required_argument, NULL, OPT_MODEL},
+    {"device", required_argument, NULL, OPT_DEVICE},
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"credit", required_argument, NULL, OPT_CREDIT},
     {"model-memory", required_argument, NULL, OPT_MEMORY},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"describe-model", required_argument, NULL, OPT_DESCRIBE},
+    {"list-devices", no_argument, NULL, OPT_LIST_DEVICES},
     {"version", no_argument, NULL, OPT_VERSION},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
 };
 
-static bool number(const char *flag, const char *text, uint64_t min, uint64_t max, uint64_t *out) {
+static bool plain_number(const char *text, uint64_t min, uint64_t max, uint64_t *out) {
     char *end;
     errno = 0;
     unsigned long long v = strtoull(text, &end, 10);
-    if (errno || text[0] < '0' || text[0] > '9' || *end || v < min || v > max) {
+    if (errno || text[0] < '0' || text[0] > '9' || *end || v < min || v > max) return false;
+    *out = v;
+    return true;
+}
+
+static bool number(const char *flag, const char *text, uint64_t min, uint64_t max, uint64_t *out) {
+    if (!plain_number(text, min, max, out)) {
         fail("%s: %.64s is not between %llu and %llu", flag, text, (unsigned long long)min,
              (unsigned long long)max);
         return false;
     }
-    *out = v;
     return true;
 }
 
@@ -157,6 +180,9 @@ static int set_option(struct options *o, int opt, const char *arg) {
         o->tree[o->model_count] = opt == OPT_MODELS;
         o->models[o->model_count++] = arg;
         return 0;
+    case OPT_DEVICE:
+        o->device = arg;
+        return arg[0] ? 0 : fail("--device: expected cpu, all, a number or a UUID");
     case OPT_ENGINE:
         o->engine = arg;
         return 0;
@@ -178,6 +204,9 @@ static int set_option(struct options *o, int opt, const char *arg) {
                    : 0;
     case OPT_DESCRIBE:
         o->describe = arg;
+        return 0;
+    case OPT_LIST_DEVICES:
+        o->list_devices = true;
         return 0;
     case OPT_VERSION:
         puts("kiln-worker " KILN_VERSION);
@@ -201,20 +230,35 @@ static int parse(struct options *o, int argc, char **argv) {
         if (rc != 0) return rc;
     }
     if (optind < argc) return fail("%.64s: unexpected argument; see kiln-worker --help", argv[optind]);
-    if (!o->join && !o->describe) return fail("--join ENDPOINT|FARMDIR is missing; see kiln-worker --help");
+    if (!o->join && !o->describe && !o->list_devices)
+        return fail("--join ENDPOINT|FARMDIR is missing; see kiln-worker --help");
+    bool gpu = o->device && strcmp(o->device, "cpu") != 0;
+    if (!o->engine) o->engine = gpu ? "cuda" : "cpu";
+    if (gpu && strcmp(o->engine, "cpu") == 0)
+        return fail("--device %.64s and --engine cpu: the one or the other", o->device);
+    if (!gpu && strcmp(o->engine, "cuda") == 0) {
+        if (o->device) return fail("--device cpu and --engine cuda: the one or the other");
+        o->device = "0";
+    }
     return 0;
 }
 
 /* ---- who it is */
 
+static void host_name(char *out, size_t max) {
+    out[0] = '\0';
+    if (gethostname(out, max - 1) != 0 || !out[0]) snprintf(out, max, "worker");
+    out[max - 1] = '\0';
+    for (char *p = out; *p; p++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *p)) *p = '-';
+}
+
 /* The host's name and the first number that no other worker of this user holds here: two workers never share
  * it, and one that is started again finds its own. The lock is held until the process ends. */
 static int default_name(char out[KN_NAME_MAX + 1]) {
     const char *dir = getenv("XDG_RUNTIME_DIR");
-    char host[KN_NAME_MAX - 6] = "", path[KN_PATH_MAX];
-    if (gethostname(host, sizeof host - 1) != 0 || !host[0]) strcpy(host, "worker");
-    for (char *p = host; *p; p++)
-        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *p)) *p = '-';
+    char host[KN_NAME_MAX - 6], path[KN_PATH_MAX];
+    host_name(host, sizeof host);
     for (int i = 0; i < LOCAL_WORKERS_MAX; i++) {
         int n = snprintf(path, sizeof path, "%s/kiln-worker-%u-%d.lock", dir && dir[0] == '/' ? dir : "/tmp",
                          (unsigned)getuid(), i);
@@ -228,6 +272,85 @@ static int default_name(char out[KN_NAME_MAX + 1]) {
         close(fd);
     }
     return fail("--name is needed: no lock in %s can be had for a name of its own", dir ? dir : "/tmp");
+}
+
+/* ---- GPUs */
+
+struct gpu {
+    struct devices *devices;     /* owned; NULL: there is no NVML, or none is used */
+    const struct device *device; /* in devices */
+    struct device_watch *watch;
+    int index; /* CUDA's number */
+};
+
+static void gpu_close(struct gpu *g) {
+    device_watch_stop(g->watch);
+    devices_close(g->devices);
+}
+
+/* Which GPU a word names; only that one is visible to CUDA afterwards. Without NVML, CUDA is left to find it.
+ */
+static int gpu_open(struct gpu *g, const char *which, struct kn_err *err) {
+    bool number = which[0] >= '0' && which[0] <= '9';
+    uint64_t n = 0;
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0); /* numbers are nvidia-smi's */
+    int rc = devices_open(NULL, getenv("CUDA_VISIBLE_DEVICES"), &g->devices, err);
+    if (rc == KN_ENOENT) {
+        kn_warn("device_not_watched reason=\"%s\"", err->text);
+        if (number && !plain_number(which, 0, DEVICES_MAX - 1, &n))
+            return kn_err_set(err, KN_EINVAL, "%.64s: not a GPU's number", which);
+        g->index = (int)n;
+        return number ? 0 : device_bind(which, err);
+    }
+    if (rc == 0) rc = devices_find(g->devices, which, &g->device, err);
+    if (rc == 0) rc = device_bind(g->device->uuid, err);
+    if (rc == 0) rc = device_watch_start(g->devices, g->device, READINGS_MS, &g->watch, err);
+    return rc;
+}
+
+static int list_devices(void) {
+    struct devices *d;
+    struct kn_err err = {0};
+    if (devices_open(NULL, getenv("CUDA_VISIBLE_DEVICES"), &d, &err) != 0) return fail("%s", err.text);
+    for (int i = 0; i < devices_count(d); i++) {
+        const struct device *v = devices_at(d, i);
+        struct kn_readings r;
+        device_read(d, v, &r);
+        json_object *o = json_object_new_object();
+        json_object_object_add(o, "device", json_object_new_int(i));
+        json_object_object_add(o, "uuid", json_object_new_string(v->uuid));
+        json_object_object_add(o, "name", json_object_new_string(v->name));
+        json_object_object_add(o, "memory_total",
+                               r.memory_total ? json_object_new_uint64(r.memory_total) : NULL);
+        json_object_object_add(o, "memory_used",
+                               r.memory_total ? json_object_new_uint64(r.memory_used) : NULL);
+        json_object_object_add(o, "temperature_c",
+                               r.temperature_c ? json_object_new_int((int)r.temperature_c) : NULL);
+        puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+        json_object_put(o);
+    }
+    devices_close(d);
+    return fflush(stdout) == 0 ? WORKER_EXIT_OK : WORKER_EXIT_USAGE;
+}
+
+static int run_all(const struct options *o, char **argv) {
+    char host[KN_NAME_MAX - 6];
+    const char *uuids[DEVICES_MAX];
+    struct devices *d;
+    struct kn_err err = {0};
+    host_name(host, sizeof host);
+    if (devices_open(NULL, getenv("CUDA_VISIBLE_DEVICES"), &d, &err) != 0)
+        return fail("--device all: %s", err.text);
+    int n = devices_count(d);
+    for (int i = 0; i < n; i++) uuids[i] = devices_at(d, i)->uuid;
+    int rc = n == 0 ? fail("--device all: there is no GPU here")
+                    : supervise_run(&(struct supervise_options){.program = "/proc/self/exe",
+                                                                .words = argv,
+                                                                .name = o->name ? o->name : host,
+                                                                .uuids = uuids,
+                                                                .count = n});
+    devices_close(d);
+    return rc;
 }
 
 /* ---- models and engine */
@@ -311,11 +434,13 @@ static void watch_signals(struct program *p) {
     }
 }
 
-static int run(const struct options *o, struct engine *engine) {
+static int run(const struct options *o, struct engine *engine, const struct gpu *gpu) {
     struct program p = {0};
     struct kn_err err = {0};
     struct worker_options wo = {.loop = &p.loop,
                                 .engine = engine,
+                                .device_uuid = gpu->device ? gpu->device->uuid : "",
+                                .watch = gpu->watch,
                                 .join = o->join,
                                 .name = o->name,
                                 .credit = o->credit,
@@ -354,13 +479,14 @@ static int run(const struct options *o, struct engine *engine) {
 }
 
 int main(int argc, char **argv) {
-    struct options o = {
-        .engine = "cpu", .credit = CREDIT, .model_bytes_max = half_of_memory(), .level = KN_LOG_INFO};
+    struct options o = {.credit = CREDIT, .model_bytes_max = half_of_memory(), .level = KN_LOG_INFO};
     kn_fs_standard();
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
     kn_log_init("worker", o.level);
     if (o.describe) return describe(o.describe);
+    if (o.list_devices) return list_devices();
+    if (o.device && strcmp(o.device, "all") == 0) return run_all(&o, argv);
     char name[KN_NAME_MAX + 1];
     if (!o.name) {
         if ((rc = default_name(name)) != 0) return rc;
@@ -369,12 +495,19 @@ int main(int argc, char **argv) {
     struct model_list models = {0};
     struct kn_err err = {0};
     struct engine *engine = NULL;
-    struct engine_options eo = {.spec = o.engine, .threads = o.threads, .model_bytes_max = o.model_bytes_max};
-    if ((rc = find_models(&o, &models, &err)) == 0 &&
-        (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
-        kn_err_prefix(&err, "--engine");
-    rc = rc == 0 ? run(&o, engine) : fail("%s", err.text);
+    struct gpu gpu = {0};
+    rc = find_models(&o, &models, &err);
+    if (rc == 0 && o.device && strcmp(o.device, "cpu") != 0 && (rc = gpu_open(&gpu, o.device, &err)) != 0)
+        kn_err_prefix(&err, "--device");
+    struct engine_options eo = {.spec = o.engine,
+                                .device_index = gpu.index,
+                                .threads = o.threads,
+                                .model_bytes_max = o.model_bytes_max};
+    if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
+        kn_err_prefix(&err, "--engine %.32s", o.engine);
+    rc = rc == 0 ? run(&o, engine, &gpu) : fail("%s", err.text);
     engine_close(engine);
+    gpu_close(&gpu);
     models_fini(&models);
     return rc;
 }

@@ -296,6 +296,7 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
         .worker = w->opt.name,
         .host = w->host,
         .device = e->device,
+        .device_uuid = w->opt.device_uuid,
         .backend = e->backend,
         .engine = e->version,
         .pid = (uint32_t)getpid(),
@@ -340,6 +341,7 @@ static void on_heartbeat(void *ctx, struct kn_heartbeat *h) {
         .draining = w->draining,
         .has_model = p.has_model,
     };
+    if (w->opt.watch) device_watch_get(w->opt.watch, &h->readings);
     if (p.busy) h->shard = p.shard;
     memcpy(h->batch, p.batch, sizeof h->batch);
     memcpy(h->model_sha256, p.model_sha256, sizeof h->model_sha256);

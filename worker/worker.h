@@ -11,6 +11,7 @@
 
 #include <uv.h>
 #include "proto/wire.h"
+#include "worker/device.h"
 #include "worker/engine.h"
 
 enum { WORKER_EXIT_OK = 0, WORKER_EXIT_USAGE = 1, WORKER_EXIT_ENGINE = 3 }; /* 3: start me again */
@@ -20,9 +21,11 @@ enum { WORKER_EXIT_OK = 0, WORKER_EXIT_USAGE = 1, WORKER_EXIT_ENGINE = 3 }; /* 3
 struct worker;
 
 struct worker_options {
-    uv_loop_t *loop;       /* borrowed */
-    struct kn_wire *wire;  /* borrowed */
-    struct engine *engine; /* borrowed until worker_free */
+    uv_loop_t *loop;            /* borrowed */
+    struct kn_wire *wire;       /* borrowed */
+    struct engine *engine;      /* borrowed until worker_free */
+    const char *device_uuid;    /* of a GPU; NULL or "" for none */
+    struct device_watch *watch; /* borrowed; NULL: no readings in heartbeats */
     const char *join, *name;
     uint32_t credit;
     uint64_t unacked_bytes_max; /* encoded pictures kept in memory */

@@ -7,3 +7,14 @@ target_compile_definitions(test-worker-models PRIVATE KILN_SOURCE="${PROJECT_SOU
 kn_unit_test(NAME worker.program SOURCES worker_program.c LIBS kn_base)
 target_compile_definitions(test-worker-program PRIVATE KILN_SOURCE="${PROJECT_SOURCE_DIR}" KILN_WORKER="$<TARGET_FILE:kiln-worker>")
 add_dependencies(test-worker-program kiln-worker)
+
+# GPUs without one: a shared object in NVML's place, under its own name, so that programs find it too (LD_LIBRARY_PATH).
+add_library(nvml-fake SHARED nvml_fake.c)
+set_target_properties(nvml-fake PROPERTIES OUTPUT_NAME nvidia-ml SUFFIX .so.1
+                      LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fake-nvml)
+kn_unit_test(NAME worker.device SOURCES worker_device.c LIBS kn_worker)
+target_compile_definitions(test-worker-device PRIVATE KILN_FAKE_NVML="$<TARGET_FILE:nvml-fake>")
+add_dependencies(test-worker-device nvml-fake)
+kn_unit_test(NAME worker.supervise SOURCES worker_supervise.c LIBS kn_worker)
+target_compile_definitions(test-worker-program PRIVATE KILN_FAKE_NVML_DIR="${PROJECT_BINARY_DIR}/fake-nvml")
+add_dependencies(test-worker-program nvml-fake)

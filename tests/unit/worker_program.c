@@ -57,9 +57,10 @@ static int run(const char *a, const char *b, const char *c, const char *d) {
 }
 
 TEST(help_shows_every_option_and_examples) {
-    static const char *const options[] = {"--join",      "--name",           "--models",  "--model ",
-                                          "--engine",    "--threads",        "--credit",  "--model-memory",
-                                          "--log-level", "--describe-model", "--version", "examples:"};
+    static const char *const options[] = {"--join",         "--name",           "--models",  "--model ",
+                                          "--engine",       "--threads",        "--credit",  "--model-memory",
+                                          "--log-level",    "--describe-model", "--version", "--device",
+                                          "--list-devices", "examples:"};
     CHECK_INT(run("--help", NULL, NULL, NULL), 0);
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
         CHECK_MSG(strstr(out, options[i]), "%s", options[i]);
@@ -67,7 +68,14 @@ TEST(help_shows_every_option_and_examples) {
     CHECK_STR(out, "kiln-worker " KILN_VERSION "\n");
 }
 
+/* Two GPUs that are not there: NVML is a shared object of the tests. */
+static void with_fake_gpus(void) {
+    setenv("LD_LIBRARY_PATH", KILN_FAKE_NVML_DIR, 1);
+    unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
 TEST(a_mistake_on_the_command_line_is_told_and_ends_it_with_1) {
+    with_fake_gpus();
     static const struct {
         const char *a, *b, *c, *d, *words;
     } bad[] = {
@@ -89,6 +97,12 @@ TEST(a_mistake_on_the_command_line_is_told_and_ends_it_with_1) {
          "--join: tcp://127.0.0.1: expected tcp://HOST:PORT"},
         {"--join=/nowhere", "--engine=sim", NULL, NULL, "--join: /nowhere: no farm there"},
         {"--describe-model", "/nowhere", NULL, NULL, "/nowhere"},
+        {"--join=tcp://127.0.0.1:1", "--device=", NULL, NULL,
+         "--device: expected cpu, all, a number or a UUID"},
+        {"--join=tcp://127.0.0.1:1", "--device=0", "--engine=cpu", NULL, "--device 0 and --engine cpu"},
+        {"--join=tcp://127.0.0.1:1", "--device=cpu", "--engine=cuda", NULL, "--device cpu and --engine cuda"},
+        {"--join=tcp://127.0.0.1:1", "--device=7", "--engine=sim", NULL,
+         "--device: 7: not one of the GPUs here: 0 GPU-"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         int status = run(bad[i].a, bad[i].b, bad[i].c, bad[i].d);
@@ -160,4 +174,51 @@ TEST(two_workers_without_a_name_get_two_names_and_a_name_comes_back) {
         CHECK_INT(unlink(lock), 0);
     }
     CHECK_INT(rmdir(dir), 0);
+}
+
+TEST(gpus_are_listed_a_line_of_json_each) {
+    with_fake_gpus();
+    CHECK_INT(run("--list-devices", NULL, NULL, NULL), 0);
+    CHECK(
+        strstr(out,
+               "{\"device\":0,\"uuid\":\"GPU-00000000-1111-2222-3333-444444444444\",\"name\":\"Fake 0\",") ==
+        out);
+    CHECK(strstr(out, "\n{\"device\":1,\"uuid\":\"GPU-00000001-"));
+    setenv("CUDA_VISIBLE_DEVICES", "1", 1);
+    CHECK_INT(run("--list-devices", NULL, NULL, NULL), 0);
+    CHECK(strstr(out, "{\"device\":0,\"uuid\":\"GPU-00000001-") == out && !strstr(out, "\n{"));
+    setenv("CUDA_VISIBLE_DEVICES", "", 1);
+    CHECK_INT(run("--device=all", "--join=tcp://127.0.0.1:1", "--engine=sim", NULL), 1);
+    CHECK(strstr(err, "--device all: there is no GPU here"));
+    unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
+TEST(device_all_is_a_worker_a_gpu_that_comes_back_when_it_is_killed) {
+    static const char *const words[] = {
+        KILN_WORKER, "--device=all", "--name=node", "--join=tcp://127.0.0.1:1", "--engine=sim", NULL};
+    static const char *const more[] = {"name=node-gpu0", "name=node-gpu1"};
+    int fds[2], victim = 0;
+    size_t n = 0;
+    ssize_t got = 1;
+    static char text[65536];
+    with_fake_gpus();
+    pid_t pid = start((char *const *)(uintptr_t)words, fds);
+    while (!(strstr(text, more[0]) && strstr(text, more[1])) && got > 0) {
+        got = read(fds[1], text + n, sizeof text - 1 - n);
+        if (got > 0) text[n += (size_t)got] = '\0';
+    }
+    CHECK_MSG(strstr(text, more[0]) && strstr(text, more[1]), "%s", text);
+    const char *line = strstr(text, "worker_started worker=node-gpu1 device=GPU-00000001-");
+    CHECK(line && sscanf(strstr(line, "pid="), "pid=%d", &victim) == 1);
+    CHECK_INT(kill(victim, SIGKILL), 0);
+    n = 0;
+    text[0] = '\0';
+    do {
+        got = read(fds[1], text + n, sizeof text - 1 - n);
+        if (got > 0) text[n += (size_t)got] = '\0';
+    } while (!strstr(text, more[1]) && got > 0);
+    CHECK_MSG(strstr(text, more[1]) && strstr(text, "worker_ended worker=node-gpu1"), "%s", text);
+    CHECK(!strstr(text, more[0]));
+    kill(pid, SIGTERM);
+    CHECK_INT(end_of(pid, fds), 0);
 }
