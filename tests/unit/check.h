@@ -6,7 +6,9 @@
  * program takes an optional word: only tests whose name holds it run. It ends with "N passed, N failed" and
  * exits 0, 1, or 77 when nothing ran but skipped tests (ctest's SKIP_RETURN_CODE). All symbols are weak so
  * that several files of one program may include this header. One thread: checks belong on the thread that
- * runs the test. */
+ * runs the test. A program may define check_before and check_after, which run before the first test and after
+ * the last: another result than 0 of the former is the program's, and of the latter counts as a failure. C++
+ * may use it too. */
 #ifndef KN_TESTS_UNIT_CHECK_H
 #define KN_TESTS_UNIT_CHECK_H
 
@@ -24,15 +26,26 @@ struct check_case {
 
 #define CHECK_WEAK __attribute__((weak))
 
+#ifdef __cplusplus
+#define CHECK_NORETURN [[noreturn]]
+extern "C" {
+#else
+#define CHECK_NORETURN _Noreturn
+#endif
+
 extern struct check_case *check_first, *check_last;
 extern jmp_buf check_jump;
 void check_register(struct check_case *c);
-_Noreturn void check_stop(int why); /* 1: failed, 2: skipped */
+CHECK_NORETURN void check_stop(int why); /* 1: failed, 2: skipped */
 void check_int(const char *file, int line, const char *words, long long got, long long want);
 void check_u64(const char *file, int line, const char *words, uint64_t got, uint64_t want);
 void check_str(const char *file, int line, const char *words, const char *got, const char *want);
 void check_mem(const char *file, int line, const char *words, const void *got, const void *want, size_t n);
+CHECK_WEAK int check_before(void);
+CHECK_WEAK int check_after(void);
+#ifndef __cplusplus
 int main(int argc, char **argv);
+#endif
 
 CHECK_WEAK struct check_case *check_first = NULL, *check_last = NULL;
 CHECK_WEAK jmp_buf check_jump;
@@ -83,7 +96,7 @@ CHECK_WEAK void check_register(struct check_case *c) {
     check_last = c;
 }
 
-CHECK_WEAK _Noreturn void check_stop(int why) {
+CHECK_NORETURN CHECK_WEAK void check_stop(int why) {
     longjmp(check_jump, why);
 }
 
@@ -109,7 +122,7 @@ CHECK_WEAK void check_str(const char *file, int line, const char *words, const c
 
 CHECK_WEAK void check_mem(const char *file, int line, const char *words, const void *got, const void *want,
                           size_t n) {
-    const unsigned char *g = got, *w = want;
+    const unsigned char *g = (const unsigned char *)got, *w = (const unsigned char *)want;
     for (size_t i = 0; i < n; i++) {
         if (g[i] == w[i]) continue;
         fprintf(stderr, "%s:%d: %s: byte %zu of %zu is 0x%02x, not 0x%02x\n", file, line, words, i, n, g[i],
@@ -118,9 +131,15 @@ CHECK_WEAK void check_mem(const char *file, int line, const char *words, const v
     }
 }
 
+#ifdef __cplusplus
+}
+#endif
+
 CHECK_WEAK int main(int argc, char **argv) {
     static int passed, failed, skipped; /* static: they outlive the longjmp */
     static struct check_case *c;
+    int before = check_before ? check_before() : 0;
+    if (before != 0) return before;
     for (c = check_first; c; c = c->next) {
         if (argc > 1 && !strstr(c->name, argv[1])) continue;
         int why = setjmp(check_jump);
@@ -135,6 +154,7 @@ CHECK_WEAK int main(int argc, char **argv) {
             failed++;
         }
     }
+    if (check_after && check_after() != 0) failed++;
     printf("%d passed, %d failed", passed, failed);
     if (skipped) printf(", %d skipped", skipped);
     printf("\n");
