@@ -11,11 +11,11 @@
  *
  * Same bits. A value of D is the sum over K in an order that the kernel's tile and stages give; N only says
  * how many tiles there are, as long as no kernel divides one sum among several blocks. So: no reduction
- * scheme, no split K, and, since such kernels keep partial sums in the workspace, algorithms that want none;
- * only where there is none of those may one want some. The algorithm that the heuristic names first for
- * KX_LT_IMAGES images is asked (AlgoCheck) whether it runs for one, two, three and many images too, and used
- * for all or none. That equal algorithms give equal bits is what the library promises for one architecture
- * with as many SMs; tests/gpu/libraries.c measures it for rows 1 to many. */
+ * scheme, no split K, and, since kernels that divide sums without saying so keep the parts in the workspace
+ * (cuDNN's do), none that wants more of it than descriptors take. The algorithm that the heuristic names
+ * first for KX_LT_IMAGES images is asked (AlgoCheck) whether it runs so for one, two, three and many images
+ * too, and used for all or none. That equal algorithms give equal bits is what the library promises for one
+ * architecture with as many SMs; tests/gpu/libraries.c measures it for rows 1 to many. */
 #include "kernels/cuda/cublaslt.h"
 
 #include <limits.h>
@@ -23,10 +23,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CANDIDATES = 32, ALIGNMENT = 16 };
+enum {
+    CANDIDATES = 32,
+    ALIGNMENT = 16,
+    WHOLE_WORKSPACE_MAX = 4096, /* bytes; a part of a sum would be a tile of f32 */
+};
 
 /* Numbers of images at which a layer's algorithm must run before it is taken. */
-static const int probes[] = {1, 2, 3, 64};
+static const int probes[] = {1, 2, 3, 4, 6, 8, 12, 32, 64};
 
 struct kx_lt_plan {
     struct kx_lt_plan *next; /* owns */
@@ -211,26 +215,24 @@ static int candidates(const struct kx_lt *lt, const struct kx_lt_plan *p, size_t
 
 /* The algorithm of p's shape for any number of images, into p. False: there is none. */
 static bool choose(const struct kx_lt *lt, struct kx_lt_plan *p, int *status) {
-    const size_t limits[] = {0, lt->workspace_bytes};
     const int64_t image_rows = p->shape.image_rows;
     struct kx_lt_result found[CANDIDATES];
-    for (size_t w = 0; w < 2; w++) {
-        *status = set_rows(lt, p, image_rows * KX_LT_IMAGES);
-        if (*status != KX_LT_SUCCESS) return false;
-        int n = candidates(lt, p, limits[w], true, found);
-        for (int i = 0; i < n; i++) {
-            bool all = true;
-            for (size_t k = 0; k < sizeof(probes) / sizeof(probes[0]) && all; k++) {
-                if (image_rows * probes[k] > INT_MAX) break;
-                *status = set_rows(lt, p, image_rows * probes[k]);
-                if (*status != KX_LT_SUCCESS) return false;
-                all = runs(lt, p, &found[i].algo, limits[w], NULL);
-            }
-            if (!all) continue;
-            p->algo = found[i].algo;
-            p->workspace_bytes = limits[w];
-            return true;
+    *status = set_rows(lt, p, image_rows * KX_LT_IMAGES);
+    if (*status != KX_LT_SUCCESS) return false;
+    p->workspace_bytes =
+        lt->workspace_bytes < WHOLE_WORKSPACE_MAX ? lt->workspace_bytes : WHOLE_WORKSPACE_MAX;
+    int n = candidates(lt, p, p->workspace_bytes, true, found);
+    for (int i = 0; i < n; i++) {
+        bool all = true;
+        for (size_t k = 0; k < sizeof(probes) / sizeof(probes[0]) && all; k++) {
+            if (image_rows * probes[k] > INT_MAX) break;
+            *status = set_rows(lt, p, image_rows * probes[k]);
+            if (*status != KX_LT_SUCCESS) return false;
+            all = runs(lt, p, &found[i].algo, p->workspace_bytes, NULL);
         }
+        if (!all) continue;
+        p->algo = found[i].algo;
+        return true;
     }
     return false;
 }

@@ -44,7 +44,8 @@ struct kx_lt_shape {
 /* The plan for `images` images of a layer of this shape: made the first time, then found. Belongs to lt until
  * kx_lt_trim or kx_lt_destroy.
  * KN_EUNSUPPORTED: not a layer for this library. Without `fastest` that is so for every number of images, and
- * the caller uses its own kernel for this shape, always. KN_ENOMEM, KN_EDEVICE. */
+ * the caller uses its own kernel for this shape, always. KN_ELIMIT: the layer's algorithm does not run for as
+ * many rows; another would give other bits. KN_ENOMEM, KN_EDEVICE. */
 KN_MUST_USE int kx_lt_plan(struct kx_lt *lt, const struct kx_lt_shape *s, int images, bool fastest,
                            struct kx_lt_plan **out, struct kn_err *err);
 void kx_lt_trim(struct kx_lt *lt); /* drops all plans */

@@ -15,9 +15,12 @@
  * kernel among blocks does not depend on how many images there are. So of the heuristic's list (best first),
  * engines are left out that say of themselves that they are not deterministic, convert inputs down,
  * accumulate in less than f32, or transform (FFT, Winograd: the error is another); and configurations with a
- * knob that divides sums. The first that can be built for one image and for KX_DNN_IMAGES is the layer's, by
- * its engine's number and its knobs; plans for other n are built from those. tests/gpu/libraries.c measures
- * the bits. */
+ * knob that divides sums. That is not enough: an engine for Hopper says nothing and has no such knob, yet
+ * asks for 2 MiB of workspace for two images of 16 × 16 × 1280 and for 131 bytes from sixteen on: with few
+ * tiles it divides sums and keeps the parts there. So a plan that wants room for parts (more than
+ * WORKSPACE_MAX) is none. The first configuration that can be built so for KX_DNN_IMAGES and for all numbers
+ * in `probes` is the layer's, by its engine's number and its knobs; plans for other n are built from those.
+ * tests/gpu/libraries.c measures the bits. */
 #include "kernels/cuda/cudnn.h"
 
 #include <stdint.h>
@@ -36,7 +39,11 @@ enum {
     UID_T0,
     UID_T1,
     SCRATCH_ALIGN = 256,
+    WORKSPACE_MAX = 4096, /* bytes; a part of a sum would be a tile of f32 */
 };
+
+/* Numbers of images for which a layer's engine must be of use before it is taken. */
+static const int probes[] = {1, 2, 3, 4, 6, 8, 12, 32};
 
 /* Descriptors that go together. */
 struct bag {
@@ -240,8 +247,7 @@ static int build_graph(const struct kx_dnn *d, struct bag *b, const struct kx_dn
     }
     if (status == KX_DNN_SUCCESS && has_b) {
         kx_dnn_ptr row = NULL;
-        status = tensor(d, b, UID_B, shape->shift ? value : KX_DNN_FLOAT, false, shape->shift ? n : 1, out, 1,
-                        1, &row);
+        status = tensor(d, b, UID_B, value, false, shape->shift ? n : 1, out, 1, 1, &row);
         if (status == KX_DNN_SUCCESS) status = add(d, b, t, row, y, &ops[count++]);
     }
 
@@ -417,20 +423,32 @@ static struct kx_dnn_plan *plan_new(const struct kx_dnn_shape *s, int n, bool fa
     return p;
 }
 
-/* Whether e can be built for n images. */
-static int try_engine(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fused,
-                      const struct engine *e) {
+/* Whether e is of use for n images: UNFIT in *verdict or not; a status that is nobody's fault but the
+ * library's is returned. */
+static int try_engine(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
+                      const struct engine *e, enum verdict *verdict) {
     struct bag b = {.n = 0};
     kx_dnn_ptr graph = NULL, plan = NULL;
-    size_t bytes;
+    size_t bytes = 0;
     int status = build_graph(d, &b, s, n, fused, &graph);
     if (status == KX_DNN_SUCCESS) status = build_plan(d, &b, graph, e, &plan, &bytes);
     bag_empty(d, &b);
+    *verdict = judge(status);
+    if (*verdict == FINE && whole && bytes > WORKSPACE_MAX) *verdict = UNFIT;
+    return *verdict == FAILED ? status : KX_DNN_SUCCESS;
+}
+
+/* The same for n and, with `whole`, for all probes. */
+static int try_all(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
+                   const struct engine *e, enum verdict *verdict) {
+    int status = try_engine(d, s, n, fused, whole, e, verdict);
+    for (size_t i = 0; whole && *verdict == FINE && i < sizeof(probes) / sizeof(probes[0]); i++)
+        status = try_engine(d, s, probes[i], fused, whole, e, verdict);
     return status;
 }
 
 /* The engine for p's shape by the heuristic's answer for n images, into p; `whole`: by the rules of equal
- * bits, and it can be built for a single image too. p->none where there is none. A status that is not the
+ * bits. p->none where there is none. A status that is not the
  * shape's fault is returned. */
 static int choose(const struct kx_dnn *d, struct kx_dnn_plan *p, int n, bool whole) {
     static const int modes[] = {KX_DNN_HEUR_A, KX_DNN_HEUR_FALLBACK};
@@ -450,10 +468,10 @@ static int choose(const struct kx_dnn *d, struct kx_dnn_plan *p, int n, bool who
             bag_empty(d, &b);
             if (judge(status) == FAILED) goto out;
             for (int i = 0; i < count && p->none; i++) {
-                status = try_engine(d, &p->shape, n, fused, &found[i]);
-                if (judge(status) == FINE && whole) status = try_engine(d, &p->shape, 1, fused, &found[i]);
-                if (judge(status) == FAILED) goto out;
-                if (judge(status) == UNFIT) continue;
+                enum verdict verdict;
+                status = try_all(d, &p->shape, n, fused, whole, &found[i], &verdict);
+                if (verdict == FAILED) goto out;
+                if (verdict == UNFIT) continue;
                 p->engine = found[i];
                 p->fused = fused;
                 p->none = false;
@@ -482,7 +500,7 @@ static void lay_scratch(struct kx_dnn_plan *p) {
     size_t row = (size_t)p->n * (size_t)s->out * 2;
     size_t y = row * (size_t)(out_size(s->h, s) * out_size(s->w, s));
     p->row_at = aligned(p->workspace_bytes);
-    p->y_at = p->row_at + (p->fused && s->shift ? aligned(row) : 0);
+    p->y_at = p->row_at + (p->fused && (s->shift || s->bias) ? aligned(row) : 0);
     p->all = p->y_at + (!p->fused && s->residual ? aligned(y) : 0);
 }
 
@@ -525,13 +543,14 @@ int kx_dnn_plan(struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fast
     int status = build_graph(d, &p->bag, s, n, p->fused, &p->graph);
     if (status == KX_DNN_SUCCESS)
         status = build_plan(d, &p->bag, p->graph, &p->engine, &p->plan, &p->workspace_bytes);
-    if (status != KX_DNN_SUCCESS) {
+    if (judge(status) == UNFIT || (judge(status) == FINE && !fastest && p->workspace_bytes > WORKSPACE_MAX))
         /* Another engine for this number of images alone would be another order of sums. */
+        rc = kn_err_set(err, KN_ELIMIT,
+                        "cuDNN: the engine of %d to %d channels at %d×%d does not do %d images", s->in,
+                        s->out, s->h, s->w, n);
+    else if (judge(status) == FAILED)
         rc = fail(d, status, "a plan", err);
-        if (judge(status) == UNFIT)
-            rc = kn_err_set(err, KN_ELIMIT,
-                            "cuDNN: the engine of %d to %d channels at %d×%d cannot do %d images", s->in,
-                            s->out, s->h, s->w, n);
+    if (rc) {
         plan_destroy(d, p);
         goto out;
     }
@@ -575,7 +594,7 @@ cudaError_t kx_dnn_run(struct kx_dnn *d, struct kx_dnn_plan *p, const struct kx_
     union {
         const void *from;
         void *to;
-    } x = {c->x}, weight = {c->weight}, residual = {c->residual}, bias = {c->bias};
+    } x = {c->x}, weight = {c->weight}, residual = {c->residual}, bias_value = {c->bias_value};
     int64_t uids[5] = {UID_X, UID_W, UID_Y};
     void *pointers[5] = {x.to, weight.to, c->y};
     int count = 3;
@@ -585,26 +604,29 @@ cudaError_t kx_dnn_run(struct kx_dnn *d, struct kx_dnn_plan *p, const struct kx_
         uids[count] = UID_R;
         pointers[count++] = residual.to;
     }
-    if (p->fused && s->shift) {
-        /* Row i: bias + shift of image i, out of an empty picture of one pixel. */
+    if (p->fused && (s->shift || s->bias)) {
         void *row = scratch + p->row_at;
-        cudaError_t e = cudaMemsetAsync(row, 0, (size_t)p->n * (size_t)s->out * 2, d->stream);
-        if (e == cudaSuccess)
-            e = kx_cuda_finish_conv(d->stream, d->type, row, c->bias, &c->shift, NULL, row, p->n, 1, s->out);
+        cudaError_t e = cudaSuccess;
+        if (s->shift) {
+            /* Row i: bias + shift of image i, out of an empty picture of one pixel. */
+            e = cudaMemsetAsync(row, 0, (size_t)p->n * (size_t)s->out * 2, d->stream);
+            if (e == cudaSuccess)
+                e = kx_cuda_finish_conv(d->stream, d->type, row, c->bias, &c->shift, NULL, row, p->n, 1,
+                                        s->out);
+        } else if (!c->bias_value) {
+            e = kx_cuda_from_f32(d->stream, d->type, c->bias, row, (size_t)s->out);
+        }
         if (e != cudaSuccess) return e;
         uids[count] = UID_B;
-        pointers[count++] = row;
-    } else if (p->fused && s->bias) {
-        uids[count] = UID_B;
-        pointers[count++] = bias.to;
+        pointers[count++] = s->shift || !c->bias_value ? row : bias_value.to;
     }
     if (execute(d, p, count, uids, pointers, workspace) != KX_DNN_SUCCESS) {
         cudaError_t e = cudaPeekAtLastError();
         return e == cudaSuccess ? cudaErrorUnknown : e;
     }
     if (p->fused || !(s->bias || s->shift || s->residual)) return cudaSuccess;
-    return kx_cuda_finish_conv(d->stream, d->type, pointers[2], c->bias, &c->shift, c->residual, c->y, p->n,
-                               pixels, s->out);
+    return kx_cuda_finish_conv(d->stream, d->type, pointers[2], c->bias, s->shift ? &c->shift : NULL,
+                               c->residual, c->y, p->n, pixels, s->out);
 }
 
 void kx_dnn_describe(const struct kx_dnn_plan *p, char *out, size_t size) {

@@ -6,9 +6,9 @@
  * not split the sum; they are used for any number of images. In the mode "fastest" the choice is made for the
  * images at hand.
  *
- * Upsampling is not fused (kx_cuda_upsample first; our own kernel fuses it). The time embedding is: bias and
- * shift are summed into one row an image first (kx_cuda_finish_conv over rows), and that row is the graph's
- * `add`.
+ * Upsampling is not fused (kx_cuda_upsample first; our own kernel fuses it). Bias and residual are. A shift
+ * is where the library can add a row an image, which 9.19 cannot: then the convolution is bare and
+ * kx_cuda_finish_conv adds all.
  *
  * Life: kx_dnn_create for a context (one stream); plans while a context plans (a plan may compile a kernel:
  * up to seconds); a run takes no device memory, waits for nothing and may be captured in a CUDA graph. One
@@ -39,7 +39,8 @@ struct kx_dnn_shape {
 /* The plan for n images of a layer of this shape: made the first time, then found. Belongs to d until
  * kx_dnn_trim or kx_dnn_destroy.
  * KN_EUNSUPPORTED: not a layer for this library. Without `fastest` that is so for every n, and the caller
- * uses its own kernel for this shape, always. KN_ENOMEM, KN_EDEVICE. */
+ * uses its own kernel for this shape, always. KN_ELIMIT: the layer's engine does not do n images; another
+ * would give other bits. KN_ENOMEM, KN_EOOM, KN_EDEVICE. */
 KN_MUST_USE int kx_dnn_plan(struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fastest,
                             struct kx_dnn_plan **out, struct kn_err *err);
 void kx_dnn_trim(struct kx_dnn *d); /* drops all plans */
@@ -47,11 +48,12 @@ void kx_dnn_trim(struct kx_dnn *d); /* drops all plans */
 size_t kx_dnn_scratch_bytes(const struct kx_dnn_plan *p);
 
 struct kx_dnn_call {
-    const void *x;        /* n × h × w × in */
-    const void *weight;   /* out × kernel × kernel × in, of the storage type */
-    const float *bias;    /* out, or NULL: as the shape said */
-    struct kx_rows shift; /* v NULL for none: as the shape said */
-    const void *residual; /* y's shape, may be y, or NULL: as the shape said */
+    const void *x;          /* n × h × w × in */
+    const void *weight;     /* out × kernel × kernel × in, of the storage type */
+    const float *bias;      /* out, or NULL: as the shape said */
+    const void *bias_value; /* the same in the storage type, or NULL: then a run makes it */
+    struct kx_rows shift;   /* v NULL for none: as the shape said */
+    const void *residual;   /* y's shape, may be y, or NULL: as the shape said */
     void *y;
     void *scratch;
 };

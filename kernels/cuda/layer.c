@@ -105,7 +105,7 @@ static int arrived(struct kx_gpu *g, struct kn_err *err) {
     return kx_gpu_error(&g->base, err);
 }
 
-/* Whether the storage type can hold the bias, as cuBLASLt wants it: where not, our kernel adds it. */
+/* Whether the storage type can hold the bias, as the libraries want it: where not, our kernel adds it. */
 static bool holds(const struct kx_gpu *g, const float *bias, int n) {
     uint16_t v;
     for (int i = 0; i < n; i++)
@@ -132,7 +132,8 @@ static int layer_create(struct kx_gpu *g, const struct kx_conv_shape *s, enum kx
     l->interleaved = act == KX_ACT_GEGLU && !kx_gpu_layer_plain(g, s->in, s->out, act);
     kx_gpu_device_retain(g->device);
     size_t values = (size_t)s->out * (size_t)s->in * (size_t)(s->kernel * s->kernel), width = (size_t)s->out;
-    bool twice = bias && g->lt && s->kernel == 1 && !l->interleaved && holds(g, bias, s->out);
+    bool library = g->dnn || (g->lt && s->kernel == 1);
+    bool twice = bias && library && !l->interleaved && holds(g, bias, s->out);
     l->weight = kx_gpu_take(g, 2 * values);
     if (bias) l->bias = kx_gpu_take(g, width * sizeof *bias);
     if (twice) l->bias_value = kx_gpu_take(g, 2 * width);

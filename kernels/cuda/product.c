@@ -76,7 +76,7 @@ static int plan_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
                              .bias = l->bias,
                              .shift = shift,
                              .residual = residual};
-    if (!g->dnn || l->linear) return KN_EUNSUPPORTED;
+    if (!g->dnn || l->linear || (l->bias && !l->bias_value)) return KN_EUNSUPPORTED;
     int rc = kx_dnn_plan(g->dnn, &s, x->n, !g->reproducible, &c->dnn, err);
     if (rc) return rc;
     if (l->shape.upsample) c->before = (8 * kx_count(x) + KX_GPU_ALIGN - 1) / KX_GPU_ALIGN * KX_GPU_ALIGN;
@@ -187,6 +187,7 @@ static cudaError_t run_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const
     struct kx_dnn_call call = {.x = x->v,
                                .weight = l->weight,
                                .bias = l->bias,
+                               .bias_value = l->bias_value,
                                .residual = residual ? residual->v : NULL,
                                .y = y->v,
                                .scratch = (char *)g->workspace + c->before};
