@@ -16,7 +16,8 @@ struct kx_gpu_layer {
     bool interleaved; /* GEGLU: the rows of both halves, as kx_cuda_geglu_row has it */
     void *weight;     /* own: the device's, out × kernel × kernel × in */
     float *bias;      /* own: the device's, in the order of the weights' rows; NULL: none */
-    void *bias_value; /* the same in the storage type, for the libraries; own; NULL where it cannot be asked for */
+    void *bias_value; /* the same in the storage type, for the libraries; own; NULL where it cannot be asked
+                         for */
 };
 
 /* y = act(layer(x) + shift) + residual; while planning: what that wants. shift, residual: or NULL. */
