@@ -85,7 +85,7 @@ int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine
     *out = NULL;
     struct kiln_engine *e = calloc(1, sizeof *e);
     if (!e) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    pthread_mutex_init(&e->lock, NULL);
+    for (int i = 0; i < KX_STAGES; i++) pthread_mutex_init(&e->locks[i], NULL);
     e->options = *opt;
     if (!e->options.watchdog_ms) e->options.watchdog_ms = WATCHDOG_MS;
     e->gpu = opt->device == KILN_DEVICE_CUDA;
@@ -107,8 +107,26 @@ void kiln_engine_destroy(struct kiln_engine *e) {
     if (e->vae != e->unet) kx_ctx_destroy(e->vae);
     if (e->text != e->unet) kx_ctx_destroy(e->text);
     kx_ctx_destroy(e->unet); /* last: the others are of its family */
-    pthread_mutex_destroy(&e->lock);
+    for (int i = 0; i < KX_STAGES; i++) pthread_mutex_destroy(&e->locks[i]);
     free(e);
+}
+
+/* ---- stages ---- */
+
+void kx_stage_enter(struct kiln_engine *e, enum kx_stage stage) {
+    pthread_mutex_lock(&e->locks[e->gpu ? stage : KX_STAGE_TEXT]);
+}
+
+void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage) {
+    pthread_mutex_unlock(&e->locks[e->gpu ? stage : KX_STAGE_TEXT]);
+}
+
+static void enter_all(struct kiln_engine *e) {
+    for (int i = 0; i < (e->gpu ? KX_STAGES : 1); i++) pthread_mutex_lock(&e->locks[i]);
+}
+
+static void leave_all(struct kiln_engine *e) {
+    for (int i = 0; i < (e->gpu ? KX_STAGES : 1); i++) pthread_mutex_unlock(&e->locks[i]);
 }
 
 const char *kiln_engine_backend(const struct kiln_engine *e) {
@@ -145,15 +163,23 @@ static int load_network(struct kiln_model *m, const char *dir, const char *part,
     return rc ? kn_err_prefix(err, "%s", path) : 0;
 }
 
-int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out, struct kn_err *err) {
-    *out = NULL;
-    struct kiln_model *m = calloc(1, sizeof *m);
-    if (!m) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    m->engine = e;
-    m->vae_ctx = e->vae;
+static void destroy(struct kiln_model *m) {
+    kx_sessions_drop(m);
+    kx_condition_fini(m);
+    kx_tokenizer_close(m->tokenizer);
+    kx_text_destroy(m->text);
+    kx_unet_destroy(m->unet);
+    kx_vae_destroy(m->vae);
+    pthread_mutex_destroy(&m->limits_lock);
+    free(m);
+}
+
+static int load(struct kiln_model *m, const char *dir, struct kn_err *err) {
+    struct kiln_engine *e = m->engine;
     char path[KN_PATH_MAX];
     int rc = kx_config_read(dir, &m->cfg, err);
-    if (!rc && m->cfg.vae.force_upcast) m->vae_ctx = e->vae_wide;
+    /* the field is true for whatever diffusers saves; it counts for this pipeline alone, as there */
+    if (!rc && m->cfg.index.xl && m->cfg.vae.force_upcast) m->vae_ctx = e->vae_wide;
     if (!rc && (rc = kn_fs_join(path, sizeof path, dir, "tokenizer")))
         kn_err_set(err, rc, "%s: path too long", dir);
     if (!rc) rc = kx_tokenizer_open(path, m->cfg.text.positions_max, &m->tokenizer, err);
@@ -163,26 +189,34 @@ int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **
     if (!rc) rc = load_network(m, dir, "text_encoder", "model", create_text, err);
     if (!rc) rc = load_network(m, dir, "unet", "diffusion_pytorch_model", create_unet, err);
     if (!rc) rc = load_network(m, dir, "vae", "diffusion_pytorch_model", create_vae, err);
-    if (rc) {
-        kiln_model_destroy(m);
-        return rc;
-    }
+    if (rc) return rc;
     kx_condition_init(m);
     size_t total;
     kx_memory(e->unet, &m->weights_free, &total);
-    *out = m;
     return 0;
+}
+
+int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out, struct kn_err *err) {
+    *out = NULL;
+    struct kiln_model *m = calloc(1, sizeof *m);
+    if (!m) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    m->engine = e;
+    m->vae_ctx = e->vae;
+    pthread_mutex_init(&m->limits_lock, NULL);
+    enter_all(e);
+    int rc = load(m, dir, err);
+    if (rc) destroy(m);
+    leave_all(e);
+    if (!rc) *out = m;
+    return rc;
 }
 
 void kiln_model_destroy(struct kiln_model *m) {
     if (!m) return;
-    kx_sessions_drop(m);
-    kx_condition_fini(m);
-    kx_tokenizer_close(m->tokenizer);
-    kx_text_destroy(m->text);
-    kx_unet_destroy(m->unet);
-    kx_vae_destroy(m->vae);
-    free(m);
+    struct kiln_engine *e = m->engine;
+    enter_all(e);
+    destroy(m);
+    leave_all(e);
 }
 
 /* ---- how many images at once ---- */
@@ -245,14 +279,31 @@ static struct batch_limit *add_limit(struct kiln_model *m, uint32_t width, uint3
 }
 
 int kiln_model_batch_max(struct kiln_model *m, uint32_t width, uint32_t height) {
+    struct kiln_engine *e = m->engine;
+    pthread_mutex_lock(&m->limits_lock);
     struct batch_limit *l = find_limit(m, width, height);
-    if (m->engine->gpu) return (l ? l : add_limit(m, width, height, batch_gpu(m, width, height)))->n;
-    int n = batch_cpu(m, width, height); /* by the memory that is free now */
-    return l && l->n < n ? l->n : n;
+    int n;
+    if (e->gpu) {
+        if (!l) { /* counting plans on the contexts of two stages */
+            kx_stage_enter(e, KX_STAGE_LOOP);
+            kx_stage_enter(e, KX_STAGE_PICTURE);
+            l = add_limit(m, width, height, batch_gpu(m, width, height));
+            kx_stage_leave(e, KX_STAGE_PICTURE);
+            kx_stage_leave(e, KX_STAGE_LOOP);
+        }
+        n = l->n;
+    } else {
+        n = batch_cpu(m, width, height); /* by the memory that is free now */
+        if (l && l->n < n) n = l->n;
+    }
+    pthread_mutex_unlock(&m->limits_lock);
+    return n;
 }
 
 void kx_batch_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n) {
+    pthread_mutex_lock(&m->limits_lock);
     struct batch_limit *l = find_limit(m, width, height);
     if (!l) l = add_limit(m, width, height, n);
     l->n = n / 2 < 1 ? 1 : n / 2;
+    pthread_mutex_unlock(&m->limits_lock);
 }

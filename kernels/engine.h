@@ -1,9 +1,9 @@
 /* What the engine's files share: engine and model (engine.c), texts (condition.c), rendering (render.c).
  *
- * Threads. A render has three stages (kiln.h), each with contexts of its own, so that on a GPU three threads
- * may be in three stages of one model at the same time: stage 1 uses the text encoder and the cache of texts,
- * stage 2 the UNet and its sessions, stage 3 the autoencoder. On a CPU there is one context, and `lock` lets
- * one stage run at a time. */
+ * Threads. A render has three stages (kiln.h), each with a context and a lock of its own, so that on a GPU
+ * three threads may be in three stages at the same time: stage 1 uses the text encoder and the cache of
+ * texts, stage 2 the UNet and its sessions, stage 3 the autoencoder. On a CPU all three have the same context
+ * and lock. Who loads or destroys a model holds all locks, the first stage's first. */
 #ifndef KILN_KERNELS_ENGINE_H
 #define KILN_KERNELS_ENGINE_H
 
@@ -15,11 +15,13 @@
 
 struct kx_tokenizer;
 
+enum kx_stage { KX_STAGE_TEXT, KX_STAGE_LOOP, KX_STAGE_PICTURE, KX_STAGES };
+
 struct kiln_engine {
     struct kiln_engine_options options;
     struct kx_ctx *text, *unet, *vae, *vae_wide; /* own; one and the same on a CPU. vae_wide: bf16, or vae */
     bool gpu;
-    pthread_mutex_t lock; /* CPU: held by the stage that runs */
+    pthread_mutex_t locks[KX_STAGES];
     char backend[KN_BACKEND_MAX + 1];
     char device[KN_DEVICE_MAX + 1];
 };
@@ -54,6 +56,7 @@ struct kiln_model {
 
     struct session *sessions; /* the latest used first */
     size_t weights_free;      /* bytes that were free when the weights were in place */
+    pthread_mutex_t limits_lock;
     struct batch_limit {
         uint32_t width, height;
         int n;
@@ -61,6 +64,11 @@ struct kiln_model {
     int limit_count, limit_next;
     int decode_together; /* 0: all; halved when memory is short */
 };
+
+/* ---- engine.c */
+
+void kx_stage_enter(struct kiln_engine *e, enum kx_stage stage);
+void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage);
 
 /* ---- condition.c */
 

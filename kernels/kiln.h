@@ -57,7 +57,8 @@ KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct k
                                 struct kn_err *err);
 void kiln_model_destroy(struct kiln_model *m);
 /* The largest batch of this size that is safe here (at least 1): on a GPU computed from the memory that there
- * is, less where a batch turned out not to fit. Stage 2's thread, or while nothing is rendered. */
+ * is, less where a batch turned out not to fit. Any thread; the first time for a size it waits for a stage
+ * that runs. */
 int kiln_model_batch_max(struct kiln_model *m, uint32_t width, uint32_t height);
 
 /* One image of a batch, as it comes out. */

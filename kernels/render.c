@@ -227,14 +227,6 @@ static bool make_room(struct kiln_batch *b) {
            room(&b->noise, b->noisy ? n * b->values : 0, sizeof(float));
 }
 
-static void enter(struct kiln_batch *b) {
-    if (!b->m->engine->gpu) pthread_mutex_lock(&b->m->engine->lock);
-}
-
-static void leave(struct kiln_batch *b) {
-    if (!b->m->engine->gpu) pthread_mutex_unlock(&b->m->engine->lock);
-}
-
 /* What the tasks must share, and what the loop relies on. */
 static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int n,
                        const struct kiln_callbacks *cb, struct kn_err *err) {
@@ -268,7 +260,7 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
     b->channels = m->cfg.unet.in_channels;
     b->values = (size_t)b->w * (size_t)b->h * (size_t)b->channels;
     b->pixels = (size_t)tasks->width * tasks->height;
-    enter(b);
+    kx_stage_enter(m->engine, KX_STAGE_TEXT);
     uint64_t begun = kn_clock_us();
     b->images = calloc((size_t)n, sizeof *b->images);
     b->schedules = calloc((size_t)n, sizeof *b->schedules);
@@ -286,7 +278,7 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
         }
         b->ms = (double)(kn_clock_us() - begun) / 1000;
     }
-    leave(b);
+    kx_stage_leave(m->engine, KX_STAGE_TEXT);
     if (rc) {
         kiln_batch_destroy(b);
         return rc;
@@ -508,7 +500,7 @@ int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
     struct session *s = NULL;
     int32_t *bad = malloc((size_t)b->n * sizeof *bad);
     if (!bad) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    enter(b);
+    kx_stage_enter(b->m->engine, KX_STAGE_LOOP);
     uint64_t begun = kn_clock_us();
     kx_plan_trim(ctx);
     int rc = session_get(b, &s, err);
@@ -525,7 +517,7 @@ int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
     }
     for (int i = 0; i < b->n && !rc; i++) b->images[i].bad = bad[i];
     b->ms += (double)(kn_clock_us() - begun) / 1000;
-    leave(b);
+    kx_stage_leave(b->m->engine, KX_STAGE_LOOP);
     free(bad);
     return rc;
 }
@@ -635,7 +627,7 @@ static int decode_group(const struct kiln_batch *b, int n) {
 
 int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->vae_ctx;
-    enter(b);
+    kx_stage_enter(b->m->engine, KX_STAGE_PICTURE);
     int rc = 0, at = 0, group = decode_group(b, b->n);
     struct decoder d = {0};
     while (at < b->n && !rc) {
@@ -653,7 +645,7 @@ int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err) {
         }
     }
     decoder_fini(ctx, &d);
-    leave(b);
+    kx_stage_leave(b->m->engine, KX_STAGE_PICTURE);
     return rc;
 }
 

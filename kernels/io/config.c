@@ -1,6 +1,6 @@
 /* See the header. The tables of refused fields name every option of diffusers 0.42's classes that would
  * change a picture and that the networks do not have; a field that only training or memory reads (dropout,
- * force_upcast, attention slicing …) is passed over. */
+ * attention slicing …) is passed over. */
 #include "kernels/io/config.h"
 
 #include <math.h>
@@ -332,6 +332,7 @@ int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_
     if (!rc) rc = kx_json_float(j, "scaling_factor", 1e-6, 1e6, &out->scaling_factor, err);
     if (!rc) rc = kx_json_bool(j, "mid_block_add_attention", &out->mid_attention, err);
     if (!rc) rc = kx_json_bool(j, "use_post_quant_conv", &out->post_quant_conv, err);
+    if (!rc) rc = kx_json_bool(j, "force_upcast", &out->force_upcast, err);
     out->factor = 1 << (out->levels > 0 ? out->levels - 1 : 0);
     return rc;
 }
