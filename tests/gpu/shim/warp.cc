@@ -68,6 +68,7 @@ extern "C" uint8_t kx_shim_e4m3(float v) {
     float a = fabsf(v);
     if (isnan(v)) return (uint8_t)0x7f;
     if (a >= 448.0f) return (uint8_t)(sign | 0x7e);
+    if (!(a > 0.0f)) return sign; /* frexpf has no exponent for it */
     int e;
     frexpf(a, &e); /* a = [0.5, 1) · 2^e */
     int exponent = e - 1 < -6 ? -6 : e - 1;
