@@ -1,5 +1,6 @@
 /* kiln doctor: whether this machine has what a farm needs, line by line, with what to do where it has not. */
 #include <errno.h>
+#include <fcntl.h>
 #include <glob.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 #include <sys/statvfs.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "cli/batch.h"
@@ -34,18 +36,33 @@ static void line(struct doctor *d, bool good, const char *what, const char *fmt,
     d->faults += !good;
 }
 
-/* The first line that a command prints; false: it cannot be run. The command is a literal of this file. */
-static bool first_line(const char *command, char *out, size_t out_max) {
-    FILE *f = popen(command, "re");
-    bool got = f && fgets(out, (int)out_max, f);
-    if (f && pclose(f) != 0) got = false;
+/* The first line that `program --version` prints; false: it cannot be run. */
+static bool version_line(const char *program, char *out, size_t out_max) {
+    int fds[2], status = 1;
+    if (pipe2(fds, O_CLOEXEC)) return false;
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int none = open("/dev/null", O_WRONLY);
+        if (dup2(fds[1], 1) >= 0 && dup2(none, 2) >= 0) execlp(program, program, "--version", (char *)NULL);
+        _exit(127);
+    }
+    close(fds[1]);
+    FILE *f = fdopen(fds[0], "r");
+    bool got = pid > 0 && f && fgets(out, (int)out_max, f);
+    if (f)
+        fclose(f);
+    else
+        close(fds[0]);
+    if (pid > 0 && (waitpid(pid, &status, 0) != pid || status != 0)) got = false;
     if (got) out[strcspn(out, "\n")] = '\0';
     return got;
 }
 
 static void check_redis(struct doctor *d) {
-    char text[256];
-    if (!first_line("redis-server --version 2>/dev/null", text, sizeof text)) {
+    char text[256], program[KN_PATH_MAX];
+    farmdir_redis(program);
+    if (!version_line(program, text, sizeof text)) {
         line(d, false, "redis-server", "not found; install the package redis-server");
         return;
     }
@@ -94,7 +111,7 @@ static void check_machine(struct doctor *d) {
     size_t gpus = glob("/dev/nvidia[0-9]*", 0, NULL, &g) == 0 ? g.gl_pathc : 0;
     globfree(&g);
     if (gpus)
-        line(d, true, "GPU", "%zu by NVIDIA; this version of kiln renders on the CPU", gpus);
+        line(d, true, "GPU", "%zu by NVIDIA; kiln-worker --list-devices names them", gpus);
     else
         line(d, true, "GPU", "none; kiln renders on the CPU");
 }

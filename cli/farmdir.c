@@ -201,6 +201,10 @@ int farmdir_sibling(const char *program, char out[KN_PATH_MAX], struct kn_err *e
     return KN_OK;
 }
 
+void farmdir_redis(char out[KN_PATH_MAX]) {
+    if (farmdir_sibling("kiln-redis-server", out, NULL)) strcpy(out, "redis-server");
+}
+
 bool farmdir_shipped_model(char out[KN_PATH_MAX]) {
     static const char *const places[] = {"../../models/tiny", "../share/kiln/models/tiny"};
     char dir[KN_PATH_MAX], path[KN_PATH_MAX];

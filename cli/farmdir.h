@@ -54,6 +54,9 @@ KN_MUST_USE int farmdir_endpoint(const char *farm_option, int wait_ms, char out[
 /* The folder of kiln's own program, where its siblings are; and the model that ships. */
 KN_MUST_USE int farmdir_programs(char out[KN_PATH_MAX], struct kn_err *err);
 KN_MUST_USE int farmdir_sibling(const char *program, char out[KN_PATH_MAX], struct kn_err *err);
+/* The Redis to start: that of an installed tree, kiln-redis-server beside kiln, else "redis-server" from
+ * PATH. */
+void farmdir_redis(char out[KN_PATH_MAX]);
 bool farmdir_shipped_model(char out[KN_PATH_MAX]);
 /* rm -r, nothing outside (links are removed, not followed). */
 KN_MUST_USE int farmdir_remove_tree(const char *path, struct kn_err *err);

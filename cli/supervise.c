@@ -359,7 +359,8 @@ static int plan(struct supervisor *s, struct kn_err *err) {
                                             "",
                                             "--daemonize",
                                             "no"};
-        add_arg(ch, "redis-server");
+        farmdir_redis(program);
+        add_arg(ch, "%s", program);
         for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) add_arg(ch, "%s", fixed[i]);
         add_arg(ch, "--unixsocket");
         add_arg(ch, "%s", s->f->redis_socket);
