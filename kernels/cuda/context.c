@@ -127,7 +127,6 @@ static bool sticks(cudaError_t e) {
     switch ((int)e) {
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
-    case cudaErrorAssert:
     case cudaErrorHardwareStackError:
     case cudaErrorIllegalInstruction:
     case cudaErrorMisalignedAddress:
@@ -135,8 +134,6 @@ static bool sticks(cudaError_t e) {
     case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
     case cudaErrorECCUncorrectable:
-    case cudaErrorContextIsDestroyed:
-    case cudaErrorDevicesUnavailable:
         (void)cudaGetLastError();
         return true;
     default:
@@ -307,7 +304,7 @@ static int library_init(struct kx_gpu *g, struct kn_err *err) {
         if (rc && rc != KN_EUNSUPPORTED) return rc;
     }
     if (library && library->dnn_module) {
-        rc = kx_dnn_create(library, g->type, g->stream, &g->dnn, err);
+        rc = kx_cudnn_create(library, g->type, g->stream, &g->dnn, err);
         if (rc && rc != KN_EUNSUPPORTED) return rc;
     }
     if ((g->lt || g->dnn) && !(g->choices = kn_map_create(KX_GPU_CHOICES_MAX)))
@@ -322,7 +319,7 @@ static void gpu_destroy(struct kx_ctx *ctx) {
     kx_gpu_choices_forget(g);
     if (!kx_gpu_dead(d)) {
         kx_lt_destroy(g->lt);
-        kx_dnn_destroy(g->dnn);
+        kx_cudnn_destroy(g->dnn);
     }
     kx_gpu_give(d, g->lt_workspace);
     kx_gpu_memory_fini(g);

@@ -100,8 +100,8 @@ static int fail(const struct kx_dnn *d, int status, const char *what, struct kn_
     return kn_err_set(err, code, "cuDNN: %s: %s %s", what, d->abi->GetErrorString(status), more);
 }
 
-int kx_dnn_create(const struct kx_library *library, enum kx_store type, cudaStream_t stream,
-                  struct kx_dnn **out, struct kn_err *err) {
+int kx_cudnn_create(const struct kx_library *library, enum kx_store type, cudaStream_t stream,
+                    struct kx_dnn **out, struct kn_err *err) {
     if (!library->dnn_version) return kn_err_set(err, KN_EUNSUPPORTED, "cuDNN is not there");
     struct kx_dnn *d = calloc(1, sizeof(*d));
     if (!d) return kn_err_set(err, KN_ENOMEM, "out of memory");
@@ -113,7 +113,7 @@ int kx_dnn_create(const struct kx_library *library, enum kx_store type, cudaStre
     if (status != KX_DNN_SUCCESS) {
         int rc = kn_err_set(err, status == KX_DNN_HOST_ALLOCATION_FAILED ? KN_ENOMEM : KN_EUNSUPPORTED,
                             "cuDNN does not start: %s", d->abi->GetErrorString(status));
-        kx_dnn_destroy(d);
+        kx_cudnn_destroy(d);
         return rc;
     }
     *out = d;
@@ -391,7 +391,7 @@ void kx_dnn_trim(struct kx_dnn *d) {
     }
 }
 
-void kx_dnn_destroy(struct kx_dnn *d) {
+void kx_cudnn_destroy(struct kx_dnn *d) {
     if (!d) return;
     kx_dnn_trim(d);
     if (d->handle) (void)d->abi->Destroy(d->handle);

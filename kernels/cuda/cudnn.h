@@ -10,7 +10,7 @@
  * is where the library can add a row an image, which 9.19 cannot: then the convolution is bare and
  * kx_cuda_finish_conv adds all.
  *
- * Life: kx_dnn_create for a context (one stream); plans while a context plans (a plan may compile a kernel:
+ * Life: kx_cudnn_create for a context (one stream); plans while a context plans (a plan may compile a kernel:
  * up to seconds); a run takes no device memory, waits for nothing and may be captured in a CUDA graph. One
  * thread. Not measured: nobody has run this on a GPU yet. */
 #ifndef KILN_KERNELS_CUDA_CUDNN_H
@@ -27,9 +27,9 @@ struct kx_dnn;
 struct kx_dnn_plan;
 
 /* KN_EUNSUPPORTED: the library is absent or does not work here; KN_ENOMEM. */
-KN_MUST_USE int kx_dnn_create(const struct kx_library *library, enum kx_store type, cudaStream_t stream,
-                              struct kx_dnn **out, struct kn_err *err);
-void kx_dnn_destroy(struct kx_dnn *d); /* and its plans; NULL is fine */
+KN_MUST_USE int kx_cudnn_create(const struct kx_library *library, enum kx_store type, cudaStream_t stream,
+                                struct kx_dnn **out, struct kn_err *err);
+void kx_cudnn_destroy(struct kx_dnn *d); /* and its plans; NULL is fine */
 
 struct kx_dnn_shape {
     int h, w, in, out; /* x's */
@@ -37,7 +37,7 @@ struct kx_dnn_shape {
     bool bias, shift, residual;
 };
 /* The plan for n images of a layer of this shape: made the first time, then found. Belongs to d until
- * kx_dnn_trim or kx_dnn_destroy.
+ * kx_dnn_trim or kx_cudnn_destroy.
  * KN_EUNSUPPORTED: not a layer for this library. Without `fastest` that is so for every n, and the caller
  * uses its own kernel for this shape, always. KN_ELIMIT: the layer's engine does not do n images; another
  * would give other bits. KN_ENOMEM, KN_EOOM, KN_EDEVICE. */
