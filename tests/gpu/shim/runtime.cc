@@ -1001,6 +1001,11 @@ void kx_shim_reset(void) {
     device &d = the();
     d.sticky = cudaSuccess;
     d.inject = {};
+    for (auto &c : d.captures) {
+        for (cudaStream_t i : c->streams) i->capturing = nullptr;
+        c->origin->capturing = nullptr;
+    }
+    d.captures.clear();
     d.quiet = false;
     d.fault[0] = 0;
     d.total = (size_t)2 << 30;

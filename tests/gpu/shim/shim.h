@@ -18,7 +18,7 @@ extern "C" {
 
 /* ---- for tests */
 
-/* Forgets a sticky error and the knobs below; frees nothing. */
+/* Forgets a sticky error, captures under way and the knobs below; frees nothing. */
 void kx_shim_reset(void);
 /* All of the device's memory, bytes (default 2 GB). */
 void kx_shim_memory(size_t bytes);
