@@ -39,6 +39,10 @@ size_t kx_cuda_group_norm_workspace(int n, int pixels, int c, int groups);
 cudaError_t kx_cuda_group_norm(cudaStream_t stream, enum kx_store type, const void *x, const float *gamma,
                                const float *beta, void *y, int n, int pixels, int c, int groups, float eps,
                                bool silu, void *workspace);
+/* op_norm_sm90.cu: in one pass by clusters of blocks, where one cannot hold an image. Not the default. */
+cudaError_t kx_cuda_group_norm_cluster(cudaStream_t stream, enum kx_store type, const void *x,
+                                       const float *gamma, const float *beta, void *y, int n, int pixels,
+                                       int c, int groups, float eps, bool silu);
 cudaError_t kx_cuda_layer_norm(cudaStream_t stream, enum kx_store type, const void *x, const float *gamma,
                                const float *beta, void *y, int64_t rows, int c, float eps);
 
@@ -103,6 +107,20 @@ struct kx_cuda_gemm {
  * original (out counts both halves). */
 int kx_cuda_geglu_row(int r, int out);
 cudaError_t kx_cuda_conv(cudaStream_t stream, const struct kx_cuda_gemm *g);
+
+/* The same with e4m3 operands, sm_89 and later (op_conv_fp8.cu): y = act(Σ x · w · weight_scale[n] · x_scale
+ * + bias + shift) + residual. gemm.x and gemm.weight are e4m3, a byte a value, laid out as above; gemm.type
+ * is that of the rest. KX_CUDA_NO where `in` is no multiple of 16 or x or the weights are not aligned to 16
+ * bytes. */
+struct kx_cuda_gemm_fp8 {
+    struct kx_cuda_gemm gemm;
+    const float *weight_scale; /* out, one a row of the weights as they are laid out */
+    float x_scale;             /* one for all of x, found by calibration */
+};
+cudaError_t kx_cuda_conv_fp8(cudaStream_t stream, const struct kx_cuda_gemm_fp8 *g);
+/* y = e4m3(x · (1 / x_scale)), round to nearest even, clamped to ±448; NaN stays NaN. y: n bytes. */
+cudaError_t kx_cuda_quantize_e4m3(cudaStream_t stream, enum kx_store type, const void *x, float x_scale,
+                                  void *y, size_t n);
 
 #ifdef __cplusplus
 }
