@@ -25,6 +25,16 @@ static void drop_graph(struct kx_gpu *g, struct kx_recording *r) {
     r->graph = NULL;
 }
 
+/* After it the stream takes work again, whatever it returns. */
+static cudaError_t end_capture(struct kx_gpu *g, cudaGraph_t *graph) {
+    cudaError_t e = cudaStreamEndCapture(g->stream, graph);
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (e != cudaSuccess && cudaStreamIsCapturing(g->stream, &status) == cudaSuccess &&
+        status != cudaStreamCaptureStatusNone)
+        (void)cudaStreamEndCapture(g->stream, graph);
+    return e;
+}
+
 /* What fn launches, as a graph. NULL: why is in the context's note, and nothing was launched. */
 static cudaGraphExec_t capture(struct kx_gpu *g, void (*fn)(void *arg), void *arg) {
     cudaGraph_t graph = NULL;
@@ -35,7 +45,7 @@ static cudaGraphExec_t capture(struct kx_gpu *g, void (*fn)(void *arg), void *ar
         g->capturing = true;
         fn(arg);
         g->capturing = false;
-        e = cudaStreamEndCapture(g->stream, &graph);
+        e = end_capture(g, &graph);
         (void)kx_gpu_error(&g->base, &failed); /* of an op: it comes again when the ops are run one by one */
     }
     if (e == cudaSuccess && !failed.code) e = cudaGraphInstantiate(&out, graph, 0);
