@@ -39,7 +39,8 @@ size_t kx_cuda_group_norm_workspace(int n, int pixels, int c, int groups);
 cudaError_t kx_cuda_group_norm(cudaStream_t stream, enum kx_store type, const void *x, const float *gamma,
                                const float *beta, void *y, int n, int pixels, int c, int groups, float eps,
                                bool silu, void *workspace);
-/* op_norm_sm90.cu: in one pass by clusters of blocks, where one cannot hold an image. Not the default. */
+/* op_norm_sm90.cu: in one pass by clusters of blocks, where one cannot hold an image. Compute capability 9.0
+ * alone, and not the default. */
 cudaError_t kx_cuda_group_norm_cluster(cudaStream_t stream, enum kx_store type, const void *x,
                                        const float *gamma, const float *beta, void *y, int n, int pixels,
                                        int c, int groups, float eps, bool silu);

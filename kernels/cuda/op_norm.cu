@@ -19,8 +19,9 @@
  * - once: the slice of all pixels fits in 80 KiB of shared memory: one block an image and slice. One read,
  *   one write: 4 bytes a value.
  * - twice, where it does not: pieces of pixels, a block each: one kernel for statistics, and one that merges
- *   at most 32 of them and applies. (More than 32 are folded to 32 in between.) Two reads, one write: 6 bytes
- *   a value, of which the second read comes from L2 as far as that holds the batch.
+ *   at most 32 of them and applies. (More than 32 are folded to 32 in between: large pictures of few
+ *   channels.) Two reads, one write: 6 bytes a value, of which the second read comes from L2 as far as that
+ *   holds the batch; so the second kernel's blocks go backwards, what was read last first.
  * - odd: channels not a multiple of 8, or a slice wider than a block: one block a group, value by value.
  * - cluster (op_norm_sm90.cu, not the default): once, with the slab spread over up to 8 neighbouring blocks.
  * LayerNorm: a warp a row, 4 bytes a value.
@@ -107,7 +108,7 @@ static __global__ void __launch_bounds__(THREADS, 3)
     group_apply(const T *x, const struct stat *__restrict__ parts, const float *__restrict__ gamma,
                 const float *__restrict__ beta, T *y, struct group_shape g) {
     __shared__ struct stat found[SLICE_MAX];
-    struct piece p = piece_of(&g, blockIdx.x);
+    struct piece p = piece_of(&g, gridDim.x - 1 - blockIdx.x);
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, groups = g.slice / g.each;
     for (int q = warp; q < groups; q += WARPS) {
         const struct stat *of =
@@ -298,8 +299,10 @@ static bool group_divide(int pixels, int c, int groups, struct group_shape *g) {
     g->slices = c / g->slice;
     g->chunk = pixels;
     if (!once) {
-        g->chunk = THREADS / (g->slice / 8) * WALK;
-        while ((pixels - 1) / g->chunk + 1 > CHUNKS_MAX) g->chunk *= 2;
+        /* without a fold where the slices alone make blocks enough */
+        int rows = THREADS / (g->slice / 8), chunks = g->slices * PARTS >= BLOCKS_MIN ? PARTS : CHUNKS_MAX;
+        int walk = (pixels - 1) / (rows * chunks) + 1;
+        g->chunk = rows * (walk < WALK ? WALK : walk);
     }
     g->chunks = (pixels - 1) / g->chunk + 1;
     int fold = (g->chunks - 1) / PARTS + 1;
@@ -350,6 +353,13 @@ cudaError_t kx_cuda_group_norm(cudaStream_t stream, enum kx_store type, const vo
                 return group_norm(stream, (const T *)x, gamma, beta, (T *)y, n, &g, vectors,
                                   (struct stat *)workspace));
 }
+
+#ifndef KX_CUDA_SM90 /* else op_norm_sm90.cu has it */
+cudaError_t kx_cuda_group_norm_cluster(cudaStream_t, enum kx_store, const void *, const float *,
+                                       const float *, void *, int, int, int, int, float, bool) {
+    return KX_CUDA_NO;
+}
+#endif
 
 template <typename T>
 static cudaError_t layer_norm(cudaStream_t stream, const T *x, const float *gamma, const float *beta, T *y,

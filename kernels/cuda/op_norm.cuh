@@ -14,6 +14,7 @@ enum {
     SLAB_BYTES = 80 << 10, /* with the scratch of 16 KiB below what every architecture has (99 KiB) */
     SLICE_MAX = 128,       /* channels, where the groups allow it */
     SLICE_MIN = 32,
+    BLOCKS_MIN = 128, /* an image that a device has work with */
     PARTS = 32,       /* one a lane */
     CHUNKS_MAX = 1024 /* before they are folded */
 };

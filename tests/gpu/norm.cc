@@ -41,6 +41,7 @@ static const struct group_case group_cases[] = {
     {1, 4096, 24, 3, false, FAR, false},
     {1, 2600, 16, 4, false, OUTLIER, false},
     {1, 1100, 80, 2, false, CONSTANT, false},
+    {1, 1793, 1088, 8, true, PLAIN, false}, /* more pixels a thread */
     /* and folded */
     {1, 2113, 240, 8, true, PLAIN, false},
     {1, 2113, 240, 8, false, FAR, false},
@@ -102,7 +103,7 @@ static void group_reference(const struct group_case *t, const float *x, const fl
 
 /* Runs one call on images that lie at `shift` values from an aligned address. x, y: values on the host. */
 static void group_run(const struct group_case *t, enum kx_store type, const float *x, const float *gamma,
-                      const float *beta, float eps, bool in_place, int shift, float *y) {
+                      const float *beta, float eps, bool in_place, int shift, bool cluster, float *y) {
     size_t values = (size_t)t->n * (size_t)t->pixels * (size_t)t->c, room = values + (size_t)shift;
     uint16_t *bits = (uint16_t *)calloc(room, sizeof *bits);
     for (size_t i = 0; i < values; i++) bits[i + (size_t)shift] = gpu_bits(type, x[i]);
@@ -111,8 +112,13 @@ static void group_run(const struct group_case *t, enum kx_store type, const floa
           *db = (float *)gpu_upload(beta, (size_t)t->c * 4);
     size_t bytes = kx_cuda_group_norm_workspace(t->n, t->pixels, t->c, t->groups);
     void *work = bytes ? gpu_poisoned(bytes) : NULL;
-    GPU_OK(kx_cuda_group_norm(NULL, type, (uint16_t *)dx + shift, dg, db, (uint16_t *)dy + shift, t->n,
-                              t->pixels, t->c, t->groups, eps, t->silu, work));
+    void *from = (uint16_t *)dx + shift, *to = (uint16_t *)dy + shift;
+    if (cluster)
+        GPU_OK(kx_cuda_group_norm_cluster(NULL, type, from, dg, db, to, t->n, t->pixels, t->c, t->groups, eps,
+                                          t->silu));
+    else
+        GPU_OK(kx_cuda_group_norm(NULL, type, from, dg, db, to, t->n, t->pixels, t->c, t->groups, eps,
+                                  t->silu, work));
     gpu_download(bits, dy, room * 2);
     for (size_t i = 0; i < values; i++) y[i] = gpu_unbits(type, bits[i + (size_t)shift]);
     gpu_free(work);
@@ -127,7 +133,7 @@ static const enum kx_store types[] = {KX_STORE_F16, KX_STORE_BF16};
 static const double bounds[] = {2e-7, 1e-5};
 
 static void group_one(const struct group_case *t, int q, enum kx_store type, double bound, bool in_place,
-                      int shift) {
+                      int shift, bool cluster) {
     size_t image = (size_t)t->pixels * (size_t)t->c, all = (size_t)t->n * image;
     float *x = (float *)malloc(all * sizeof *x), *y = (float *)malloc(all * sizeof *y);
     double *want = (double *)malloc(image * sizeof *want);
@@ -139,7 +145,7 @@ static void group_one(const struct group_case *t, int q, enum kx_store type, dou
         beta[k] = 0.3f * gpu_normal(&r);
     }
     for (int i = 0; i < t->n; i++) fill(&r, type, t->look, x + (size_t)i * image, t->pixels, t->c);
-    group_run(t, type, x, gamma, beta, 1e-5f, in_place, shift, y);
+    group_run(t, type, x, gamma, beta, 1e-5f, in_place, shift, cluster, y);
     for (int i = 0; i < t->n; i++) {
         group_reference(t, x + (size_t)i * image, gamma, beta, 1e-5f, want);
         double e = gpu_nmse(want, y + (size_t)i * image, image);
@@ -158,15 +164,15 @@ TEST(group_norm_of_every_way_and_look) {
     for (size_t q = 0; q < sizeof group_cases / sizeof *group_cases; q++) {
         if (group_cases[q].device_only && !gpu_real()) continue;
         for (int t = 0; t < 2; t++)
-            group_one(&group_cases[q], (int)q, types[t], bounds[t], t == (int)q % 2, 0);
+            group_one(&group_cases[q], (int)q, types[t], bounds[t], t == (int)q % 2, 0, false);
     }
 }
 
 TEST(group_norm_of_addresses_that_are_not_aligned) {
     struct group_case t = {2, 21, 64, 8, true, PLAIN, false};
-    group_one(&t, 3, KX_STORE_F16, bounds[0], false, 1);
+    group_one(&t, 3, KX_STORE_F16, bounds[0], false, 1, false);
     struct group_case u = {1, 1100, 80, 2, false, PLAIN, false};
-    group_one(&u, 4, KX_STORE_BF16, bounds[1], true, 3);
+    group_one(&u, 4, KX_STORE_BF16, bounds[1], true, 3, false);
 }
 
 /* Every way through the kernels; images 0, 1, 2 in all places of batches of 2, 3, 8 and 33. */
@@ -194,7 +200,7 @@ TEST(group_norm_gives_an_image_the_same_bits_in_any_batch) {
         for (int i = 0; i < 3; i++) {
             fill(&r, type, t.look, own + (size_t)i * image, t.pixels, t.c);
             t.n = 1;
-            group_run(&t, type, own + (size_t)i * image, gamma, beta, 1e-6f, false, 0,
+            group_run(&t, type, own + (size_t)i * image, gamma, beta, 1e-6f, false, 0, false,
                       alone + (size_t)i * image);
         }
         for (int j = 0; j < 4; j++) {
@@ -202,7 +208,7 @@ TEST(group_norm_gives_an_image_the_same_bits_in_any_batch) {
             t.n = ns[j];
             for (int i = 0; i < t.n; i++)
                 memcpy(x + (size_t)i * image, own + (size_t)((i + j) % 3) * image, image * sizeof *x);
-            group_run(&t, type, x, gamma, beta, 1e-6f, false, 0, y);
+            group_run(&t, type, x, gamma, beta, 1e-6f, false, 0, false, y);
             for (int i = 0; i < t.n; i++)
                 CHECK_MSG(memcmp(y + (size_t)i * image, alone + (size_t)((i + j) % 3) * image,
                                  image * sizeof *y) == 0,
@@ -213,6 +219,21 @@ TEST(group_norm_gives_an_image_the_same_bits_in_any_batch) {
         free(own);
         free(alone);
     }
+}
+
+TEST(group_norm_by_clusters_does_what_the_others_do) {
+    static const struct group_case cases[] = {
+        {1, 4096, 320, 32, true, PLAIN, true},  {3, 16384, 320, 32, true, FAR, true},
+        {2, 4096, 960, 32, false, FAR, true},   {2, 1024, 1280, 32, true, PLAIN, true},
+        {1, 1025, 40, 1, false, OUTLIER, true}, {33, 4096, 640, 32, true, PLAIN, true},
+    };
+    /* what no build with clusters says of a shape that is none */
+    cudaError_t rc =
+        kx_cuda_group_norm_cluster(NULL, KX_STORE_F16, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, false);
+    if (gpu_capability() != 90 || rc == KX_CUDA_NO) SKIP("the device or the build has no clusters");
+    for (size_t q = 0; q < sizeof cases / sizeof *cases; q++)
+        for (int t = 0; t < 2; t++)
+            group_one(&cases[q], (int)q, types[t], bounds[t], t == (int)q % 2, 0, true);
 }
 
 TEST(group_norm_refuses_what_is_no_shape) {
