@@ -1,6 +1,7 @@
-/* From a prompt to what the UNet is told of it: tokens, the text encoder's states. Encoded texts are
- * remembered, so that a negative prompt, or a prompt with many seeds, is encoded once; what is new in a batch
- * is encoded together. Stage 1's thread. */
+/* From a prompt to what the UNet is told of it: tokens, the text encoder's states; of SDXL's two encoders the
+ * states side by side and the second one's pooled state. Encoded texts are remembered, so that a negative
+ * prompt, or a prompt with many seeds, is encoded once; what is new in a batch is encoded together. Stage 1's
+ * thread. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,23 +10,38 @@
 
 #define TEXT_CACHE_BYTES_MAX (256u << 20)
 
-void kx_condition_init(struct kiln_model *m) {
-    m->positions = kx_tokenizer_length(m->tokenizer);
-    m->width = m->cfg.text.hidden_size;
-    size_t bytes = (size_t)m->positions * (size_t)m->width * sizeof(float);
-    size_t room = TEXT_CACHE_BYTES_MAX / bytes;
-    m->cache_max = room > TEXT_CACHE_MAX ? TEXT_CACHE_MAX : room < 2 ? 2 : (int)room;
+static const struct kx_text_config *config_of(const struct kiln_model *m, int encoder) {
+    return encoder ? &m->cfg.text2 : &m->cfg.text;
+}
+
+static int encoded_init(const struct kiln_model *m, struct encoded *c) {
+    size_t values = (size_t)m->positions * (size_t)m->width;
+    *c = (struct encoded){.states = calloc(values, sizeof *c->states),
+                          .pooled = m->pooled ? calloc((size_t)m->pooled, sizeof *c->pooled) : NULL};
+    return c->states && (c->pooled || !m->pooled) ? 0 : KN_ENOMEM;
 }
 
 static void encoded_fini(struct encoded *c) {
     free(c->text);
     free(c->ids);
     free(c->states);
+    free(c->pooled);
     *c = (struct encoded){0};
+}
+
+int kx_condition_init(struct kiln_model *m, struct kn_err *err) {
+    m->positions = kx_tokenizer_length(m->tokenizers[0]);
+    for (int k = 0; k < m->encoders; k++) m->width += config_of(m, k)->hidden_size;
+    m->pooled = m->cfg.unet.pooled_width;
+    size_t bytes = ((size_t)m->positions * (size_t)m->width + (size_t)m->pooled) * sizeof(float);
+    size_t room = TEXT_CACHE_BYTES_MAX / bytes;
+    m->cache_max = room > TEXT_CACHE_MAX ? TEXT_CACHE_MAX : room < 2 ? 2 : (int)room;
+    return encoded_init(m, &m->none) ? kn_err_set(err, KN_ENOMEM, "out of memory") : 0;
 }
 
 void kx_condition_fini(struct kiln_model *m) {
     for (int i = 0; i < m->cache_count; i++) encoded_fini(&m->cache[i]);
+    encoded_fini(&m->none);
 }
 
 static struct encoded *find(struct kiln_model *m, const char *text) {
@@ -46,19 +62,42 @@ static struct encoded *slot(struct kiln_model *m) {
     return oldest;
 }
 
-/* Encodes what is in the cache with its ids alone. */
-static int encode(struct kiln_model *m, struct encoded **fresh, int n, struct kn_err *err) {
-    size_t positions = (size_t)m->positions, values = positions * (size_t)m->width, count = (size_t)n;
+/* Encodes what is in the cache with its ids alone: one encoder's part, which begins at channel `from`. */
+static int encode(struct kiln_model *m, int encoder, int from, struct encoded **fresh, int n,
+                  struct kn_err *err) {
+    const struct kx_text_config *cfg = config_of(m, encoder);
+    size_t positions = (size_t)m->positions, width = (size_t)cfg->hidden_size, count = (size_t)n,
+           pooled_width = (size_t)m->pooled;
     int32_t *ids = malloc(count * positions * sizeof *ids);
-    float *states = malloc(count * values * sizeof *states);
-    int rc = ids && states ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory for %d texts", n);
+    float *states = malloc(count * positions * width * sizeof *states);
+    float *pooled = cfg->projected ? malloc(count * pooled_width * sizeof *pooled) : NULL;
+    int rc = 0;
+    if (!ids || !states || (cfg->projected && !pooled))
+        rc = kn_err_set(err, KN_ENOMEM, "out of memory for %d texts", n);
     for (size_t i = 0; i < count && !rc; i++)
-        memcpy(ids + i * positions, fresh[i]->ids, positions * sizeof *ids);
-    if (!rc) rc = kx_text_encode(m->text, ids, n, m->positions, states, err);
-    for (size_t i = 0; i < count && !rc; i++)
-        memcpy(fresh[i]->states, states + i * values, values * sizeof *states);
+        memcpy(ids + i * positions, fresh[i]->ids + (size_t)encoder * positions, positions * sizeof *ids);
+    if (!rc) rc = kx_text_encode(m->texts[encoder], ids, n, m->positions, states, pooled, err);
+    for (size_t i = 0; i < count && !rc; i++) {
+        for (size_t p = 0; p < positions; p++)
+            memcpy(fresh[i]->states + p * (size_t)m->width + (size_t)from,
+                   states + (i * positions + p) * width, width * sizeof *states);
+        if (pooled) memcpy(fresh[i]->pooled, pooled + i * pooled_width, pooled_width * sizeof *pooled);
+    }
     free(ids);
     free(states);
+    free(pooled);
+    return rc;
+}
+
+/* A new text's tokens, and room for its states. */
+static int tokenize(struct kiln_model *m, const char *text, struct encoded *c, struct kn_err *err) {
+    size_t positions = (size_t)m->positions;
+    int rc = encoded_init(m, c);
+    c->text = strdup(text);
+    c->ids = malloc((size_t)m->encoders * positions * sizeof *c->ids);
+    if (rc || !c->text || !c->ids) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    for (int k = 0; k < m->encoders && !rc; k++)
+        rc = kx_tokenizer_encode(m->tokenizers[k], text, c->ids + (size_t)k * positions, err);
     return rc;
 }
 
@@ -77,10 +116,14 @@ int kx_condition(struct kiln_model *m, const char *const *texts, int n, const st
     int count = 0, rc = fresh ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory");
     m->cache_batch++;
     for (int i = 0; i < n; i++) { /* what is there already must not make room for what is not */
-        struct encoded *c = find(m, texts[i]);
+        struct encoded *c = texts[i] ? find(m, texts[i]) : NULL;
         if (c) c->batch = m->cache_batch;
     }
     for (int i = 0; i < n && !rc; i++) {
+        if (!texts[i]) {
+            out[i] = &m->none;
+            continue;
+        }
         struct encoded *c = find(m, texts[i]);
         if (!c) {
             if (!(c = slot(m))) {
@@ -88,20 +131,14 @@ int kx_condition(struct kiln_model *m, const char *const *texts, int n, const st
                 break;
             }
             fresh[count++] = c;
-            size_t values = (size_t)m->positions * (size_t)m->width;
-            *c = (struct encoded){.text = strdup(texts[i]),
-                                  .ids = malloc((size_t)m->positions * sizeof *c->ids),
-                                  .states = malloc(values * sizeof *c->states)};
-            if (!c->text || !c->ids || !c->states)
-                rc = kn_err_set(err, KN_ENOMEM, "out of memory");
-            else
-                rc = kx_tokenizer_encode(m->tokenizer, texts[i], c->ids, err);
+            rc = tokenize(m, texts[i], c, err);
         }
         c->used = ++m->cache_clock;
         c->batch = m->cache_batch;
         out[i] = c;
     }
-    if (!rc && count) rc = encode(m, fresh, count, err);
+    for (int k = 0, from = 0; k < m->encoders && count && !rc; from += config_of(m, k++)->hidden_size)
+        rc = encode(m, k, from, fresh, count, err);
     if (rc && fresh) forget(m, fresh, count);
     free(fresh);
     return rc;

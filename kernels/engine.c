@@ -142,7 +142,10 @@ const char *kiln_engine_device(const struct kiln_engine *e) {
 typedef int (*create_network)(struct kiln_model *m, const struct kx_weights *w, struct kn_err *err);
 
 static int create_text(struct kiln_model *m, const struct kx_weights *w, struct kn_err *err) {
-    return kx_text_create(m->engine->text, &m->cfg.text, w, &m->text, err);
+    return kx_text_create(m->engine->text, &m->cfg.text, w, &m->texts[0], err);
+}
+static int create_text2(struct kiln_model *m, const struct kx_weights *w, struct kn_err *err) {
+    return kx_text_create(m->engine->text, &m->cfg.text2, w, &m->texts[1], err);
 }
 static int create_unet(struct kiln_model *m, const struct kx_weights *w, struct kn_err *err) {
     return kx_unet_create(m->engine->unet, &m->cfg.unet, w, &m->unet, err);
@@ -163,11 +166,31 @@ static int load_network(struct kiln_model *m, const char *dir, const char *part,
     return rc ? kn_err_prefix(err, "%s", path) : 0;
 }
 
+/* A text encoder and its tokenizer. */
+static int load_encoder(struct kiln_model *m, const char *dir, int i, struct kn_err *err) {
+    static const char *const parts[ENCODERS_MAX][2] = {{"tokenizer", "text_encoder"},
+                                                       {"tokenizer_2", "text_encoder_2"}};
+    const struct kx_text_config *cfg = i ? &m->cfg.text2 : &m->cfg.text;
+    char path[KN_PATH_MAX];
+    int rc = kn_fs_join(path, sizeof path, dir, parts[i][0]);
+    if (rc) return kn_err_set(err, rc, "%s: path too long", dir);
+    if ((rc = kx_tokenizer_open(path, cfg->positions_max, &m->tokenizers[i], err))) return rc;
+    if (kx_tokenizer_id_max(m->tokenizers[i]) >= cfg->vocab_size)
+        return kn_err_set(err, KN_EPARSE, "%s: token %d is beyond %s's vocab_size %d", path,
+                          kx_tokenizer_id_max(m->tokenizers[i]), parts[i][1], cfg->vocab_size);
+    if (kx_tokenizer_length(m->tokenizers[i]) != kx_tokenizer_length(m->tokenizers[0]))
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: texts of %d tokens beside the first tokenizer's %d",
+                          path, kx_tokenizer_length(m->tokenizers[i]), kx_tokenizer_length(m->tokenizers[0]));
+    return load_network(m, dir, parts[i][1], "model", i ? create_text2 : create_text, err);
+}
+
 static void destroy(struct kiln_model *m) {
     kx_sessions_drop(m);
     kx_condition_fini(m);
-    kx_tokenizer_close(m->tokenizer);
-    kx_text_destroy(m->text);
+    for (int i = 0; i < m->encoders; i++) {
+        kx_tokenizer_close(m->tokenizers[i]);
+        kx_text_destroy(m->texts[i]);
+    }
     kx_unet_destroy(m->unet);
     kx_vae_destroy(m->vae);
     pthread_mutex_destroy(&m->limits_lock);
@@ -176,21 +199,15 @@ static void destroy(struct kiln_model *m) {
 
 static int load(struct kiln_model *m, const char *dir, struct kn_err *err) {
     struct kiln_engine *e = m->engine;
-    char path[KN_PATH_MAX];
     int rc = kx_config_read(dir, &m->cfg, err);
     /* the field is true for whatever diffusers saves; it counts for this pipeline alone, as there */
     if (!rc && m->cfg.index.xl && m->cfg.vae.force_upcast) m->vae_ctx = e->vae_wide;
-    if (!rc && (rc = kn_fs_join(path, sizeof path, dir, "tokenizer")))
-        kn_err_set(err, rc, "%s: path too long", dir);
-    if (!rc) rc = kx_tokenizer_open(path, m->cfg.text.positions_max, &m->tokenizer, err);
-    if (!rc && kx_tokenizer_id_max(m->tokenizer) >= m->cfg.text.vocab_size)
-        rc = kn_err_set(err, KN_EPARSE, "%s: token %d is beyond text_encoder's vocab_size %d", path,
-                        kx_tokenizer_id_max(m->tokenizer), m->cfg.text.vocab_size);
-    if (!rc) rc = load_network(m, dir, "text_encoder", "model", create_text, err);
+    m->encoders = m->cfg.index.xl ? 2 : 1;
+    for (int i = 0; i < m->encoders && !rc; i++) rc = load_encoder(m, dir, i, err);
     if (!rc) rc = load_network(m, dir, "unet", "diffusion_pytorch_model", create_unet, err);
     if (!rc) rc = load_network(m, dir, "vae", "diffusion_pytorch_model", create_vae, err);
+    if (!rc) rc = kx_condition_init(m, err);
     if (rc) return rc;
-    kx_condition_init(m);
     size_t total;
     kx_memory(e->unet, &m->weights_free, &total);
     return 0;

@@ -29,13 +29,15 @@ struct kiln_engine {
 /* What the networks are told of a text. */
 struct encoded {
     char *text;     /* owns */
-    int32_t *ids;   /* positions */
-    float *states;  /* positions × width */
+    int32_t *ids;   /* encoders × positions; NULL: no text, all is zeros */
+    float *states;  /* positions × width, the encoders' side by side */
+    float *pooled;  /* pooled: the second encoder's; NULL when the UNet takes none */
     uint64_t used;  /* the larger, the later */
     uint64_t batch; /* the last batch that asked for it: not dropped while that one is put together */
 };
 
 #define TEXT_CACHE_MAX 256
+#define ENCODERS_MAX 2
 
 /* Buffers and recordings of one shape of batch (render.c). */
 struct session;
@@ -43,13 +45,15 @@ struct session;
 struct kiln_model {
     struct kiln_engine *engine; /* borrowed */
     struct kx_config cfg;
-    struct kx_tokenizer *tokenizer;
-    struct kx_text *text;
+    struct kx_tokenizer *tokenizers[ENCODERS_MAX];
+    struct kx_text *texts[ENCODERS_MAX];
+    int encoders;
     struct kx_unet *unet;
     struct kx_vae *vae;
     struct kx_ctx *vae_ctx; /* the engine's vae or vae_wide */
 
-    int positions, width; /* of the text states */
+    int positions, width, pooled; /* of the text states; values of the pooled state, 0: none */
+    struct encoded none;          /* what no text is (kx_condition) */
     struct encoded cache[TEXT_CACHE_MAX];
     int cache_count, cache_max;
     uint64_t cache_clock, cache_batch;
@@ -72,10 +76,11 @@ void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage);
 
 /* ---- condition.c */
 
-/* The encodings of n texts (equal ones share one), each in out[i]; they stay until the next call. */
+/* The encodings of n texts (equal ones share one), each in out[i]; they stay until the next call. A text that
+ * is NULL is none at all: zeros. */
 KN_MUST_USE int kx_condition(struct kiln_model *m, const char *const *texts, int n,
                              const struct encoded **out, struct kn_err *err);
-void kx_condition_init(struct kiln_model *m);
+KN_MUST_USE int kx_condition_init(struct kiln_model *m, struct kn_err *err);
 void kx_condition_fini(struct kiln_model *m);
 
 /* ---- render.c */

@@ -79,7 +79,8 @@ struct kiln_callbacks {
     int (*step)(void *ctx, int step, int steps);
     /* Once an image, in the order of the tasks; returning non-zero aborts. */
     int (*image)(void *ctx, const struct kiln_image *image);
-    /* Every named intermediate (kiln-render --dump); NULL for none. data: f32, or i32 for "input_ids". */
+    /* Every named intermediate (kiln-render --dump); NULL for none. data: f32, or i32 for "input_ids" and
+     * "input_ids_2". */
     void (*dump)(void *ctx, const char *name, const void *data, const int64_t *shape, int ndim);
 };
 

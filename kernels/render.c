@@ -49,7 +49,8 @@ struct kiln_batch {
 
     struct image *images;          /* own, like all that follows */
     struct kx_schedule *schedules; /* n; those that equal an earlier one stay empty */
-    float *states;                 /* texts × positions × width */
+    float *states, *pooled;        /* texts × positions × width; texts × pooled */
+    float *sizes;                  /* texts × KX_SIZES, with pooled states */
     float *timesteps;              /* times */
     int32_t *row_text;             /* rows */
     int32_t *time_rows;            /* steps × rows */
@@ -131,6 +132,11 @@ static int time_of(struct kiln_batch *b, float t) {
     return k;
 }
 
+/* A row's row of the UNet's shifts: with additions there is one for each timestep and text. */
+static int32_t shift_row(const struct kiln_batch *b, int time, int row) {
+    return b->m->pooled ? time * b->texts + b->row_text[row] : time;
+}
+
 /* Steps × images, and the UNet's timesteps. An image that has fewer steps than another stays as it is in the
  * rest: its row says x' = x. */
 static void make_table(struct kiln_batch *b) {
@@ -144,15 +150,60 @@ static void make_table(struct kiln_batch *b) {
                     .timestep = step.timestep, .in_scale = step.in_scale, .cx = 1, .store = -1};
             b->table[k * b->n + i] = step;
             int32_t *rows = b->time_rows + (size_t)k * (size_t)b->rows, at = time_of(b, step.timestep);
-            rows[im->row_c] = at;
-            if (im->row_u >= 0) rows[im->row_u] = at;
+            rows[im->row_c] = shift_row(b, at, im->row_c);
+            if (im->row_u >= 0) rows[im->row_u] = shift_row(b, at, im->row_u);
         }
+}
+
+/* One image, its negative prompt first; a text that is none has no tokens. */
+static int dump_texts(const struct kiln_batch *b, const struct encoded *const *found, struct kn_err *err) {
+    const struct kiln_model *m = b->m;
+    size_t rows = (size_t)b->rows, positions = (size_t)m->positions, each = positions * (size_t)m->width,
+           wide = (size_t)m->pooled;
+    int32_t *ids = malloc(rows * positions * sizeof *ids);
+    float *values = malloc(rows * (each + wide) * sizeof *values);
+    int rc = ids && values ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory");
+    for (int k = 0; k < m->encoders && !rc; k++) {
+        int64_t count = 0;
+        for (size_t r = 0; r < rows; r++)
+            if (found[r]->ids)
+                memcpy(ids + (size_t)count++ * positions, found[r]->ids + (size_t)k * positions,
+                       positions * sizeof *ids);
+        dump(b, k ? "input_ids_2" : "input_ids", ids, (int64_t[]){count, m->positions}, 2);
+    }
+    for (size_t r = 0; r < rows && !rc; r++) {
+        memcpy(values + r * each, found[r]->states, each * sizeof *values);
+        if (wide) memcpy(values + rows * each + r * wide, found[r]->pooled, wide * sizeof *values);
+    }
+    if (!rc) dump(b, "text_states", values, (int64_t[]){b->rows, m->positions, m->width}, 3);
+    if (!rc && wide) dump(b, "text_pooled", values + rows * each, (int64_t[]){b->rows, m->pooled}, 2);
+    free(ids);
+    free(values);
+    return rc;
+}
+
+/* What the UNet is told of a text, as the next one of the batch's. */
+static int32_t add_text(struct kiln_batch *b, const struct encoded *e) {
+    const struct kiln_model *m = b->m;
+    size_t each = (size_t)m->positions * (size_t)m->width, wide = (size_t)m->pooled, at = (size_t)b->texts;
+    memcpy(b->states + at * each, e->states, each * sizeof *b->states);
+    if (wide) {
+        /* as diffusers' pipeline fills them in: of the whole picture, nothing cut */
+        float w = (float)b->tasks->width, h = (float)b->tasks->height, sizes[KX_SIZES] = {h, w, 0, 0, h, w};
+        memcpy(b->pooled + at * wide, e->pooled, wide * sizeof *b->pooled);
+        memcpy(b->sizes + at * KX_SIZES, sizes, sizeof sizes);
+    }
+    return b->texts++;
+}
+
+/* The negative prompt; NULL for none where that is zeros. */
+static const char *negative_of(const struct kiln_model *m, const struct kn_task *t) {
+    return m->cfg.index.zeros_for_none && !t->negative[0] ? NULL : t->negative;
 }
 
 /* Encodes the texts and gives each image its rows: first those without the prompt, then those with it. */
 static int make_texts(struct kiln_batch *b, struct kn_err *err) {
     struct kiln_model *m = b->m;
-    size_t each = (size_t)m->positions * (size_t)m->width;
     const char **texts = calloc(2 * (size_t)b->n, sizeof *texts);
     const struct encoded **found = calloc(2 * (size_t)b->n, sizeof *found);
     int rc = texts && found ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory");
@@ -160,7 +211,7 @@ static int make_texts(struct kiln_batch *b, struct kn_err *err) {
         for (int i = 0; i < b->n; i++)
             if (guided(&b->tasks[i])) {
                 b->images[i].row_u = b->rows;
-                texts[b->rows++] = b->tasks[i].negative;
+                texts[b->rows++] = negative_of(m, &b->tasks[i]);
             } else
                 b->images[i].row_u = -1;
         for (int i = 0; i < b->n; i++) {
@@ -172,27 +223,9 @@ static int make_texts(struct kiln_batch *b, struct kn_err *err) {
     for (int r = 0; r < b->rows && !rc; r++) {
         int k = 0;
         while (k < r && found[k] != found[r]) k++;
-        if (k < r) {
-            b->row_text[r] = b->row_text[k];
-            continue;
-        }
-        memcpy(b->states + (size_t)b->texts * each, found[r]->states, each * sizeof *b->states);
-        b->row_text[r] = b->texts++;
+        b->row_text[r] = k < r ? b->row_text[k] : add_text(b, found[r]);
     }
-    if (!rc && b->cb->dump) { /* one image: its negative prompt first */
-        size_t rows = (size_t)b->rows, positions = (size_t)m->positions;
-        int32_t *ids = malloc(rows * positions * sizeof *ids);
-        float *states = malloc(rows * each * sizeof *states);
-        if (!ids || !states) rc = kn_err_set(err, KN_ENOMEM, "out of memory");
-        for (size_t r = 0; r < rows && !rc; r++) {
-            memcpy(ids + r * positions, found[r]->ids, positions * sizeof *ids);
-            memcpy(states + r * each, found[r]->states, each * sizeof *states);
-        }
-        if (!rc) dump(b, "input_ids", ids, (int64_t[]){b->rows, m->positions}, 2);
-        if (!rc) dump(b, "text_states", states, (int64_t[]){b->rows, m->positions, m->width}, 3);
-        free(ids);
-        free(states);
-    }
+    if (!rc && b->cb->dump) rc = dump_texts(b, found, err);
     free(texts);
     free(found);
     return rc;
@@ -219,8 +252,9 @@ static bool room(void *p, size_t count, size_t size) {
 static bool make_room(struct kiln_batch *b) {
     size_t n = (size_t)b->n, rows = 2 * n, steps = (size_t)b->steps;
     return room(&b->states, rows * (size_t)b->m->positions * (size_t)b->m->width, sizeof(float)) &&
-           room(&b->timesteps, steps * n, sizeof(float)) && room(&b->row_text, rows, sizeof(int32_t)) &&
-           room(&b->time_rows, steps * rows, sizeof(int32_t)) &&
+           room(&b->pooled, rows * (size_t)b->m->pooled, sizeof(float)) &&
+           room(&b->sizes, rows * KX_SIZES, sizeof(float)) && room(&b->timesteps, steps * n, sizeof(float)) &&
+           room(&b->row_text, rows, sizeof(int32_t)) && room(&b->time_rows, steps * rows, sizeof(int32_t)) &&
            room(&b->table, steps * n, sizeof(struct kx_step)) && room(&b->guidance, n, sizeof(float)) &&
            room(&b->row_u, n, sizeof(int32_t)) && room(&b->row_c, n, sizeof(int32_t)) &&
            room(&b->latents, n * b->values, sizeof(float)) && room(&b->scratch, b->values, sizeof(float)) &&
@@ -290,8 +324,9 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
 void kiln_batch_destroy(struct kiln_batch *b) {
     if (!b) return;
     for (int i = 0; b->schedules && i < b->n; i++) kx_schedule_fini(&b->schedules[i]);
-    void *all[] = {b->images,   b->schedules, b->states, b->timesteps, b->row_text, b->time_rows, b->table,
-                   b->guidance, b->row_u,     b->row_c,  b->latents,   b->scratch,  b->noise};
+    void *all[] = {b->images,    b->schedules, b->states,   b->timesteps, b->row_text,
+                   b->time_rows, b->table,     b->guidance, b->row_u,     b->row_c,
+                   b->latents,   b->scratch,   b->noise,    b->pooled,    b->sizes};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(b);
 }
@@ -415,6 +450,7 @@ static int prepare(struct kiln_batch *b, struct session *s, struct kn_err *err) 
     struct kx_ctx *ctx = m->engine->unet;
     size_t n = (size_t)b->n, rows = (size_t)b->rows, steps = (size_t)b->steps;
     int rc = kx_unet_plan(m->unet, b->rows, b->h, b->w, m->positions, err);
+    if (!rc && m->pooled) rc = kx_unet_set_additions(m->unet, b->pooled, b->sizes, b->texts, err);
     if (!rc) rc = kx_unet_set_times(m->unet, b->timesteps, b->times, err);
     if (!rc) rc = kx_unet_set_text(m->unet, b->states, b->texts, m->positions, err);
     if (rc) return rc;

@@ -383,7 +383,7 @@ static int on_image(void *ctx, const struct kiln_image *im) {
 
 static void on_dump(void *ctx, const char *name, const void *data, const int64_t *shape, int ndim) {
     struct run *r = ctx;
-    int rc = kx_dump_add(r->dump, name, strcmp(name, "input_ids") ? KX_F32 : KX_I32, shape, ndim, data);
+    int rc = kx_dump_add(r->dump, name, strncmp(name, "input_ids", 9) ? KX_F32 : KX_I32, shape, ndim, data);
     if (rc && !r->err.code) kn_err_set(&r->err, rc, "%s: %s: %s", r->o->dump, name, kn_err_words(rc));
 }
 

@@ -570,10 +570,6 @@ int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err) {
     out->scheduler.pipeline = !out->index.xl; /* XL's pipeline takes the file as it is */
     int rc = check_parts(dir, out, err);
     if (rc) return rc;
-    if (out->index.xl)
-        return kn_err_set(err, KN_EUNSUPPORTED,
-                          "%s: model_index.json: _class_name: StableDiffusionXLPipeline is not supported",
-                          dir);
     out->size_multiple = out->vae.factor << (out->unet.levels - 1);
 
     struct kn_defaults *d = &out->defaults;

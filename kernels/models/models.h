@@ -72,10 +72,11 @@ struct kx_vae;
 KN_MUST_USE int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg,
                                const struct kx_weights *w, struct kx_text **out, struct kn_err *err);
 void kx_text_destroy(struct kx_text *t);
-/* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm. Both the
- * host's. */
+/* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm
+ * (cfg.penultimate: before the last layer); pooled out: n × projection_dim with cfg.projected, else NULL. All
+ * the host's. */
 KN_MUST_USE int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int positions, float *states,
-                               struct kn_err *err);
+                               float *pooled, struct kn_err *err);
 
 KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg,
                                const struct kx_weights *w, struct kx_unet **out, struct kn_err *err);
@@ -89,8 +90,12 @@ KN_MUST_USE int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positi
 /* Another number whenever memory of the network came to lie elsewhere: what was recorded (kx_replay) before
  * is void. */
 unsigned kx_unet_moves(const struct kx_unet *u);
+/* With cfg.pooled_width, what is added to the time embedding: of n texts and sizes, pooled (n × pooled_width)
+ * and sizes (n × KX_SIZES), both the host's. Before kx_unet_set_times. */
+KN_MUST_USE int kx_unet_set_additions(struct kx_unet *u, const float *pooled, const float *sizes, int n,
+                                      struct kn_err *err);
 /* The residual blocks' shifts of n timesteps (the host's; may be fractional), once for all steps: row i is
- * that of timesteps[i]. */
+ * that of timesteps[i]; with m additions row i · m + j is that of timesteps[i] and addition j. */
 #define KX_UNET_TIMES_MAX 65536
 KN_MUST_USE int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct kn_err *err);
 /* Cross-attention keys and values of n texts (n × positions × cross_attention_dim, the host's), once for all

@@ -2,8 +2,9 @@
  * the way down beside, conv_out.
  *
  * What does not depend on the image is computed before the images part: the time embedding and each residual
- * block's shift once for each different timestep; the text's keys and values once for all steps, and once for
- * texts that are equal. */
+ * block's shift once for each different timestep (SDXL adds to that embedding what the text and the size of
+ * the picture say: then once for each timestep and addition); the text's keys and values once for all steps,
+ * and once for texts that are equal. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +29,7 @@ struct kx_unet {
     struct kx_ctx *ctx; /* borrowed */
     struct kx_unet_config cfg;
     struct kx_conv *conv_in, *conv_out;
-    struct kx_linear *time1, *time2;
+    struct kx_linear *time1, *time2, *add1, *add2;            /* add: with cfg.pooled_width */
     struct level down[KX_LEVELS_MAX], mid, up[KX_LEVELS_MAX]; /* up[0] is the deepest */
     struct kx_norm norm_out;
     size_t shifts, kv; /* values of all shifts of a timestep; of all keys and values of a position */
@@ -40,9 +41,12 @@ struct kx_unet {
     unsigned moves; /* of the rooms: see kx_unet_moves */
 
     /* what images share; own, the context's memory */
-    int times, times_room; /* rows that are set, and that there is room for */
+    int times, times_room; /* rows that are set, and that there is room for: timesteps × additions */
     float *timesteps;      /* times_room */
     void *shifts_v;        /* times_room × shifts: a residual block's lie together */
+    int additions, additions_room;
+    float *sizes; /* additions_room × KX_SIZES */
+    void *pooled; /* additions_room × pooled_width */
     int texts, texts_room;
     void *states, *kv_v; /* texts_room × positions × cross_attention_dim; … × kv, as kx_keys has it */
 };
@@ -122,11 +126,18 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     u->cfg = *cfg;
     struct kx_conv_shape s = {.in = cfg->in_channels, .out = c, .kernel = 3, .stride = 1};
     kx_load_conv(&l, "", "conv_in", &s, &u->conv_in);
-    /* SiLU stands between the two and, in every residual block, behind the second */
+    /* SiLU stands between the two and, in every residual block, behind the second, or its sum with another */
     kx_load_linear(&l, "time_embedding.", (const char *[]){"linear_1"}, 1, c, TIME_WIDTH * c, true,
                    KX_ACT_SILU, &u->time1);
     kx_load_linear(&l, "time_embedding.", (const char *[]){"linear_2"}, 1, TIME_WIDTH * c, TIME_WIDTH * c,
-                   true, KX_ACT_SILU, &u->time2);
+                   true, cfg->pooled_width ? KX_ACT_NONE : KX_ACT_SILU, &u->time2);
+    if (cfg->pooled_width) {
+        int in = cfg->pooled_width + KX_SIZES * cfg->addition_time_width;
+        kx_load_linear(&l, "add_embedding.", (const char *[]){"linear_1"}, 1, in, TIME_WIDTH * c, true,
+                       KX_ACT_SILU, &u->add1);
+        kx_load_linear(&l, "add_embedding.", (const char *[]){"linear_2"}, 1, TIME_WIDTH * c, TIME_WIDTH * c,
+                       true, KX_ACT_NONE, &u->add2);
+    }
     load_down(&l, u);
     int ins[2] = {cfg->channels[deepest], cfg->channels[deepest]};
     load_level(&l, u, &u->mid, "mid_block.", deepest, ins, 2, 1);
@@ -161,6 +172,14 @@ static void drop_times(struct kx_unet *u) {
     u->moves++;
 }
 
+static void drop_additions(struct kx_unet *u) {
+    kx_free(u->ctx, u->sizes);
+    kx_free(u->ctx, u->pooled);
+    u->sizes = NULL;
+    u->pooled = NULL;
+    u->additions = u->additions_room = 0;
+}
+
 static void drop_texts(struct kx_unet *u) {
     kx_free(u->ctx, u->states);
     kx_free(u->ctx, u->kv_v);
@@ -182,10 +201,13 @@ static void drop_plan(struct kx_unet *u) {
 void kx_unet_destroy(struct kx_unet *u) {
     if (!u) return;
     drop_plan(u);
+    drop_additions(u);
     kx_conv_destroy(u->conv_in);
     kx_conv_destroy(u->conv_out);
     kx_linear_destroy(u->time1);
     kx_linear_destroy(u->time2);
+    kx_linear_destroy(u->add1);
+    kx_linear_destroy(u->add2);
     for (int i = 0; i < u->cfg.levels; i++) {
         level_fini(u->ctx, &u->down[i]);
         level_fini(u->ctx, &u->up[i]);
@@ -329,17 +351,47 @@ static void level_shifts(struct kx_ctx *ctx, const struct kx_unet *u, const stru
     }
 }
 
-/* The shifts of `count` timesteps from the first on. */
+/* y: what `count` additions from the first on add. */
+static void run_additions(struct kx_ctx *ctx, const struct kx_unet *u, int first, int count,
+                          struct kx_tensor *y) {
+    const struct kx_unet_config *cfg = &u->cfg;
+    size_t mark = kx_mark(ctx), before = (size_t)first;
+    int width = KX_SIZES * cfg->addition_time_width;
+    struct kx_tensor pooled = {NULL, count, 1, 1, cfg->pooled_width};
+    pooled.v = kx_at(ctx, u->pooled, before * (size_t)pooled.c); /* only read */
+    struct kx_tensor sizes = kx_tensor_take(ctx, count, 1, 1, width);
+    struct kx_tensor both = kx_tensor_take(ctx, count, 1, 1, pooled.c + width);
+    struct kx_tensor inner = kx_tensor_take(ctx, count, 1, 1, y->c);
+    struct kx_tensor one = {sizes.v, KX_SIZES * count, 1, 1, cfg->addition_time_width}; /* number by number */
+    kx_timestep(ctx, u->sizes + KX_SIZES * before, one.n, cfg->flip_sin_to_cos, cfg->freq_shift, &one);
+    kx_concat(ctx, &pooled, &sizes, &both);
+    kx_linear(ctx, u->add1, &both, NULL, &inner);
+    kx_linear(ctx, u->add2, &inner, NULL, y);
+    kx_release(ctx, mark);
+}
+
+/* The shifts of `count` rows from the first on: one row, or all. */
 static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct kx_unet *u = arg;
     const struct kx_unet_config *cfg = &u->cfg;
+    /* a row is a timestep and an addition; of all rows, all of either */
+    int m = cfg->pooled_width ? u->additions : 1, width = TIME_WIDTH * cfg->channels[0];
+    int additions = count == 1 ? 1 : m, times = count / additions;
+    assert(times * additions == count && (count == 1 || first == 0));
     size_t mark = kx_mark(ctx);
-    struct kx_tensor a = kx_tensor_take(ctx, count, 1, 1, cfg->channels[0]);
-    struct kx_tensor b = kx_tensor_take(ctx, count, 1, 1, TIME_WIDTH * cfg->channels[0]);
-    struct kx_tensor c = kx_tensor_take(ctx, count, 1, 1, TIME_WIDTH * cfg->channels[0]);
-    kx_timestep(ctx, u->timesteps + first, count, cfg->flip_sin_to_cos, cfg->freq_shift, &a);
+    struct kx_tensor a = kx_tensor_take(ctx, times, 1, 1, cfg->channels[0]);
+    struct kx_tensor b = kx_tensor_take(ctx, times, 1, 1, width);
+    struct kx_tensor c = kx_tensor_take(ctx, times, 1, 1, width);
+    kx_timestep(ctx, u->timesteps + first / m, times, cfg->flip_sin_to_cos, cfg->freq_shift, &a);
     kx_linear(ctx, u->time1, &a, NULL, &b);
     kx_linear(ctx, u->time2, &b, NULL, &c);
+    if (cfg->pooled_width) {
+        struct kx_tensor added = kx_tensor_take(ctx, additions, 1, 1, width), sum;
+        run_additions(ctx, u, first % m, additions, &added);
+        sum = kx_tensor_take(ctx, count, 1, 1, width);
+        kx_add_silu(ctx, &c, &added, &sum);
+        c = sum;
+    }
     for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, u, &u->down[k], &c, first);
     level_shifts(ctx, u, &u->mid, &c, first);
     for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, u, &u->up[k], &c, first);
@@ -423,23 +475,50 @@ static int run_alone(struct kx_unet *u, int n, kx_images fn, struct kn_err *err)
     return rc ? rc : kx_lanes_run(&u->alone, u->ctx, n, fn, u, err);
 }
 
+int kx_unet_set_additions(struct kx_unet *u, const float *pooled, const float *sizes, int n,
+                          struct kn_err *err) {
+    size_t count = (size_t)n, width = (size_t)u->cfg.pooled_width;
+    if (n < 1 || n > KX_UNET_TIMES_MAX || !width)
+        return kn_err_set(err, KN_EINVAL, "%d additions to the time embedding, %zu wide", n, width);
+    if (n > u->additions_room) {
+        drop_additions(u);
+        u->sizes = kx_alloc(u->ctx, count * KX_SIZES * sizeof *u->sizes);
+        u->pooled = kx_alloc(u->ctx, count * width * kx_value_bytes(u->ctx));
+        if (!u->sizes || !u->pooled) {
+            drop_additions(u);
+            return kn_err_set(err, KN_EOOM, "out of memory for %d texts", n);
+        }
+        u->additions_room = n;
+    }
+    u->additions = n;
+    u->times = 0;
+    kx_upload(u->ctx, u->sizes, sizes, count * KX_SIZES * sizeof *sizes);
+    kx_upload_values(u->ctx, u->pooled, pooled, count * width);
+    return kx_ctx_error(u->ctx, err);
+}
+
 int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct kn_err *err) {
-    if (n < 1 || n > KX_UNET_TIMES_MAX)
-        return kn_err_set(err, KN_EINVAL, "%d timesteps, not 1 to %d", n, KX_UNET_TIMES_MAX);
-    if (n > u->times_room) {
+    int m = u->cfg.pooled_width ? u->additions : 1;
+    if (n < 1 || n > KX_UNET_TIMES_MAX || m < 1)
+        return kn_err_set(err, KN_EINVAL, "%d timesteps with %d additions, not 1 to %d", n, m,
+                          KX_UNET_TIMES_MAX);
+    if (m > KX_UNET_TIMES_MAX / n) /* fewer images have fewer of either */
+        return kn_err_set(err, KN_EOOM, "%d timesteps of %d texts are more than %d", n, m, KX_UNET_TIMES_MAX);
+    int rows = n * m;
+    if (rows > u->times_room) {
         drop_times(u);
-        u->timesteps = kx_alloc(u->ctx, (size_t)n * sizeof *u->timesteps);
-        u->shifts_v = kx_alloc(u->ctx, (size_t)n * u->shifts * kx_value_bytes(u->ctx));
+        u->timesteps = kx_alloc(u->ctx, (size_t)rows * sizeof *u->timesteps);
+        u->shifts_v = kx_alloc(u->ctx, (size_t)rows * u->shifts * kx_value_bytes(u->ctx));
         if (!u->timesteps || !u->shifts_v) {
             drop_times(u);
-            return kn_err_set(err, KN_EOOM, "out of memory for %d timesteps", n);
+            return kn_err_set(err, KN_EOOM, "out of memory for %d timesteps", rows);
         }
-        u->times_room = n;
+        u->times_room = rows;
     }
     u->times = 0;
     kx_upload(u->ctx, u->timesteps, timesteps, (size_t)n * sizeof *timesteps);
-    int rc = run_alone(u, n, run_times, err);
-    if (!rc) u->times = n;
+    int rc = run_alone(u, rows, run_times, err);
+    if (!rc) u->times = rows;
     return rc;
 }
 

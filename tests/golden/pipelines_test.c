@@ -176,6 +176,10 @@ TEST(sd2_like_pipeline_agrees_at_every_stage) {
     check_stages("sd2");
 }
 
+TEST(sdxl_like_pipeline_agrees_at_every_stage) {
+    check_stages("sdxl");
+}
+
 /* ---- batches ---- */
 
 struct pictures {
@@ -235,7 +239,7 @@ static void check_batch(struct fixture *f, enum kn_sampler sampler, enum kn_sche
 }
 
 TEST(same_bytes_alone_in_a_batch_and_in_another_order) {
-    static const char *const names[] = {"sd1", "v8", "wide", "sd2"};
+    static const char *const names[] = {"sd1", "v8", "wide", "sd2", "sdxl"};
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
         struct fixture f;
         fixture_init(&f, names[k]);
@@ -252,7 +256,7 @@ TEST(same_bytes_alone_in_a_batch_and_in_another_order) {
 
 TEST(same_bytes_with_1_2_and_4_threads_alone_and_at_every_place_of_a_batch) {
     enum { N = 5 };
-    static const char *const names[] = {"sd1", "v8", "wide", "sd2"};
+    static const char *const names[] = {"sd1", "v8", "wide", "sd2", "sdxl"};
     static const int threads[] = {1, 2, 4};
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
         struct fixture f;

@@ -261,8 +261,8 @@ TEST(calls_that_do_not_fit_the_plan_are_refused) {
 
     begin("sd1", &parts[0], &ctx, &cfg, &w);
     CHECK_MSG(!kx_text_create(ctx, &cfg.text, w, &t, &err), "%s", err.text);
-    CHECK_INT(kx_text_encode(t, ids, 1, 77, states, &err), KN_EINVAL); /* token 574 of 574 */
-    CHECK_INT(kx_text_encode(t, ids, 1, 78, states, &err), KN_EINVAL);
+    CHECK_INT(kx_text_encode(t, ids, 1, 77, states, NULL, &err), KN_EINVAL); /* token 574 of 574 */
+    CHECK_INT(kx_text_encode(t, ids, 1, 78, states, NULL, &err), KN_EINVAL);
     kx_text_destroy(t);
     kx_weights_close(w);
     kx_ctx_destroy(ctx);
