@@ -113,6 +113,7 @@ bool kx_gpu_enter(struct kx_gpu *g) {
 }
 
 void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) {
+    g->failures++;
     if (g->error) return;
     va_list args;
     va_start(args, fmt);
@@ -144,6 +145,7 @@ static bool sticks(cudaError_t e) {
 
 bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op) {
     if (e == cudaSuccess) return true;
+    g->failures++;
     if (kx_gpu_dead(g->device)) return false;
     if (sticks(e)) {
         char text[256];
@@ -407,7 +409,6 @@ int kx_cuda_ctx_create(const struct kx_cuda_options *o, struct kx_ctx **out, str
     int rc = 0;
     if (o->parent) {
         assert(o->parent->backend == &backend && kx_gpu_of(o->parent)->device->index == o->device);
-        assert(!o->memory_max);
         g->device = kx_gpu_of(o->parent)->device;
         kx_gpu_device_retain(g->device);
     } else {

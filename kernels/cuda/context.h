@@ -29,7 +29,7 @@ struct kx_dnn;
 enum {
     KX_GPU_ALIGN = 256,
     KX_GPU_STAGES = 4,
-    KX_GPU_STAGE_BYTES = 2 << 20, /* what an upload or a download moves at once */
+    KX_GPU_STAGE_BYTES = 1 << 20, /* what an upload or a download moves at once */
     KX_GPU_BLOCKS_MAX = 1 << 20,  /* allocations at a time */
     KX_GPU_CHOICES_MAX = 1 << 17  /* plans of layers at a time */
 };
@@ -74,7 +74,8 @@ struct kx_gpu {
     unsigned age;           /* of the plans */
     unsigned moves;         /* of the workspace: a recording holds its address */
     bool capturing;
-    int error; /* the first since it was asked for */
+    unsigned failures; /* ever: of calls and of ops */
+    int error;         /* the first since it was asked for */
     char error_text[256], note[256];
     char name[32], facts[512];
 };

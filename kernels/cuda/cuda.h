@@ -42,13 +42,14 @@ KN_MUST_USE int kx_cuda_device_facts(int device, struct kx_cuda_device_facts *ou
 struct kx_cuda_options {
     int device;
     enum kx_store type;
-    bool fastest;      /* images may depend on their batch; false: they do not */
+    bool fastest; /* images may depend on their batch; false: they do not */
+    int priority; /* of the stream: 0 the lowest, greater is more urgent (as far as the device goes) */
+    /* A context of the same device, borrowed for the call; NULL: a family of its own. What follows is the
+     * family's, and not read where there is one. */
+    struct kx_ctx *parent;
     bool own_kernels;  /* no libraries, though they be there */
-    int priority;      /* of the stream: 0 the lowest, greater is more urgent (as far as the device goes) */
     int hang_ms;       /* a wait of this long for the device means that it hangs; 0: waits for ever */
-    size_t memory_max; /* bytes that may be allocated; 0: all that there is. Not with a parent */
-    struct kx_ctx
-        *parent; /* a context of the same device; borrowed for the call; NULL: a family of its own */
+    size_t memory_max; /* bytes that may be allocated; 0: all that there is */
 };
 
 /* KN_ENOENT: no such device; KN_EUNSUPPORTED: older than sm_80; KN_EOOM; KN_EDEVICE. */

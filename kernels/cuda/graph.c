@@ -35,28 +35,28 @@ static cudaError_t end_capture(struct kx_gpu *g, cudaGraph_t *graph) {
     return e;
 }
 
-/* What fn launches, as a graph. NULL: why is in the context's note, and nothing was launched. */
+/* What fn launches, as a graph. NULL: why is in the context's note, and nothing was launched. An op's failure
+ * is not told (fn may have asked for it already): it comes again when the ops are run one by one. */
 static cudaGraphExec_t capture(struct kx_gpu *g, void (*fn)(void *arg), void *arg) {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t out = NULL;
-    struct kn_err failed = {0};
+    unsigned failures = g->failures;
     cudaError_t e = cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal);
     if (e == cudaSuccess) {
         g->capturing = true;
         fn(arg);
         g->capturing = false;
         e = end_capture(g, &graph);
-        (void)kx_gpu_error(&g->base, &failed); /* of an op: it comes again when the ops are run one by one */
+        g->error = 0;
     }
-    if (e == cudaSuccess && !failed.code) e = cudaGraphInstantiate(&out, graph, 0);
+    bool whole = g->failures == failures;
+    if (e == cudaSuccess && whole) e = cudaGraphInstantiate(&out, graph, 0);
     if (graph) (void)cudaGraphDestroy(graph);
-    if (e != cudaSuccess || failed.code) {
-        (void)cudaGetLastError();
-        snprintf(g->note, sizeof g->note, "%.100s%s%s", failed.text, failed.code ? "; " : "",
-                 e == cudaSuccess ? "" : cudaGetErrorString(e));
-        return NULL;
-    }
-    return out;
+    if (e == cudaSuccess && whole) return out;
+    (void)cudaGetLastError();
+    snprintf(g->note, sizeof g->note, "%.100s%s%s", whole ? "" : g->error_text, whole ? "" : "; ",
+             e == cudaSuccess ? "" : cudaGetErrorString(e));
+    return NULL;
 }
 
 static bool current(const struct kx_gpu *g, const struct kx_recording *r) {

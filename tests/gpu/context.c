@@ -531,6 +531,49 @@ TEST(what_cannot_be_recorded_runs_one_by_one) {
     }
 }
 
+static void job_run_and_ask(void *arg) {
+    struct job *j = arg;
+    job_run(j);
+    j->calls += kx_ctx_error(j->ctx, NULL) ? 100 : 0;
+}
+
+/* A network asks its context how it went, within what is recorded. */
+TEST(a_recording_that_lacks_an_op_is_not_used_though_its_failure_was_asked_for) {
+    struct kx_ctx *ctx = plain();
+    struct kx_recording *r = NULL;
+    struct job j;
+    job_init(&j, ctx);
+    replay(&j, &r, 1);
+    kx_shim_fail("kx_launch", 1, cudaErrorInvalidConfiguration, false);
+    job_fill(&j, 2);
+    kx_replay(ctx, &r, job_run_and_ask, &j);
+    job_check(&j, 2);
+    CHECK(strstr(kx_cuda_recording_note(ctx), "silu"));
+    CHECK_INT(j.calls, 103); /* as it is; recorded in vain; and as it is once more */
+    kx_recording_destroy(ctx, r);
+    job_fini(&j);
+    kx_ctx_destroy(ctx);
+}
+
+TEST(a_device_that_hangs_is_noticed_wherever_the_host_waits) {
+    struct kx_ctx *ctx = make(&(struct kx_cuda_options){.hang_ms = 20}), *patient = plain();
+    struct kx_event *e;
+    struct kn_err err = {0};
+    CHECK_INT(kx_event_create(patient, &e, &err), 0);
+    kx_event_set(patient, e);
+    kx_shim_fail("cudaEventQuery", 1, cudaErrorNotReady, true);
+    CHECK_INT(kx_event_wait(patient, e, 0, &err), KN_ETIMEOUT);
+    CHECK_INT(kx_event_wait(patient, e, 10, &err), KN_ETIMEOUT);
+    CHECK(strstr(err.text, "10 ms"));
+    CHECK_INT(kx_sync(ctx, &err), KN_EDEVICE);
+    CHECK(strstr(err.text, "hangs: sync: no answer for 20 ms"));
+    kx_ctx_destroy(ctx); /* asks the device nothing */
+    kx_shim_reset();
+    CHECK_INT(kx_event_wait(patient, e, 1000, &err), 0);
+    kx_event_destroy(patient, e);
+    kx_ctx_destroy(patient);
+}
+
 /* Everything once, and what it gives: 0 or the first error. */
 static int everything(struct kn_err *err) {
     struct kx_ctx *ctx = NULL;
