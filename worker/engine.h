@@ -3,7 +3,8 @@
  * is tested fast and without a model.
  *
  * An engine is opened and closed by the thread that wires the program; between, render() is called by one
- * thread at a time. What is public in `struct engine` never changes while it is open: any thread may read it.
+ * thread at a time, or else the stages are. What is public in `struct engine` never changes while it is open:
+ * any thread may read it.
  */
 #ifndef KILN_WORKER_ENGINE_H
 #define KILN_WORKER_ENGINE_H
@@ -26,12 +27,25 @@ struct engine_work {
     uint32_t attempt;
 };
 
+struct engine_batch; /* some tasks of a work on their way through an engine's stages */
+
 struct engine_ops {
     /* As kiln_render() (kernels/kiln.h), of which it takes the callbacks and the errors; a model that is not
      * in memory is loaded first. KN_EDEVICE: the engine is of no use any more. */
     int (*render)(struct engine *e, const struct engine_work *w, const struct kiln_callbacks *cb,
                   struct kn_err *err);
     void (*close)(struct engine *e);
+    /* The same in three stages, so that they overlap: each is called by one thread at a time, and three
+     * batches may be in the three of them. All NULL for an engine that gains nothing by it. begin takes as
+     * many tasks as go together from `first` on, *count of them, and loads the model if need be; it calls
+     * nothing back. denoise calls cb->step; finish calls cb->image, whose index is the place among the
+     * *count. drop ends a batch, whatever became of it. Work and cb are borrowed until then. Errors as
+     * render's. */
+    int (*begin)(struct engine *e, const struct engine_work *w, int first, const struct kiln_callbacks *cb,
+                 struct engine_batch **out, int *count, struct kn_err *err);
+    int (*denoise)(struct engine_batch *b, struct kn_err *err);
+    int (*finish)(struct engine_batch *b, struct kn_err *err);
+    void (*drop)(struct engine_batch *b);
 };
 
 struct engine {
@@ -70,9 +84,10 @@ struct engine_sim_options {
     double ms;                      /* how long a picture takes */
     double crash, hang, nan, flaky; /* shares of the tasks, 0 to 1 */
     uint64_t seed;
-    uint32_t size;  /* the default size of the model "sim", pixels */
-    uint32_t batch; /* how many tasks it wants at once; 64, or 256 below 1 ms, when not given */
-    uint32_t oom;   /* more tasks at once than these do not fit in its memory; 0: all do */
+    uint32_t size;   /* the default size of the model "sim", pixels */
+    uint32_t batch;  /* how many tasks it wants at once; 64, or 256 below 1 ms, when not given */
+    uint32_t oom;    /* more tasks at once than these do not fit in its memory; 0: all do */
+    uint32_t staged; /* not 0: it works in stages, so many tasks at a time, as a GPU does */
 };
 bool engine_is_sim(const char *spec);
 KN_MUST_USE int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err);

@@ -1,10 +1,13 @@
 /* The diffusion engine behind engine.h: loads a model when a task first asks for it, and drops those that
- * were not used for longest when the weights in memory would be more than model_bytes_max. Used by one thread
- * at a time. */
+ * were not used for longest when the weights in memory would be more than model_bytes_max.
+ *
+ * On a GPU it works in stages (engine.h): models are loaded and dropped by the first stage's thread alone;
+ * `lock` guards the count of batches that a model is used by, and one that is used is not dropped. */
 #include "worker/engine.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +23,7 @@ struct loaded {
     struct kiln_model *model;
     const struct kn_model_info *info; /* borrowed from the engine's models */
     uint64_t bytes;
+    int used; /* batches on their way */
 };
 
 struct kiln {
@@ -27,6 +31,14 @@ struct kiln {
     struct kiln_engine *e;
     struct loaded *models; /* the latest used first */
     uint64_t bytes, bytes_max;
+    pthread_mutex_t lock;
+    pthread_cond_t unused; /* a model's last batch ended */
+};
+
+struct engine_batch {
+    struct kiln *k;
+    struct loaded *model;
+    struct kiln_batch *b;
 };
 
 /* The bytes of weights that a model's folder holds: what it will take in memory, nearly. */
@@ -58,24 +70,26 @@ static void drop(struct kiln *k, struct loaded **at) {
     free(l);
 }
 
-/* Drops the least recently used until `more` bytes fit. */
+/* Drops the least recently used until `more` bytes fit; waits for those that are in use. */
 static void make_room(struct kiln *k, uint64_t more) {
     while (k->models && k->bytes + more > k->bytes_max) {
         struct loaded **at = &k->models;
         while ((*at)->next) at = &(*at)->next;
+        pthread_mutex_lock(&k->lock);
+        while ((*at)->used) pthread_cond_wait(&k->unused, &k->lock);
+        pthread_mutex_unlock(&k->lock);
         drop(k, at);
     }
 }
 
-static int load(struct kiln *k, const struct kn_model_info *info, struct kiln_model **out,
-                struct kn_err *err) {
+static int load(struct kiln *k, const struct kn_model_info *info, struct loaded **out, struct kn_err *err) {
     for (struct loaded **at = &k->models; *at; at = &(*at)->next) {
         struct loaded *l = *at;
         if (memcmp(l->info->sha256, info->sha256, KN_SHA256_BYTES) != 0) continue;
         *at = l->next;
         l->next = k->models;
         k->models = l;
-        *out = l->model;
+        *out = l;
         return 0;
     }
     const char *dir = NULL;
@@ -103,26 +117,76 @@ static int load(struct kiln *k, const struct kn_model_info *info, struct kiln_mo
     l->next = k->models;
     k->models = l;
     k->bytes += l->bytes;
-    *out = l->model;
+    *out = l;
     return 0;
 }
 
 static int kiln_engine_render(struct engine *e, const struct engine_work *w, const struct kiln_callbacks *cb,
                               struct kn_err *err) {
-    struct kiln_model *m = NULL;
-    int rc = load((struct kiln *)e, w->model, &m, err);
-    return rc ? rc : kiln_render(m, w->tasks, w->count, cb, err);
+    struct loaded *l = NULL;
+    int rc = load((struct kiln *)e, w->model, &l, err);
+    return rc ? rc : kiln_render(l->model, w->tasks, w->count, cb, err);
+}
+
+static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
+                      const struct kiln_callbacks *cb, struct engine_batch **out, int *count,
+                      struct kn_err *err) {
+    struct kiln *k = (struct kiln *)e;
+    struct engine_batch *b = calloc(1, sizeof *b);
+    if (!b) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    b->k = k;
+    int rc = load(k, w->model, &b->model, err);
+    if (!rc) {
+        const struct kn_task *t = w->tasks + first;
+        int most = kiln_model_batch_max(b->model->model, t->width, t->height);
+        *count = w->count - first < most ? w->count - first : most;
+        rc = kiln_batch_create(b->model->model, t, *count, cb, &b->b, err);
+    }
+    if (rc) {
+        free(b);
+        return rc;
+    }
+    pthread_mutex_lock(&k->lock);
+    b->model->used++;
+    pthread_mutex_unlock(&k->lock);
+    *out = b;
+    return 0;
+}
+
+static int kiln_denoise(struct engine_batch *b, struct kn_err *err) {
+    return kiln_batch_denoise(b->b, err);
+}
+
+static int kiln_finish(struct engine_batch *b, struct kn_err *err) {
+    return kiln_batch_finish(b->b, err);
+}
+
+static void kiln_drop(struct engine_batch *b) {
+    struct kiln *k = b->k;
+    kiln_batch_destroy(b->b);
+    pthread_mutex_lock(&k->lock);
+    if (--b->model->used == 0) pthread_cond_signal(&k->unused);
+    pthread_mutex_unlock(&k->lock);
+    free(b);
 }
 
 static void kiln_close(struct engine *e) {
     struct kiln *k = (struct kiln *)e;
     while (k->models) drop(k, &k->models);
     kiln_engine_destroy(k->e);
+    pthread_cond_destroy(&k->unused);
+    pthread_mutex_destroy(&k->lock);
     free(k);
 }
 
 int engine_kiln_open(const struct engine_options *opt, struct engine **out, struct kn_err *err) {
-    static const struct engine_ops ops = {kiln_engine_render, kiln_close};
+    static const struct engine_ops whole = {.render = kiln_engine_render, .close = kiln_close},
+                                   stages = {.render = kiln_engine_render,
+                                             .close = kiln_close,
+                                             .begin = kiln_begin,
+                                             .denoise = kiln_denoise,
+                                             .finish = kiln_finish,
+                                             .drop = kiln_drop};
     struct kiln_engine_options o = {.device =
                                         strcmp(opt->spec, "cuda") == 0 ? KILN_DEVICE_CUDA : KILN_DEVICE_CPU,
                                     .device_index = opt->device_index,
@@ -134,8 +198,10 @@ int engine_kiln_open(const struct engine_options *opt, struct engine **out, stru
         free(k);
         return rc;
     }
+    pthread_mutex_init(&k->lock, NULL);
+    pthread_cond_init(&k->unused, NULL);
     k->bytes_max = opt->model_bytes_max;
-    k->engine = (struct engine){.ops = &ops,
+    k->engine = (struct engine){.ops = o.device == KILN_DEVICE_CUDA ? &stages : &whole,
                                 .backend = kiln_engine_backend(k->e),
                                 .device = kiln_engine_device(k->e),
                                 .version = "kiln " KILN_VERSION,

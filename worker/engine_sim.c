@@ -34,8 +34,8 @@ static bool number(const char *text, double min, double max, double *out) {
 }
 
 int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err) {
-    static const char *const names[] = {"ms",   "crash", "hang",  "nan", "flaky",
-                                        "seed", "size",  "batch", "oom", NULL};
+    static const char *const names[] = {"ms",   "crash", "hang", "nan",    "flaky", "seed",
+                                        "size", "batch", "oom",  "staged", NULL};
     *out = (struct engine_sim_options){.ms = 50, .size = 64};
     char text[256] = "";
     if (strlen(spec) >= sizeof text) return kn_err_set(err, KN_ELIMIT, "%.40s…: too long", spec);
@@ -60,10 +60,10 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
             continue;
         }
         bool size = strcmp(item, "size") == 0, batch = strcmp(item, "batch") == 0,
-             oom = strcmp(item, "oom") == 0;
+             oom = strcmp(item, "oom") == 0, staged = strcmp(item, "staged") == 0;
         double low = size ? KN_SIZE_MIN : batch ? 1 : 0;
-        max = size ? KN_SIZE_MAX : batch || oom ? KN_SHARD_TASKS_MAX : 9007199254740992.0;
-        if (!size && !batch && !oom && strcmp(item, "seed") != 0) {
+        max = size ? KN_SIZE_MAX : batch || oom || staged ? KN_SHARD_TASKS_MAX : 9007199254740992.0;
+        if (!size && !batch && !oom && !staged && strcmp(item, "seed") != 0) {
             const char *near = kn_suggest(item, names);
             return kn_err_set(err, KN_EINVAL, "sim: %s: unknown%s%s%s", item, near ? ", did you mean " : "",
                               near ? near : "", near ? "?" : "");
@@ -77,6 +77,8 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
             out->batch = (uint32_t)v;
         else if (oom)
             out->oom = (uint32_t)v;
+        else if (staged)
+            out->staged = (uint32_t)v;
         else
             out->seed = (uint64_t)v;
     }
@@ -181,12 +183,88 @@ static int sim_render(struct engine *e, const struct engine_work *w, const struc
     return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : 0;
 }
 
+/* ---- the same in stages */
+
+struct engine_batch {
+    struct sim *s;
+    const struct engine_work *w; /* borrowed */
+    const struct kiln_callbacks *cb;
+    int first, count;
+    double ms; /* each picture's share */
+};
+
+static int sim_begin(struct engine *e, const struct engine_work *w, int first,
+                     const struct kiln_callbacks *cb, struct engine_batch **out, int *count,
+                     struct kn_err *err) {
+    struct sim *s = (struct sim *)e;
+    struct engine_batch *b = malloc(sizeof *b);
+    if (!b) return kn_err_set(err, KN_EOOM, "sim: out of memory");
+    *count = w->count - first < (int)s->opt.staged ? w->count - first : (int)s->opt.staged;
+    *b = (struct engine_batch){s, w, cb, first, *count, 0};
+    *out = b;
+    return 0;
+}
+
+static enum engine_sim_fate fate_of(const struct engine_batch *b, int i, uint8_t key[KN_SHA256_BYTES]) {
+    kn_task_key(&b->w->tasks[b->first + i], b->w->model->sha256, key);
+    return engine_sim_fate(&b->s->opt, key, b->w->attempt);
+}
+
+/* All of the batch's tasks a step at a time. */
+static int sim_denoise(struct engine_batch *b, struct kn_err *err) {
+    const struct sim *s = b->s;
+    uint32_t steps = b->w->tasks[b->first].steps;
+    uint64_t begun = kn_clock_us();
+    uint8_t key[KN_SHA256_BYTES];
+    if (s->opt.oom && (uint32_t)b->w->count > s->opt.oom)
+        return kn_err_set(err, KN_EOOM, "sim: %d pictures at once, %u fit", b->w->count, s->opt.oom);
+    for (uint32_t k = 1; k <= steps; k++) {
+        if (s->opt.ms > 0) sleep_until_us(begun + (uint64_t)(s->opt.ms * 1000 * b->count * k / steps));
+        if (b->cb->step && b->cb->step(b->cb->ctx, (int)k, (int)steps))
+            return kn_err_set(err, KN_ECANCELED, "%s", kn_err_words(KN_ECANCELED));
+        if (k * 2 < steps) continue;
+        for (int i = 0; i < b->count; i++) meet(fate_of(b, i, key));
+    }
+    b->ms = (double)(kn_clock_us() - begun) / 1000 / b->count;
+    return 0;
+}
+
+static int sim_finish(struct engine_batch *b, struct kn_err *err) {
+    const struct kn_task *t = &b->w->tasks[b->first];
+    uint8_t key[KN_SHA256_BYTES], *rgb = malloc((size_t)t->width * t->height * 3);
+    if (!rgb) return kn_err_set(err, KN_EOOM, "sim: out of memory");
+    int rc = 0;
+    for (int i = 0; i < b->count && !rc; i++) {
+        struct kiln_image image = {.task = &t[i], .index = i, .rgb = rgb, .render_ms = b->ms};
+        if (fate_of(b, i, key) == SIM_NAN) {
+            image.status = KN_ENAN;
+            image.step = (int)t->steps / 2;
+            image.rgb = NULL;
+        } else {
+            engine_sim_draw(key, t->width, t->height, rgb);
+        }
+        if (b->cb->image(b->cb->ctx, &image)) rc = KN_ECANCELED;
+    }
+    free(rgb);
+    return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : 0;
+}
+
+static void sim_drop(struct engine_batch *b) {
+    free(b);
+}
+
 static void sim_close(struct engine *e) {
     free(e);
 }
 
 int engine_sim_open(const struct engine_options *opt, struct engine **out, struct kn_err *err) {
-    static const struct engine_ops ops = {sim_render, sim_close};
+    static const struct engine_ops whole = {.render = sim_render, .close = sim_close},
+                                   stages = {.render = sim_render,
+                                             .close = sim_close,
+                                             .begin = sim_begin,
+                                             .denoise = sim_denoise,
+                                             .finish = sim_finish,
+                                             .drop = sim_drop};
     struct sim *s = calloc(1, sizeof *s);
     if (!s) return kn_err_set(err, KN_ENOMEM, "out of memory");
     int rc = engine_sim_parse(opt->spec, &s->opt, err);
@@ -194,7 +272,7 @@ int engine_sim_open(const struct engine_options *opt, struct engine **out, struc
         free(s);
         return rc;
     }
-    s->engine = (struct engine){.ops = &ops,
+    s->engine = (struct engine){.ops = s->opt.staged ? &stages : &whole,
                                 .backend = "sim-1",
                                 .device = "simulated",
                                 .version = "kiln " KILN_VERSION,

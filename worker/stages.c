@@ -18,36 +18,63 @@ struct queue {
     struct stage_event *first, *last;
 };
 
+#define PARTS_WAITING_MAX 1 /* between two of the engine's stages */
+
 struct queued_job {
     struct job *job;                        /* owns a reference */
     struct stage_event *started, *finished; /* owned: made beforehand, so that its end can always be told */
 };
 
+/* A job that a stage has taken. Freed when its last part is. */
+struct run {
+    struct run *next; /* taken later */
+    struct queued_job q;
+    atomic_bool abort; /* it is not wanted any more, or stop */
+    bool begun;        /* its denoising; STARTED was told */
+    bool withdrawn;    /* no event of it is to come */
+    int parts;         /* not yet done, and one more while it is being cut */
+    uint32_t images;   /* the decoding thread's */
+    uint64_t begun_ms;
+    int rc; /* the first failure */
+    char reason[KN_REASON_MAX + 1];
+};
+
+/* A batch of a job on its way through the engine; the whole job where the engine has no stages. */
+struct part {
+    struct part *next;
+    struct stages *s;
+    struct run *run;
+    int first, count;
+    struct engine_work work;
+    struct kiln_callbacks cb;
+    struct engine_batch *batch; /* owns; NULL: no stages */
+};
+
+struct parts {
+    struct part *first, *last;
+    int count;
+};
+
+enum { TEXTS, DENOISING, DECODING, ENCODER, THREADS };
+
 struct stages {
     struct stages_options opt;
-    pthread_t engine_thread, encoder_thread;
+    pthread_t threads[THREADS];
     pthread_mutex_t lock;
-    pthread_cond_t engine_wake, encoder_wake; /* something came, room was made, or stop */
+    pthread_cond_t wake[THREADS]; /* something came for it, room was made for what it has, or stop */
     bool stop;
     struct queued_job jobs[KN_SHARDS_PER_WORKER_MAX];
     size_t job_count;
-    struct job *running; /* borrowed: the engine's thread holds the reference */
+    struct run *runs;             /* taken, the oldest first */
+    struct run *running;          /* in runs: what is denoised */
+    struct parts ready, denoised; /* between the engine's stages */
     bool has_model;
     kn_digest model_sha256;
     struct queue pixels, events;
     uint64_t pixel_bytes, unacked_bytes;
     size_t unacked;
-    atomic_bool abort; /* the running job is not wanted any more, or stop */
-    atomic_uint step, steps;
+    atomic_uint step, steps; /* of what is denoised */
     atomic_ullong alive_ms;
-};
-
-/* What the engine's callbacks need. */
-struct rendering {
-    struct stages *s;
-    struct job *job;
-    uint32_t images;
-    bool no_memory;
 };
 
 static void push(struct queue *q, struct stage_event *e) {
@@ -99,24 +126,128 @@ static void tell_loop(struct stages *s, struct stage_event *e) {
     s->opt.wake(s->opt.ctx);
 }
 
-/* ---- the engine's thread */
+/* ---- a job's way through the engine */
+
+static void push_part(struct parts *q, struct part *p) {
+    p->next = NULL;
+    if (q->last)
+        q->last->next = p;
+    else
+        q->first = p;
+    q->last = p;
+    q->count++;
+}
+
+static struct part *pop_part(struct parts *q) {
+    struct part *p = q->first;
+    if (p && !(q->first = p->next)) q->last = NULL;
+    if (p) q->count--;
+    return p;
+}
+
+static void fail(struct stages *s, struct run *r, int rc, const char *text) {
+    pthread_mutex_lock(&s->lock);
+    if (!r->rc) {
+        r->rc = rc;
+        snprintf(r->reason, sizeof r->reason, "%.*s", KN_REASON_MAX, text);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void free_run(struct run *r) {
+    stage_event_free(r->q.started);
+    stage_event_free(r->q.finished);
+    job_unref(r->q.job);
+    free(r);
+}
+
+/* Out of the list, with the lock. */
+static void forget_run(struct stages *s, struct run *r) {
+    struct run **at = &s->runs;
+    while (*at != r) at = &(*at)->next;
+    *at = r->next;
+}
+
+/* A part is done, or the cutting. With the last one goes the run: its end is told behind its pictures. */
+static void run_done(struct stages *s, struct run *r) {
+    pthread_mutex_lock(&s->lock);
+    if (--r->parts > 0) {
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
+    forget_run(s, r);
+    struct stage_event *started = NULL;
+    if (!r->withdrawn && !r->begun) { /* it failed before */
+        started = r->q.started;
+        r->q.started = NULL;
+        push(&s->events, started);
+    }
+    if (!r->withdrawn) {
+        struct stage_event *e = r->q.finished;
+        r->q.finished = NULL;
+        e->code = r->rc;
+        e->images = r->images;
+        e->render_ms = r->begun ? (uint32_t)(kn_clock_ms() - r->begun_ms) : 0;
+        snprintf(e->reason, sizeof e->reason, "%s", r->reason);
+        if (r->rc == 0) {
+            s->has_model = true;
+            memcpy(s->model_sha256, r->q.job->g->model_sha256, sizeof s->model_sha256);
+        }
+        push(&s->pixels, e);
+        pthread_cond_signal(&s->wake[ENCODER]);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (started) s->opt.wake(s->opt.ctx);
+    free_run(r);
+}
+
+static void part_done(struct stages *s, struct part *p) {
+    if (p->batch) s->opt.engine->ops->drop(p->batch);
+    struct run *r = p->run;
+    free(p);
+    run_done(s, r);
+}
+
+/* Hands a part to the next stage when there is room. */
+static void hand_on(struct stages *s, struct part *p, struct parts *to, int from_thread, int to_thread) {
+    pthread_mutex_lock(&s->lock);
+    while (!s->stop && to->count >= PARTS_WAITING_MAX) {
+        wait_a_while(s, &s->wake[from_thread]);
+        alive(s);
+    }
+    push_part(to, p); /* with stop too: it is dropped at the end */
+    pthread_cond_signal(&s->wake[to_thread]);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* The next part for a thread, or NULL at the end. */
+static struct part *next_part(struct stages *s, struct parts *from, int thread, int before) {
+    pthread_mutex_lock(&s->lock);
+    while (!s->stop && !from->first) pthread_cond_wait(&s->wake[thread], &s->lock);
+    struct part *p = s->stop ? NULL : pop_part(from);
+    pthread_cond_signal(&s->wake[before]);
+    pthread_mutex_unlock(&s->lock);
+    return p;
+}
 
 static int on_step(void *ctx, int step, int steps) {
-    struct rendering *r = ctx;
-    atomic_store(&r->s->step, (unsigned)step);
-    atomic_store(&r->s->steps, (unsigned)steps);
-    alive(r->s);
-    return atomic_load(&r->s->abort);
+    struct part *p = ctx;
+    struct stages *s = p->s;
+    atomic_store(&s->step, (unsigned)step);
+    atomic_store(&s->steps, (unsigned)steps);
+    alive(s);
+    return atomic_load(&p->run->abort);
 }
 
 static int on_image(void *ctx, const struct kiln_image *image) {
-    struct rendering *r = ctx;
-    struct stages *s = r->s;
+    struct part *p = ctx;
+    struct run *r = p->run;
+    struct stages *s = p->s;
     size_t bytes = (size_t)image->task->width * image->task->height * 3;
-    struct stage_event *e = new_event(image->status ? STAGE_FAILED : STAGE_IMAGE, r->job);
+    struct stage_event *e = new_event(image->status ? STAGE_FAILED : STAGE_IMAGE, r->q.job);
     alive(s);
     if (!e) goto no_memory;
-    e->place = (uint32_t)image->index;
+    e->place = (uint32_t)(p->first + image->index);
     if (image->status) {
         bytes = 0;
         e->code = image->status;
@@ -129,77 +260,175 @@ static int on_image(void *ctx, const struct kiln_image *image) {
         memcpy(e->rgb, image->rgb, bytes);
         e->width = image->task->width;
         e->height = image->task->height;
-        e->upload->job = job_ref(r->job);
+        e->upload->job = job_ref(r->q.job);
         e->upload->place = e->place;
         e->upload->flat = image->flat;
         e->upload->render_ms = image->render_ms < 4e9 ? (uint32_t)(image->render_ms + 0.5) : UINT32_MAX;
     }
+    int thread = p->batch ? DECODING : DENOISING;
     pthread_mutex_lock(&s->lock);
-    while (!s->stop && !atomic_load(&s->abort) && s->pixel_bytes &&
+    while (!s->stop && !atomic_load(&r->abort) && s->pixel_bytes &&
            s->pixel_bytes + bytes > s->opt.pixel_bytes_max) {
-        wait_a_while(s, &s->engine_wake);
+        wait_a_while(s, &s->wake[thread]);
         alive(s);
     }
     s->pixel_bytes += bytes;
     push(&s->pixels, e);
-    pthread_cond_signal(&s->encoder_wake);
+    pthread_cond_signal(&s->wake[ENCODER]);
     pthread_mutex_unlock(&s->lock);
     r->images++;
     alive(s);
-    return atomic_load(&s->abort);
+    return atomic_load(&r->abort);
 no_memory:
     stage_event_free(e);
-    r->no_memory = true;
+    fail(s, r, KN_EOOM, "no memory for a picture's pixels");
     return 1;
 }
 
-static void render(struct stages *s, const struct queued_job *q) {
-    const struct kn_shard_grant *g = q->job->g;
-    struct rendering r = {.s = s, .job = q->job};
-    struct kiln_callbacks cb = {.ctx = &r, .step = on_step, .image = on_image};
-    struct engine_work w = {
-        .model = q->job->model, .tasks = g->tasks, .count = (int)g->count, .attempt = g->attempt};
-    struct kn_err err = {0};
-    tell_loop(s, q->started);
-    uint64_t begun = kn_clock_ms();
-    int rc = w.model ? s->opt.engine->ops->render(s->opt.engine, &w, &cb, &err)
-                     : kn_err_set(&err, KN_EMODEL, "this worker has no such model");
-    if (r.no_memory) rc = kn_err_set(&err, KN_EOOM, "no memory for a picture's pixels");
-    struct stage_event *e = q->finished;
-    e->code = rc;
-    e->images = r.images;
-    e->render_ms = (uint32_t)(kn_clock_ms() - begun);
-    snprintf(e->reason, sizeof e->reason, "%.*s", KN_REASON_MAX, err.text);
+/* ---- the first stage: jobs are cut in parts, their texts encoded */
+
+static struct run *take_job(struct stages *s) {
+    struct run *r = calloc(1, sizeof *r);
     pthread_mutex_lock(&s->lock);
-    s->running = NULL;
-    if (rc == 0) {
-        s->has_model = true;
-        memcpy(s->model_sha256, g->model_sha256, sizeof s->model_sha256);
+    while (!s->stop && (s->job_count == 0 || !r)) {
+        if (s->job_count == 0)
+            pthread_cond_wait(&s->wake[TEXTS], &s->lock);
+        else
+            wait_a_while(s, &s->wake[TEXTS]); /* for memory */
+        if (!r) r = calloc(1, sizeof *r);
     }
-    push(&s->pixels, e); /* behind its pictures */
-    pthread_cond_signal(&s->encoder_wake);
+    if (s->stop) {
+        pthread_mutex_unlock(&s->lock);
+        free(r);
+        return NULL;
+    }
+    r->q = s->jobs[0];
+    r->parts = 1;
+    memmove(s->jobs, s->jobs + 1, --s->job_count * sizeof s->jobs[0]);
+    struct run **at = &s->runs;
+    if (!*at) { /* what was idle until now */
+        atomic_store(&s->step, 0);
+        atomic_store(&s->steps, r->q.job->g->tasks->steps);
+    }
+    while (*at) at = &(*at)->next;
+    *at = r;
+    alive(s);
     pthread_mutex_unlock(&s->lock);
+    return r;
 }
 
-static void *engine_main(void *arg) {
-    struct stages *s = arg;
+static struct part *new_part(struct stages *s, struct run *r, int first) {
+    struct part *p = calloc(1, sizeof *p);
+    if (!p) return NULL;
+    const struct kn_shard_grant *g = r->q.job->g;
+    *p = (struct part){.s = s, .run = r, .first = first};
+    p->work = (struct engine_work){
+        .model = r->q.job->model, .tasks = g->tasks, .count = (int)g->count, .attempt = g->attempt};
+    p->cb = (struct kiln_callbacks){.ctx = p, .step = on_step, .image = on_image};
     pthread_mutex_lock(&s->lock);
-    for (;;) {
-        while (!s->stop && s->job_count == 0) pthread_cond_wait(&s->engine_wake, &s->lock);
-        if (s->stop) break;
-        struct queued_job q = s->jobs[0];
-        memmove(s->jobs, s->jobs + 1, --s->job_count * sizeof s->jobs[0]);
-        s->running = q.job;
-        atomic_store(&s->abort, false);
+    r->parts++;
+    pthread_mutex_unlock(&s->lock);
+    return p;
+}
+
+static bool unwanted(struct stages *s, struct run *r) {
+    pthread_mutex_lock(&s->lock);
+    bool no = s->stop || r->rc || r->withdrawn || atomic_load(&r->abort);
+    pthread_mutex_unlock(&s->lock);
+    return no;
+}
+
+static void cut(struct stages *s, struct run *r) {
+    const struct engine_ops *ops = s->opt.engine->ops;
+    int count = (int)r->q.job->g->count;
+    if (!r->q.job->model) fail(s, r, KN_EMODEL, "this worker has no such model");
+    for (int at = 0; at < count && !unwanted(s, r);) {
+        struct kn_err err = {0};
+        struct part *p = new_part(s, r, at);
+        if (!p) {
+            fail(s, r, KN_EOOM, "no memory for a batch");
+            break;
+        }
+        p->count = count;
+        int rc = ops->begin ? ops->begin(s->opt.engine, &p->work, at, &p->cb, &p->batch, &p->count, &err) : 0;
+        if (rc) {
+            fail(s, r, rc, err.text);
+            part_done(s, p);
+            break;
+        }
+        at += p->count;
+        hand_on(s, p, &s->ready, TEXTS, DENOISING);
+    }
+    run_done(s, r);
+}
+
+static void *texts_main(void *arg) {
+    struct stages *s = arg;
+    for (struct run *r; (r = take_job(s)) != NULL;) cut(s, r);
+    return NULL;
+}
+
+/* ---- the second: the loop, or all of it */
+
+/* Whether the part is still wanted; its run begins with its first part. */
+static bool begin_run(struct stages *s, struct run *r) {
+    struct stage_event *started = NULL;
+    pthread_mutex_lock(&s->lock);
+    bool wanted = !s->stop && !r->rc && !r->withdrawn && !atomic_load(&r->abort);
+    if (!wanted && !r->rc) {
+        r->rc = KN_ECANCELED;
+        snprintf(r->reason, sizeof r->reason, "%s", kn_err_words(KN_ECANCELED));
+    }
+    if (wanted) {
+        if (!r->begun) {
+            started = r->q.started;
+            r->q.started = NULL;
+            push(&s->events, started);
+            r->begun = true;
+            r->begun_ms = kn_clock_ms();
+        }
+        s->running = r;
         atomic_store(&s->step, 0);
-        atomic_store(&s->steps, q.job->g->tasks->steps);
+        atomic_store(&s->steps, r->q.job->g->tasks->steps);
         alive(s);
-        pthread_mutex_unlock(&s->lock);
-        render(s, &q);
-        job_unref(q.job);
-        pthread_mutex_lock(&s->lock);
     }
     pthread_mutex_unlock(&s->lock);
+    if (started) s->opt.wake(s->opt.ctx);
+    return wanted;
+}
+
+static void *denoising_main(void *arg) {
+    struct stages *s = arg;
+    const struct engine_ops *ops = s->opt.engine->ops;
+    for (struct part *p; (p = next_part(s, &s->ready, DENOISING, TEXTS)) != NULL;) {
+        struct kn_err err = {0};
+        int rc = 0;
+        bool wanted = begin_run(s, p->run);
+        if (wanted)
+            rc = p->batch ? ops->denoise(p->batch, &err) : ops->render(s->opt.engine, &p->work, &p->cb, &err);
+        if (rc) fail(s, p->run, rc, err.text);
+        pthread_mutex_lock(&s->lock);
+        s->running = NULL;
+        pthread_mutex_unlock(&s->lock);
+        if (wanted && !rc && p->batch)
+            hand_on(s, p, &s->denoised, DENOISING, DECODING);
+        else
+            part_done(s, p);
+    }
+    return NULL;
+}
+
+/* ---- the third: the pictures */
+
+static void *decoding_main(void *arg) {
+    struct stages *s = arg;
+    for (struct part *p; (p = next_part(s, &s->denoised, DECODING, DENOISING)) != NULL;) {
+        struct kn_err err = {0};
+        int rc = atomic_load(&p->run->abort) ? kn_err_set(&err, KN_ECANCELED, "stopped")
+                                             : s->opt.engine->ops->finish(p->batch, &err);
+        if (rc) fail(s, p->run, rc, err.text);
+        part_done(s, p);
+    }
     return NULL;
 }
 
@@ -237,7 +466,8 @@ static void encode_event(struct stages *s, struct stage_event *e) {
         s->unacked++;
         s->unacked_bytes += e->upload->png->len;
     }
-    pthread_cond_signal(&s->engine_wake);
+    pthread_cond_signal(&s->wake[DENOISING]); /* whichever of the two waits for room */
+    pthread_cond_signal(&s->wake[DECODING]);
     pthread_mutex_unlock(&s->lock);
     if (rc != 0) {
         e->type = STAGE_FAILED;
@@ -257,7 +487,7 @@ static void *encoder_main(void *arg) {
                     (s->unacked_bytes >= s->opt.unacked_bytes_max || s->unacked >= s->opt.unacked_max);
         if (s->stop) break;
         if (!e || full) {
-            pthread_cond_wait(&s->encoder_wake, &s->lock);
+            pthread_cond_wait(&s->wake[ENCODER], &s->lock);
             continue;
         }
         pop(&s->pixels);
@@ -272,7 +502,23 @@ static void *encoder_main(void *arg) {
 
 /* ---- the loop's side */
 
+static void stop(struct stages *s, int threads) {
+    pthread_mutex_lock(&s->lock);
+    s->stop = true;
+    for (struct run *r = s->runs; r; r = r->next) atomic_store(&r->abort, true);
+    for (int i = 0; i < THREADS; i++) pthread_cond_broadcast(&s->wake[i]);
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < threads; i++) pthread_join(s->threads[i], NULL);
+}
+
+static void fini(struct stages *s) {
+    for (int i = 0; i < THREADS; i++) pthread_cond_destroy(&s->wake[i]);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
+
 int stages_create(const struct stages_options *opt, struct stages **out, struct kn_err *err) {
+    static void *(*const mains[THREADS])(void *) = {texts_main, denoising_main, decoding_main, encoder_main};
     struct stages *s = calloc(1, sizeof *s);
     if (!s) return kn_err_set(err, KN_ENOMEM, "out of memory");
     s->opt = *opt;
@@ -280,19 +526,13 @@ int stages_create(const struct stages_options *opt, struct stages **out, struct 
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->engine_wake, &attr);
-    pthread_cond_init(&s->encoder_wake, &attr);
+    for (int i = 0; i < THREADS; i++) pthread_cond_init(&s->wake[i], &attr);
     pthread_condattr_destroy(&attr);
-    int rc = pthread_create(&s->encoder_thread, NULL, encoder_main, s);
-    if (rc == 0 && (rc = pthread_create(&s->engine_thread, NULL, engine_main, s)) != 0) {
-        pthread_mutex_lock(&s->lock);
-        s->stop = true;
-        pthread_cond_signal(&s->encoder_wake);
-        pthread_mutex_unlock(&s->lock);
-        pthread_join(s->encoder_thread, NULL);
-    }
-    if (rc != 0) {
-        free(s);
+    for (int i = 0; i < THREADS; i++) {
+        int rc = pthread_create(&s->threads[i], NULL, mains[i], s);
+        if (!rc) continue;
+        stop(s, i);
+        fini(s);
         return kn_err_set(err, KN_EIO, "starting a thread: %s", strerror(rc));
     }
     *out = s;
@@ -301,14 +541,10 @@ int stages_create(const struct stages_options *opt, struct stages **out, struct 
 
 void stages_destroy(struct stages *s) {
     if (!s) return;
-    pthread_mutex_lock(&s->lock);
-    s->stop = true;
-    atomic_store(&s->abort, true);
-    pthread_cond_signal(&s->engine_wake);
-    pthread_cond_signal(&s->encoder_wake);
-    pthread_mutex_unlock(&s->lock);
-    pthread_join(s->engine_thread, NULL);
-    pthread_join(s->encoder_thread, NULL);
+    stop(s, THREADS);
+    for (struct part *p; (p = pop_part(&s->ready)) != NULL;) part_done(s, p);
+    for (struct part *p; (p = pop_part(&s->denoised)) != NULL;) part_done(s, p);
+    assert(!s->runs);
     for (size_t i = 0; i < s->job_count; i++) {
         stage_event_free(s->jobs[i].started);
         stage_event_free(s->jobs[i].finished);
@@ -316,10 +552,7 @@ void stages_destroy(struct stages *s) {
     }
     for (struct stage_event *e; (e = pop(&s->pixels)) != NULL;) stage_event_free(e);
     for (struct stage_event *e; (e = pop(&s->events)) != NULL;) stage_event_free(e);
-    pthread_cond_destroy(&s->engine_wake);
-    pthread_cond_destroy(&s->encoder_wake);
-    pthread_mutex_destroy(&s->lock);
-    free(s);
+    fini(s);
 }
 
 int stages_submit(struct stages *s, struct job *j) {
@@ -330,7 +563,7 @@ int stages_submit(struct stages *s, struct job *j) {
     if (rc == 0) {
         q.job = job_ref(j);
         s->jobs[s->job_count++] = q;
-        pthread_cond_signal(&s->engine_wake);
+        pthread_cond_signal(&s->wake[TEXTS]);
     }
     pthread_mutex_unlock(&s->lock);
     if (rc != 0) {
@@ -349,8 +582,14 @@ bool stages_withdraw(struct stages *s, const struct job *j) {
         s->job_count--;
         memmove(s->jobs + i, s->jobs + i + 1, (s->job_count - i) * sizeof s->jobs[0]);
     }
+    bool withdrawn = false;
+    for (struct run *r = s->runs; r && !q.job && !withdrawn; r = r->next) {
+        if (r->q.job != j || r->begun) continue;
+        r->withdrawn = withdrawn = true; /* its parts are dropped where they are */
+        atomic_store(&r->abort, true);
+    }
     pthread_mutex_unlock(&s->lock);
-    if (!q.job) return false;
+    if (!q.job) return withdrawn;
     stage_event_free(q.started);
     stage_event_free(q.finished);
     job_unref(q.job);
@@ -359,10 +598,9 @@ bool stages_withdraw(struct stages *s, const struct job *j) {
 
 void stages_abort(struct stages *s, const struct job *j) {
     pthread_mutex_lock(&s->lock);
-    if (s->running == j) {
-        atomic_store(&s->abort, true);
-        pthread_cond_signal(&s->engine_wake);
-    }
+    for (struct run *r = s->runs; r; r = r->next)
+        if (r->q.job == j) atomic_store(&r->abort, true);
+    for (int i = TEXTS; i <= DECODING; i++) pthread_cond_signal(&s->wake[i]); /* what waits for room */
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -378,15 +616,15 @@ void stages_release(struct stages *s, size_t bytes) {
     assert(s->unacked > 0 && s->unacked_bytes >= bytes);
     s->unacked--;
     s->unacked_bytes -= bytes;
-    pthread_cond_signal(&s->encoder_wake);
+    pthread_cond_signal(&s->wake[ENCODER]);
     pthread_mutex_unlock(&s->lock);
 }
 
 void stages_progress(struct stages *s, struct stages_progress *out) {
     *out = (struct stages_progress){0};
     pthread_mutex_lock(&s->lock);
-    if (s->running) {
-        const struct kn_shard_grant *g = s->running->g;
+    if (s->runs) { /* what is denoised, or else the oldest */
+        const struct kn_shard_grant *g = (s->running ? s->running : s->runs)->q.job->g;
         uint64_t now = kn_clock_ms(), then = atomic_load(&s->alive_ms);
         out->busy = true;
         out->shard = g->shard;

@@ -1,11 +1,13 @@
-/* The worker's two threads beside the loop, so that the engine never waits for zlib or the network:
+/* The worker's threads beside the loop, so that the engine never waits for texts, zlib or the network:
  *
- *     loop ──jobs──▶ engine ──pixels──▶ encoder ──events──▶ loop
+ *     loop ──jobs──▶ texts ──▶ denoising ──▶ decoding ──pixels──▶ encoder ──events──▶ loop
  *
- * The engine's thread renders one job after another; the encoder's makes PNGs and digests. Each queue is
- * bounded: jobs by the worker's credit, pixels by bytes, encoded pictures by what the loop gives back with
- * stages_release(). A stage that waits for room is no hanging engine: while it waits, progress counts as
- * made.
+ * The first three are the engine's stages: a job is cut in batches that fit, and while one is denoised the
+ * next one's texts are encoded and the last one's pictures decoded. An engine without stages (a CPU has
+ * nothing to overlap) renders whole jobs in the second. The encoder makes PNGs and digests. Each queue is
+ * bounded: jobs by the worker's credit, batches by one between two stages, pixels by bytes, encoded pictures
+ * by what the loop gives back with stages_release(). A stage that waits for room is no hanging engine: while
+ * it waits, progress counts as made.
  *
  * Order: the events of a job come as STARTED, then one IMAGE or FAILED a task (fewer, if it was stopped),
  * then FINISHED. All functions are called by the loop's thread, but for `wake`, which is called by the
@@ -60,7 +62,7 @@ void stages_destroy(struct stages *s);
 
 /* Takes a reference. KN_ELIMIT: the queue is full. KN_ENOMEM. */
 KN_MUST_USE int stages_submit(struct stages *s, struct job *j);
-/* Takes a job back. True: it had not begun, no event of it will come. */
+/* Takes a job back. True: its denoising had not begun, no event of it will come. */
 bool stages_withdraw(struct stages *s, const struct job *j);
 /* Stops it if it runs: FINISHED comes with KN_ECANCELED, as soon as the engine looks up. */
 void stages_abort(struct stages *s, const struct job *j);
