@@ -378,6 +378,7 @@ static const struct kx_backend backend = {
     .table_destroy = kx_gpu_table_destroy,
     .embed = kx_gpu_embed,
     .pick = kx_gpu_pick,
+    .from_f32 = kx_gpu_from_f32,
     .to_rgb = kx_gpu_to_rgb,
     .sample_begin = kx_gpu_sample_begin,
     .sample = kx_gpu_sample,

@@ -176,6 +176,7 @@ void kx_gpu_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool fli
 void kx_gpu_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
                      struct kx_tensor *y);
 void kx_gpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+void kx_gpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
 void kx_gpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
                    int32_t *finite);
 void kx_gpu_sample_begin(struct kx_ctx *ctx, const struct kx_sampling *s);

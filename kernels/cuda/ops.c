@@ -79,6 +79,11 @@ void kx_gpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *a
         kx_gpu_ok(g, kx_cuda_pick(g->stream, g->type, x->v, at, x->n, x->h * x->w, x->c, y->v), "pick");
 }
 
+void kx_gpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    if (runs(g)) kx_gpu_ok(g, kx_cuda_from_f32(g->stream, g->type, x, y->v, kx_count(y)), "conversion");
+}
+
 void kx_gpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
                    int32_t *finite) {
     struct kx_gpu *g = kx_gpu_of(ctx);
