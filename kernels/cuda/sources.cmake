@@ -8,4 +8,14 @@ set(KX_CUDA_KERNELS
     op_norm_sm90.cu
     op_sample.cu
     op_small.cu)
-set(KX_CUDA_HOST)
+set(KX_CUDA_HOST
+    context.c
+    cublaslt.c
+    cudnn.c
+    graph.c
+    layer.c
+    library.c
+    memory.c
+    ops.c
+    product.c
+    table.c)

@@ -6,7 +6,7 @@
 #include "kernels/cuda/context.h"
 #include "tests/unit/check.h"
 #ifdef KX_SHIM
-#include "shim.h"
+#include "tests/gpu/shim/shim.h"
 #endif
 
 enum { C = 16, PIXELS = 5, VALUES = C * PIXELS };
@@ -105,6 +105,14 @@ TEST(a_device_that_is_not_there_is_an_ordinary_error) {
     struct kn_err err = {0};
     CHECK_INT(kx_cuda_ctx_create(&(struct kx_cuda_options){.device = 99}, &ctx, &err), KN_ENOENT);
     CHECK(!ctx && strstr(err.text, "CUDA device"));
+}
+
+TEST(the_backend_has_every_function) {
+    struct kx_ctx *ctx = plain();
+    void (*all[sizeof(struct kx_backend) / sizeof(void (*)(void))])(void);
+    memcpy(all, ctx->backend, sizeof all);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) CHECK_MSG(all[i], "number %zu", i);
+    kx_ctx_destroy(ctx);
 }
 
 static void note_images(void *arg, struct kx_ctx *lane, int first, int count) {

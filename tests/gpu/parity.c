@@ -285,6 +285,20 @@ static void run_pick(struct bench *b, const struct scene *s) {
     BENCH_RUN(b, kx_pick(b->ctx, &x, at, &y));
 }
 
+/* p = c, pixels. Of all sizes that f16 can hold, and below. */
+static void draw_from_f32(struct draw *d, struct scene *s) {
+    s->p[0] = draw_channels(d);
+    s->p[1] = draw_int(d, 1, ROWS_MAX);
+    size_t n = PARITY_IMAGES * times(s->p[0], s->p[1]);
+    s->v[0] = draw_numbers(d, n, 1);
+    for (size_t i = 0; i < n; i++) s->v[0][i] *= ldexpf(1, draw_int(d, -20, 10));
+}
+static void run_from_f32(struct bench *b, const struct scene *s) {
+    const float *x = give_images(b, F32, s->v[0], times(s->p[0], s->p[1]));
+    struct kx_tensor y = want_tensor(b, NULL, 1, s->p[1], s->p[0]);
+    BENCH_RUN(b, kx_from_f32(b->ctx, x, &y));
+}
+
 /* p = h, w, what is asked for (1 rgb, 2 bytes, 3 both). One image holds a NaN. */
 static void draw_to_rgb(struct draw *d, struct scene *s) {
     s->p[0] = draw_int(d, 1, PIXELS_MAX);
@@ -414,6 +428,7 @@ static const struct op ops[] = {
     {"add_silu", draw_add_silu, run_add_silu},
     {"embed", draw_embed, run_embed},
     {"pick", draw_pick, run_pick},
+    {"from_f32", draw_from_f32, run_from_f32},
     {"to_rgb", draw_to_rgb, run_to_rgb},
     {"sample", draw_sample, run_sample},
 };
