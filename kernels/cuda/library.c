@@ -147,6 +147,9 @@ int kx_library_open(struct kx_library **out, struct kn_err *err) {
     static const char *const dnn_names[] = {"libcudnn.so.9", NULL};
     const char *only = getenv("KILN_CUDA_LIBS");
     if (only && !*only) only = NULL;
+#ifdef KX_SHIM
+    if (!only) only = "/nowhere"; /* those of this machine know nothing of an emulated device */
+#endif
     char fault[512] = "";
 
     struct kx_library *l = calloc(1, sizeof(*l));
