@@ -78,6 +78,7 @@ struct kx_ctx {
     size_t align;           /* of kx_take, bytes */
     struct kx_arena *arena; /* borrowed */
     bool planning;
+    bool counting; /* then planning too */
 };
 
 /* The beginning of every backend's layer and table. */

@@ -128,6 +128,16 @@ int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     ctx->arena = NULL;
     return ctx->backend->plan_end(ctx, err);
 }
+void kx_count_begin(struct kx_ctx *ctx, struct kx_arena *arena) {
+    ctx->counting = true;
+    kx_plan_begin(ctx, arena);
+}
+int kx_count_end(struct kx_ctx *ctx, struct kn_err *err) {
+    assert(ctx->planning && ctx->counting);
+    ctx->planning = ctx->counting = false;
+    ctx->arena = NULL;
+    return kx_ctx_error(ctx, err);
+}
 void kx_plan_trim(struct kx_ctx *ctx) {
     ctx->backend->plan_trim(ctx);
 }

@@ -213,6 +213,7 @@ void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
     struct key k = {l->id, x->n, x->h, x->w, (shift ? 1 : 0) | (residual ? 2 : 0)};
     struct choice own = {.variant = KX_VARIANT_OWN, .bytes = own_bytes(l, x)};
     if (g->base.planning) {
+        if (g->base.counting) return;
         if (g->choices)
             plan(g, l, x, shift, residual, y, &k);
         else

@@ -49,10 +49,10 @@ int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, int n, kx_i
 int kx_lanes_count(struct kx_ctx *ctx, int n, kx_images forward, void *arg, size_t *bytes,
                    struct kn_err *err) {
     struct kx_arena counted;
-    kx_plan_begin(ctx, &counted);
+    kx_count_begin(ctx, &counted);
     forward(arg, ctx, 0, kx_ctx_together(ctx, n));
     *bytes = counted.peak;
-    return kx_plan_end(ctx, err);
+    return kx_count_end(ctx, err);
 }
 
 int kx_lanes_run(struct kx_lanes *l, struct kx_ctx *ctx, int n, kx_images forward, void *arg,

@@ -308,6 +308,28 @@ TEST(an_arena_counts_what_a_run_takes) {
     kx_ctx_destroy(ctx);
 }
 
+TEST(counting_takes_nothing) {
+    struct kx_ctx *ctx = plain();
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    struct kx_arena arena;
+    struct kx_linear *l;
+    struct kn_err err;
+    size_t before, after, total;
+    float w[C * C] = {0};
+    CHECK_INT(kx_linear_create(ctx, C, C, KX_ACT_GEGLU, w, w, &l, &err), 0);
+    kx_memory(ctx, &before, &total);
+    kx_count_begin(ctx, &arena);
+    struct kx_tensor x = kx_tensor_take(ctx, 1 << 20, 64, 64, C), y = {x.v, 1 << 20, 64, 64, C / 2};
+    kx_linear(ctx, l, &x, NULL, &y);
+    kx_gpu_want(g, (size_t)1 << 50);
+    CHECK_INT(kx_count_end(ctx, &err), 0);
+    CHECK(arena.peak == (size_t)2 * C << 32 && !kx_planning(ctx));
+    kx_memory(ctx, &after, &total);
+    CHECK(before == after && g->workspace_bytes == 0);
+    kx_linear_destroy(l);
+    kx_ctx_destroy(ctx);
+}
+
 /* ---- recordings */
 
 /* The workspace of the context moves: recordings hold its address. */
