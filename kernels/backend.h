@@ -35,6 +35,7 @@ struct kx_backend {
     int (*event_create)(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
     void (*event_destroy)(struct kx_ctx *ctx, struct kx_event *e);
     void (*event_set)(struct kx_ctx *ctx, struct kx_event *e);
+    double (*event_ms)(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to);
     int (*event_wait)(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
 
     int (*conv_create)(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,

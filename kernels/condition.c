@@ -76,7 +76,12 @@ static int encode(struct kiln_model *m, int encoder, int from, struct encoded **
         rc = kn_err_set(err, KN_ENOMEM, "out of memory for %d texts", n);
     for (size_t i = 0; i < count && !rc; i++)
         memcpy(ids + i * positions, fresh[i]->ids + (size_t)encoder * positions, positions * sizeof *ids);
-    if (!rc) rc = kx_text_encode(m->texts[encoder], ids, n, m->positions, states, pooled, err);
+    if (!rc) {
+        kx_busy_from(m->engine, KX_STAGE_TEXT, m->engine->text);
+        rc = kx_text_encode(m->texts[encoder], ids, n, m->positions, states, pooled, err);
+        kx_busy_to(m->engine, KX_STAGE_TEXT, m->engine->text);
+    }
+    if (!rc && !(rc = kx_sync(m->engine->text, err))) kx_busy_note(m->engine, KX_STAGE_TEXT, m->engine->text);
     for (size_t i = 0; i < count && !rc; i++) {
         for (size_t p = 0; p < positions; p++)
             memcpy(fresh[i]->states + p * (size_t)m->width + (size_t)from,

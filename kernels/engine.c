@@ -95,6 +95,10 @@ int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine
         kiln_engine_destroy(e);
         return rc;
     }
+    if (e->gpu && (rc = kx_busy_create(e, err))) {
+        kiln_engine_destroy(e);
+        return rc;
+    }
     name_backend(e);
     kx_ctx_describe(e->unet, e->device, sizeof e->device);
     *out = e;
@@ -103,6 +107,7 @@ int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine
 
 void kiln_engine_destroy(struct kiln_engine *e) {
     if (!e) return;
+    kx_busy_destroy(e);
     if (e->vae_wide != e->vae) kx_ctx_destroy(e->vae_wide);
     if (e->vae != e->unet) kx_ctx_destroy(e->vae);
     if (e->text != e->unet) kx_ctx_destroy(e->text);

@@ -20,6 +20,7 @@ enum kx_stage { KX_STAGE_TEXT, KX_STAGE_LOOP, KX_STAGE_PICTURE, KX_STAGES };
 struct kiln_engine {
     struct kiln_engine_options options;
     struct kx_ctx *text, *unet, *vae, *vae_wide; /* own; one and the same on a CPU. vae_wide: bf16, or vae */
+    struct busy *busy;                           /* owns; NULL on a CPU */
     bool gpu;
     pthread_mutex_t locks[KX_STAGES];
     char backend[KN_BACKEND_MAX + 1];
@@ -68,6 +69,19 @@ struct kiln_model {
     int limit_count, limit_next;
     int decode_together; /* 0: all; halved when memory is short */
 };
+
+/* ---- busy.c: when the device had work */
+
+struct busy;
+KN_MUST_USE int kx_busy_create(struct kiln_engine *e, struct kn_err *err);
+void kx_busy_destroy(struct kiln_engine *e);
+/* A stage begins to ask for work, and is done asking for it; then, when the device is done: notes the time.
+ * On a CPU nothing. The stage's thread. */
+void kx_busy_from(struct kiln_engine *e, enum kx_stage stage, struct kx_ctx *ctx);
+void kx_busy_to(struct kiln_engine *e, enum kx_stage stage, struct kx_ctx *ctx);
+void kx_busy_note(struct kiln_engine *e, enum kx_stage stage, struct kx_ctx *ctx);
+/* The same between marks of the caller's own. */
+void kx_busy_between(struct kiln_engine *e, struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to);
 
 /* ---- engine.c */
 

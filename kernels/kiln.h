@@ -46,6 +46,13 @@ const char *kiln_engine_backend(const struct kiln_engine *e);
 /* What a person calls the device ("AMD EPYC, 2 threads"). Lives as long as e. */
 const char *kiln_engine_device(const struct kiln_engine *e);
 
+/* How much of its time the device had work (texts, steps, pictures on any stream), measured on the device,
+ * since the engine was made or since the last call; the rest it was idle. Both are 0 on a CPU. Any thread. */
+struct kiln_busy {
+    double busy_ms, span_ms;
+};
+void kiln_engine_busy(struct kiln_engine *e, struct kiln_busy *out);
+
 /* Reads what DIR says of itself without loading the weights: name, defaults (kiln.json, else scheduler and
  * native size), and the hash, which reads every file once (a cache file may remember it: cache_dir, NULL for
  * none; entries are keyed by path, size, inode and mtime). KN_ENOENT, KN_EPARSE, KN_EUNSUPPORTED with the

@@ -162,6 +162,9 @@ void kx_event_destroy(struct kx_ctx *ctx, struct kx_event *e) {
 void kx_event_set(struct kx_ctx *ctx, struct kx_event *e) {
     ctx->backend->event_set(ctx, e);
 }
+double kx_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to) {
+    return ctx->backend->event_ms(ctx, from, to);
+}
 int kx_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {
     return ctx->backend->event_wait(ctx, e, timeout_ms, err);
 }

@@ -124,6 +124,9 @@ struct kx_event;
 KN_MUST_USE int kx_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
 void kx_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
 void kx_event_set(struct kx_ctx *ctx, struct kx_event *e);
+/* Milliseconds on the device from one mark to another, both of which were waited for; 0 on a CPU. They may be
+ * of two contexts of one device. */
+double kx_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to);
 KN_MUST_USE int kx_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
 
 struct kx_tensor {

@@ -342,14 +342,17 @@ struct session {
     int32_t *row_text;
     void *memory;
     struct kx_recording *recording;
-    struct kx_event *events[AHEAD];
-    unsigned moves; /* kx_unet_moves when it was recorded */
+    struct kx_event *begins[AHEAD], *ends[AHEAD]; /* of the last steps */
+    unsigned moves;                               /* kx_unet_moves when it was recorded */
 };
 
 static void session_destroy(struct session *s) {
     struct kx_ctx *ctx = s->m->engine->unet;
     kx_recording_destroy(ctx, s->recording);
-    for (int i = 0; i < AHEAD; i++) kx_event_destroy(ctx, s->events[i]);
+    for (int i = 0; i < AHEAD; i++) {
+        kx_event_destroy(ctx, s->begins[i]);
+        kx_event_destroy(ctx, s->ends[i]);
+    }
     kx_free(ctx, s->memory);
     free(s);
 }
@@ -434,7 +437,10 @@ static int session_get(struct kiln_batch *b, struct session **out, struct kn_err
     s->memory = kx_alloc(ctx, bytes);
     int rc = s->memory ? 0 : kn_err_set(err, KN_EOOM, "out of memory for %zu MiB of latents", bytes >> 20);
     if (!rc) lay_out(s, b->values, kx_value_bytes(ctx), s->memory);
-    for (int i = 0; i < AHEAD && !rc; i++) rc = kx_event_create(ctx, &s->events[i], err);
+    for (int i = 0; i < AHEAD && !rc; i++) {
+        rc = kx_event_create(ctx, &s->begins[i], err);
+        if (!rc) rc = kx_event_create(ctx, &s->ends[i], err);
+    }
     if (rc) {
         session_destroy(s);
         return rc;
@@ -449,6 +455,7 @@ static int prepare(struct kiln_batch *b, struct session *s, struct kn_err *err) 
     struct kiln_model *m = b->m;
     struct kx_ctx *ctx = m->engine->unet;
     size_t n = (size_t)b->n, rows = (size_t)b->rows, steps = (size_t)b->steps;
+    kx_busy_from(m->engine, KX_STAGE_LOOP, ctx);
     int rc = kx_unet_plan(m->unet, b->rows, b->h, b->w, m->positions, err);
     if (!rc && m->pooled) rc = kx_unet_set_additions(m->unet, b->pooled, b->sizes, b->texts, err);
     if (!rc) rc = kx_unet_set_times(m->unet, b->timesteps, b->times, err);
@@ -467,6 +474,7 @@ static int prepare(struct kiln_batch *b, struct session *s, struct kn_err *err) 
     kx_upload(ctx, s->row_text, b->row_text, rows * sizeof *b->row_text);
     kx_upload(ctx, s->s.x, b->latents, n * b->values * sizeof(float));
     kx_sample_begin(ctx, &s->s);
+    kx_busy_to(m->engine, KX_STAGE_LOOP, ctx);
     return kx_ctx_error(ctx, err);
 }
 
@@ -515,17 +523,19 @@ static int loop(struct kiln_batch *b, struct session *s, struct kn_err *err) {
         if (k < b->steps) {
             struct one_step step = {s, 0, err};
             if (b->noisy) draw_noise(b, s, k);
+            kx_event_set(ctx, s->begins[k % AHEAD]);
             kx_replay(ctx, &s->recording, run_step, &step);
-            kx_event_set(ctx, s->events[k % AHEAD]);
+            kx_event_set(ctx, s->ends[k % AHEAD]);
             rc = step.rc ? step.rc : kx_ctx_error(ctx, err);
             if (!rc && b->cb->dump) dump_step(b, s, k);
         }
         int done = k + 1 - behind; /* the step that must be over now */
         if (rc || done < 0) continue;
-        rc = kx_event_wait(ctx, s->events[done % AHEAD], timeout_ms, err);
+        rc = kx_event_wait(ctx, s->ends[done % AHEAD], timeout_ms, err);
         if (rc == KN_ETIMEOUT)
             rc = kn_err_set(err, KN_EDEVICE, "step %d of %d took more than %d ms: the device hangs", done + 1,
                             b->steps, timeout_ms);
+        if (!rc) kx_busy_between(b->m->engine, ctx, s->begins[done % AHEAD], s->ends[done % AHEAD]);
         if (!rc) rc = report(b, done + 1, err);
     }
     return rc;
@@ -546,6 +556,7 @@ int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
         kx_download(ctx, b->latents, s->s.x, (size_t)b->n * b->values * sizeof(float));
         kx_download(ctx, bad, s->s.bad, (size_t)b->n * sizeof *bad);
         rc = kx_ctx_error(ctx, err);
+        kx_busy_note(b->m->engine, KX_STAGE_LOOP, ctx);
     } else { /* what was still asked for must not outlive the batch */
         int code = kx_sync(ctx, NULL);
         if (code == KN_EDEVICE) rc = code;
@@ -641,11 +652,14 @@ static int decode_some(struct kiln_batch *b, struct decoder *d, int at, int coun
     int rc = 0;
     if (wanted) {
         kx_upload(ctx, d->latents, b->latents + (size_t)at * b->values, n * b->values * sizeof(float));
+        kx_busy_from(b->m->engine, KX_STAGE_PICTURE, ctx);
         rc = kx_vae_decode(b->m->vae, d->latents, count, b->h, b->w, d->rgb, d->bytes, d->finite, err);
+        kx_busy_to(b->m->engine, KX_STAGE_PICTURE, ctx);
         if (rc) return rc;
         kx_download(ctx, d->host_bytes, d->bytes, n * 3 * b->pixels);
         kx_download(ctx, d->host_finite, d->finite, n * sizeof *d->finite);
         if ((rc = kx_ctx_error(ctx, err))) return rc;
+        kx_busy_note(b->m->engine, KX_STAGE_PICTURE, ctx);
         if (b->cb->dump && (rc = dump_picture(b, d, err))) return rc;
     }
     double ms = b->ms / b->n + (double)(kn_clock_us() - begun) / 1000 / count;

@@ -30,6 +30,7 @@ struct options {
     struct kn_task settings; /* its strings are borrowed from argv */
     uint32_t images;
     int batch, threads;
+    struct kiln_engine_options engine;
     bool json, describe, quiet;
 };
 
@@ -63,6 +64,9 @@ static const char usage[] =
     "  --dump FILE         every intermediate tensor of one picture, as safetensors\n"
     "  --batch N           pictures rendered at once (default: what the engine deems best; never changes a "
     "picture)\n"
+    "  --device WHICH      cpu (default), cuda, or cuda:N for the N-th GPU\n"
+    "  --precision TYPE    GPU: auto (default), f16 or bf16\n"
+    "  --fastest           GPU: a picture may depend on its batch, for speed\n"
     "  --threads N         threads (default: all cores)\n"
     "  --cache DIR         where the model's hash is remembered (default: $XDG_CACHE_HOME/kiln or "
     "~/.cache/kiln)\n"
@@ -108,9 +112,27 @@ static int bad_number(const char *flag, const char *text, uint64_t min, uint64_t
     return fail("%s: %.64s is not between %" PRIu64 " and %" PRIu64, flag, text, min, max);
 }
 
+static const char *const precisions[] = {"auto", "f16", "bf16"}; /* as enum kiln_precision */
+
+static int parse_device(const char *arg, struct kiln_engine_options *out) {
+    uint64_t n = 0;
+    if (!strcmp(arg, "cpu")) {
+        out->device = KILN_DEVICE_CPU;
+        return 0;
+    }
+    if (strncmp(arg, "cuda", 4) || (arg[4] && (arg[4] != ':' || !parse_number(arg + 5, 0, 1023, &n))))
+        return fail("--device: %.64s is none of cpu, cuda, cuda:N", arg);
+    out->device = KILN_DEVICE_CUDA;
+    out->device_index = (int)n;
+    return 0;
+}
+
 enum {
     OPT_MODEL = 256,
     OPT_PROMPTS,
+    OPT_DEVICE,
+    OPT_PRECISION,
+    OPT_FASTEST,
     OPT_FORMAT,
     OPT_NEGATIVE,
     OPT_SEED,
@@ -146,6 +168,9 @@ static const struct option long_options[] = {
     {"output", required_argument, NULL, 'o'},
     {"dump", required_argument, NULL, OPT_DUMP},
     {"batch", required_argument, NULL, OPT_BATCH},
+    {"device", required_argument, NULL, OPT_DEVICE},
+    {"precision", required_argument, NULL, OPT_PRECISION},
+    {"fastest", no_argument, NULL, OPT_FASTEST},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"cache", required_argument, NULL, OPT_CACHE},
     {"describe", no_argument, NULL, OPT_DESCRIBE},
@@ -233,6 +258,18 @@ static int set_option(struct options *o, int opt, char *arg) {
         if (!parse_number(arg, 1, KN_SHARD_TASKS_MAX, &n))
             return bad_number("--batch", arg, 1, KN_SHARD_TASKS_MAX);
         o->batch = (int)n;
+        return 0;
+    case OPT_DEVICE:
+        return parse_device(arg, &o->engine);
+    case OPT_PRECISION:
+        for (int i = 0; i < 3; i++)
+            if (!strcmp(arg, precisions[i])) {
+                o->engine.precision = (enum kiln_precision)i;
+                return 0;
+            }
+        return fail("--precision: %.64s is none of auto, f16, bf16", arg);
+    case OPT_FASTEST:
+        o->engine.fastest = true;
         return 0;
     case OPT_THREADS:
         if (!parse_number(arg, 1, 1024, &n)) return bad_number("--threads", arg, 1, 1024);
@@ -450,7 +487,7 @@ static const char *cache_dir(const struct options *o, char *out, size_t max) {
     return out;
 }
 
-static void print_figures(const struct run *r, const struct kiln_engine *e, double load_s, double seconds) {
+static void print_figures(const struct run *r, struct kiln_engine *e, double load_s, double seconds) {
     json_object *o = json_object_new_object();
     json_object_object_add(o, "images", json_object_new_int64((int64_t)r->done));
     json_object_object_add(o, "failed", json_object_new_int64((int64_t)r->failed));
@@ -458,6 +495,9 @@ static void print_figures(const struct run *r, const struct kiln_engine *e, doub
     json_object_object_add(o, "images_per_s", figure(seconds > 0 ? (double)r->done / seconds : 0));
     json_object_object_add(o, "load_s", figure(load_s));
     json_object_object_add(o, "step_ms", figure(r->steps ? (double)r->step_us / 1000 / (double)r->steps : 0));
+    struct kiln_busy busy;
+    kiln_engine_busy(e, &busy);
+    if (busy.span_ms > 0) json_object_object_add(o, "idle_share", figure(1 - busy.busy_ms / busy.span_ms));
     json_object_object_add(o, "backend", json_object_new_string(kiln_engine_backend(e)));
     json_object_object_add(o, "device", json_object_new_string(kiln_engine_device(e)));
     puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
@@ -511,7 +551,8 @@ int main(int argc, char **argv) {
         fail("%s", err.text);
         goto out;
     }
-    struct kiln_engine_options eo = {.device = KILN_DEVICE_CPU, .threads = o.threads};
+    struct kiln_engine_options eo = o.engine;
+    eo.threads = o.threads;
     uint64_t begun = kn_clock_us();
     if (kiln_engine_create(&eo, &engine, &err) || kiln_model_load(engine, o.model, &model, &err) ||
         (o.dump && kx_dump_create(&r.dump))) {

@@ -345,6 +345,13 @@ static void cpu_event(struct kx_ctx *ctx, struct kx_event *e) {
     (void)e;
 }
 
+static double cpu_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to) {
+    (void)ctx;
+    (void)from;
+    (void)to;
+    return 0;
+}
+
 static int cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {
     (void)ctx;
     (void)e;
@@ -381,6 +388,7 @@ static const struct kx_backend backend = {
     .event_create = cpu_event_create,
     .event_destroy = cpu_event,
     .event_set = cpu_event,
+    .event_ms = cpu_event_ms,
     .event_wait = cpu_event_wait,
     .conv_create = kx_cpu_conv_create,
     .conv_destroy = kx_cpu_conv_destroy,

@@ -361,6 +361,7 @@ static const struct kx_backend backend = {
     .event_create = kx_gpu_event_create,
     .event_destroy = kx_gpu_event_destroy,
     .event_set = kx_gpu_event_set,
+    .event_ms = kx_gpu_event_ms,
     .event_wait = kx_gpu_event_wait,
     .conv_create = kx_gpu_conv_create,
     .conv_destroy = kx_gpu_conv_destroy,

@@ -140,6 +140,7 @@ void kx_gpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r);
 int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
 void kx_gpu_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
 void kx_gpu_event_set(struct kx_ctx *ctx, struct kx_event *e);
+double kx_gpu_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to);
 int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
 
 /* ---- product.c: which variant of a layer */

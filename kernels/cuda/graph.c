@@ -100,7 +100,7 @@ int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err
     *out = NULL;
     struct kx_event *e = calloc(1, sizeof *e);
     if (!e) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    if (kx_gpu_enter(g)) kx_gpu_ok(g, cudaEventCreateWithFlags(&e->e, cudaEventDisableTiming), "event");
+    if (kx_gpu_enter(g)) kx_gpu_ok(g, cudaEventCreate(&e->e), "event");
     int rc = kx_gpu_error(ctx, err);
     if (rc)
         free(e);
@@ -118,6 +118,13 @@ void kx_gpu_event_set(struct kx_ctx *ctx, struct kx_event *e) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     assert(!g->capturing && !g->base.planning);
     if (kx_gpu_enter(g)) e->set = kx_gpu_ok(g, cudaEventRecord(e->e, g->stream), "event");
+}
+
+double kx_gpu_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to) {
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    float ms = 0;
+    if (!from->set || !to->set || !kx_gpu_enter(g)) return 0;
+    return kx_gpu_ok(g, cudaEventElapsedTime(&ms, from->e, to->e), "event") ? (double)ms : 0;
 }
 
 int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {

@@ -244,6 +244,21 @@ TEST(a_guidance_beyond_all_numbers_fails_its_image_alone_at_its_step) {
     close_engine(&f);
 }
 
+TEST(the_idle_share_is_measured_on_the_device) {
+    static struct pictures p;
+    struct fixture f;
+    struct kiln_busy busy;
+    open_engine(&f, KILN_DEVICE_CUDA, pipeline("sd1"), (struct kiln_engine_options){0});
+    kiln_engine_busy(f.engine, &busy);
+    struct kn_task t = task(&f, 0, 3);
+    render(&f, &t, 1, &p);
+    kiln_engine_busy(f.engine, &busy);
+    CHECK_MSG(busy.busy_ms > 0 && busy.busy_ms <= busy.span_ms, "%g of %g ms", busy.busy_ms, busy.span_ms);
+    kiln_engine_busy(f.engine, &busy);
+    CHECK(busy.busy_ms == 0 && busy.span_ms == 0);
+    close_engine(&f);
+}
+
 /* ---- memory */
 
 TEST(the_batch_is_what_fits_in_the_memory_that_there_is) {
