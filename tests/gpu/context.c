@@ -2,8 +2,9 @@
  * that stick, plans, recordings, events. On the shim also what a device does not do at will: every call of
  * the runtime fails in turn. */
 #include <math.h>
+#include <pthread.h>
 
-#include "kernels/cuda/context.h"
+#include "kernels/cuda/layer.h"
 #include "tests/unit/check.h"
 #ifdef KX_SHIM
 #include "tests/gpu/shim/shim.h"
@@ -256,6 +257,42 @@ TEST(a_weight_that_f16_cannot_hold_is_an_error_that_names_it) {
     kx_ctx_destroy(wide);
 }
 
+/* More than a stage holds, in every order that weights are laid out in. */
+TEST(weights_of_any_size_lie_as_the_kernels_want_them) {
+    enum { IN = 500, OUT = 600, TAPS = 9 };
+    struct kx_ctx *ctx = plain();
+    float *w = malloc(sizeof *w * IN * OUT * TAPS), *laid = malloc(sizeof *laid * IN * OUT * TAPS);
+    struct kx_conv *conv;
+    struct kx_linear *linear;
+    struct kn_err err;
+    CHECK(w && laid);
+    for (int i = 0; i < IN * OUT * TAPS; i++) w[i] = (float)(i % 2039) - 1019;
+    CHECK_INT(kx_conv_create(ctx, &(struct kx_conv_shape){IN, OUT, 3, 1, false}, w, NULL, &conv, &err), 0);
+    kx_download_values(ctx, laid, ((struct kx_gpu_layer *)(void *)conv)->weight, IN * OUT * TAPS);
+    for (int o = 0; o < OUT; o++)
+        for (int k = 0; k < TAPS; k++)
+            for (int i = 0; i < IN; i++)
+                if (laid[(o * TAPS + k) * IN + i] != w[(o * IN + i) * TAPS + k]) CHECK_INT(o, -1);
+    kx_conv_destroy(conv);
+    for (int act = KX_ACT_NONE; act <= KX_ACT_GEGLU; act += KX_ACT_GEGLU) {
+        CHECK_INT(kx_linear_create(ctx, IN, OUT, (enum kx_act)act, w, w, &linear, &err), 0);
+        const struct kx_gpu_layer *l = (struct kx_gpu_layer *)(void *)linear;
+        CHECK(l->interleaved == (act == KX_ACT_GEGLU));
+        kx_download_values(ctx, laid, l->weight, IN * OUT);
+        for (int r = 0; r < OUT; r++) {
+            int from = act ? kx_cuda_geglu_row(r, OUT) : r;
+            CHECK(!memcmp(laid + r * IN, w + from * IN, IN * sizeof *w));
+        }
+        kx_download(ctx, laid, l->bias, OUT * sizeof *laid);
+        for (int r = 0; r < OUT; r++) CHECK(laid[r] == w[act ? kx_cuda_geglu_row(r, OUT) : r]);
+        kx_linear_destroy(linear);
+    }
+    want_ok(ctx);
+    free(w);
+    free(laid);
+    kx_ctx_destroy(ctx);
+}
+
 /* ---- plans */
 
 TEST(a_workspace_that_cannot_grow_leaves_the_old_one) {
@@ -416,6 +453,47 @@ TEST(a_layer_may_be_used_on_another_context_of_the_device) {
     kx_ctx_destroy(ctx);
 }
 
+/* A stage of a render: a thread with a context of its own. */
+struct stage {
+    struct kx_ctx *ctx;
+    pthread_t thread;
+    int wrong;
+};
+
+static void *run_stage(void *arg) {
+    struct stage *s = arg;
+    struct kx_recording *r = NULL;
+    struct job j = {.ctx = s->ctx, .x = {NULL, PIXELS, 1, 1, C}, .y = {NULL, PIXELS, 1, 1, C}};
+    for (int round = 0; round < 20; round++) {
+        float v[VALUES];
+        void *spare = kx_alloc(s->ctx, 1000 * (size_t)(round + 1));
+        if (!j.x.v) j.x.v = kx_alloc(s->ctx, VALUES * 2);
+        if (!j.y.v) j.y.v = kx_alloc(s->ctx, VALUES * 2);
+        for (int i = 0; i < VALUES; i++) v[i] = (float)(round % 7 - 3);
+        kx_upload_values(s->ctx, j.x.v, v, VALUES);
+        kx_replay(s->ctx, &r, job_run, &j);
+        kx_download_values(s->ctx, v, j.y.v, VALUES);
+        float want = (float)(round % 7 - 3);
+        for (int i = 0; i < VALUES; i++) s->wrong += !(fabsf(v[i] - want / (1 + expf(-want))) < 1e-2f);
+        kx_free(s->ctx, spare);
+    }
+    struct kn_err err;
+    if (kx_sync(s->ctx, &err)) s->wrong++;
+    kx_recording_destroy(s->ctx, r);
+    job_fini(&j);
+    return NULL;
+}
+
+TEST(three_threads_use_three_contexts_of_a_device) {
+    struct stage s[3] = {{.ctx = plain()}};
+    s[1].ctx = make(&(struct kx_cuda_options){.parent = s[0].ctx, .priority = 1});
+    s[2].ctx = make(&(struct kx_cuda_options){.parent = s[0].ctx, .type = KX_STORE_BF16});
+    for (int i = 0; i < 3; i++) CHECK(!pthread_create(&s[i].thread, NULL, run_stage, &s[i]));
+    for (int i = 0; i < 3; i++) pthread_join(s[i].thread, NULL);
+    for (int i = 0; i < 3; i++) CHECK_INT(s[i].wrong, 0);
+    for (int i = 2; i >= 0; i--) kx_ctx_destroy(s[i].ctx);
+}
+
 TEST(a_device_that_was_given_up_is_asked_nothing_more) {
     struct kx_ctx *ctx = plain(), *other = make(&(struct kx_cuda_options){.parent = ctx}), *apart = plain();
     struct job j;
@@ -456,8 +534,9 @@ TEST(out_of_memory_is_forgotten_at_once) {
     job_init(&j, ctx);
     kx_shim_fail("cudaMalloc", 1, cudaErrorMemoryAllocation, false);
     CHECK(!kx_alloc(ctx, 100));
+    CHECK_INT(cudaPeekAtLastError(), cudaSuccess); /* who asks after a launch must not find that one */
     job_fill(&j, 1);
-    job_run(&j); /* a launch asks for the last error: it must not find that one */
+    job_run(&j);
     job_check(&j, 1);
     for (int n = 1; n <= 2; n++) {
         kx_shim_fail("cudaMalloc", n, cudaErrorMemoryAllocation, false);

@@ -21,6 +21,7 @@ enum { PARITY_IMAGES = 8, PARITY_ARRAYS = 16, PARITY_RESULTS = 12, PARITY_GUARD 
 struct draw {
     uint64_t s;
     enum kx_store type;
+    int round; /* counts from 0: what must not be left to chance goes by it */
 };
 
 PARITY_UNUSED static uint32_t draw_bits(struct draw *d) {
