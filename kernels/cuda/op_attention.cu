@@ -235,8 +235,8 @@ KX_DEVICE void soften(float (&s)[MT][KEYS / 8][4], float (&o)[MT][CHUNKS][4], fl
 
 /* O += S · v: a step of 16 keys, 16 columns at a time. */
 template <typename T, int DIM, int KEYS, int MT>
-KX_DEVICE void weigh(float (&o)[MT][tile<DIM, KEYS, MT>::CHUNKS][4], const float (&s)[MT][KEYS / 8][4],
-                     const kx_vec8<T> *values) {
+KX_DEVICE void weigh(const kx_vec8<T> *values, const float (&s)[MT][KEYS / 8][4],
+                     float (&o)[MT][tile<DIM, KEYS, MT>::CHUNKS][4]) {
     typedef tile<DIM, KEYS, MT> t;
     int lane = (int)threadIdx.x % 32;
     const kx_vec8<T> *value = values + lane % 16 * t::PITCH + lane / 16;
@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attention_tiled(const struct 
         scores<T, DIM, KEYS, MT>(s, q, here);
         mask<KEYS, MT>(s, a, i * KEYS, mine);
         soften<t::CHUNKS, KEYS, MT>(s, o, top, sum, scale);
-        weigh<T, DIM, KEYS, MT>(o, s, here + KEYS * t::PITCH);
+        weigh<T, DIM, KEYS, MT>(here + KEYS * t::PITCH, s, o);
     }
 
     /* Out through the ring, so that whole chunks are written: each warp its own rows. */
@@ -421,3 +421,9 @@ extern "C" cudaError_t kx_cuda_attention(cudaStream_t stream, enum kx_store type
     if (e != cudaSuccess) return e;
     return kx_cuda_attention_wide(stream, type, a, shared >= KX_ATTENTION_WIDE_128_BYTES ? 128 : 64);
 }
+
+#if !defined(KX_CUDA_SM90) && !defined(KX_SHIM) /* else op_attention_sm90.cu has it */
+extern "C" cudaError_t kx_cuda_attention_sm90(cudaStream_t, enum kx_store, const struct kx_attention *) {
+    return KX_CUDA_NO;
+}
+#endif

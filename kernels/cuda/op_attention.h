@@ -19,6 +19,10 @@ cudaError_t kx_cuda_attention_tiled(cudaStream_t stream, enum kx_store type, con
 #define KX_ATTENTION_WIDE_128_BYTES 158720
 cudaError_t kx_cuda_attention_wide(cudaStream_t stream, enum kx_store type, const struct kx_attention *a,
                                    int keys);
+/* op_attention_sm90.cu: wgmma and TMA, head sizes 40, 64, 80, 128, 160, strides that are multiples of the
+ * head size. Compute capability 9.0, and only where the backend is built for 90a; KX_CUDA_NO elsewhere. Not
+ * the default. */
+cudaError_t kx_cuda_attention_sm90(cudaStream_t stream, enum kx_store type, const struct kx_attention *a);
 /* Whether 16-byte accesses reach all of it: what tiled and wide ask for. */
 bool kx_cuda_attention_aligned(const struct kx_attention *a);
 

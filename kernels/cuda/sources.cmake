@@ -1,6 +1,7 @@
 # Sources of the CUDA backend, for build.cmake: kernels are compiled by nvcc (and by g++ on the tests' shim), host code by the C compiler.
 set(KX_CUDA_KERNELS
     op_attention.cu
+    op_attention_sm90.cu
     op_attention_wide.cu
     op_conv.cu
     op_conv_fp8.cu

@@ -12,8 +12,8 @@
 static const enum kx_store types[2] = {KX_STORE_F16, KX_STORE_BF16};
 static const double bounds[2] = {2e-7, 1e-5}; /* NMSE */
 
-enum variant { DEFAULT, SIMPLE, TILED, WIDE_128, WIDE_64 };
-static const char *const variant_names[] = {"default", "simple", "tiled", "wide 128", "wide 64"};
+enum variant { DEFAULT, SIMPLE, TILED, WIDE_128, WIDE_64, SM90 };
+static const char *const variant_names[] = {"default", "simple", "tiled", "wide 128", "wide 64", "sm90"};
 
 /* How rows lie in memory. */
 enum lay {
@@ -126,6 +126,7 @@ static bool run(const struct input *in, enum variant variant, uint16_t *out) {
     cudaError_t e = variant == SIMPLE     ? kx_cuda_attention_simple(NULL, in->type, &a)
                     : variant == TILED    ? kx_cuda_attention_tiled(NULL, in->type, &a)
                     : variant == WIDE_128 ? kx_cuda_attention_wide(NULL, in->type, &a, 128)
+                    : variant == SM90     ? kx_cuda_attention_sm90(NULL, in->type, &a)
                     : variant == WIDE_64  ? kx_cuda_attention_wide(NULL, in->type, &a, 64)
                                           : kx_cuda_attention(NULL, in->type, &a);
     gpu_download(got, dout, out_room * 2);
@@ -204,6 +205,22 @@ static bool near(const struct input *in, enum variant variant, double bound) {
                 variant_names[variant], in->type == KX_STORE_F16 ? "f16" : "bf16", s->n, s->rows, s->length,
                 s->heads, s->dim, (int)s->lay, s->causal ? ", causal" : "", e, bound);
     return e <= bound;
+}
+
+/* Whether the device runs Hopper's variant. */
+static bool sm90(void) {
+    struct kx_attention a;
+    memset(&a, 0, sizeof a);
+    a.n = a.rows = a.length = a.heads = 1;
+    a.dim = 40;
+    a.scale = 1;
+    a.q_stride = a.k_stride = a.v_stride = a.out_stride = a.kv_image = 40;
+    void *p = gpu_poisoned(4 * 80);
+    a.q = p, a.k = (uint16_t *)p + 40, a.v = (uint16_t *)p + 80, a.out = (uint16_t *)p + 120;
+    cudaError_t e = kx_cuda_attention_sm90(NULL, KX_STORE_F16, &a);
+    gpu_sync();
+    gpu_free(p);
+    return e != KX_CUDA_NO;
 }
 
 /* A shape in both types (the second only where `both`). */
@@ -438,4 +455,23 @@ TEST(attention_of_the_models) {
     }
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         CHECK(shape_near(&shapes[i], DEFAULT, true, i));
+}
+
+/* Hopper's variant: here with its instructions emulated, on a device where it is one and is built for it. */
+TEST(attention_sm90_is_like_the_others) {
+    static const struct shape shapes[] = {
+        {1, 130, 77, 2, 40, false, APART},  {1, 70, 300, 1, 64, false, APART},
+        {2, 140, 140, 1, 64, true, FUSED},  {1, 9, 129, 2, 80, false, APART},
+        {1, 65, 385, 1, 128, false, APART}, {1, 20, 200, 1, 160, false, APART},
+        {1, 200, 200, 1, 40, true, FUSED},  {1, 1, 1, 1, 80, false, APART},
+    };
+    if (!sm90()) return;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) CHECK(shape_near(&shapes[i], SM90, false, i));
+    struct shape s = {4, 17, 150, 1, 64, false, APART};
+    struct input in;
+    open_input(&in, &s, KX_STORE_BF16, 2, 2, 5);
+    in.index = (int32_t *)want_memory(4 * sizeof(int32_t));
+    in.index[0] = 1, in.index[1] = 0, in.index[2] = 0, in.index[3] = 1;
+    CHECK(near(&in, SM90, bounds[1]));
+    close_input(&in);
 }

@@ -382,6 +382,17 @@ static int barrier_wait(int id, int expected, int kind, int value, const char *f
     return result;
 }
 
+extern "C" void kx_shim_yield(void) {
+    runner *r = me;
+    for (int i = 1; i < r->threads; i++) {
+        fiber *f = &r->fibers[(r->now->index + i) % r->threads];
+        if (f->state == ready) {
+            switch_to(r->now, f);
+            return;
+        }
+    }
+}
+
 extern "C" int kx_shim_barrier(int kind, int value, const char *file, int line) {
     return barrier_wait(0, me->threads, kind, value, file, line);
 }
