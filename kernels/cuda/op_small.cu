@@ -198,8 +198,8 @@ static __global__ void __launch_bounds__(THREADS)
     struct stretch s = stretch_of(&rows);
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int r = i / rows.units, u = i - r * rows.units;
-        int64_t row = s.first + r, of = row / nb;
-        struct unit<W> v = load<W>(a + (of * rows.units + u) * W);
+        int row = (int)s.first + r, of = row / nb;
+        struct unit<W> v = load<W>(a + ((int64_t)of * rows.units + u) * W);
         if (b) {
             struct unit<W> w = load<W>(b + ((row - of * nb) * rows.units + u) * W);
 #pragma unroll
@@ -207,13 +207,14 @@ static __global__ void __launch_bounds__(THREADS)
         }
 #pragma unroll
         for (int k = 0; k < W; k++) v.v[k] = sigmoid_times(v.v[k], 1.0f);
-        store<W>(y + (row * rows.units + u) * W, v);
+        store<W>(y + ((int64_t)row * rows.units + u) * W, v);
     }
 }
 
 cudaError_t kx_cuda_add_silu(cudaStream_t stream, enum kx_store type, const void *a, int na, const void *b,
                              int nb, int c, void *y) {
-    if (na < 1 || nb < 1 || (!b && nb != 1) || !fits((int64_t)na * nb, c)) return cudaErrorInvalidValue;
+    if (na < 1 || nb < 1 || (!b && nb != 1) || (int64_t)na * nb > INT32_MAX || !fits((int64_t)na * nb, c))
+        return cudaErrorInvalidValue;
     bool wide = c % 8 == 0 && aligned16(a, b, y);
     struct rows r = rows_of((int64_t)na * nb, wide ? c / 8 : c);
     KX_DISPATCH(type, T,
@@ -232,7 +233,7 @@ static __global__ void __launch_bounds__(THREADS)
         int r = i / rows.units, u = i - r * rows.units;
         int64_t row = s.first + r;
         struct unit<W> v = load<W>(tokens + ((int64_t)ids[row] * rows.units + u) * W);
-        struct unit<W> w = load<W>(places + (row % positions * rows.units + u) * W);
+        struct unit<W> w = load<W>(places + ((int)row % positions * rows.units + u) * W);
 #pragma unroll
         for (int k = 0; k < W; k++) v.v[k] += w.v[k];
         store<W>(y + (row * rows.units + u) * W, v);
@@ -241,7 +242,8 @@ static __global__ void __launch_bounds__(THREADS)
 
 cudaError_t kx_cuda_embed(cudaStream_t stream, enum kx_store type, const void *tokens, const void *places,
                           const int32_t *ids, int n, int positions, int c, void *y) {
-    if (n < 1 || positions < 1 || !fits((int64_t)n * positions, c)) return cudaErrorInvalidValue;
+    if (n < 1 || positions < 1 || (int64_t)n * positions > INT32_MAX || !fits((int64_t)n * positions, c))
+        return cudaErrorInvalidValue;
     bool wide = c % 8 == 0 && aligned16(tokens, places, y);
     struct rows r = rows_of((int64_t)n * positions, wide ? c / 8 : c);
     KX_DISPATCH(type, T,
