@@ -252,6 +252,15 @@ static bool built_for(const struct kx_cuda_device_facts *f) {
     return false;
 }
 
+bool kx_gpu_has_sm90(const struct kx_gpu_device *d) {
+#ifdef KX_CUDA_SM90
+    return d->facts.major == 9 && d->facts.minor == 0;
+#else
+    (void)d;
+    return false;
+#endif
+}
+
 static int write_facts(struct kx_gpu *g, struct kn_err *err) {
     const struct kx_cuda_device_facts *f = &g->device->facts;
     int driver = 0, runtime = 0;
@@ -261,9 +270,10 @@ static int write_facts(struct kx_gpu *g, struct kn_err *err) {
     if (!built_for(f)) snprintf(compiler, sizeof compiler, ", compiled by driver %d", driver);
     if (g->device->library) kx_library_facts(g->device->library, libraries, sizeof libraries);
     snprintf(g->name, sizeof g->name, "cuda-sm%d%d", f->major, f->minor);
-    snprintf(g->facts, sizeof g->facts, "sm_%d%d, %d SMs; %s; %s; kernels of cuda %d%s; %s%s%s; table %s",
+    snprintf(g->facts, sizeof g->facts, "sm_%d%d, %d SMs; %s; %s; kernels of cuda %d%s%s; %s%s%s; table %s",
              f->major, f->minor, f->sm_count, g->type == KX_STORE_F16 ? "f16" : "bf16",
-             g->reproducible ? "reproducible" : "fastest", runtime, compiler, libraries,
+             g->reproducible ? "reproducible" : "fastest", runtime,
+             kx_gpu_has_sm90(g->device) ? " with sm_90a's" : "", compiler, libraries,
              g->device->library && !g->lt ? ", cublaslt not used" : "",
              g->device->library && !g->dnn ? ", cudnn not used" : "",
              kx_variants_digest(g->device->variants));
@@ -309,8 +319,7 @@ static int library_init(struct kx_gpu *g, struct kn_err *err) {
         rc = kx_cudnn_create(library, g->type, g->stream, &g->dnn, err);
         if (rc && rc != KN_EUNSUPPORTED) return rc;
     }
-    if ((g->lt || g->dnn) && !(g->choices = kn_map_create(KX_GPU_CHOICES_MAX)))
-        return kn_err_set(err, KN_ENOMEM, "out of memory");
+    if (!(g->choices = kn_map_create(KX_GPU_CHOICES_MAX))) return kn_err_set(err, KN_ENOMEM, "out of memory");
     return 0;
 }
 

@@ -70,7 +70,7 @@ struct kx_gpu {
     struct kx_lt *lt;       /* owns; NULL: no cuBLASLt */
     void *lt_workspace;     /* owns: equal bits are promised only to one that no other stream uses */
     struct kx_dnn *dnn;     /* owns; NULL: no cuDNN */
-    struct kn_map *choices; /* owns: product.c's, by layer and shape; NULL where there is no library */
+    struct kn_map *choices; /* owns: product.c's, by layer and shape */
     unsigned age;           /* of the plans */
     unsigned moves;         /* of the workspace: a recording holds its address */
     bool capturing;
@@ -95,6 +95,8 @@ bool kx_gpu_enter(struct kx_gpu *g);
 void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) KN_PRINTF(3, 4);
 /* Notes what a call of CUDA returned, under the op's name. True: cudaSuccess, nothing to note. */
 bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op);
+/* Whether this is a Hopper and the kernels for it alone were built (op_*_sm90.cu). */
+bool kx_gpu_has_sm90(const struct kx_gpu_device *d);
 /* The first failure, cleared; a dead device's stays. */
 int kx_gpu_error(struct kx_ctx *ctx, struct kn_err *err);
 /* Waits until e, recorded on this context's stream, is done. 0, KN_ETIMEOUT after timeout_ms (negative: no

@@ -3,6 +3,8 @@
 #include <assert.h>
 
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/op_attention.h"
+#include "kernels/cuda/table.h"
 
 /* Whether the op is to be launched: not while planning, not on a dead device. */
 static bool runs(struct kx_gpu *g) {
@@ -36,10 +38,21 @@ void kx_gpu_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const floa
                   "layer norm");
 }
 
+/* The kernel for Hopper where the table says so and it can. */
+static cudaError_t attend(struct kx_gpu *g, const struct kx_attention *a) {
+    cudaError_t e = KX_CUDA_NO;
+#ifdef KX_CUDA_SM90
+    if (kx_gpu_has_sm90(g->device) &&
+        kx_variant_attention(g->device->variants, a->dim, a->rows, a->length) == KX_VARIANT_SM90)
+        e = kx_cuda_attention_sm90(g->stream, g->type, a);
+#endif
+    return e == KX_CUDA_NO ? kx_cuda_attention(g->stream, g->type, a) : e;
+}
+
 void kx_gpu_attention(struct kx_ctx *ctx, const struct kx_attention *a) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     assert(a->n > 0 && a->rows > 0 && a->length > 0 && a->heads > 0 && a->dim > 0);
-    if (runs(g)) kx_gpu_ok(g, kx_cuda_attention(g->stream, g->type, a), "attention");
+    if (runs(g)) kx_gpu_ok(g, attend(g, a), "attention");
 }
 
 void kx_gpu_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,

@@ -1,9 +1,8 @@
 /* Which variant computes a layer, and how: the table (table.h) says it by one image's shape, the libraries
  * make their plans while the context plans, and our own kernel does what is left. See layer.h.
  *
- * A choice is made once for a layer, a number of images and a size, and kept: a run looks it up. Without
- * libraries there is nothing to keep. In the reproducible mode neither the variant nor a library's algorithm
- * depends on the number of images.
+ * A choice is made once for a layer, a number of images and a size, and kept: a run looks it up. In the
+ * reproducible mode neither the variant nor a library's algorithm depends on the number of images.
  *
  * GEGLU. Our kernel multiplies the halves in its epilogue and wants their rows interleaved; the library wants
  * them apart, and the product is multiplied in a pass of its own. One layout is kept: where a shape's variant
@@ -18,10 +17,10 @@
 #include "kernels/cuda/layer.h"
 #include "kernels/cuda/table.h"
 
-enum { LAYOUT_ROWS = 1024, CHOICES_TRIM = 4096 };
+enum { LAYOUT_ROWS = 1024, CHOICES_TRIM = 1 << 15 };
 
 struct choice {
-    enum kx_variant variant; /* KX_VARIANT_OWN, _CUBLASLT, _CUDNN */
+    enum kx_variant variant;
     struct kx_lt_plan *lt;   /* borrowed */
     struct kx_dnn_plan *dnn; /* borrowed */
     size_t before;           /* bytes of the workspace for an upsampled x; the rest is the library's */
@@ -36,6 +35,10 @@ struct key {
 bool kx_gpu_layer_plain(const struct kx_gpu *g, int in, int out, enum kx_act act) {
     return act == KX_ACT_GEGLU && g->lt &&
            kx_variant_linear(g->device->variants, in, out, act, LAYOUT_ROWS) == KX_VARIANT_CUBLASLT;
+}
+
+static struct key key_of(const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift, bool residual) {
+    return (struct key){l->id, x->n, x->h, x->w, (shift ? 1 : 0) | (residual ? 2 : 0)};
 }
 
 /* ---- choosing */
@@ -94,7 +97,9 @@ static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct k
              : c->variant == KX_VARIANT_CUDNN  ? plan_dnn(g, l, x, shift, residual, c, err)
                                                : KN_EUNSUPPORTED;
     if (rc == KN_EUNSUPPORTED) {
-        *c = (struct choice){.variant = KX_VARIANT_OWN};
+        *c = (struct choice){.variant = c->variant == KX_VARIANT_SM90 && kx_gpu_has_sm90(g->device)
+                                            ? KX_VARIANT_SM90
+                                            : KX_VARIANT_OWN};
         rc = 0;
     }
     /* ours in any case: a pointer may turn out not to be aligned as a library asks */
@@ -103,8 +108,9 @@ static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct k
 }
 
 static void plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift,
-                 bool residual, const struct kx_tensor *y, const struct key *k) {
-    struct choice *c = kn_map_get(g->choices, k, sizeof *k);
+                 bool residual, const struct kx_tensor *y) {
+    struct key k = key_of(l, x, shift, residual);
+    struct choice *c = kn_map_get(g->choices, &k, sizeof k);
     struct kn_err err = {0};
     if (!c && kx_gpu_enter(g)) {
         int rc = KN_ENOMEM;
@@ -112,7 +118,7 @@ static void plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx
             kx_gpu_fail(g, rc, "out of memory");
         else if ((rc = choose(g, l, x, shift, residual, y, c, &err)))
             kx_gpu_fail(g, rc, "%s", err.text);
-        else if ((rc = kn_map_put(g->choices, k, sizeof *k, c)))
+        else if ((rc = kn_map_put(g->choices, &k, sizeof k, c)))
             kx_gpu_fail(g, rc, "a plan: %s", kn_err_words(rc));
         if (rc) {
             free(c);
@@ -131,7 +137,7 @@ void kx_gpu_choices_forget(struct kx_gpu *g) {
 
 void kx_gpu_plan_trim(struct kx_ctx *ctx) {
     struct kx_gpu *g = kx_gpu_of(ctx);
-    if (!g->choices || kn_map_count(g->choices) <= CHOICES_TRIM || !kx_gpu_drain(g, "dropping plans")) return;
+    if (kn_map_count(g->choices) <= CHOICES_TRIM || !kx_gpu_drain(g, "dropping plans")) return;
     struct kn_map *empty = kn_map_create(KX_GPU_CHOICES_MAX);
     if (!empty) return; /* another time */
     kx_gpu_choices_forget(g);
@@ -143,9 +149,16 @@ void kx_gpu_plan_trim(struct kx_ctx *ctx) {
 
 /* ---- running */
 
-static cudaError_t run_own(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                           const struct kx_rows *shift, const struct kx_tensor *residual,
-                           const struct kx_tensor *y) {
+/* Ours: for all devices, or for Hopper and, what that one refuses, for all. */
+static cudaError_t launch(struct kx_gpu *g, const struct choice *c, const struct kx_cuda_gemm *p) {
+    cudaError_t e = KX_CUDA_NO;
+    (void)c;
+    return e == KX_CUDA_NO ? kx_cuda_conv(g->stream, p) : e;
+}
+
+static cudaError_t run_own(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct choice *c,
+                           const struct kx_tensor *x, const struct kx_rows *shift,
+                           const struct kx_tensor *residual, const struct kx_tensor *y) {
     bool apart = l->act == KX_ACT_GEGLU && !l->interleaved;
     struct kx_cuda_gemm p = {.type = l->type,
                              .n = x->n,
@@ -163,7 +176,7 @@ static cudaError_t run_own(struct kx_gpu *g, const struct kx_gpu_layer *l, const
                              .residual = residual ? residual->v : NULL,
                              .y = apart ? g->workspace : y->v};
     if (shift) p.shift = *shift;
-    cudaError_t e = kx_cuda_conv(g->stream, &p);
+    cudaError_t e = launch(g, c, &p);
     if (e == cudaSuccess && apart)
         e = kx_cuda_geglu(g->stream, l->type, g->workspace, x->n * image_pixels(x), y->c, y->v);
     return e;
@@ -209,23 +222,22 @@ void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
     const char *op = l->linear ? "linear layer" : "convolution";
     assert(l->type == g->type && l->device == g->device);
     assert(!residual || kx_count(residual) == kx_count(y));
-    if (shift && !shift->v) shift = NULL;
-    struct key k = {l->id, x->n, x->h, x->w, (shift ? 1 : 0) | (residual ? 2 : 0)};
-    struct choice own = {.variant = KX_VARIANT_OWN, .bytes = own_bytes(l, x)};
     if (g->base.planning) {
-        if (g->base.counting) return;
-        if (g->choices)
-            plan(g, l, x, shift, residual, y, &k);
-        else
-            kx_gpu_want(g, own.bytes);
+        if (!g->base.counting) {
+            /* what is shifted by may not be there yet: then either may come */
+            if (!shift || !shift->v) plan(g, l, x, false, residual, y);
+            if (shift) plan(g, l, x, true, residual, y);
+        }
         return;
     }
+    if (shift && !shift->v) shift = NULL;
+    struct key k = key_of(l, x, shift, residual);
     if (!kx_gpu_enter(g)) return;
-    const struct choice *c = g->choices ? kn_map_get(g->choices, &k, sizeof k) : &own;
+    const struct choice *c = kn_map_get(g->choices, &k, sizeof k);
     assert(c && c->bytes <= g->workspace_bytes); /* planned with this size */
     bool fits = aligned(x->v) && aligned(y->v) && (!residual || aligned(residual->v));
     cudaError_t e = fits && c->variant == KX_VARIANT_CUBLASLT ? run_lt(g, l, c, x, residual, y)
                     : fits && c->variant == KX_VARIANT_CUDNN  ? run_dnn(g, l, c, x, shift, residual, y)
-                                                              : run_own(g, l, x, shift, residual, y);
+                                                              : run_own(g, l, c, x, shift, residual, y);
     kx_gpu_ok(g, e, op);
 }

@@ -260,7 +260,7 @@ TEST(a_weight_that_f16_cannot_hold_is_an_error_that_names_it) {
 /* More than a stage holds, in every order that weights are laid out in. */
 TEST(weights_of_any_size_lie_as_the_kernels_want_them) {
     enum { IN = 500, OUT = 600, TAPS = 9 };
-    struct kx_ctx *ctx = plain();
+    struct kx_ctx *ctx = make(&(struct kx_cuda_options){.own_kernels = true});
     float *w = malloc(sizeof *w * IN * OUT * TAPS), *laid = malloc(sizeof *laid * IN * OUT * TAPS);
     struct kx_conv *conv;
     struct kx_linear *linear;
