@@ -406,8 +406,7 @@ static int start(struct kx_gpu *g, const struct kx_cuda_options *o, struct kn_er
     if (!g->error) kx_gpu_ok(g, cudaEventCreateWithFlags(&g->mark, cudaEventDisableTiming), "event");
     int rc = kx_gpu_error(&g->base, err);
     if (!rc) rc = library_init(g, err);
-    if (!rc) rc = write_facts(g, err);
-    return rc ? rc : kx_gpu_memory_init(g, err);
+    return rc ? rc : write_facts(g, err);
 }
 
 int kx_cuda_ctx_create(const struct kx_cuda_options *o, struct kx_ctx **out, struct kn_err *err) {

