@@ -32,6 +32,7 @@
 #endif
 #endif
 #ifdef KX_SHIM_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -79,6 +80,7 @@ struct barrier {
 
 /* A device thread: runs one block at a time. */
 struct runner {
+    unsigned char *signals; /* the stack of signal handlers */
     fiber fibers[threads_max];
     int threads, finished;
     fiber *now;
@@ -129,6 +131,9 @@ __asm__(
 static void fiber_main(void);
 
 static void fiber_prepare(fiber *f) {
+#ifdef KX_SHIM_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(f->stack, stack_bytes); /* the last one on it never returned */
+#endif
 #ifdef __x86_64__
     void **sp = (void **)(f->stack + stack_bytes);
     *--sp = nullptr; /* a function starts with its stack 8 past a multiple of 16 */
@@ -629,8 +634,9 @@ static runner *runner_create(void) {
                                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     unsigned char *shared = (unsigned char *)mmap(nullptr, shared_room + 2 * page, PROT_READ | PROT_WRITE,
                                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    unsigned char *signals = (unsigned char *)malloc(64 << 10);
-    if (!r || stacks == MAP_FAILED || shared == MAP_FAILED || !signals) abort();
+    if (!r || stacks == MAP_FAILED || shared == MAP_FAILED) abort();
+    r->signals = (unsigned char *)malloc(64 << 10);
+    if (!r->signals) abort();
     for (int i = 0; i < threads_max; i++) {
         mprotect(stacks + (size_t)i * (stack_bytes + page), page, PROT_NONE);
         r->fibers[i].stack = stacks + (size_t)i * (stack_bytes + page) + page;
@@ -639,7 +645,7 @@ static runner *runner_create(void) {
     memset(shared, guard_byte, shared_room + page);
     mprotect(r->shared_end, page, PROT_NONE);
     stack_t alternative = {};
-    alternative.ss_sp = signals;
+    alternative.ss_sp = r->signals;
     alternative.ss_size = 64 << 10;
     sigaltstack(&alternative, nullptr);
     me = r;
