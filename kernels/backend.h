@@ -40,11 +40,13 @@ struct kx_backend {
 
     int (*conv_create)(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                        const float *bias, struct kx_conv **out, struct kn_err *err);
+    int (*conv_set)(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
     void (*conv_destroy)(struct kx_conv *c);
     void (*conv)(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
                  const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
     int (*linear_create)(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                          const float *bias, struct kx_linear **out_linear, struct kn_err *err);
+    int (*linear_set)(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
     void (*linear_destroy)(struct kx_linear *l);
     void (*linear)(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
                    const struct kx_tensor *residual, struct kx_tensor *y);

@@ -44,6 +44,11 @@ void kx_condition_fini(struct kiln_model *m) {
     encoded_fini(&m->none);
 }
 
+void kx_condition_forget(struct kiln_model *m) {
+    for (int i = 0; i < m->cache_count; i++) encoded_fini(&m->cache[i]);
+    m->cache_count = 0;
+}
+
 static struct encoded *find(struct kiln_model *m, const char *text) {
     for (int i = 0; i < m->cache_count; i++)
         if (!strcmp(m->cache[i].text, text)) return &m->cache[i];

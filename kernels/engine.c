@@ -126,11 +126,11 @@ void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage) {
     pthread_mutex_unlock(&e->locks[e->gpu ? stage : KX_STAGE_TEXT]);
 }
 
-static void enter_all(struct kiln_engine *e) {
+void kx_engine_enter_all(struct kiln_engine *e) {
     for (int i = 0; i < (e->gpu ? KX_STAGES : 1); i++) pthread_mutex_lock(&e->locks[i]);
 }
 
-static void leave_all(struct kiln_engine *e) {
+void kx_engine_leave_all(struct kiln_engine *e) {
     for (int i = 0; i < (e->gpu ? KX_STAGES : 1); i++) pthread_mutex_unlock(&e->locks[i]);
 }
 
@@ -225,10 +225,12 @@ int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **
     m->engine = e;
     m->vae_ctx = e->vae;
     pthread_mutex_init(&m->limits_lock, NULL);
-    enter_all(e);
-    int rc = load(m, dir, err);
+    kx_engine_enter_all(e);
+    int rc = snprintf(m->dir, sizeof m->dir, "%s", dir) < (int)sizeof m->dir
+                 ? load(m, dir, err)
+                 : kn_err_set(err, KN_ELIMIT, "%s: path too long", dir);
     if (rc) destroy(m);
-    leave_all(e);
+    kx_engine_leave_all(e);
     if (!rc) *out = m;
     return rc;
 }
@@ -236,9 +238,9 @@ int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **
 void kiln_model_destroy(struct kiln_model *m) {
     if (!m) return;
     struct kiln_engine *e = m->engine;
-    enter_all(e);
+    kx_engine_enter_all(e);
     destroy(m);
-    leave_all(e);
+    kx_engine_leave_all(e);
 }
 
 /* ---- how many images at once ---- */

@@ -9,6 +9,8 @@
 
 #include <pthread.h>
 
+#include "base/fs.h"
+
 #include "kernels/io/config.h"
 #include "kernels/kiln.h"
 #include "kernels/ops.h"
@@ -52,6 +54,8 @@ struct kiln_model {
     struct kx_unet *unet;
     struct kx_vae *vae;
     struct kx_ctx *vae_ctx; /* the engine's vae or vae_wide */
+    char dir[KN_PATH_MAX];
+    bool spoiled; /* a change of weights failed, and so did taking it back (lora.c) */
 
     int positions, width, pooled; /* of the text states; values of the pooled state, 0: none */
     struct encoded none;          /* what no text is (kx_condition) */
@@ -87,6 +91,9 @@ void kx_busy_between(struct kiln_engine *e, struct kx_ctx *ctx, struct kx_event 
 
 void kx_stage_enter(struct kiln_engine *e, enum kx_stage stage);
 void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage);
+/* All of them, in order. */
+void kx_engine_enter_all(struct kiln_engine *e);
+void kx_engine_leave_all(struct kiln_engine *e);
 
 /* ---- condition.c */
 
@@ -96,6 +103,8 @@ KN_MUST_USE int kx_condition(struct kiln_model *m, const char *const *texts, int
                              const struct encoded **out, struct kn_err *err);
 KN_MUST_USE int kx_condition_init(struct kiln_model *m, struct kn_err *err);
 void kx_condition_fini(struct kiln_model *m);
+/* The text encoders are others: what was remembered is void. */
+void kx_condition_forget(struct kiln_model *m);
 
 /* ---- render.c */
 

@@ -63,6 +63,18 @@ KN_MUST_USE int kiln_model_describe(const char *dir, const char *cache_dir, stru
 KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out,
                                 struct kn_err *err);
 void kiln_model_destroy(struct kiln_model *m);
+/* Applies LoRAs in this order, in place of those that were (n 0: none), without loading the model anew: the
+ * layers that they change get other weights. kohya's and diffusers'/PEFT's safetensors files; a key that
+ * matches no layer of the model is KN_EPARSE, a kind that is not applied (DoRA, LoHa …) KN_EUNSUPPORTED, each
+ * with file and key, and then nothing has changed. Waits for what is being rendered; batches that were
+ * created before are rendered with whatever weights there are then. */
+#define KILN_LORAS_MAX 16
+struct kiln_lora {
+    const char *path;
+    float scale; /* 1: as it was trained */
+};
+KN_MUST_USE int kiln_model_set_loras(struct kiln_model *m, const struct kiln_lora *loras, int n,
+                                     struct kn_err *err);
 /* The largest batch of this size that is safe here (at least 1): on a GPU computed from the memory that there
  * is, less where a batch turned out not to fit. Any thread; the first time for a size it waits for a stage
  * that runs. */

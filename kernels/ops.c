@@ -179,6 +179,9 @@ int kx_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const floa
                    struct kx_conv **out, struct kn_err *err) {
     return ctx->backend->conv_create(ctx, s, weight, bias, out, err);
 }
+int kx_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err) {
+    return ctx->backend->conv_set(ctx, c, weight, err);
+}
 void kx_conv_destroy(struct kx_conv *c) {
     if (c) maker(c)->conv_destroy(c);
 }
@@ -189,6 +192,9 @@ void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, c
 int kx_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                      const float *bias, struct kx_linear **out_linear, struct kn_err *err) {
     return ctx->backend->linear_create(ctx, in, out, act, weight, bias, out_linear, err);
+}
+int kx_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err) {
+    return ctx->backend->linear_set(ctx, l, weight, err);
 }
 void kx_linear_destroy(struct kx_linear *l) {
     if (l) maker(l)->linear_destroy(l);

@@ -158,6 +158,9 @@ struct kx_conv_shape {
 KN_MUST_USE int kx_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                                const float *bias, struct kx_conv **out,
                                struct kn_err *err); /* weight, bias: the host's; bias NULL for none */
+/* Other weights of the same shape; the bias stays. Not while ops run; plans may be dropped (kx_plan_age).
+ * When it fails, what the weights are is not known. */
+KN_MUST_USE int kx_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
 void kx_conv_destroy(struct kx_conv *c);
 /* shift: out values an image to add to every pixel (the time embedding); NULL or v NULL for none. residual:
  * y's shape, or NULL; it may be y itself. x and y must not overlap. */
@@ -172,6 +175,9 @@ enum kx_act { KX_ACT_NONE, KX_ACT_SILU, KX_ACT_GELU, KX_ACT_QUICK_GELU, KX_ACT_G
 struct kx_linear;
 KN_MUST_USE int kx_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                                  const float *bias, struct kx_linear **out_linear, struct kn_err *err);
+/* As kx_conv_set. */
+KN_MUST_USE int kx_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight,
+                              struct kn_err *err);
 void kx_linear_destroy(struct kx_linear *l);
 /* Each pixel is a row. residual: y's shape, or NULL, may be y itself; not with GEGLU. */
 void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,

@@ -265,6 +265,8 @@ static bool make_room(struct kiln_batch *b) {
 static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int n,
                        const struct kiln_callbacks *cb, struct kn_err *err) {
     if (n < 1) return kn_err_set(err, KN_EINVAL, "no tasks");
+    if (m->spoiled)
+        return kn_err_set(err, KN_ESTATE, "a LoRA could not be taken off: the model must be loaded anew");
     if (cb->dump && n != 1) return kn_err_set(err, KN_EINVAL, "a dump is of one image, not of %d", n);
     for (int i = 0; i < n; i++) {
         if ((t[i].set & KN_SET_ALL & ~(unsigned)KN_SET_MODEL) != (KN_SET_ALL & ~(unsigned)KN_SET_MODEL))

@@ -31,6 +31,8 @@ struct options {
     uint32_t images;
     int batch, threads;
     struct kiln_engine_options engine;
+    struct kiln_lora loras[KILN_LORAS_MAX]; /* their paths are argv's, cut */
+    int lora_count;
     bool json, describe, quiet;
 };
 
@@ -67,6 +69,7 @@ static const char usage[] =
     "  --device WHICH      cpu (default), cuda, or cuda:N for the N-th GPU\n"
     "  --precision TYPE    GPU: auto (default), f16 or bf16\n"
     "  --fastest           GPU: a picture may depend on its batch, for speed\n"
+    "  --lora FILE[:X]     a LoRA, X times as strong as it was trained; may be given again\n"
     "  --threads N         threads (default: all cores)\n"
     "  --cache DIR         where the model's hash is remembered (default: $XDG_CACHE_HOME/kiln or "
     "~/.cache/kiln)\n"
@@ -112,6 +115,22 @@ static int bad_number(const char *flag, const char *text, uint64_t min, uint64_t
     return fail("%s: %.64s is not between %" PRIu64 " and %" PRIu64, flag, text, min, max);
 }
 
+/* FILE or FILE:X; a colon that no number follows is the name's. */
+static int add_lora(struct options *o, char *arg) {
+    if (o->lora_count == KILN_LORAS_MAX) return fail("--lora: more than %d", KILN_LORAS_MAX);
+    struct kiln_lora *l = &o->loras[o->lora_count++];
+    *l = (struct kiln_lora){arg, 1};
+    char *colon = strrchr(arg, ':'), *end;
+    if (!colon || !colon[1]) return 0;
+    float scale = strtof(colon + 1, &end);
+    if (*end) return 0;
+    if (!isfinite(scale) || fabsf(scale) > 100)
+        return fail("--lora: %s is not between -100 and 100", colon + 1);
+    *colon = 0;
+    l->scale = scale;
+    return 0;
+}
+
 static const char *const precisions[] = {"auto", "f16", "bf16"}; /* as enum kiln_precision */
 
 static int parse_device(const char *arg, struct kiln_engine_options *out) {
@@ -131,6 +150,7 @@ enum {
     OPT_MODEL = 256,
     OPT_PROMPTS,
     OPT_DEVICE,
+    OPT_LORA,
     OPT_PRECISION,
     OPT_FASTEST,
     OPT_FORMAT,
@@ -168,6 +188,7 @@ static const struct option long_options[] = {
     {"output", required_argument, NULL, 'o'},
     {"dump", required_argument, NULL, OPT_DUMP},
     {"batch", required_argument, NULL, OPT_BATCH},
+    {"lora", required_argument, NULL, OPT_LORA},
     {"device", required_argument, NULL, OPT_DEVICE},
     {"precision", required_argument, NULL, OPT_PRECISION},
     {"fastest", no_argument, NULL, OPT_FASTEST},
@@ -259,6 +280,8 @@ static int set_option(struct options *o, int opt, char *arg) {
             return bad_number("--batch", arg, 1, KN_SHARD_TASKS_MAX);
         o->batch = (int)n;
         return 0;
+    case OPT_LORA:
+        return add_lora(o, optarg);
     case OPT_DEVICE:
         return parse_device(arg, &o->engine);
     case OPT_PRECISION:
@@ -555,6 +578,7 @@ int main(int argc, char **argv) {
     eo.threads = o.threads;
     uint64_t begun = kn_clock_us();
     if (kiln_engine_create(&eo, &engine, &err) || kiln_model_load(engine, o.model, &model, &err) ||
+        (o.lora_count && kiln_model_set_loras(model, o.loras, o.lora_count, &err)) ||
         (o.dump && kx_dump_create(&r.dump))) {
         fail("%s", err.text[0] ? err.text : "out of memory");
         goto out;

@@ -28,6 +28,11 @@ int kx_cpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const 
     return rc;
 }
 
+int kx_cpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err) {
+    (void)ctx;
+    return kx_layer_set(of_conv(c), weight, err);
+}
+
 void kx_cpu_conv_destroy(struct kx_conv *c) {
     kx_layer_destroy(of_conv(c));
 }
@@ -51,6 +56,11 @@ int kx_cpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, c
                              bias, &l, err);
     *out_linear = (struct kx_linear *)l;
     return rc;
+}
+
+int kx_cpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err) {
+    (void)ctx;
+    return kx_layer_set(of_linear(l), weight, err);
 }
 
 void kx_cpu_linear_destroy(struct kx_linear *l) {

@@ -112,6 +112,16 @@ static void cut_channels(struct kx_layer *l) {
                     .from = slice * width + half * l->shape.out / 2, .width = width, .phase = phase};
 }
 
+static size_t layer_floats(const struct kx_layer *l) {
+    return (size_t)l->phases * (size_t)l->shape.out * (size_t)l->shape.in * (size_t)(l->kernel * l->kernel);
+}
+
+static void copy_all(struct kx_layer *l, const float *weight) {
+    float *to = l->plain;
+    for (int i = 0; i < l->pieces; to += piece_floats(l, &l->piece[i++]))
+        copy_weights(l, &l->piece[i], weight, to);
+}
+
 int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const float *weight,
                     const float *bias, struct kx_layer **out, struct kn_err *err) {
     *out = NULL;
@@ -132,18 +142,15 @@ int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const fl
     l->slices = slices_of(s);
     l->dense = l->phases == 1 && l->slices == 1 && s->act == KX_ACT_NONE;
     l->pieces = l->phases * l->slices * l->per;
-    size_t floats = (size_t)l->phases * (size_t)s->out * (size_t)s->in * (size_t)(l->kernel * l->kernel);
     l->piece = calloc((size_t)l->pieces, sizeof *l->piece);
-    l->plain = kx_aligned(floats * sizeof(float));
+    l->plain = kx_aligned(layer_floats(l) * sizeof(float));
     l->bias = kx_aligned((size_t)s->out * sizeof(float));
     if (!l->piece || !l->plain || !l->bias) {
         kx_layer_destroy(l);
         return kn_err_set(err, KN_EOOM, "out of memory for weights");
     }
     cut_channels(l);
-    float *to = l->plain;
-    for (int i = 0; i < l->pieces; to += piece_floats(l, &l->piece[i++]))
-        copy_weights(l, &l->piece[i], weight, to);
+    copy_all(l, weight);
     for (int i = 0; i < s->out; i++) l->bias[i] = bias ? bias[i] : 0;
     *out = l;
     return 0;
@@ -162,13 +169,29 @@ void kx_layers_forget(struct kx_cpu *ctx) {
     for (struct kx_layer *l = ctx->root->layers; l; l = l->next) forget(l);
 }
 
+static void drop_packed(struct kx_layer *l) {
+    for (int i = 0; l->piece && i < l->pieces; i++) {
+        for (int k = 0; k < l->piece[i].count; k++) kx_packed_destroy(l->piece[i].packed[k]);
+        l->piece[i].count = 0;
+    }
+}
+
+int kx_layer_set(struct kx_layer *l, const float *weight, struct kn_err *err) {
+    if (!l->plain) l->plain = kx_aligned(layer_floats(l) * sizeof(float));
+    if (!l->plain) return kn_err_set(err, KN_EOOM, "out of memory for weights");
+    forget(l);
+    drop_packed(l);
+    copy_all(l, weight);
+    l->root->age++;
+    return 0;
+}
+
 void kx_layer_destroy(struct kx_layer *l) {
     if (!l) return;
     if (l->next) l->next->before = l->before;
     *(l->before ? &l->before->next : &l->root->layers) = l->next;
     forget(l);
-    for (int i = 0; l->piece && i < l->pieces; i++)
-        for (int k = 0; k < l->piece[i].count; k++) kx_packed_destroy(l->piece[i].packed[k]);
+    drop_packed(l);
     free(l->piece);
     free(l->plain);
     free(l->bias);

@@ -14,6 +14,8 @@ struct kx_layer_shape {
 
 KN_MUST_USE int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const float *weight,
                                 const float *bias, struct kx_layer **out, struct kn_err *err);
+/* Other weights; its plans are dropped, and the context's age is another. */
+KN_MUST_USE int kx_layer_set(struct kx_layer *l, const float *weight, struct kn_err *err);
 void kx_layer_destroy(struct kx_layer *l);
 /* Of every layer of the context: the plans for all sizes are dropped. */
 void kx_layers_forget(struct kx_cpu *ctx);

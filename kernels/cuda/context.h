@@ -153,11 +153,13 @@ void kx_gpu_choices_forget(struct kx_gpu *g);
 
 int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                        const float *bias, struct kx_conv **out, struct kn_err *err);
+int kx_gpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
 void kx_gpu_conv_destroy(struct kx_conv *c);
 void kx_gpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
                  const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
 int kx_gpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                          const float *bias, struct kx_linear **out_linear, struct kn_err *err);
+int kx_gpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
 void kx_gpu_linear_destroy(struct kx_linear *l);
 void kx_gpu_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
                    const struct kx_tensor *residual, struct kx_tensor *y);

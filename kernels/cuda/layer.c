@@ -166,6 +166,21 @@ int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const 
     return rc;
 }
 
+/* In place: recordings that read them stay good. */
+static int layer_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight, struct kn_err *err) {
+    assert(l->type == g->type && l->device == g->device);
+    int rc = write_weights(g, l, weight, err);
+    return rc ? rc : arrived(g, err);
+}
+
+int kx_gpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err) {
+    return layer_set(kx_gpu_of(ctx), of_conv(c), weight, err);
+}
+
+int kx_gpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err) {
+    return layer_set(kx_gpu_of(ctx), of_linear(l), weight, err);
+}
+
 void kx_gpu_conv_destroy(struct kx_conv *c) {
     layer_destroy(of_conv(c));
 }

@@ -301,6 +301,20 @@ static int open_file(void *ctx, const char *path, struct kn_err *err) {
     return map_part(ctx, path, err);
 }
 
+int kx_weights_open_file(const char *path, struct kx_weights **out, struct kn_err *err) {
+    *out = NULL;
+    struct kx_weights *w = calloc(1, sizeof *w);
+    if (!w) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", path);
+    int rc = map_part(w, path, err);
+    if (!rc) rc = finish(w, path, err);
+    if (rc) {
+        kx_weights_close(w);
+        return rc;
+    }
+    *out = w;
+    return 0;
+}
+
 int kx_weights_open(const char *dir, const char *stem, struct kx_weights **out, struct kn_err *err) {
     *out = NULL;
     struct kx_weights *w = calloc(1, sizeof *w);
@@ -423,7 +437,7 @@ int kx_weight_f32(const struct kx_weight *w, float *out) {
 #define DUMP_TENSORS_MAX 16384
 
 struct dump_entry {
-    char name[64];
+    char name[256];
     enum kx_dtype dtype;
     int ndim;
     int64_t shape[KX_NDIM_MAX];

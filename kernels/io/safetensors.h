@@ -29,6 +29,8 @@ struct kx_weights;
  * "diffusion_pytorch_model"); a variant such as stem.fp16.safetensors is taken when nothing else is there. */
 KN_MUST_USE int kx_weights_open(const char *dir, const char *stem, struct kx_weights **out,
                                 struct kn_err *err);
+/* One file. */
+KN_MUST_USE int kx_weights_open_file(const char *path, struct kx_weights **out, struct kn_err *err);
 void kx_weights_close(struct kx_weights *w);
 /* Calls each(ctx, path) for every file that kx_weights_open would map, the index first; stops at a non-zero
  * answer and returns it. */

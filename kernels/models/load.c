@@ -109,6 +109,36 @@ static float *scratch(struct kx_loader *l, size_t floats) {
     return l->scratch;
 }
 
+/* ---- their names */
+
+void kx_parts_fini(struct kx_parts *p) {
+    for (int i = 0; i < p->count; i++) free(p->v[i].name);
+    free(p->v);
+    *p = (struct kx_parts){0};
+}
+
+static void note(struct kx_loader *l, const char *prefix, const char *name, const struct kx_part *part) {
+    struct kx_parts *p = l->parts;
+    if (!p || l->rc) return;
+    if (p->count == p->cap) {
+        int cap = p->cap ? 2 * p->cap : 64;
+        struct kx_part *v = realloc(p->v, (size_t)cap * sizeof *v);
+        if (!v) {
+            kx_loader_fail(l, KN_ENOMEM, "out of memory");
+            return;
+        }
+        p->v = v;
+        p->cap = cap;
+    }
+    char full[KX_TENSOR_NAME_MAX];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    p->v[p->count] = *part;
+    if ((p->v[p->count].name = strdup(full)))
+        p->count++;
+    else
+        kx_loader_fail(l, KN_ENOMEM, "out of memory");
+}
+
 /* ---- parts */
 
 /* A vector in the context's memory. */
@@ -160,6 +190,11 @@ void kx_load_conv_scaled(struct kx_loader *l, const char *prefix, const char *na
     if (factor != 1.0f)
         for (size_t i = 0; i < n; i++) v[i] *= factor;
     if (!l->rc) l->rc = kx_conv_create(l->ctx, s, v, v + n, out, l->err);
+    if (!l->rc && factor == 1.0f)
+        note(
+            l, prefix, name,
+            &(struct kx_part){
+                .conv = *out, .rows = s->out, .columns = s->in * s->kernel * s->kernel, .kernel = s->kernel});
 }
 
 void kx_load_conv(struct kx_loader *l, const char *prefix, const char *name, const struct kx_conv_shape *s,
@@ -185,4 +220,8 @@ void kx_load_linear(struct kx_loader *l, const char *prefix, const char *const *
     if (!l->rc)
         l->rc = kx_linear_create(l->ctx, in, count * out, act, v, bias ? v + rows * (size_t)in : NULL,
                                  out_linear, l->err);
+    for (int i = 0; i < count; i++)
+        note(l, prefix, names[i],
+             &(struct kx_part){
+                 .linear = *out_linear, .from = i * out, .rows = out, .columns = in, .kernel = 1});
 }

@@ -12,14 +12,32 @@
 #define KX_TENSOR_NAME_MAX 256
 #define KX_FUSED_MAX 4
 
+/* What a network's weights are in, by the names in its files: for what changes them later (kernels/lora.c).
+ * Some linear layers are one layer, below one another. */
+struct kx_part {
+    char *name;           /* owns; without ".weight" */
+    struct kx_conv *conv; /* one of the two; borrowed */
+    struct kx_linear *linear;
+    int from, rows; /* its rows of the layer */
+    int columns;    /* inputs, or inputs × kernel² */
+    int kernel;
+    bool changed; /* it is not what the file says */
+};
+struct kx_parts {
+    struct kx_part *v; /* owns; those of one layer stand together */
+    int count, cap;
+};
+void kx_parts_fini(struct kx_parts *p);
+
 struct kx_loader {
     struct kx_ctx *ctx;
     const struct kx_weights *weights;
     bool *used;     /* a flag a tensor */
     float *scratch; /* the largest tensor so far */
     size_t scratch_floats;
-    int rc;             /* the first failure; later calls do nothing */
-    struct kn_err *err; /* its text */
+    struct kx_parts *parts; /* where parts are noted, or NULL */
+    int rc;                 /* the first failure; later calls do nothing */
+    struct kn_err *err;     /* its text */
 };
 
 KN_MUST_USE int kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w,

@@ -72,6 +72,9 @@ struct kx_vae;
 KN_MUST_USE int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg,
                                const struct kx_weights *w, struct kx_text **out, struct kn_err *err);
 void kx_text_destroy(struct kx_text *t);
+/* The layers that its weights are in (load.h). */
+struct kx_parts;
+struct kx_parts *kx_text_parts(struct kx_text *t);
 /* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm
  * (cfg.penultimate: before the last layer); pooled out: n × projection_dim with cfg.projected, else NULL. All
  * the host's. */
@@ -81,6 +84,7 @@ KN_MUST_USE int kx_text_encode(struct kx_text *t, const int32_t *ids, int n, int
 KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg,
                                const struct kx_weights *w, struct kx_unet **out, struct kn_err *err);
 void kx_unet_destroy(struct kx_unet *u);
+struct kx_parts *kx_unet_parts(struct kx_unet *u);
 /* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large
  * enough. KN_EOOM. */
 KN_MUST_USE int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err);

@@ -22,6 +22,7 @@ struct kx_text {
     struct layer *layers;
     struct kx_norm norm;          /* of the states, or of the pooled one */
     struct kx_linear *projection; /* with cfg.projected */
+    struct kx_parts parts;
     struct kx_lanes lanes;
     int planned; /* positions */
     int room;    /* what follows is for so many texts of `planned` positions; own, the context's memory */
@@ -55,6 +56,7 @@ int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const s
     struct kx_text *t = kx_loader_alloc(&l, 1, sizeof *t);
     if (!t) return kx_loader_finish(&l);
     t->ctx = ctx;
+    l.parts = &t->parts;
     t->cfg = *cfg;
     /* transformers 5 writes the names without this prefix */
     bool bare = kx_weights_find(w, "embeddings.token_embedding.weight") ||
@@ -104,6 +106,10 @@ static void drop_room(struct kx_text *t) {
     t->room = 0;
 }
 
+struct kx_parts *kx_text_parts(struct kx_text *t) {
+    return &t->parts;
+}
+
 void kx_text_destroy(struct kx_text *t) {
     if (!t) return;
     for (int i = 0; t->layers && i < t->layer_count; i++) {
@@ -122,6 +128,7 @@ void kx_text_destroy(struct kx_text *t) {
     kx_table_destroy(t->places);
     kx_lanes_fini(&t->lanes, t->ctx);
     drop_room(t);
+    kx_parts_fini(&t->parts);
     free(t);
 }
 

@@ -32,6 +32,7 @@ struct kx_unet {
     struct kx_linear *time1, *time2, *add1, *add2;            /* add: with cfg.pooled_width */
     struct level down[KX_LEVELS_MAX], mid, up[KX_LEVELS_MAX]; /* up[0] is the deepest */
     struct kx_norm norm_out;
+    struct kx_parts parts;
     size_t shifts, kv; /* values of all shifts of a timestep; of all keys and values of a position */
 
     /* the plan */
@@ -123,6 +124,7 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     struct kx_unet *u = kx_loader_alloc(&l, 1, sizeof *u);
     if (!u) return kx_loader_finish(&l);
     u->ctx = ctx;
+    l.parts = &u->parts;
     u->cfg = *cfg;
     struct kx_conv_shape s = {.in = cfg->in_channels, .out = c, .kernel = 3, .stride = 1};
     kx_load_conv(&l, "", "conv_in", &s, &u->conv_in);
@@ -198,6 +200,10 @@ static void drop_plan(struct kx_unet *u) {
     u->lanes = NULL;
 }
 
+struct kx_parts *kx_unet_parts(struct kx_unet *u) {
+    return &u->parts;
+}
+
 void kx_unet_destroy(struct kx_unet *u) {
     if (!u) return;
     drop_plan(u);
@@ -214,6 +220,7 @@ void kx_unet_destroy(struct kx_unet *u) {
     }
     level_fini(u->ctx, &u->mid);
     kx_norm_fini(u->ctx, &u->norm_out);
+    kx_parts_fini(&u->parts);
     free(u);
 }
 

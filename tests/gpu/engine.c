@@ -8,7 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <unistd.h>
+
 #include "kernels/cuda/cuda.h"
+#include "kernels/io/safetensors.h"
 #include "kernels/kiln.h"
 #include "tests/gpu/gpu.h"
 #ifdef KX_SHIM
@@ -257,6 +260,64 @@ TEST(the_idle_share_is_measured_on_the_device) {
     kiln_engine_busy(f.engine, &busy);
     CHECK(busy.busy_ms == 0 && busy.span_ms == 0);
     close_engine(&f);
+}
+
+/* A LoRA for a fused layer, an interleaved one and a convolution. */
+static void write_lora(const char *path) {
+    static const struct {
+        const char *name;
+        int rows, columns;
+    } layers[] = {{"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k", 16, 16},
+                  {"down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj", 128, 16},
+                  {"mid_block.resnets.0.conv2", 32, 32 * 9}};
+    static float down[32 * 9], up[128];
+    struct kx_dump *d;
+    struct kn_err err = {0};
+    CHECK(!kx_dump_create(&d));
+    for (size_t i = 0; i < 3; i++) {
+        char name[128];
+        int conv = layers[i].columns > 100;
+        for (int k = 0; k < layers[i].columns; k++) down[k] = (float)(k * 7919 % 13 - 6) / 12;
+        for (int k = 0; k < layers[i].rows; k++) up[k] = (float)(k * 104729 % 11 - 5) / 10;
+        snprintf(name, sizeof name, "unet.%s.lora_A.weight", layers[i].name);
+        CHECK(!kx_dump_add(d, name, KX_F32, (int64_t[]){1, conv ? 32 : layers[i].columns, 3, 3}, conv ? 4 : 2,
+                           down));
+        snprintf(name, sizeof name, "unet.%s.lora_B.weight", layers[i].name);
+        CHECK(!kx_dump_add(d, name, KX_F32, (int64_t[]){layers[i].rows, 1, 1, 1}, conv ? 4 : 2, up));
+    }
+    CHECK_MSG(!kx_dump_write(d, path, &err), "%s", err.text);
+    kx_dump_destroy(d);
+}
+
+TEST(a_lora_changes_the_weights_in_place_and_leaves_nothing_behind) {
+    static struct pictures before, gpu, cpu, after;
+    struct fixture g, c;
+    struct kn_err err = {0};
+    char path[] = "/tmp/kn-lora-XXXXXX";
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    close(fd);
+    unlink(path);
+    write_lora(path);
+    const struct kiln_lora lora = {path, 3};
+    open_engine(&g, KILN_DEVICE_CUDA, pipeline("sd1"), (struct kiln_engine_options){0});
+    open_engine(&c, KILN_DEVICE_CPU, pipeline("sd1"), (struct kiln_engine_options){0});
+    struct kn_task t = task(&g, 0, 3);
+    render(&g, &t, 1, &before);
+    CHECK_MSG(!kiln_model_set_loras(g.model, &lora, 1, &err), "%s", err.text);
+    CHECK_MSG(!kiln_model_set_loras(c.model, &lora, 1, &err), "%s", err.text);
+    render(&g, &t, 1, &gpu);
+    render(&c, &t, 1, &cpu);
+    double change = psnr(gpu.rgb[0], before.rgb[0], bytes_of(&t));
+    CHECK_MSG(change < 40, "it changes nothing: %.1f dB", change);
+    double db = psnr(gpu.rgb[0], cpu.rgb[0], bytes_of(&t));
+    CHECK_MSG(db > 46, "%.1f dB from the CPU's picture", db);
+    CHECK_MSG(!kiln_model_set_loras(g.model, NULL, 0, &err), "%s", err.text);
+    render(&g, &t, 1, &after);
+    CHECK_MEM(after.rgb[0], before.rgb[0], bytes_of(&t));
+    close_engine(&g);
+    close_engine(&c);
+    unlink(path);
 }
 
 /* ---- memory */

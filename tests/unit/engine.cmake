@@ -8,6 +8,8 @@ kn_unit_test(NAME engine.tokenizer SOURCES engine_tokenizer.c LIBS kiln_engine)
 if(TARGET kiln-render)
   kn_unit_test(NAME engine.networks SOURCES engine_networks.c LIBS kiln_engine)
   target_compile_definitions(test-engine-networks PRIVATE KILN_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
+  kn_unit_test(NAME engine.lora SOURCES engine_lora.c LIBS kiln_engine)
+  target_compile_definitions(test-engine-lora PRIVATE KILN_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
   kn_unit_test(NAME engine.torture SOURCES engine_torture.c LIBS kiln_engine)
   target_compile_definitions(test-engine-torture PRIVATE KILN_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
   target_link_options(test-engine-torture PRIVATE
