@@ -64,6 +64,7 @@ static int device_create(const struct kx_cuda_options *o, struct kx_gpu_device *
     pthread_mutex_init(&d->lock, NULL);
     atomic_init(&d->users, 1);
     atomic_init(&d->dead, false);
+    atomic_init(&d->beat_ms, 0);
     d->index = o->device;
     d->hang_ms = o->hang_ms;
     d->max = o->memory_max ? o->memory_max : SIZE_MAX;
@@ -174,24 +175,28 @@ int kx_gpu_error(struct kx_ctx *ctx, struct kn_err *err) {
 
 int kx_gpu_wait(struct kx_gpu *g, cudaEvent_t e, int timeout_ms, const char *op) {
     enum { EAGER = 64, PAUSE_NS = 20000, PAUSE_NS_MAX = 200000 };
-    const struct kx_gpu_device *d = g->device;
+    struct kx_gpu_device *d = g->device;
     uint64_t begun = kn_clock_ms();
     long pause_ns = PAUSE_NS;
     for (int i = 0;; i++) {
         if (!kx_gpu_enter(g)) return KN_EDEVICE;
         cudaError_t state = cudaEventQuery(e);
-        if (state == cudaSuccess) return 0;
+        uint64_t now = kn_clock_ms(), beat = atomic_load(&d->beat_ms);
+        if (state == cudaSuccess) {
+            atomic_store(&d->beat_ms, now);
+            return 0;
+        }
         if (state != cudaErrorNotReady) {
             kx_gpu_ok(g, state, op);
             return kx_gpu_dead(d) ? KN_EDEVICE : g->error;
         }
-        uint64_t waited = kn_clock_ms() - begun;
-        if (timeout_ms >= 0 && waited >= (uint64_t)timeout_ms) return KN_ETIMEOUT;
-        if (d->hang_ms > 0 && waited >= (uint64_t)d->hang_ms) {
+        if (timeout_ms >= 0 && now - begun >= (uint64_t)timeout_ms) return KN_ETIMEOUT;
+        if (beat < begun) beat = begun;
+        if (d->hang_ms > 0 && now >= beat && now - beat >= (uint64_t)d->hang_ms) {
             char text[256];
             snprintf(text, sizeof text, "%s (device %d) hangs: %s: no answer for %d ms", d->facts.name,
                      d->index, op, d->hang_ms);
-            bury(g->device, text);
+            bury(d, text);
             return KN_EDEVICE;
         }
         if (i < EAGER) continue;

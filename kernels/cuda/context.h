@@ -9,7 +9,8 @@
  * too, and the process ends soon.
  *
  * Waiting. The host never waits in a call that could wait for ever: it asks an event again and again
- * (kx_gpu_wait), with pauses, so that a device that hangs is noticed. */
+ * (kx_gpu_wait), with pauses, so that a device that hangs is noticed. It hangs when no context of the family
+ * sees anything done: a stream alone may starve for long beside one of a higher priority. */
 #ifndef KILN_KERNELS_CUDA_CONTEXT_H
 #define KILN_KERNELS_CUDA_CONTEXT_H
 
@@ -41,6 +42,7 @@ struct kx_gpu_device {
     int hang_ms;
     struct kx_library *library;   /* owns; NULL: our own kernels alone */
     struct kx_variants *variants; /* owns */
+    atomic_ullong beat_ms;        /* when a context of the family last saw that something was done */
     atomic_int users;             /* contexts and layers; the last frees it */
     atomic_bool dead;
     pthread_mutex_t lock;  /* of what follows */

@@ -48,7 +48,7 @@ struct kx_cuda_options {
      * family's, and not read where there is one. */
     struct kx_ctx *parent;
     bool own_kernels;  /* no libraries, though they be there */
-    int hang_ms;       /* a wait of this long for the device means that it hangs; 0: waits for ever */
+    int hang_ms;       /* nothing done for so long, while it is waited for: the device hangs; 0: never */
     size_t memory_max; /* bytes that may be allocated; 0: all that there is */
 };
 

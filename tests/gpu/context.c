@@ -3,7 +3,9 @@
  * the runtime fails in turn. */
 #include <math.h>
 #include <pthread.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "kernels/cuda/layer.h"
 #include "tests/unit/check.h"
 #ifdef KX_SHIM
@@ -702,6 +704,32 @@ TEST(a_device_that_hangs_is_noticed_wherever_the_host_waits) {
     CHECK_INT(kx_event_wait(patient, e, 1000, &err), 0);
     kx_event_destroy(patient, e);
     kx_ctx_destroy(patient);
+    lost_to_here();
+}
+
+static void *beat(void *arg) {
+    struct kx_gpu_device *d = arg;
+    for (int i = 0; i < 30; i++) {
+        atomic_store(&d->beat_ms, kn_clock_ms());
+        nanosleep(&(struct timespec){0, 10000000}, NULL);
+    }
+    return NULL;
+}
+
+TEST(a_device_that_does_other_things_first_does_not_hang) {
+    struct kx_ctx *ctx = make(&(struct kx_cuda_options){.hang_ms = 100});
+    struct kn_err err = {0};
+    pthread_t thread;
+    lost_from_here();
+    kx_shim_fail("cudaEventQuery", 1, cudaErrorNotReady, true);
+    uint64_t begun = kn_clock_ms();
+    CHECK(!pthread_create(&thread, NULL, beat, kx_gpu_of(ctx)->device));
+    CHECK_INT(kx_sync(ctx, &err), KN_EDEVICE); /* once there are no more of them */
+    uint64_t took = kn_clock_ms() - begun;
+    pthread_join(thread, NULL);
+    CHECK_MSG(took >= 300, "%llu ms", (unsigned long long)took);
+    kx_ctx_destroy(ctx);
+    kx_shim_reset();
     lost_to_here();
 }
 
