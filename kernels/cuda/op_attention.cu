@@ -389,8 +389,8 @@ template <typename T> static cudaError_t choose_tiled(cudaStream_t stream, const
 
 extern "C" bool kx_cuda_attention_aligned(const struct kx_attention *a) {
     uintptr_t all = (uintptr_t)a->q | (uintptr_t)a->k | (uintptr_t)a->v | (uintptr_t)a->out;
-    size_t strides = a->q_stride | a->k_stride | a->v_stride | a->out_stride | a->kv_image | (size_t)a->dim;
-    return all % 16 == 0 && strides % 8 == 0;
+    size_t strides = a->q_stride | a->k_stride | a->v_stride | a->out_stride;
+    return all % 16 == 0 && (strides | a->kv_image | (size_t)a->dim) % 8 == 0 && strides >> 32 == 0;
 }
 
 extern "C" cudaError_t kx_cuda_attention_simple(cudaStream_t stream, enum kx_store type,

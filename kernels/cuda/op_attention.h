@@ -23,7 +23,7 @@ cudaError_t kx_cuda_attention_wide(cudaStream_t stream, enum kx_store type, cons
  * head size. Compute capability 9.0, and only where the backend is built for 90a; KX_CUDA_NO elsewhere. Not
  * the default. */
 cudaError_t kx_cuda_attention_sm90(cudaStream_t stream, enum kx_store type, const struct kx_attention *a);
-/* Whether 16-byte accesses reach all of it: what tiled and wide ask for. */
+/* Whether 16-byte accesses and strides of 32 bits reach all of it: what the others ask for. */
 bool kx_cuda_attention_aligned(const struct kx_attention *a);
 
 #ifdef __cplusplus

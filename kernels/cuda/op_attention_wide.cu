@@ -14,8 +14,8 @@
  * stands one barrier. Rows in shared memory take an odd number of 16-byte chunks: no bank conflicts.
  *
  *   KEYS  V_COLUMNS  stages  shared memory  registers (sm_80, sm_90a)
- *   128   512        4       155 KB         240, 240
- *   64    256        2       93 KB          218, 220
+ *   128   512        4       155 KB         242, 244
+ *   64    256        2       93 KB          214, 216
  *
  * With 128 keys a warp fetches four 16 × 16 matrices for eight products of the first kind (three for four
  * with 64), and ten for 32 of the second. 64 keys are for devices with 99 KB a block (sm_86, sm_89, sm_120):
@@ -51,23 +51,27 @@ template <int KEYS, int V_COLUMNS, int STAGES> struct plan {
     };
 };
 
-/* rows × CHUNKS chunks; zeros from row `rows` and from chunk `chunks` on. */
+/* ROWS_ rows of CHUNKS chunks, of which `rows` are there (one at least): behind them the last one again,
+ * which nobody sees. Behind chunk `chunks` come zeros. A thread loads its chunk of every STEP-th row. */
 template <typename T, int ROWS_, int CHUNKS, int PITCH>
-KX_DEVICE void load(kx_vec8<T> *to, const T *from, size_t stride, int rows, int chunks) {
+KX_DEVICE void load(kx_vec8<T> *to, const T *from, unsigned stride, int rows, int chunks) {
+    enum { STEP = THREADS / CHUNKS };
+    static_assert(THREADS % CHUNKS == 0 && ROWS_ % STEP == 0, "all threads, whole passes");
+    int row = (int)threadIdx.x / CHUNKS, chunk = (int)threadIdx.x % CHUNKS;
+    bool valid = chunk < chunks;
+    to += row * PITCH + chunk;
+    if (valid) from += 8 * chunk;
 #pragma unroll
-    for (int base = 0; base < ROWS_ * CHUNKS; base += THREADS) {
-        int row = (base + (int)threadIdx.x) / CHUNKS, chunk = (base + (int)threadIdx.x) % CHUNKS;
-        bool valid = row < rows && chunk < chunks;
-        if (ROWS_ * CHUNKS % THREADS == 0 || row < ROWS_)
-            kx_cp_async16(to + row * PITCH + chunk, valid ? from + (size_t)row * stride + 8 * chunk : from,
-                          valid);
+    for (int i = 0; i < ROWS_; i += STEP) {
+        unsigned r = (unsigned)(i + row < rows ? i + row : rows - 1);
+        kx_cp_async16(to + i * PITCH, from + (uint64_t)r * stride, valid);
     }
 }
 
 /* Where the block's keys and values are, and how many slices there are. */
 template <typename T> struct source {
     const T *k, *v;
-    size_t k_stride, v_stride;
+    unsigned k_stride, v_stride;
     int keys, chunks; /* keys that any row sees; chunks of a row */
     int k_slices;
 };
@@ -86,7 +90,7 @@ KX_DEVICE void load_slice(kx_vec8<T> *to, const source<T> &s, int tile, int slic
         bool any = left > 0 && chunks > 0; /* else the address stays at the start: it must be a legal one */
         load<T, 16, V_COLUMNS / 8, p::V_PITCH>(to,
                                                s.v + (any ? (size_t)key * s.v_stride + V_COLUMNS * part : 0),
-                                               s.v_stride, any ? left : 0, chunks);
+                                               s.v_stride, any ? left : 1, chunks);
     }
 }
 
@@ -110,8 +114,8 @@ __global__ void __launch_bounds__(THREADS, 1) attention_wide(const struct kx_att
     source<T> s;
     s.k = (const T *)a.k + kv;
     s.v = (const T *)a.v + kv;
-    s.k_stride = a.k_stride;
-    s.v_stride = a.v_stride;
+    s.k_stride = (unsigned)a.k_stride;
+    s.v_stride = (unsigned)a.v_stride;
     s.keys = a.causal && first + rows < a.length ? first + rows : a.length;
     s.chunks = a.dim / 8;
     s.k_slices = (a.dim + 63) / 64;
@@ -119,7 +123,7 @@ __global__ void __launch_bounds__(THREADS, 1) attention_wide(const struct kx_att
 
     load<T, ROWS, WIDTH / 8, Q_PITCH>(
         shared, (const T *)a.q + ((size_t)image * (size_t)a.rows + (size_t)first) * a.q_stride + head,
-        a.q_stride, rows, s.chunks);
+        (unsigned)a.q_stride, rows, s.chunks);
     int at = 0, next_tile = 0, next = 0; /* slices used; the next to load */
 #pragma unroll
     for (; next < STAGES - 1; next++) { /* a tile has more */
