@@ -41,7 +41,8 @@ static int draw_channels(struct draw *d) {
 }
 
 /* ---- convolution: p = in, out, kernel, stride, upsample, h, w, shift (0 none, 1 rows, 2 by index),
- * residual (0 none, 1 apart, 2 y itself); shifts of PARITY_IMAGES rows at a stride */
+ * residual (0 none, 1 apart, 2 y itself), whether its weights are set after it was made with others; shifts
+ * of PARITY_IMAGES rows at a stride */
 
 static int out_size(int x, int kernel, int stride, bool upsample) {
     return ((upsample ? 2 * x : x) + 2 * (kernel / 2) - kernel) / stride + 1;
@@ -62,6 +63,7 @@ static void draw_conv(struct draw *d, struct scene *s) {
            pixels = times(out_size(p[5], p[2], p[3], p[4]), out_size(p[6], p[2], p[3], p[4]));
     s->v[0] = draw_values(d, PARITY_IMAGES * times(p[5], p[6]) * (size_t)p[0], 1);
     s->v[1] = draw_values(d, (size_t)p[1] * taps, sqrtf(3 / (float)taps));
+    if ((p[9] = d->round % 2)) s->v[5] = draw_values(d, (size_t)p[1] * taps, 1);
     if (draw_int(d, 0, 3)) s->v[2] = draw_numbers(d, (size_t)p[1], 1);
     s->v[3] = draw_values(d, PARITY_IMAGES * times(p[1], 2), 1);
     s->v[4] = draw_values(d, PARITY_IMAGES * pixels * (size_t)p[1], 1);
@@ -73,7 +75,8 @@ static void run_conv(struct bench *b, const struct scene *s) {
     int h = out_size(p[5], p[2], p[3], p[4]), w = out_size(p[6], p[2], p[3], p[4]);
     struct kx_conv_shape shape = {p[0], p[1], p[2], p[3], p[4]};
     struct kx_conv *conv;
-    MUST(kx_conv_create(b->ctx, &shape, s->v[1], s->v[2], &conv, MUST_ERR));
+    MUST(kx_conv_create(b->ctx, &shape, s->v[p[9] ? 5 : 1], s->v[2], &conv, MUST_ERR));
+    if (p[9]) MUST(kx_conv_set(b->ctx, conv, s->v[1], MUST_ERR));
     struct kx_tensor x = give_tensor(b, s->v[0], p[5], p[6], p[0]), residual,
                      y = want_tensor(b, p[8] == 2 ? s->v[4] : NULL, h, w, p[1]);
     residual = p[8] == 1 ? give_tensor(b, s->v[4], h, w, p[1]) : y;
@@ -88,7 +91,7 @@ static void run_conv(struct bench *b, const struct scene *s) {
     kx_conv_destroy(conv);
 }
 
-/* ---- linear: p = in, out, act, rows, residual as above */
+/* ---- linear: p = in, out, act, rows, residual and setting as above */
 
 static void draw_linear(struct draw *d, struct scene *s) {
     int *p = s->p;
@@ -100,6 +103,8 @@ static void draw_linear(struct draw *d, struct scene *s) {
     if (p[2] == KX_ACT_GEGLU) p[1] *= 2;
     s->v[0] = draw_values(d, PARITY_IMAGES * times(p[3], p[0]), 1);
     s->v[1] = draw_values(d, times(p[1], p[0]), sqrtf(3 / (float)p[0]));
+    p[5] = d->round / (KX_ACT_GEGLU + 1) % 2 || p[2] == KX_ACT_GEGLU || p[2] == KX_ACT_SILU;
+    if (p[5]) s->v[4] = draw_values(d, times(p[1], p[0]), 1);
     if (draw_int(d, 0, 3)) s->v[2] = draw_values(d, (size_t)p[1], 1);
     s->v[3] = draw_values(d, PARITY_IMAGES * times(p[3], p[1]), 1);
 }
@@ -108,7 +113,9 @@ static void run_linear(struct bench *b, const struct scene *s) {
     const int *p = s->p;
     int out = p[2] == KX_ACT_GEGLU ? p[1] / 2 : p[1];
     struct kx_linear *linear;
-    MUST(kx_linear_create(b->ctx, p[0], p[1], (enum kx_act)p[2], s->v[1], s->v[2], &linear, MUST_ERR));
+    MUST(kx_linear_create(b->ctx, p[0], p[1], (enum kx_act)p[2], s->v[p[5] ? 4 : 1], s->v[2], &linear,
+                          MUST_ERR));
+    if (p[5]) MUST(kx_linear_set(b->ctx, linear, s->v[1], MUST_ERR));
     struct kx_tensor x = give_tensor(b, s->v[0], 1, p[3], p[0]), residual,
                      y = want_tensor(b, p[4] == 2 ? s->v[3] : NULL, 1, p[3], out);
     residual = p[4] == 1 ? give_tensor(b, s->v[3], 1, p[3], out) : y;
@@ -479,7 +486,7 @@ static const char *say(const struct label *l) {
     static char text[512];
     int n = snprintf(text, sizeof text, "%s, %s, seed %llu, p =", l->op->name,
                      l->s->type == KX_STORE_F16 ? "f16" : "bf16", (unsigned long long)l->seed);
-    for (int i = 0; i < 9; i++) n += snprintf(text + n, sizeof text - (size_t)n, " %d", l->s->p[i]);
+    for (int i = 0; i < 10; i++) n += snprintf(text + n, sizeof text - (size_t)n, " %d", l->s->p[i]);
     return text;
 }
 
