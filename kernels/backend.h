@@ -50,6 +50,9 @@ struct kx_backend {
     void (*linear_destroy)(struct kx_linear *l);
     void (*linear)(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
                    const struct kx_tensor *residual, struct kx_tensor *y);
+    int (*narrow)(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
+    int (*observe)(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
+    float (*seen)(struct kx_ctx *ctx, void *layer);
     void (*group_norm)(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
                        int groups, float eps, bool silu, struct kx_tensor *y);
     void (*layer_norm)(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,

@@ -77,6 +77,8 @@ static int list_files(const char *dir, bool xl, struct files *f, struct kn_err *
         rc = join(dir, tokenizers[i], path, err);
         if (!rc) rc = kx_tokenizer_paths(path, add_file, f, err);
     }
+    if (!rc) rc = join(dir, "kiln-fp8.json", path, err); /* the scales of eight-bit operands (fp8.c) */
+    if (!rc && kn_fs_exists(path)) rc = add_file(f, path, err);
     return rc;
 }
 

@@ -28,9 +28,11 @@ static void name_backend(struct kiln_engine *e) {
     char facts[1024];
     uint8_t digest[KN_SHA256_BYTES];
     char hex[KN_SHA256_HEX];
-    snprintf(facts, sizeof facts, "engine %s\nbackend %s\nvae %s\nlibm %s\nunicode %s\ncompiler %s\n",
-             KILN_ENGINE_VERSION, kx_ctx_facts(e->unet), e->gpu ? kx_ctx_facts(e->vae_wide) : "",
-             gnu_get_libc_version(), utf8proc_unicode_version(), __VERSION__);
+    snprintf(facts, sizeof facts, "engine %s\nbackend %s%s\nvae %s\nlibm %s\nunicode %s\ncompiler %s\n",
+             KILN_ENGINE_VERSION, kx_ctx_facts(e->unet),
+             e->options.precision == KILN_PRECISION_FP8 ? "; e4m3" : "",
+             e->gpu ? kx_ctx_facts(e->vae_wide) : "", gnu_get_libc_version(), utf8proc_unicode_version(),
+             __VERSION__);
     kn_sha256(facts, strlen(facts), digest);
     kn_hex(digest, sizeof digest, hex);
     snprintf(e->backend, sizeof e->backend, "%s-%.6s", kx_ctx_class(e->unet), hex);
@@ -212,6 +214,7 @@ static int load(struct kiln_model *m, const char *dir, struct kn_err *err) {
     if (!rc) rc = load_network(m, dir, "unet", "diffusion_pytorch_model", create_unet, err);
     if (!rc) rc = load_network(m, dir, "vae", "diffusion_pytorch_model", create_vae, err);
     if (!rc) rc = kx_condition_init(m, err);
+    if (!rc && e->gpu && e->options.precision == KILN_PRECISION_FP8) rc = kx_fp8_load(m, err);
     if (rc) return rc;
     size_t total;
     kx_memory(e->unet, &m->weights_free, &total);

@@ -95,6 +95,11 @@ void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage);
 void kx_engine_enter_all(struct kiln_engine *e);
 void kx_engine_leave_all(struct kiln_engine *e);
 
+/* ---- fp8.c */
+
+/* Makes the UNet narrow, by the folder's file. All stages are entered. */
+KN_MUST_USE int kx_fp8_load(struct kiln_model *m, struct kn_err *err);
+
 /* ---- condition.c */
 
 /* The encodings of n texts (equal ones share one), each in out[i]; they stay until the next call. A text that

@@ -19,8 +19,10 @@ struct kiln_model;
 enum kiln_device { KILN_DEVICE_CPU, KILN_DEVICE_CUDA };
 
 /* The storage type of weights and activations on a GPU; accumulators are f32. AUTO: f16, and bf16 for an
- * autoencoder that overflows f16 (its config says force_upcast). */
-enum kiln_precision { KILN_PRECISION_AUTO, KILN_PRECISION_F16, KILN_PRECISION_BF16 };
+ * autoencoder that overflows f16 (its config says force_upcast). FP8: as AUTO, but the UNet's linear layers
+ * and convolutions compute with e4m3 operands, on devices of compute capability 8.9 and later, once the
+ * model's folder was calibrated (kiln_model_calibrate); faster, and not the same pictures. */
+enum kiln_precision { KILN_PRECISION_AUTO, KILN_PRECISION_F16, KILN_PRECISION_BF16, KILN_PRECISION_FP8 };
 
 struct kiln_engine_options {
     enum kiln_device device;
@@ -111,6 +113,12 @@ struct kiln_callbacks {
 KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n,
                             const struct kiln_callbacks *cb, struct kn_err *err);
 
+/* Makes a model ready for KILN_PRECISION_FP8: renders the tasks (through cb, as kiln_render does) on an
+ * engine of another precision, writes what was seen to kiln-fp8.json in the model's folder, which changes the
+ * model's hash, and from then on this model computes with eight-bit operands. KN_EUNSUPPORTED where the
+ * device cannot. */
+KN_MUST_USE int kiln_model_calibrate(struct kiln_model *m, const struct kn_task *tasks, int n,
+                                     const struct kiln_callbacks *cb, struct kn_err *err);
 /* The same in its three stages, for whoever wants them to overlap: three threads may be in the three stages
  * of three batches of one model at the same time (each stage belongs to one thread at a time; on a CPU they
  * wait for one another). tasks, cb and what it points to are borrowed until destroy. n is at most

@@ -203,6 +203,15 @@ void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *
                const struct kx_tensor *residual, struct kx_tensor *y) {
     ctx->backend->linear(ctx, l, x, residual, y);
 }
+int kx_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
+    return ctx->backend->narrow(ctx, layer, weight, x_max, err);
+}
+int kx_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
+    return ctx->backend->observe(ctx, layer, on, err);
+}
+float kx_seen(struct kx_ctx *ctx, void *layer) {
+    return ctx->backend->seen(ctx, layer);
+}
 void kx_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
                    int groups, float eps, bool silu, struct kx_tensor *y) {
     ctx->backend->group_norm(ctx, x, gamma, beta, groups, eps, silu, y);

@@ -183,6 +183,20 @@ void kx_linear_destroy(struct kx_linear *l);
 void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
                const struct kx_tensor *residual, struct kx_tensor *y);
 
+/* ---- eight-bit operands (e4m3: 4 bits of exponent, 3 of mantissa), where a device has them
+ *
+ * `layer` is a kx_conv or a kx_linear. A layer that was made narrow computes Σ x · w with both as e4m3: its
+ * weights with a scale for each output, its inputs with the one scale that x_max, the largest magnitude to
+ * expect, gives (what is larger is clamped). For good; kx_conv_set and kx_linear_set go on working. weight:
+ * as when the layer was made. KN_EUNSUPPORTED: not on this device, or not this layer. Plan again afterwards.
+ */
+KN_MUST_USE int kx_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max,
+                          struct kn_err *err);
+/* While it is observed, a layer remembers the largest magnitude of its inputs (kx_seen; waits): a pass over
+ * them at each run. Recordings know nothing of it: record again. KN_EUNSUPPORTED on a CPU. */
+KN_MUST_USE int kx_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
+float kx_seen(struct kx_ctx *ctx, void *layer);
+
 /* ---- norms. gamma, beta: c f32 values in the context's memory. */
 
 /* GroupNorm over each image's pixels and group of channels, then SiLU if asked for. y may be x. CPU sums: f32

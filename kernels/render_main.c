@@ -33,7 +33,7 @@ struct options {
     struct kiln_engine_options engine;
     struct kiln_lora loras[KILN_LORAS_MAX]; /* their paths are argv's, cut */
     int lora_count;
-    bool json, describe, quiet;
+    bool json, describe, quiet, calibrate;
 };
 
 static volatile sig_atomic_t interrupted;
@@ -46,6 +46,7 @@ static void on_signal(int sig) {
 static const char usage[] =
     "usage: kiln-render --model DIR --prompt TEXT [options] -o FILE.png\n"
     "       kiln-render --model DIR --prompts FILE [options] -o DIR\n"
+    "       kiln-render --model DIR --device cuda --calibrate FILE\n"
     "       kiln-render --model DIR --describe\n"
     "\n"
     "Renders pictures with a diffusion model's folder (diffusers layout, safetensors), in this process.\n"
@@ -67,7 +68,11 @@ static const char usage[] =
     "  --batch N           pictures rendered at once (default: what the engine deems best; never changes a "
     "picture)\n"
     "  --device WHICH      cpu (default), cuda, or cuda:N for the N-th GPU\n"
-    "  --precision TYPE    GPU: auto (default), f16 or bf16\n"
+    "  --precision TYPE    GPU: auto (default), f16, bf16, or fp8 (after --calibrate)\n"
+    "  --calibrate FILE    GPU: renders these prompts, writes the scales that --precision fp8 needs to the "
+    "model's "
+    "folder, renders\n"
+    "                      them again with those and tells how far apart the pictures are\n"
     "  --fastest           GPU: a picture may depend on its batch, for speed\n"
     "  --lora FILE[:X]     a LoRA, X times as strong as it was trained; may be given again\n"
     "  --threads N         threads (default: all cores)\n"
@@ -131,7 +136,7 @@ static int add_lora(struct options *o, char *arg) {
     return 0;
 }
 
-static const char *const precisions[] = {"auto", "f16", "bf16"}; /* as enum kiln_precision */
+static const char *const precisions[] = {"auto", "f16", "bf16", "fp8"}; /* as enum kiln_precision */
 
 static int parse_device(const char *arg, struct kiln_engine_options *out) {
     uint64_t n = 0;
@@ -151,6 +156,7 @@ enum {
     OPT_PROMPTS,
     OPT_DEVICE,
     OPT_LORA,
+    OPT_CALIBRATE,
     OPT_PRECISION,
     OPT_FASTEST,
     OPT_FORMAT,
@@ -188,6 +194,7 @@ static const struct option long_options[] = {
     {"output", required_argument, NULL, 'o'},
     {"dump", required_argument, NULL, OPT_DUMP},
     {"batch", required_argument, NULL, OPT_BATCH},
+    {"calibrate", required_argument, NULL, OPT_CALIBRATE},
     {"lora", required_argument, NULL, OPT_LORA},
     {"device", required_argument, NULL, OPT_DEVICE},
     {"precision", required_argument, NULL, OPT_PRECISION},
@@ -280,17 +287,21 @@ static int set_option(struct options *o, int opt, char *arg) {
             return bad_number("--batch", arg, 1, KN_SHARD_TASKS_MAX);
         o->batch = (int)n;
         return 0;
+    case OPT_CALIBRATE:
+        o->prompts = arg;
+        o->calibrate = true;
+        return 0;
     case OPT_LORA:
         return add_lora(o, optarg);
     case OPT_DEVICE:
         return parse_device(arg, &o->engine);
     case OPT_PRECISION:
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 4; i++)
             if (!strcmp(arg, precisions[i])) {
                 o->engine.precision = (enum kiln_precision)i;
                 return 0;
             }
-        return fail("--precision: %.64s is none of auto, f16, bf16", arg);
+        return fail("--precision: %.64s is none of auto, f16, bf16, fp8", arg);
     case OPT_FASTEST:
         o->engine.fastest = true;
         return 0;
@@ -337,7 +348,9 @@ static int parse_options(int argc, char **argv, struct options *o) {
     if (!o->model) return fail("--model is missing; kiln-render --help");
     if (o->describe) return 0;
     if (!o->prompt == !o->prompts) return fail("one of --prompt and --prompts is needed");
-    if (!o->output && !o->dump) return fail("-o is missing");
+    if (o->calibrate && (o->output || o->dump || o->engine.device != KILN_DEVICE_CUDA))
+        return fail("--calibrate goes with --device cuda, and without -o");
+    if (!o->output && !o->dump && !o->calibrate) return fail("-o is missing");
     if (o->dump && (o->prompts || o->images > 1))
         return fail("--dump is of one picture: --prompt, and no --images");
     return 0;
@@ -527,6 +540,60 @@ static void print_figures(const struct run *r, struct kiln_engine *e, double loa
     json_object_put(o);
 }
 
+/* ---- calibration ---- */
+
+struct kept {
+    uint8_t **rgb; /* owned; one a picture, NULL where it failed */
+    size_t total, count;
+    bool second;
+    double sum_db, least_db;
+    size_t compared;
+};
+
+static double decibels(const uint8_t *a, const uint8_t *b, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    return 10 * log10(255.0 * 255.0 * (double)n / (sum > 0.25 ? sum : 0.25));
+}
+
+static int keep(void *ctx, const struct kiln_image *im) {
+    struct kept *k = ctx;
+    size_t bytes = (size_t)im->task->width * im->task->height * 3, at = k->count++;
+    if (at >= k->total || interrupted) return 1;
+    if (!im->rgb) return 0;
+    if (!k->second) {
+        if ((k->rgb[at] = malloc(bytes))) memcpy(k->rgb[at], im->rgb, bytes);
+        return !k->rgb[at];
+    }
+    if (!k->rgb[at]) return 0;
+    double db = decibels(k->rgb[at], im->rgb, bytes);
+    k->sum_db += db;
+    if (!k->compared++ || db < k->least_db) k->least_db = db;
+    return 0;
+}
+
+static int calibrate(struct kiln_model *m, const struct kn_tasks *ts, bool json, struct kn_err *err) {
+    struct kept k = {.rgb = calloc(ts->count, sizeof *k.rgb), .total = ts->count};
+    struct kiln_callbacks cb = {.ctx = &k, .image = keep};
+    int rc = k.rgb ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory");
+    if (!rc) rc = kiln_model_calibrate(m, ts->v, (int)ts->count, &cb, err);
+    k.second = true;
+    k.count = 0;
+    if (!rc) rc = kiln_render(m, ts->v, (int)ts->count, &cb, err);
+    if (!rc && k.compared) {
+        double mean = k.sum_db / (double)k.compared;
+        if (json)
+            printf("{\"images\": %zu, \"psnr_mean_db\": %.2f, \"psnr_least_db\": %.2f}\n", k.compared, mean,
+                   k.least_db);
+        else
+            printf("%zu pictures with eight-bit operands: %.1f dB from those without, %.1f dB at least\n",
+                   k.compared, mean, k.least_db);
+    }
+    for (size_t i = 0; k.rgb && i < k.total; i++) free(k.rgb[i]);
+    free(k.rgb);
+    return rc;
+}
+
 /* Makes the output's folder, or sees that the file's is there: found before the model is loaded, not after
  * the first picture. */
 static bool output_fits(const struct options *o, const struct run *r, struct kn_err *err) {
@@ -588,6 +655,11 @@ int main(int argc, char **argv) {
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
 
+    if (o.calibrate) {
+        if ((rc = calibrate(model, &ts, o.json, &err)) && !interrupted) fail("%s", err.text);
+        status = interrupted ? EXIT_INTERRUPTED : rc ? EXIT_SOME_FAILED : 0;
+        goto out;
+    }
     if (drawn && !o.quiet) fprintf(stderr, "kiln-render: seed %" PRIu64 "\n", drawn);
     r.total = ts.count;
     r.terminal = !o.quiet && isatty(STDERR_FILENO);

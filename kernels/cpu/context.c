@@ -360,6 +360,29 @@ static int cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms
     return 0;
 }
 
+/* ---- what a CPU has not */
+
+static int cpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
+    (void)ctx;
+    (void)layer;
+    (void)weight;
+    (void)x_max;
+    return kn_err_set(err, KN_EUNSUPPORTED, "a CPU computes with no eight-bit floats");
+}
+
+static int cpu_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
+    (void)ctx;
+    (void)layer;
+    (void)on;
+    return kn_err_set(err, KN_EUNSUPPORTED, "a CPU computes with no eight-bit floats");
+}
+
+static float cpu_seen(struct kx_ctx *ctx, void *layer) {
+    (void)ctx;
+    (void)layer;
+    return 0;
+}
+
 static const struct kx_backend backend = {
     .destroy = cpu_destroy,
     .name = cpu_name,
@@ -398,6 +421,9 @@ static const struct kx_backend backend = {
     .linear_set = kx_cpu_linear_set,
     .linear_destroy = kx_cpu_linear_destroy,
     .linear = kx_cpu_linear,
+    .narrow = cpu_narrow,
+    .observe = cpu_observe,
+    .seen = cpu_seen,
     .group_norm = kx_cpu_group_norm,
     .layer_norm = kx_cpu_layer_norm,
     .attention = kx_cpu_attention,

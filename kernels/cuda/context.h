@@ -151,6 +151,12 @@ int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, st
 void kx_gpu_plan_trim(struct kx_ctx *ctx);
 void kx_gpu_choices_forget(struct kx_gpu *g);
 
+/* ---- narrow.c: kernels/ops.h */
+
+int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
+int kx_gpu_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
+float kx_gpu_seen(struct kx_ctx *ctx, void *layer);
+
 /* ---- layer.c and ops.c: kernels/ops.h */
 
 int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,

@@ -123,6 +123,9 @@ cudaError_t kx_cuda_conv_fp8(cudaStream_t stream, const struct kx_cuda_gemm_fp8 
 cudaError_t kx_cuda_quantize_e4m3(cudaStream_t stream, enum kx_store type, const void *x, float x_scale,
                                   void *y, size_t n);
 
+/* op_amax.cu: *bits = max(*bits, |x|), as the bits of a f32 that is not negative. */
+cudaError_t kx_cuda_amax(cudaStream_t stream, enum kx_store type, const void *x, size_t n, int32_t *bits);
+
 #ifdef __cplusplus
 }
 #endif

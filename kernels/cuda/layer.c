@@ -61,6 +61,8 @@ static void layer_destroy(struct kx_gpu_layer *l) {
     kx_gpu_give(l->device, l->weight);
     kx_gpu_give(l->device, l->bias);
     kx_gpu_give(l->device, l->bias_value);
+    kx_gpu_give(l->device, l->seen);
+    kx_gpu_narrow_destroy(l);
     kx_gpu_device_release(l->device);
     free(l);
 }
@@ -170,6 +172,7 @@ int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const 
 static int layer_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight, struct kn_err *err) {
     assert(l->type == g->type && l->device == g->device);
     int rc = write_weights(g, l, weight, err);
+    if (!rc && l->narrow) rc = kx_gpu_narrow_set(g, l, weight, err);
     return rc ? rc : arrived(g, err);
 }
 

@@ -1,5 +1,6 @@
 # Sources of the CUDA backend, for build.cmake: kernels are compiled by nvcc (and by g++ on the tests' shim), host code by the C compiler.
 set(KX_CUDA_KERNELS
+    op_amax.cu
     op_attention.cu
     op_attention_sm90.cu
     op_attention_wide.cu
@@ -17,6 +18,7 @@ set(KX_CUDA_HOST
     layer.c
     library.c
     memory.c
+    narrow.c
     ops.c
     product.c
     table.c)

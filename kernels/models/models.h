@@ -85,6 +85,8 @@ KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *
                                const struct kx_weights *w, struct kx_unet **out, struct kn_err *err);
 void kx_unet_destroy(struct kx_unet *u);
 struct kx_parts *kx_unet_parts(struct kx_unet *u);
+/* Drops its plans, as is needed when layers changed their kind (kx_narrow). */
+void kx_unet_forget(struct kx_unet *u);
 /* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large
  * enough. KN_EOOM. */
 KN_MUST_USE int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err);

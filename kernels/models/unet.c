@@ -200,6 +200,10 @@ static void drop_plan(struct kx_unet *u) {
     u->lanes = NULL;
 }
 
+void kx_unet_forget(struct kx_unet *u) {
+    drop_plan(u);
+}
+
 struct kx_parts *kx_unet_parts(struct kx_unet *u) {
     return &u->parts;
 }

@@ -262,6 +262,57 @@ TEST(the_idle_share_is_measured_on_the_device) {
     close_engine(&f);
 }
 
+TEST(a_calibrated_model_computes_with_eight_bits_and_near_enough) {
+    static struct pictures wide, narrow, again;
+    struct fixture f;
+    struct kn_err err = {0};
+    char dir[] = "/tmp/kn-fp8-XXXXXX", command[2048], model[64];
+    CHECK(mkdtemp(dir));
+    snprintf(model, sizeof model, "%s/sd1", dir);
+    snprintf(command, sizeof command, "cp -r '%s' '%s'", pipeline("sd1"), model);
+    CHECK_INT(system(command), 0);
+    struct kiln_engine_options o = {.device = KILN_DEVICE_CUDA, .precision = KILN_PRECISION_FP8};
+    struct kn_model_info before;
+    CHECK(!kiln_model_describe(model, NULL, &before, &err));
+
+    struct kiln_engine *e;
+    struct kiln_model *m;
+    CHECK_MSG(!kiln_engine_create(&o, &e, &err), "%s", err.text);
+    CHECK_INT(kiln_model_load(e, model, &m, &err), KN_ENOENT);
+    CHECK_MSG(strstr(err.text, "calibrate first"), "%s", err.text);
+    kiln_engine_destroy(e);
+
+    open_engine(&f, KILN_DEVICE_CUDA, model, (struct kiln_engine_options){0});
+    struct kn_task t[2] = {task(&f, 0, 2), task(&f, 1, 2)};
+    int rc =
+        kiln_model_calibrate(f.model, t, 2, &(struct kiln_callbacks){.ctx = &wide, .image = on_image}, &err);
+    if (rc == KN_EUNSUPPORTED && gpu_capability() < 89) {
+        close_engine(&f);
+        SKIP("compute capability %d", gpu_capability());
+    }
+    CHECK_MSG(!rc, "%s", err.text);
+    CHECK_INT(wide.count, 2);
+    render(&f, t, 2, &narrow);
+    close_engine(&f);
+
+    /* the file is enough, and the batch makes no difference; the model is another */
+    open_engine(&f, KILN_DEVICE_CUDA, model, o);
+    CHECK(memcmp(before.sha256, f.info.sha256, sizeof before.sha256) != 0);
+    double worst = 999;
+    for (int i = 0; i < 2; i++) {
+        render(&f, &t[i], 1, &again);
+        CHECK_MEM(again.rgb[0], narrow.rgb[i], bytes_of(t));
+        double db = psnr(narrow.rgb[i], wide.rgb[i], bytes_of(t));
+        CHECK_MSG(db < 60, "image %d: %.1f dB: nothing is narrow", i, db);
+        if (db < worst) worst = db;
+    }
+    CHECK_MSG(worst > 25, "%.1f dB from the picture without", worst);
+    printf("e4m3: %.1f dB at worst\n", worst);
+    close_engine(&f);
+    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    CHECK_INT(system(command), 0);
+}
+
 /* A LoRA for a fused layer, an interleaved one and a convolution. */
 static void write_lora(const char *path) {
     static const struct {
