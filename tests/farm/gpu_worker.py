@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""A worker with a GPU in a farm of programs, on a machine that has none: kiln-worker built on the tests' shim (tests/gpu), which
+computes on the host what the device would. The model is a golden pipeline's."""
+import os
+import pathlib
+import subprocess
+import sys
+
+from farm import BIN, FarmTest, main, manifest, wait_for
+
+MODEL = pathlib.Path(__file__).parents[1] / "golden" / "pipelines" / "sd1"
+WORKER = BIN / "kiln-worker-shim"
+COUNT = 12
+
+
+class GpuWorker(FarmTest):
+    def setUp(self):
+        super().setUp()
+        if not WORKER.exists():
+            self.skipTest(f"no {WORKER.name} in {BIN}")
+        tmp = self.farm.tmp
+        redis = subprocess.Popen(
+            ["redis-server", "--port", "0", "--unixsocket", str(tmp / "redis.sock"), "--dir", str(tmp), "--appendonly", "yes",
+             "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no", "--maxmemory-policy", "noeviction", "--save", ""],
+            stdout=subprocess.DEVNULL)
+        self.addCleanup(lambda: (redis.kill(), redis.wait()))
+        self.url = f"ipc://{tmp}/c"
+        ready = tmp / "ready"
+        self.farm.start(BIN / "kiln-coordinator", "--dir", self.farm.dir, "--redis", f"unix:{tmp}/redis.sock", "--listen", self.url,
+                        "--ready-file", ready)
+        wait_for("the coordinator is ready", lambda: ready.exists() and ready.read_text())
+
+    def worker(self, name, fail=None):
+        env = dict(self.farm.env)
+        if fail:
+            env["KX_SHIM_FAIL"] = fail
+        return self.farm.start(WORKER, "--join", self.url, "--name", name, "--device", "0", "--model", MODEL, env=env)
+
+    def render(self, out):
+        prompts = self.farm.tmp / "prompts.txt"
+        prompts.write_text("".join(f"a red circle {i} --seed {i} --cfg {1 + i % 3}\n" for i in range(COUNT)))
+        return self.farm.start("render", prompts, "-o", out, "--farm", self.url, "--model", MODEL, "--steps", "2", "--sampler", "Euler")
+
+    def test_its_pictures_come_back_and_two_workers_agree_on_every_byte(self):
+        self.worker("one")
+        self.finish(self.render(self.farm.tmp / "a"), timeout=120)
+        lines = self.check_folder(self.farm.tmp / "a", COUNT)
+        self.farm.ok("verify", self.farm.tmp / "a")
+        for line in lines:
+            self.assertRegex(line["backend"], r"^cuda-sm\d+-[0-9a-f]{6}$")
+        self.worker("two")
+        wait_for("the second is there", lambda: "two" in self.farm.ok("workers", "--farm", self.url))
+        self.finish(self.render(self.farm.tmp / "b"), timeout=120)
+        again = manifest(self.farm.tmp / "b")
+        self.assertEqual([l["pixels_sha256"] for l in again], [l["pixels_sha256"] for l in lines])
+
+    def test_a_device_that_fails_ends_its_worker_and_the_batch_goes_on_with_the_next(self):
+        broken = self.worker("one", fail="cudaGraphLaunch:2")
+        render = self.render(self.farm.tmp / "out")
+        _, err = self.finish(broken, status=3, timeout=120)
+        self.assertIn("engine_failed", err)
+        self.worker("two")
+        self.finish(render, timeout=120)
+        self.check_folder(self.farm.tmp / "out", COUNT)
+        self.farm.ok("verify", self.farm.tmp / "out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
