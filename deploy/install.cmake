@@ -52,6 +52,32 @@ set(KILN_DESTINATION \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}\")
 include(\"${CMAKE_CURRENT_LIST_DIR}/bundle.cmake\")")
 endif()
 
+# What tests/gpu/run.sh runs: the tests of the CUDA backend on a device, and the benchmarks. `cmake --install BUILD --component gpu` adds them
+# to a tree, under libexec/kiln/gpu, with their data under share/kiln (their working folder).
+if(KILN_TESTS AND TARGET kiln-render)
+  set(kiln_gpu_programs "")
+  foreach(folder tests/gpu tests/bench)
+    get_property(targets DIRECTORY ${PROJECT_SOURCE_DIR}/${folder} PROPERTY BUILDSYSTEM_TARGETS)
+    list(FILTER targets INCLUDE REGEX "^(gpu-|bench-gpu-|bench-cuda-)")
+    list(APPEND kiln_gpu_programs ${targets})
+  endforeach()
+  add_custom_target(gpu-programs)
+  foreach(program IN LISTS kiln_gpu_programs)
+    add_dependencies(gpu-programs ${program})
+    if(KILN_BUNDLE)
+      set_target_properties(${program} PROPERTIES INSTALL_RPATH "$ORIGIN/../../../lib/kiln")
+      target_link_options(${program} PRIVATE -Wl,--disable-new-dtags)
+    endif()
+    install(TARGETS ${program} RUNTIME DESTINATION libexec/kiln/gpu COMPONENT gpu EXCLUDE_FROM_ALL)
+  endforeach()
+  install(PROGRAMS tests/gpu/run.sh DESTINATION share/kiln/tests/gpu COMPONENT gpu EXCLUDE_FROM_ALL)
+  install(PROGRAMS tests/bench/gpu_vs_diffusers.py tests/bench/random_model.py DESTINATION share/kiln/tests/bench COMPONENT gpu
+          EXCLUDE_FROM_ALL)
+  install(DIRECTORY tests/golden/pipelines DESTINATION share/kiln/tests/golden COMPONENT gpu EXCLUDE_FROM_ALL)
+  install(CODE "execute_process(COMMAND git -C \"${PROJECT_SOURCE_DIR}\" rev-parse --short=12 HEAD
+                OUTPUT_FILE \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/share/kiln/commit\" ERROR_QUIET)" COMPONENT gpu EXCLUDE_FROM_ALL)
+endif()
+
 set(CPACK_GENERATOR TGZ)
 set(CPACK_PACKAGE_NAME kiln)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})

@@ -8,8 +8,8 @@
  *
  * images_per_s: over the timed batches, from the first one's texts to the last one's pixels. steps_per_s:
  * steps of a whole batch in the loop alone (at batch 1 what others call it/s). idle: the share of the time in
- * which the device had no work, by its own events; null on a CPU. Exit: 0; 1 bad usage or no engine; 2 when a
- * batch size failed (its line says why). */
+ * which the device had no work, by its own events; null on a CPU. Exit: 0, also when a batch does not fit
+ * (its line says so); 1 bad usage or no engine; 2 when one failed. */
 #include <errno.h>
 #include <getopt.h>
 #include <pthread.h>
@@ -351,7 +351,7 @@ int main(int argc, char **argv) {
     if (!rc) rc = kiln_model_load(e, o.model, &m, &err);
     for (int i = 0; !rc && i < o.size_count; i++) {
         int one = measure(&o, e, m, &info, o.sizes[i]);
-        if (one) failed = 2;
+        if (one && one != KN_EOOM) failed = 2; /* what does not fit is a result */
         if (one == KN_EDEVICE) break;
     }
     if (rc) usage(err.text, NULL);
