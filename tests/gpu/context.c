@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/map.h"
 #include "kernels/cuda/layer.h"
 #include "tests/unit/check.h"
 #ifdef KX_SHIM
@@ -382,6 +383,33 @@ TEST(counting_takes_nothing) {
     kx_memory(ctx, &after, &total);
     CHECK(before == after && g->workspace_bytes == 0);
     kx_linear_destroy(l);
+    kx_ctx_destroy(ctx);
+}
+
+/* A farm renders any size that it is asked for. */
+TEST(plans_that_pile_up_are_dropped_when_there_are_too_many) {
+    struct kx_ctx *ctx = plain();
+    struct kx_gpu *g = kx_gpu_of(ctx);
+    struct kx_linear *l;
+    struct kx_arena arena;
+    struct kn_err err = {0};
+    float w[C * C] = {0};
+    CHECK_INT(kx_linear_create(ctx, C, C, KX_ACT_NONE, w, w, &l, &err), 0);
+    kx_plan_begin(ctx, &arena);
+    for (int i = 1; i <= 40000; i++) {
+        struct kx_tensor x = {NULL, 1, 1, i, C};
+        kx_linear(ctx, l, &x, NULL, &x);
+        if (i == 1000) kx_linear(ctx, l, &x, NULL, &x); /* the same again is no more */
+    }
+    CHECK_INT(kx_plan_end(ctx, &err), 0);
+    CHECK_INT(kn_map_count(g->choices), 40000);
+    unsigned age = kx_plan_age(ctx);
+    kx_plan_trim(ctx);
+    CHECK(kn_map_count(g->choices) == 0 && kx_plan_age(ctx) != age);
+    kx_plan_trim(ctx);
+    CHECK(kx_plan_age(ctx) == age + 1); /* nothing to drop */
+    kx_linear_destroy(l);
+    want_ok(ctx);
     kx_ctx_destroy(ctx);
 }
 
