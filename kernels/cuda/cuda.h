@@ -7,9 +7,10 @@
  * other of the same family and storage type; what was uploaded on one is there for another after a kx_sync
  * of the first. One thread at a time uses a context; different contexts may be used by different threads.
  *
- * How many images fit. Planning counts and allocates nothing but the workspace (kx_plan_begin … kx_plan_end):
- * the peaks of the arenas of two batches give a batch's fixed part and an image's, and kx_memory says what
- * there is. A kx_alloc that fails is an ordinary error: whatever was there before still is. */
+ * How many images fit. kx_count_begin … kx_count_end give the arena of any batch and allocate nothing, and
+ * kx_memory says what there is; the workspace comes on top (an op's for GEGLU apart and what cuDNN asks for:
+ * kx_plan_end gives it, or KN_EOOM). A kx_alloc that fails is an ordinary error: whatever was there before
+ * still is. */
 #ifndef KILN_KERNELS_CUDA_CUDA_H
 #define KILN_KERNELS_CUDA_CUDA_H
 
