@@ -17,6 +17,7 @@ cudaError_t attention_3_tiles(cudaStream_t stream, const struct kx_attention *a,
 cudaError_t attention_4_mma(cudaStream_t stream, const struct kx_attention *a, float *scratch);
 cudaError_t attention_5_pipeline(cudaStream_t stream, const struct kx_attention *a, float *scratch);
 cudaError_t attention_6_shipped(cudaStream_t stream, const struct kx_attention *a, float *scratch);
+cudaError_t attention_7_sm90(cudaStream_t stream, const struct kx_attention *a, float *scratch);
 
 #ifdef __cplusplus
 }
