@@ -60,8 +60,10 @@ struct engine {
 
 struct engine_options {
     const char *spec; /* "cpu", "cuda", or "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,seed=7,…]" */
-    int device_index; /* cuda: CUDA's number of the device */
-    int threads;      /* 0: all cores that this process may use */
+    int device_index; /* cuda: CUDA's number of the device; what follows is as kiln_engine_options has it */
+    enum kiln_precision precision;
+    bool fastest;
+    int threads; /* 0: all cores that this process may use */
     uint64_t
         model_bytes_max; /* how much of models' weights is kept in memory; at least one model always is */
 };

@@ -190,6 +190,8 @@ int engine_kiln_open(const struct engine_options *opt, struct engine **out, stru
     struct kiln_engine_options o = {.device =
                                         strcmp(opt->spec, "cuda") == 0 ? KILN_DEVICE_CUDA : KILN_DEVICE_CPU,
                                     .device_index = opt->device_index,
+                                    .precision = opt->precision,
+                                    .fastest = opt->fastest,
                                     .threads = opt->threads};
     struct kiln *k = calloc(1, sizeof *k);
     if (!k) return kn_err_set(err, KN_ENOMEM, "out of memory");

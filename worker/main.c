@@ -45,6 +45,10 @@ static const char usage[] =
     "  --engine ENGINE       cpu, cuda (both follow from --device), or "
     "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,flaky=0.01,seed=7,size=64,\n"
     "                        batch=64,oom=8]: a simulated engine, with a model named sim\n"
+    "  --precision TYPE      GPU: auto (default), f16, bf16, or fp8 (for models that kiln-render --calibrate "
+    "was run on)\n"
+    "  --fastest             GPU: a picture may depend on its batch, for speed; such workers are a class of "
+    "their own\n"
     "  --threads N           threads of the engine (default: all cores)\n"
     "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3)\n"
     "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's)\n"
@@ -73,7 +77,8 @@ struct options {
     uint32_t credit;
     uint64_t model_bytes_max;
     enum kn_log_level level;
-    bool list_devices;
+    bool list_devices, fastest;
+    enum kiln_precision precision;
 };
 
 static int fail(const char *fmt, ...) KN_PRINTF(1, 2);
@@ -96,6 +101,8 @@ enum {
     OPT_MODEL,
     OPT_DEVICE,
     OPT_ENGINE,
+    OPT_PRECISION,
+    OPT_FASTEST,
     OPT_THREADS,
     OPT_CREDIT,
     OPT_MEMORY,
@@ -113,6 +120,8 @@ static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},
     {"device", required_argument, NULL, OPT_DEVICE},
     {"engine", required_argument, NULL, OPT_ENGINE},
+    {"precision", required_argument, NULL, OPT_PRECISION},
+    {"fastest", no_argument, NULL, OPT_FASTEST},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"credit", required_argument, NULL, OPT_CREDIT},
     {"model-memory", required_argument, NULL, OPT_MEMORY},
@@ -185,6 +194,18 @@ static int set_option(struct options *o, int opt, const char *arg) {
         return arg[0] ? 0 : fail("--device: expected cpu, all, a number or a UUID");
     case OPT_ENGINE:
         o->engine = arg;
+        return 0;
+    case OPT_PRECISION: {
+        static const char *const names[] = {"auto", "f16", "bf16", "fp8"}; /* as enum kiln_precision */
+        for (int i = 0; i < 4; i++)
+            if (strcmp(arg, names[i]) == 0) {
+                o->precision = (enum kiln_precision)i;
+                return 0;
+            }
+        return fail("--precision: %.64s is none of auto, f16, bf16, fp8", arg);
+    }
+    case OPT_FASTEST:
+        o->fastest = true;
         return 0;
     case OPT_THREADS: /* 0: all cores */
         if (!number("--threads", arg, 0, 1024, &n)) return WORKER_EXIT_USAGE;
@@ -501,6 +522,8 @@ int main(int argc, char **argv) {
         kn_err_prefix(&err, "--device");
     struct engine_options eo = {.spec = o.engine,
                                 .device_index = gpu.index,
+                                .precision = o.precision,
+                                .fastest = o.fastest,
                                 .threads = o.threads,
                                 .model_bytes_max = o.model_bytes_max};
     if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
