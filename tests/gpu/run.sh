@@ -191,10 +191,11 @@ attempt() {
   say "$part $name: $result${words:+ ($words)}"
   return "$rc"
 }
-skip() { # part, name, why
-  printf '{"part": "%s", "name": "%s", "result": "skipped", "status": 77, "seconds": 0, "words": "%s"}\n' "$1" "$2" "$(printf %s "$3" | escape)" >>"$out/results.jsonl"
-  say "$1 $2: skipped ($3)"
+note() { # part, name, result, why
+  printf '{"part": "%s", "name": "%s", "result": "%s", "status": null, "seconds": 0, "words": "%s"}\n' "$1" "$2" "$3" "$(printf %s "$4" | escape)" >>"$out/results.jsonl"
+  say "$1 $2: $3 ($4)"
 }
+skip() { note "$1" "$2" skipped "$3"; }
 # The JSON lines of a log become rows of the report.
 keep_rows() { grep -h '^{"bench"' "$1" >>"$out/benches.jsonl" 2>/dev/null || true; }
 
@@ -213,6 +214,10 @@ if wanted tests; then
   list=$(programs)
   [ -n "$list" ] || skip tests all "there are no test programs in $tests"
   for program in $list; do attempt tests "$program" 900 "$tests/$program"; done
+  if [ -n "$gpu" ] && [ -z "$shim$cpu" ] && ! grep -q '"part": "tests".*"result": "[pft]' "$out/results.jsonl" 2>/dev/null; then
+    failures=$((failures + 1))
+    note tests device failed "there is a GPU and no test could use it (CUDA 13 wants driver 580 or newer)"
+  fi
 fi
 
 if wanted sanitizer; then
