@@ -28,6 +28,7 @@ struct kx_backend {
 
     void (*plan_begin)(struct kx_ctx *ctx); /* what is the backend's own; the rest is ops.c's */
     int (*plan_end)(struct kx_ctx *ctx, struct kn_err *err);
+    size_t (*wanted)(const struct kx_ctx *ctx); /* workspace, by the ops since plan_begin */
     void (*plan_trim)(struct kx_ctx *ctx);
     unsigned (*plan_age)(const struct kx_ctx *ctx);
     void (*replay)(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);

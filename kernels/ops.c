@@ -132,10 +132,11 @@ void kx_count_begin(struct kx_ctx *ctx, struct kx_arena *arena) {
     ctx->counting = true;
     kx_plan_begin(ctx, arena);
 }
-int kx_count_end(struct kx_ctx *ctx, struct kn_err *err) {
+int kx_count_end(struct kx_ctx *ctx, size_t *workspace_bytes, struct kn_err *err) {
     assert(ctx->planning && ctx->counting);
     ctx->planning = ctx->counting = false;
     ctx->arena = NULL;
+    *workspace_bytes = ctx->backend->wanted(ctx);
     return kx_ctx_error(ctx, err);
 }
 void kx_plan_trim(struct kx_ctx *ctx) {

@@ -94,10 +94,11 @@ void kx_release(struct kx_ctx *ctx, size_t mark);
 void kx_plan_begin(struct kx_ctx *ctx, struct kx_arena *arena);
 /* Gives the context the workspace that was asked for. KN_EOOM or the first error of an op. */
 KN_MUST_USE int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err);
-/* The same when nothing is to run: only the arena is counted. No library is asked for a plan, which on a GPU
- * may take seconds for each number of images, and no workspace is given. */
+/* The same when nothing is to run: the arena is counted, and what a GPU's ops want of the workspace (0 on a
+ * CPU) without what a library may. No library is asked for a plan, which may take seconds for each number of
+ * images, and no workspace is given. The first error of an op. */
 void kx_count_begin(struct kx_ctx *ctx, struct kx_arena *arena);
-KN_MUST_USE int kx_count_end(struct kx_ctx *ctx, struct kn_err *err); /* the first error of an op */
+KN_MUST_USE int kx_count_end(struct kx_ctx *ctx, size_t *workspace_bytes, struct kn_err *err);
 /* Plans are kept, so that a shape that comes again costs nothing. A farm renders any size that it is asked
  * for, so they must not pile up: where they are too many, trim drops those of all shapes, and age gives
  * another number: what was planned (or recorded) at an earlier age is planned again. Not between a plan and

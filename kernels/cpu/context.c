@@ -308,6 +308,11 @@ static int cpu_plan_end(struct kx_ctx *base, struct kn_err *err) {
     return 0;
 }
 
+static size_t cpu_wanted(const struct kx_ctx *ctx) {
+    (void)ctx; /* small, and each thread's */
+    return 0;
+}
+
 static void cpu_plan_trim(struct kx_ctx *ctx) {
     struct kx_cpu *root = kx_cpu_of(ctx)->root;
     if (kx_dnn_count(root->dnn) <= PRODUCTS_MAX) return;
@@ -404,6 +409,7 @@ static const struct kx_backend backend = {
     .memory = cpu_memory,
     .plan_begin = cpu_plan_begin,
     .plan_end = cpu_plan_end,
+    .wanted = cpu_wanted,
     .plan_trim = cpu_plan_trim,
     .plan_age = cpu_plan_age,
     .replay = cpu_replay,

@@ -368,6 +368,7 @@ static const struct kx_backend backend = {
     .memory = kx_gpu_memory,
     .plan_begin = kx_gpu_plan_begin,
     .plan_end = kx_gpu_plan_end,
+    .wanted = kx_gpu_wanted,
     .plan_trim = kx_gpu_plan_trim,
     .plan_age = kx_gpu_plan_age,
     .replay = kx_gpu_replay,

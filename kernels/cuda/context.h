@@ -134,6 +134,7 @@ size_t kx_gpu_values(enum kx_store type, const float *v, size_t step, size_t n, 
 void kx_gpu_want(struct kx_gpu *g, size_t bytes);
 void kx_gpu_plan_begin(struct kx_ctx *ctx);
 int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err);
+size_t kx_gpu_wanted(const struct kx_ctx *ctx);
 unsigned kx_gpu_plan_age(const struct kx_ctx *ctx);
 
 /* ---- graph.c */

@@ -7,10 +7,9 @@
  * other of the same family and storage type; what was uploaded on one is there for another after a kx_sync
  * of the first. One thread at a time uses a context; different contexts may be used by different threads.
  *
- * How many images fit. kx_count_begin … kx_count_end give the arena of any batch and allocate nothing, and
- * kx_memory says what there is; the workspace comes on top (an op's for GEGLU apart and what cuDNN asks for:
- * kx_plan_end gives it, or KN_EOOM). A kx_alloc that fails is an ordinary error: whatever was there before
- * still is. */
+ * How many images fit. kx_count_begin … kx_count_end give the arena and the workspace of any batch (but
+ * for what cuDNN asks for) and allocate nothing; kx_memory says what there is. A kx_alloc that fails is an
+ * ordinary error: whatever was there before still is. */
 #ifndef KILN_KERNELS_CUDA_CUDA_H
 #define KILN_KERNELS_CUDA_CUDA_H
 

@@ -283,6 +283,10 @@ int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     return rc || g->workspace_wanted <= g->workspace_bytes ? rc : grow(g, err);
 }
 
+size_t kx_gpu_wanted(const struct kx_ctx *ctx) {
+    return kx_gpu_of(ctx)->workspace_wanted;
+}
+
 unsigned kx_gpu_plan_age(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->age;
 }

@@ -223,6 +223,7 @@ void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
     assert(l->type == g->type && l->device == g->device);
     assert(!residual || kx_count(residual) == kx_count(y));
     if (g->base.planning) {
+        kx_gpu_want(g, own_bytes(l, x));
         if (l->narrow) kx_gpu_want(g, kx_gpu_narrow_bytes(x));
         if (!g->base.counting) {
             /* what is shifted by may not be there yet: then either may come */

@@ -51,8 +51,10 @@ int kx_lanes_count(struct kx_ctx *ctx, int n, kx_images forward, void *arg, size
     struct kx_arena counted;
     kx_count_begin(ctx, &counted);
     forward(arg, ctx, 0, kx_ctx_together(ctx, n));
-    *bytes = counted.peak;
-    return kx_count_end(ctx, err);
+    size_t workspace;
+    int rc = kx_count_end(ctx, &workspace, err);
+    *bytes = counted.peak + workspace;
+    return rc;
 }
 
 int kx_lanes_run(struct kx_lanes *l, struct kx_ctx *ctx, int n, kx_images forward, void *arg,

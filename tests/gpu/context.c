@@ -370,7 +370,7 @@ TEST(counting_takes_nothing) {
     struct kx_arena arena;
     struct kx_linear *l;
     struct kn_err err;
-    size_t before, after, total;
+    size_t before, after, total, workspace;
     float w[C * C] = {0};
     CHECK_INT(kx_linear_create(ctx, C, C, KX_ACT_GEGLU, w, w, &l, &err), 0);
     kx_memory(ctx, &before, &total);
@@ -378,7 +378,8 @@ TEST(counting_takes_nothing) {
     struct kx_tensor x = kx_tensor_take(ctx, 1 << 20, 64, 64, C), y = {x.v, 1 << 20, 64, 64, C / 2};
     kx_linear(ctx, l, &x, NULL, &y);
     kx_gpu_want(g, (size_t)1 << 50);
-    CHECK_INT(kx_count_end(ctx, &err), 0);
+    CHECK_INT(kx_count_end(ctx, &workspace, &err), 0);
+    CHECK(workspace == (size_t)1 << 50);
     CHECK(arena.peak == (size_t)2 * C << 32 && !kx_planning(ctx));
     kx_memory(ctx, &after, &total);
     CHECK(before == after && g->workspace_bytes == 0);
