@@ -118,6 +118,13 @@ void kiln_engine_destroy(struct kiln_engine *e) {
     free(e);
 }
 
+void kiln_engine_memory(struct kiln_engine *e, uint64_t *free_bytes, uint64_t *total_bytes) {
+    size_t available, total;
+    kx_memory(e->unet, &available, &total);
+    *free_bytes = available;
+    *total_bytes = total;
+}
+
 /* ---- stages ---- */
 
 void kx_stage_enter(struct kiln_engine *e, enum kx_stage stage) {

@@ -48,6 +48,9 @@ const char *kiln_engine_backend(const struct kiln_engine *e);
 /* What a person calls the device ("AMD EPYC, 2 threads"). Lives as long as e. */
 const char *kiln_engine_device(const struct kiln_engine *e);
 
+/* Bytes of memory that the device (a CPU: the machine) has, and that are free now. */
+void kiln_engine_memory(struct kiln_engine *e, uint64_t *free_bytes, uint64_t *total_bytes);
+
 /* How much of its time the device had work (texts, steps, pictures on any stream), measured on the device,
  * since the engine was made or since the last call; the rest it was idle. Both are 0 on a CPU. Any thread. */
 struct kiln_busy {

@@ -25,6 +25,7 @@
 
 #define SESSIONS_MAX 4
 #define AHEAD 2
+#define DECODE_TOGETHER_MAX 16
 
 /* ---- a batch */
 
@@ -568,6 +569,7 @@ int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
     b->ms += (double)(kn_clock_us() - begun) / 1000;
     kx_stage_leave(b->m->engine, KX_STAGE_LOOP);
     free(bad);
+    if (rc == KN_EOOM && b->n > 1) kx_batch_limit(b->m, b->tasks->width, b->tasks->height, b->n);
     return rc;
 }
 
@@ -670,10 +672,19 @@ static int decode_some(struct kiln_batch *b, struct decoder *d, int at, int coun
     return rc;
 }
 
-/* How many of n are decoded in one go: on a CPU what there are lanes for; on a GPU all that fits. */
+/* How many of n are decoded in one go: on a CPU what there are lanes for; on a GPU as many as fill it, in an
+ * eighth of its memory: pictures come out sooner, and the loop, which gains from large batches, keeps the
+ * rest. */
 static int decode_group(const struct kiln_batch *b, int n) {
-    const struct kiln_model *m = b->m;
+    struct kiln_model *m = b->m;
+    size_t each, available, total;
     if (!m->engine->gpu) return kx_vae_lanes(m->vae, n, b->h, b->w) > 1 ? n : 1;
+    kx_memory(m->vae_ctx, &available, &total);
+    if (!kx_vae_bytes(m->vae, 1, b->h, b->w, &each, NULL) && each > 0) {
+        size_t most = total / 8 / each;
+        if (most > DECODE_TOGETHER_MAX) most = DECODE_TOGETHER_MAX;
+        if (most < (size_t)n) n = most ? (int)most : 1;
+    }
     return m->decode_together && m->decode_together < n ? m->decode_together : n;
 }
 
@@ -727,7 +738,6 @@ int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n, const 
         bool loop_over = false;
         rc = render_batch(m, tasks, i, count, cb, &loop_over, err);
         if (rc == KN_EOOM && count > 1 && !loop_over) { /* an ordinary error: half of it, then */
-            kx_batch_limit(m, tasks->width, tasks->height, count);
             count = rc = 0;
         }
     }

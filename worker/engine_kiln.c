@@ -202,7 +202,9 @@ int engine_kiln_open(const struct engine_options *opt, struct engine **out, stru
     }
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->unused, NULL);
-    k->bytes_max = opt->model_bytes_max;
+    uint64_t available, total;
+    kiln_engine_memory(k->e, &available, &total);
+    k->bytes_max = opt->model_bytes_max ? opt->model_bytes_max : total / 2;
     k->engine = (struct engine){.ops = o.device == KILN_DEVICE_CUDA ? &stages : &whole,
                                 .backend = kiln_engine_backend(k->e),
                                 .device = kiln_engine_device(k->e),

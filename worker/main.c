@@ -51,7 +51,8 @@ static const char usage[] =
     "their own\n"
     "  --threads N           threads of the engine (default: all cores)\n"
     "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3)\n"
-    "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's)\n"
+    "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's, "
+    "or of the GPU's)\n"
     "  --log-level LEVEL     error, warn, info (default), debug\n"
     "  --describe-model DIR  prints what a model's folder says of itself, as a line of JSON, and ends; "
     "sim[:…] too\n"
@@ -415,11 +416,6 @@ static int describe(const char *dir) {
     return rc == 0 && fflush(stdout) == 0 ? WORKER_EXIT_OK : WORKER_EXIT_USAGE;
 }
 
-static uint64_t half_of_memory(void) {
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size / 2 : 2ull << 30;
-}
-
 /* ---- running */
 
 struct program {
@@ -500,7 +496,7 @@ static int run(const struct options *o, struct engine *engine, const struct gpu 
 }
 
 int main(int argc, char **argv) {
-    struct options o = {.credit = CREDIT, .model_bytes_max = half_of_memory(), .level = KN_LOG_INFO};
+    struct options o = {.credit = CREDIT, .level = KN_LOG_INFO};
     kn_fs_standard();
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
