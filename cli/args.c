@@ -28,6 +28,7 @@ enum opt_id {
     OPT_OUT,
     OPT_WORKERS,
     OPT_THREADS,
+    OPT_DEVICE,
     OPT_ENGINE,
     OPT_MODELS,
     OPT_LISTEN,
@@ -74,6 +75,8 @@ static const struct opt options[] = {
     {OPT_FARM, "farm", 0, "DIR|ENDPOINT", CLI_G_FARM, "the farm ($KILN_HOME, else ~/.kiln)"},
     {OPT_WORKERS, "workers", 0, "N", CLI_G_START, "workers of the private farm (half the cores)"},
     {OPT_THREADS, "threads", 0, "N", CLI_G_START, "threads of each worker (cores / workers)"},
+    {OPT_DEVICE, "device", 0, "WHICH", CLI_G_START,
+     "what the workers render on: cpu (default), GPUs by number as in 0,1, or all: a worker each"},
     {OPT_ENGINE, "engine", 0, "E", CLI_G_START,
      "cpu, or sim:ms=50,… which draws test pictures without a model"},
     {OPT_MODELS, "models", 0, "DIR", CLI_G_START, "a folder of model folders; may be repeated"},
@@ -272,6 +275,9 @@ static int take(struct cli_options *o, enum opt_id id, const char *name, char *a
     case OPT_THREADS:
         rc = number(name, arg, 1, 1024, &v, err);
         o->threads = (int)v;
+        break;
+    case OPT_DEVICE:
+        o->device = arg;
         break;
     case OPT_ENGINE:
         if (strcmp(arg, "cpu") != 0 && strcmp(arg, "sim") != 0 && strncmp(arg, "sim:", 4) != 0)

@@ -40,7 +40,7 @@ struct cli_options {
     /* a farm to start */
     int workers; /* -1: not given */
     int threads; /* a worker; 0: cores / workers */
-    const char *engine;
+    const char *engine, *device;
     const char *models[CLI_MODELS_MAX]; /* --models: folders of model folders */
     size_t model_dir_count;
     const char *listen[CLI_LISTEN_MAX];

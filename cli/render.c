@@ -170,8 +170,10 @@ static int await_models(struct render *r, struct kn_err *err) {
 /* Starts the private farm, or attaches to one that came up since find_farm(). */
 static int start_farm(struct render *r, struct kn_err *err) {
     static const char *folders[KN_MODELS_PER_BATCH_MAX];
+    static struct worker_devices devices;
     const struct cli_options *o = r->o;
-    int lock_fd, rc = farmdir_create(r->farm_dir, &r->dir, err);
+    int lock_fd, rc = devices_choose(o, &devices, err);
+    if (rc == KN_OK) rc = farmdir_create(r->farm_dir, &r->dir, err);
     if (rc) return rc;
     while ((rc = farmdir_lock(r->farm_dir, &lock_fd, err)) == KN_EEXIST) {
         rc = find_farm(r, err);
@@ -179,8 +181,8 @@ static int start_farm(struct render *r, struct kn_err *err) {
     }
     if (rc) return rc;
     struct supervise_config c = {
-        .farm = &r->dir, .lock_fd = lock_fd, .private_farm = true, .engine = o->engine};
-    supervise_size(o, &c.workers, &c.threads);
+        .farm = &r->dir, .lock_fd = lock_fd, .private_farm = true, .devices = &devices, .engine = o->engine};
+    supervise_size(o, &devices, &c.workers, &c.threads);
     if (c.workers > WORKERS_MAX) c.workers = WORKERS_MAX;
     for (size_t i = 0; i < r->job.model_count; i++)
         if (r->job.paths[i]) folders[c.model_dir_count++] = r->job.paths[i];

@@ -407,6 +407,10 @@ static int plan(struct supervisor *s, struct kn_err *err) {
         add_arg(ch, "%s", name);
         add_arg(ch, "--threads");
         add_arg(ch, "%d", c->threads);
+        if (c->devices && w < c->devices->count) {
+            add_arg(ch, "--device");
+            add_arg(ch, "%s", c->devices->v[w]);
+        }
         if (c->engine) {
             add_arg(ch, "--engine");
             add_arg(ch, "%s", c->engine);
@@ -620,9 +624,10 @@ void supervise_leave(struct supervise_handle *h) {
     h->news_fd = -1;
 }
 
-void supervise_size(const struct cli_options *o, int *workers, int *threads) {
+void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads) {
     cpu_set_t set;
     int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     *workers = o->workers >= 0 ? o->workers : cores / 2 < 1 ? 1 : cores / 2 > 64 ? 64 : cores / 2;
+    if (d->count) *workers = d->count;
     *threads = o->threads ? o->threads : *workers && cores / *workers > 1 ? cores / *workers : 1;
 }

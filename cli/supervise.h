@@ -14,6 +14,7 @@
 #define KILN_CLI_SUPERVISE_H
 
 #include "cli/cli.h"
+#include "cli/devices.h"
 #include "cli/farmdir.h"
 
 struct supervise_config {
@@ -21,8 +22,9 @@ struct supervise_config {
     int lock_fd;       /* taken over by the supervisor; closed here */
     bool private_farm; /* ends with its starter */
     int workers, threads;
-    const char *engine;        /* NULL: the worker's default */
-    const char *const *models; /* --models */
+    const struct worker_devices *devices; /* a worker each; none: on the CPU */
+    const char *engine;                   /* NULL: the worker's default */
+    const char *const *models;            /* --models */
     size_t model_dir_count;
     const char *model; /* --model, or NULL */
     const char *const *listen;
@@ -52,7 +54,7 @@ void supervise_end(struct supervise_handle *h);
 void supervise_leave(struct supervise_handle *h);
 
 /* How many workers and threads the options mean on this machine. */
-void supervise_size(const struct cli_options *o, int *workers, int *threads);
+void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads);
 /* The growing pause before the next start, after `deaths` deaths in a row within seconds of a start. */
 int supervise_pause_ms(int deaths);
 /* The last line of a log that says something, for a person. */

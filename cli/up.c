@@ -170,6 +170,7 @@ static int check_redis(const char *where, struct kn_err *err) {
 
 int cmd_up(const struct cli_options *o) {
     static struct up u;
+    static struct worker_devices devices;
     struct kn_err err = {0};
     struct client *c = NULL;
     struct job_folders folders;
@@ -179,6 +180,7 @@ int cmd_up(const struct cli_options *o) {
     u.o = o;
     cli_catch_signals();
     struct supervise_config s = {.farm = &u.dir,
+                                 .devices = &devices,
                                  .engine = o->engine,
                                  .listen = o->listen,
                                  .listen_count = o->listen_count,
@@ -186,10 +188,11 @@ int cmd_up(const struct cli_options *o) {
                                  .insecure = o->insecure,
                                  .allow_volatile = o->allow_volatile,
                                  .redis = o->redis};
-    supervise_size(o, &s.workers, &s.threads);
+    int rc = devices_choose(o, &devices, &err);
+    supervise_size(o, &devices, &s.workers, &s.threads);
     if (s.workers > WORKERS_MAX) s.workers = WORKERS_MAX;
     u.workers = s.workers;
-    int rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
+    if (rc == KN_OK) rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
     if (rc == KN_OK && is_endpoint)
         rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln up takes a folder", dir);
     if (rc == KN_OK && o->redis) rc = check_redis(o->redis, &err);

@@ -40,6 +40,35 @@ class Devices(FarmTest):
         self.assertEqual(node.wait(30), 0)
         self.assertFalse(any(map(alive, pids)))
 
+    def test_a_farm_starts_a_worker_for_each_gpu(self):
+        farm = self.farm
+        farm.env["LD_LIBRARY_PATH"] = os.environ["KILN_FAKE_NVML_DIR"]
+        farm.env["FAKE_GPUS"] = "3"
+        farm.env.pop("CUDA_VISIBLE_DEVICES", None)
+        farm.ok("up", "--device", "all", "--engine", "sim:ms=1")
+        uuids = lambda: {w["id"]: w["device_uuid"][:12] for w in farm.json("workers")}
+        self.assertEqual(uuids(), {f"worker-{i}": f"GPU-0000000{i}" for i in range(3)})
+        farm.ok("down")
+        farm.ok("up", "--device", "2,GPU-00000000", "--engine", "sim:ms=1")
+        self.assertEqual(uuids(), {"worker-0": "GPU-00000002", "worker-1": "GPU-00000000"})
+        farm.ok("down")
+        out = farm.tmp / "out"
+        farm.ok("render", farm.prompts(5), "-o", out, "--device", "1", "--engine", "sim:ms=1")
+        self.check_folder(out, 5)
+
+    def test_a_device_that_is_not_there_is_told_and_nothing_is_started(self):
+        farm = self.farm
+        farm.env["LD_LIBRARY_PATH"] = os.environ["KILN_FAKE_NVML_DIR"]
+        farm.env["FAKE_GPUS"] = "0"
+        for words, text in ((("--device", "all"), "there is no GPU here"), (("--device", "0,0"), "0 is named twice"),
+                            (("--device", "0,"), "none of cpu, all"), (("--device", ""), "none of cpu, all"),
+                            (("--device", "0", "--workers", "2"), "one worker a GPU")):
+            p = farm.run("up", "--engine", "sim", *words)
+            self.assertEqual(p.returncode, 1, p.stderr)
+            self.assertIn(text, p.stderr)
+        p = farm.run("render", "-p", "x", "--engine", "sim", "--device", "all")
+        self.assertEqual(p.returncode, 1, p.stderr)
+
     def test_a_worker_without_a_gpu_has_no_readings(self):
         self.farm.up("sim:ms=1", 1)
         w = self.farm.json("workers")[0]
