@@ -14,7 +14,7 @@
 #   --cuda-libs DIR     cuBLASLt and cuDNN (default: the dynamic loader's, CUDA's, or those of PyTorch's pip packages)
 #   --python PROGRAM    for diffusers beside it and for models of full size (default: python3; what lacks is skipped)
 #   --models LIST       of sd15, sd21, sdxl for the benchmarks (default: sd15,sdxl)
-#   --batches LIST      batch sizes (default: 1,2,4,8,16,32,64,max)
+#   --batches LIST      batch sizes (default: 1,2,4,8,16,32,64,max; of SDXL 1,4,16,32)
 #   --limit FACTOR      every part's time limit times this (default: 1)    --most SECONDS   and none longer than this
 #   --shim, --cpu       a trial without a GPU: tests on the shim; benchmarks and farm with the CPU engine
 #
@@ -28,7 +28,7 @@ die() { say "$*"; exit 2; }
 
 # ---- options
 
-parts= farm= out=gpu-report tree= build= cuda_libs=${KILN_CUDA_LIBS:-} python=python3 models=sd15,sdxl batches=1,2,4,8,16,32,64,max
+parts= farm= out=gpu-report tree= build= cuda_libs=${KILN_CUDA_LIBS:-} python=python3 models=sd15,sdxl batches=
 limit=1 most= shim= cpu= prompts=2000 make_tree= farm_part=
 while [ $# -gt 0 ]; do
   case $1 in
@@ -247,17 +247,17 @@ if wanted bench; then
   if [ ! -x "$engine" ]; then
     skip bench all "bench-gpu-engine was not built"
   else
-    attempt bench tiny 600 "$engine" --model models/tiny --device $device --batch "$batches"
+    attempt bench tiny 600 "$engine" --model models/tiny --device $device --batch "${batches:-1,2,4,8,16,32,64,max}"
     keep_rows "$out/bench-tiny.log"
     for model in ${models//,/ }; do
       [ -z "$cpu" ] || { skip bench "$model" "too much for a CPU"; continue; }
       folder=$(folder_of "$model") || { skip bench "$model" "its folder could not be made (python3 is needed): see model-$model.log"; continue; }
-      cfg=7.5 precisions="f16 bf16"
-      if [ "$model" = sdxl ]; then cfg=8 precisions=bf16; fi
+      cfg=7.5 precisions="f16 bf16" sizes=${batches:-1,2,4,8,16,32,64,max}
+      if [ "$model" = sdxl ]; then cfg=8 precisions=bf16 sizes=${batches:-1,4,16,32}; fi
       for precision in $precisions; do
         for mode in reproducible fastest; do
-          attempt bench "$model-$precision-$mode" 1200 "$engine" --model "$folder" --device cuda --cfg $cfg --precision $precision --batch "$batches" \
-            --batches 3 $([ $mode = fastest ] && echo --fastest)
+          attempt bench "$model-$precision-$mode" 1200 "$engine" --model "$folder" --device cuda --cfg $cfg --precision $precision --batch "$sizes" \
+            --batches 2 $([ $mode = fastest ] && echo --fastest)
           keep_rows "$out/bench-$model-$precision-$mode.log"
         done
       done
