@@ -116,21 +116,21 @@ static double psnr(const uint8_t *a, const uint8_t *b, size_t n) {
     return sum > 0 ? 10 * log10(255.0 * 255.0 * (double)n / sum) : 999;
 }
 
-/* `dir` on both devices, with every sampler. */
-static void compare(const char *dir, uint32_t steps, double least_db) {
+/* `dir` on both devices, with the last `count` samplers. */
+static void compare(const char *dir, int count, uint32_t steps, double least_db) {
     static struct pictures gpu, cpu;
     struct fixture g, c;
     open_engine(&g, KILN_DEVICE_CUDA, dir, (struct kiln_engine_options){0});
     open_engine(&c, KILN_DEVICE_CPU, dir, (struct kiln_engine_options){0});
     struct kn_task t[5];
     double worst = 999;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < count; i++) {
         t[i] = task(&g, i, steps);
-        t[i].sampler = (enum kn_sampler)(KN_SAMPLER_DDIM + i);
+        t[i].sampler = (enum kn_sampler)(KN_SAMPLER_DPMPP_2M - i);
     }
-    render(&g, t, 5, &gpu);
-    render(&c, t, 5, &cpu);
-    for (int i = 0; i < 5; i++) {
+    render(&g, t, count, &gpu);
+    render(&c, t, count, &cpu);
+    for (int i = 0; i < count; i++) {
         double db = psnr(gpu.rgb[i], cpu.rgb[i], bytes_of(&t[i]));
         if (db < worst) worst = db;
         CHECK_MSG(db >= least_db, "%s, %s: %.1f dB from the CPU's picture, %.0f wanted", g.info.name,
@@ -150,12 +150,12 @@ TEST(pictures_are_those_of_the_cpu) {
         double least_db;
     } all[] = {{"sd1", 4, 50}, {"sd2", 2, 42}, {"sdxl", 4, 48}, {"v8", 4, 50}, {"wide", 4, 46}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        compare(pipeline(all[i].name), all[i].steps, all[i].least_db);
+        compare(pipeline(all[i].name), i == 0 || gpu_real() ? 5 : 2, all[i].steps, all[i].least_db);
 }
 
 TEST(the_shipped_models_pictures_are_those_of_the_cpu) {
     if (!gpu_real()) SKIP("on a device: minutes on the shim");
-    compare(KILN_MODEL_DIR, 16, 40);
+    compare(KILN_MODEL_DIR, 5, 16, 40);
 }
 
 /* Promise 3. */
@@ -174,7 +174,8 @@ static void same_bytes(const char *dir, uint32_t steps, struct kiln_engine_optio
     }
     static const int sizes[] = {2, 3, 8, 32};
     for (size_t s = 0; s < 4 && sizes[s] <= most; s++)
-        for (int shift = 0; shift < 2; shift++) { /* at other places, in another order */
+        for (int shift = !gpu_real() && sizes[s] == 8; shift < 2;
+             shift++) { /* at other places, in another order */
             int n = sizes[s], from[IMAGES_MAX];
             for (int i = 0; i < n; i++) {
                 from[i] = shift ? most - 1 - (i + 1) % n : i;
