@@ -198,6 +198,25 @@ TEST(an_image_has_the_same_bytes_in_every_batch) {
     }
 }
 
+/* The same shape of batch with more different texts: their keys and values lie elsewhere then. */
+TEST(what_was_recorded_before_memory_moved_is_recorded_again) {
+    static struct pictures same, other, alone;
+    struct fixture f;
+    open_engine(&f, KILN_DEVICE_CUDA, pipeline("sd1"), (struct kiln_engine_options){0});
+    struct kn_task t[4];
+    for (int i = 0; i < 4; i++) {
+        t[i] = task(&f, i < 2 ? 0 : i - 2, 3); /* the first step is not recorded yet */
+        t[i].cfg = 3;
+    }
+    render(&f, t, 2, &same);
+    render(&f, t + 2, 2, &other);
+    for (int i = 0; i < 4; i++) {
+        render(&f, &t[i], 1, &alone);
+        CHECK_MEM(alone.rgb[0], i < 2 ? same.rgb[i] : other.rgb[i - 2], bytes_of(t));
+    }
+    close_engine(&f);
+}
+
 TEST(images_of_other_samplers_and_steps_share_a_batch) {
     static struct pictures together, alone;
     struct fixture f;
