@@ -25,6 +25,9 @@ enum kx_conv_tile kx_cuda_conv_tile(const struct kx_cuda_gemm *g);
  * time (in is no multiple of 8, or they are not aligned) and the tile is not KX_CONV_64X64, the only one that
  * can do that. */
 cudaError_t kx_cuda_conv_with(cudaStream_t stream, const struct kx_cuda_gemm *g, enum kx_conv_tile tile);
+/* kx_cuda_conv_fp8 with this tile (KX_CONV_128X16 is done as KX_CONV_64X64): the same bits. */
+cudaError_t kx_cuda_conv_fp8_with(cudaStream_t stream, const struct kx_cuda_gemm_fp8 *g,
+                                  enum kx_conv_tile tile);
 
 #ifdef __cplusplus
 }

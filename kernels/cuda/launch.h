@@ -108,6 +108,9 @@ struct kx_cuda_gemm {
  * original (out counts both halves). */
 int kx_cuda_geglu_row(int r, int out);
 cudaError_t kx_cuda_conv(cudaStream_t stream, const struct kx_cuda_gemm *g);
+/* op_conv_sm90.cu: by wgmma and TMA, kernels of odd sides with stride 1 and without upsampling. Compute
+ * capability 9.0, and only where the backend is built for 90a; KX_CUDA_NO elsewhere. Not the default. */
+cudaError_t kx_cuda_conv_sm90(cudaStream_t stream, const struct kx_cuda_gemm *g);
 
 /* The same with e4m3 operands, sm_89 and later (op_conv_fp8.cu): y = act(Σ x · w · weight_scale[n] · x_scale
  * + bias + shift) + residual. gemm.x and gemm.weight are e4m3, a byte a value, laid out as above; gemm.type

@@ -102,3 +102,9 @@ cudaError_t kx_cuda_conv_with(cudaStream_t stream, const struct kx_cuda_gemm *g,
 cudaError_t kx_cuda_conv(cudaStream_t stream, const struct kx_cuda_gemm *g) {
     return kx_cuda_conv_with(stream, g, kx_cuda_conv_tile(g));
 }
+
+#if !defined(KX_CUDA_SM90) && !defined(KX_SHIM) /* else op_conv_sm90.cu has it */
+cudaError_t kx_cuda_conv_sm90(cudaStream_t, const struct kx_cuda_gemm *) {
+    return KX_CUDA_NO;
+}
+#endif

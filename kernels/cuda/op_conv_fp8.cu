@@ -11,7 +11,8 @@
  * is less than f32's 24 bits; how much that moves is not measured. Tolerance against an f64 sum of the same
  * e4m3 values, on the host: NMSE 1e-6 in f16, 1e-5 in bf16.
  *
- * sm_89 and later; KX_CUDA_NO elsewhere. Speed: not measured. */
+ * sm_89 and later; KX_CUDA_NO elsewhere. sm_100 has no such instruction: ptxas makes it of others there, and
+ * spills up to 236 bytes; elsewhere nothing is spilled. Speed: not measured. */
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/op_conv.cuh"
 
@@ -46,7 +47,8 @@ static cudaError_t with_type(cudaStream_t stream, const struct kx_conv_in &p, co
     return with_tile<T, KX_CONV_TAPS>(stream, p, o, tile);
 }
 
-cudaError_t kx_cuda_conv_fp8(cudaStream_t stream, const struct kx_cuda_gemm_fp8 *g) {
+cudaError_t kx_cuda_conv_fp8_with(cudaStream_t stream, const struct kx_cuda_gemm_fp8 *g,
+                                  enum kx_conv_tile tile) {
     struct kx_conv_in p;
     struct kx_conv_out o;
     const struct kx_cuda_gemm *gemm = &g->gemm;
@@ -58,9 +60,12 @@ cudaError_t kx_cuda_conv_fp8(cudaStream_t stream, const struct kx_cuda_gemm_fp8 
     o.scale = g->weight_scale;
     o.scale_x = g->x_scale;
     o.wide = o.wide && (uintptr_t)g->weight_scale % 16 == 0;
-    const enum kx_conv_tile tile = kx_cuda_conv_tile(gemm);
     return gemm->type == KX_STORE_F16 ? with_type<__half>(stream, p, o, tile)
                                       : with_type<__nv_bfloat16>(stream, p, o, tile);
+}
+
+cudaError_t kx_cuda_conv_fp8(cudaStream_t stream, const struct kx_cuda_gemm_fp8 *g) {
+    return kx_cuda_conv_fp8_with(stream, g, kx_cuda_conv_tile(&g->gemm));
 }
 
 /* A thread makes 16 bytes of y where that is whole and aligned, else one value. */

@@ -6,6 +6,7 @@ set(KX_CUDA_KERNELS
     op_attention_wide.cu
     op_conv.cu
     op_conv_fp8.cu
+    op_conv_sm90.cu
     op_norm.cu
     op_norm_sm90.cu
     op_sample.cu

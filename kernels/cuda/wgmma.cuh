@@ -1,7 +1,7 @@
-/* Hopper's own instructions, for attention: barriers in shared memory that count bytes (mbarrier), copies of
- * boxes by TMA, and the products of a warpgroup (wgmma). For sm_90a only; the shim has its own
- * (kx_shim_sm90.h), so that descriptors, permutation and the barriers' phases are proven as the PTX ISA
- * documents them, though no machine has run them.
+/* Hopper's own instructions, for attention and convolution: barriers in shared memory that count bytes
+ * (mbarrier), copies of boxes by TMA, and the products of a warpgroup (wgmma). For sm_90a only; the shim has
+ * its own (kx_shim_sm90.h), so that descriptors, permutation and the barriers' phases are proven as the PTX
+ * ISA documents them, though no machine has run them.
  *
  * <cuda.h> is for the type of a TMA descriptor; cuTensorMapEncodeTiled, which makes one on the host, comes
  * from the driver through cudart, so that nothing of the driver is linked. */
@@ -90,7 +90,7 @@ static bool tensor_map(CUtensorMap *map, enum kx_store type, const void *v, cons
                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
-/* A box of 64 columns by one head by rows by one image. */
+/* A box of the map's size, whose first value's place is that along the four sides. */
 KX_DEVICE void copy_box(void *to, const CUtensorMap *map, uint64_t *b, int column, int head, int row,
                         int image) {
     asm volatile(
@@ -120,6 +120,14 @@ template <int N> KX_DEVICE void wgmma_wait(void) {
     SUMS_32                                                                                                  \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "      \
     "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS_80                                                                                              \
+    SUMS_64                                                                                                  \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define SUMS_128                                                                                             \
+    SUMS_80                                                                                                  \
+    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                     \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "           \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define IN_OUT_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define IN_OUT_8(d) IN_OUT_4(d, 0), IN_OUT_4(d, 4)
 #define IN_OUT_16(d) IN_OUT_8(d), IN_OUT_4(d, 8), IN_OUT_4(d, 12)
@@ -128,6 +136,11 @@ template <int N> KX_DEVICE void wgmma_wait(void) {
 #define IN_OUT_64(d)                                                                                         \
     IN_OUT_32(d), IN_OUT_4(d, 32), IN_OUT_4(d, 36), IN_OUT_4(d, 40), IN_OUT_4(d, 44), IN_OUT_4(d, 48),       \
         IN_OUT_4(d, 52), IN_OUT_4(d, 56), IN_OUT_4(d, 60)
+#define IN_OUT_80(d) IN_OUT_64(d), IN_OUT_4(d, 64), IN_OUT_4(d, 68), IN_OUT_4(d, 72), IN_OUT_4(d, 76)
+#define IN_OUT_128(d)                                                                                        \
+    IN_OUT_80(d), IN_OUT_4(d, 80), IN_OUT_4(d, 84), IN_OUT_4(d, 88), IN_OUT_4(d, 92), IN_OUT_4(d, 96),       \
+        IN_OUT_4(d, 100), IN_OUT_4(d, 104), IN_OUT_4(d, 108), IN_OUT_4(d, 112), IN_OUT_4(d, 116),            \
+        IN_OUT_4(d, 120), IN_OUT_4(d, 124)
 
 /* N columns, S = N / 2 sums a thread; the rest are the numbers of the operands behind the sums. */
 #define WGMMA_SHARED(TYPE, N, S, A, B, MORE)                                                                 \
@@ -156,13 +169,23 @@ template <> struct is_f16<__half> {
  */
 template <typename T, int N>
 KX_DEVICE void product_shared(float (&d)[N / 2], uint64_t a, uint64_t b, int more) {
-    if constexpr (N == 128) {
+    if constexpr (N == 256) {
+        if constexpr (is_f16<T>::value)
+            WGMMA_SHARED("f16", 256, 128, 128, 129, 130);
+        else
+            WGMMA_SHARED("bf16", 256, 128, 128, 129, 130);
+    } else if constexpr (N == 160) {
+        if constexpr (is_f16<T>::value)
+            WGMMA_SHARED("f16", 160, 80, 80, 81, 82);
+        else
+            WGMMA_SHARED("bf16", 160, 80, 80, 81, 82);
+    } else if constexpr (N == 128) {
         if constexpr (is_f16<T>::value)
             WGMMA_SHARED("f16", 128, 64, 64, 65, 66);
         else
             WGMMA_SHARED("bf16", 128, 64, 64, 65, 66);
     } else {
-        static_assert(N == 64, "a tile's keys");
+        static_assert(N == 64, "a width that is written out");
         if constexpr (is_f16<T>::value)
             WGMMA_SHARED("f16", 64, 32, 32, 33, 34);
         else

@@ -219,8 +219,9 @@ static void layer_make(struct layer *l, const struct conv_case *c, enum kx_store
 
 /* ---- running */
 
+enum { SM90 = -2 };
 struct knobs {
-    int tile;                /* −1: kx_cuda_conv's own choice */
+    int tile;                /* −1: kx_cuda_conv's own choice; SM90: Hopper's kernel */
     int off_x, off_w, off_y; /* values past an aligned address */
 };
 static const struct knobs plain = {-1, 0, 0, 0};
@@ -294,9 +295,11 @@ static std::vector<uint16_t> layer_run(const struct layer *l, const std::vector<
     cudaError_t e;
     if (l->fp8) {
         struct kx_cuda_gemm_fp8 f = {g, (const float *)device_scale, l->x_scale};
-        e = kx_cuda_conv_fp8(0, &f);
+        e = k.tile < 0 ? kx_cuda_conv_fp8(0, &f) : kx_cuda_conv_fp8_with(0, &f, (enum kx_conv_tile)k.tile);
     } else {
-        e = k.tile < 0 ? kx_cuda_conv(0, &g) : kx_cuda_conv_with(0, &g, (enum kx_conv_tile)k.tile);
+        e = k.tile == SM90 ? kx_cuda_conv_sm90(0, &g)
+            : k.tile < 0   ? kx_cuda_conv(0, &g)
+                           : kx_cuda_conv_with(0, &g, (enum kx_conv_tile)k.tile);
     }
     std::vector<uint16_t> bits(n * y_each);
     if (e == KX_CUDA_NO) {
@@ -378,8 +381,6 @@ static void run_case(const struct conv_case *c, enum kx_store type, bool fp8, ui
         for (int i = 0; i < 8; i++) eight.push_back((i * 5 + 1) % c->n);
         claim_same(&l, all, eight, plain, "eight");
     }
-    if (fp8) return;
-
     /* in every tile */
     for (int tile = 0; tile < KX_CONV_TILES; tile++) {
         const struct knobs k = {tile, 0, 0, 0};
@@ -389,6 +390,7 @@ static void run_case(const struct conv_case *c, enum kx_store type, bool fp8, ui
             CHECK_MSG(layer_run(&l, in_order, k).empty(), "%s: tile %d cannot have done this", case_name(&l),
                       tile);
     }
+    if (fp8) return;
     /* from and to addresses that allow no 16 bytes at a time */
     const struct knobs off[] = {{-1, 1, 0, 0}, {-1, 0, 3, 0}, {-1, 0, 0, 1}};
     for (const struct knobs &k : off) claim_same(&l, all, in_order, k, "not aligned");
@@ -487,4 +489,52 @@ TEST(layers_of_e4m3_are_what_doubles_say_in_any_batch) {
 TEST(quantizing_to_e4m3_takes_the_nearest) {
     test_quantize(KX_STORE_F16);
     test_quantize(KX_STORE_BF16);
+}
+
+/* Whether the device runs Hopper's kernel. */
+static bool has_sm90(void) {
+    struct layer l;
+    layer_make(&l, &cases[0], KX_STORE_F16, false, 1);
+    return !layer_run(&l, {0}, {SM90, 0, 0, 0}).empty();
+}
+
+/* For the shim, where its instructions are slow: each width, taps that go round the ring, images that share a
+ * patch and patches that share an image, more tiles than multiprocessors. A device takes `cases` too. */
+static const struct conv_case sm90_cases[] = {
+    {LINEAR(1, 8, 8), true, KX_ACT_NONE, NO_SHIFT, NO_RESIDUAL, false},
+    {LINEAR(260, 24, 264), true, KX_ACT_GELU, NO_SHIFT, IN_PLACE, false},
+    {LINEAR(70, 72, 176), true, KX_ACT_GEGLU, NO_SHIFT, NO_RESIDUAL, false},
+    {3, 5, 7, 8, 72, 3, 1, false, true, KX_ACT_NONE, INDEXED, RESIDUAL, false},
+    {1, 17, 9, 16, 12, 3, 1, false, false, KX_ACT_NONE, SHIFT, IN_PLACE, false},
+};
+
+static void run_sm90(const struct conv_case *c, enum kx_store type, uint64_t seed) {
+    const struct knobs k = {SM90, 0, 0, 0};
+    struct layer l;
+    layer_make(&l, c, type, false, seed);
+    const std::vector<int> in_order = count_up(c->n);
+    const std::vector<uint16_t> all = layer_run(&l, in_order, k);
+    if (c->stride != 1 || c->upsample || c->in % 8 != 0) {
+        CHECK_MSG(all.empty(), "%s: sm90 cannot have done this", case_name(&l));
+        return;
+    }
+    claim_close(&l, all);
+    if (c->n == 1) return;
+    std::vector<int> turned(in_order.rbegin(), in_order.rend());
+    claim_same(&l, all, turned, k, "turned");
+    claim_same(&l, all, {c->n - 1}, k, "alone");
+}
+
+TEST(layers_on_sm90_are_what_doubles_say_in_any_batch) {
+    if (!has_sm90()) SKIP("no device of capability 9.0, or not built for it");
+    for (size_t i = 0; i < sizeof sm90_cases / sizeof *sm90_cases; i++) {
+        run_sm90(&sm90_cases[i], KX_STORE_F16, 1 + i);
+        if (i == 0 || gpu_real()) run_sm90(&sm90_cases[i], KX_STORE_BF16, 1 + i);
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const bool refused = cases[i].stride != 1 || cases[i].upsample || cases[i].in % 8 != 0;
+        if (!gpu_real() && (!refused || cases[i].device_only)) continue;
+        run_sm90(&cases[i], KX_STORE_F16, 1 + i);
+        if (gpu_real()) run_sm90(&cases[i], KX_STORE_BF16, 1 + i);
+    }
 }
