@@ -152,7 +152,11 @@ void kx_gpu_plan_trim(struct kx_ctx *ctx) {
 /* Ours: for all devices, or for Hopper and, what that one refuses, for all. */
 static cudaError_t launch(struct kx_gpu *g, const struct choice *c, const struct kx_cuda_gemm *p) {
     cudaError_t e = KX_CUDA_NO;
+#ifdef KX_CUDA_SM90
+    if (c->variant == KX_VARIANT_SM90) e = kx_cuda_conv_sm90(g->stream, p);
+#else
     (void)c;
+#endif
     return e == KX_CUDA_NO ? kx_cuda_conv(g->stream, p) : e;
 }
 
