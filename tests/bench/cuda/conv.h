@@ -28,6 +28,8 @@ cudaError_t conv_3_tensor(cudaStream_t stream, const struct conv_problem *p);
 cudaError_t conv_4_permuted(cudaStream_t stream, const struct conv_problem *p);
 cudaError_t conv_5_pipelined(cudaStream_t stream, const struct conv_problem *p);
 cudaError_t conv_6_shipped(cudaStream_t stream, const struct conv_problem *p);
+/* cudaErrorNotSupported where it cannot run. */
+cudaError_t conv_7_sm90(cudaStream_t stream, const struct conv_problem *p);
 
 #ifdef __cplusplus
 }
