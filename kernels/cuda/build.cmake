@@ -7,6 +7,8 @@
 # Architectures: real code for each of KILN_CUDA_ARCHITECTURES, and the PTX of the newest for what comes later. A file
 # *_sm90.cu holds what only Hopper has (wgmma, TMA) and is compiled for 90a alone; it is left out where 90a is not asked for,
 # and KX_CUDA_SM90 tells the others. `native` means the GPUs of this machine.
+#
+# Measured, all six on two cores: 4 min 40 s of CPU, most of it in op_conv.cu and op_conv_fp8.cu; the library has 17 MB.
 set(KX_CUDA FALSE)
 if(NOT KILN_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "KILN_CUDA is ${KILN_CUDA}: it is AUTO, ON or OFF")
@@ -129,4 +131,6 @@ endif()
 target_link_libraries(kx_cuda PUBLIC kn_base CUDA::cudart_static ${CMAKE_DL_LIBS} Threads::Threads)
 set(KX_CUDA TRUE)
 string(REPLACE ";" " " words "${KX_CUDA_ARCHITECTURES}")
+set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/context.c
+                            PROPERTIES COMPILE_DEFINITIONS "KX_CUDA_ARCHITECTURES=\"${words}\"") # built_for
 message(STATUS "CUDA backend: yes, nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${words}")
