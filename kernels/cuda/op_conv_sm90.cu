@@ -1,5 +1,6 @@
-/* The implicit GEMM of op_conv.cu for Hopper: wgmma fed by TMA. Never run: no machine that could was at hand;
- * not the default.
+/* The implicit GEMM of op_conv.cu for Hopper: wgmma fed by TMA. Never run on a device: no machine
+ * that could was at hand; on the tests' shim its instructions are emulated as they are documented
+ * (wgmma.cuh). Not the default.
  *
  * What it computes and how operands lie in global memory: op_conv.cu. Of that it does kernels of odd sides
  * with stride 1 and no upsampling (linear layers are kernels of side 1), channels a multiple of 8; KX_CUDA_NO
@@ -13,8 +14,10 @@
  * image TMA fills with zeros: that is the padding, and no address is reckoned by a thread. 64 channels are
  * 128 bytes, the span of TMA's permutation of 16-byte chunks, which wgmma knows.
  *
- *   BN 256   4 stages of 48 KiB      BN 160   5 of 36 KiB      BN 128   6 of 32 KiB; and 20 KiB for y, 384
- * threads
+ *   BN   stages       shared memory, with 20 KiB for y and 1 KiB to begin at a multiple of it
+ *   256  4 of 48 KiB  213 KiB
+ *   160  5 of 36 KiB  201 KiB
+ *   128  6 of 32 KiB  213 KiB
  *
  * Barriers: full[s] counts the copying thread's arrival and the bytes that arrive; empty[s] counts the eight
  * warps that have done with a stage. While a tile is finished the copies of the next go on. Registers: the
