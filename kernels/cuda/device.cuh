@@ -40,13 +40,23 @@ template <typename T> struct kx_same { typedef T type; };
 
 #ifndef KX_SHIM
 /* kernel<<<grid, block, shared, stream>>>(args...), with its error. Arguments convert to the kernel's own
- * types; `shared` may be all that the device has. */
+ * types; `shared` may be all that the device has.
+ *
+ * The limit above 48 KiB is a property of the kernel that all threads share: it is raised once, to all that
+ * there is, and never lowered, since another thread may be about to launch the same kernel with more. */
 template <typename... P>
 static inline cudaError_t kx_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                                     cudaStream_t stream, typename kx_same<P>::type... args) {
-    if (shared > 0) {
-        cudaError_t e = cudaFuncSetAttribute((const void *)kernel,
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (shared > (16 << 10)) { /* less fits beside any static shared memory of ours */
+        struct cudaFuncAttributes has;
+        int device = 0, most = 0;
+        cudaError_t e = cudaFuncGetAttributes(&has, (const void *)kernel);
+        if (e == cudaSuccess) e = cudaGetDevice(&device);
+        if (e == cudaSuccess)
+            e = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        if (e == cudaSuccess && has.maxDynamicSharedSizeBytes != most - (int)has.sharedSizeBytes)
+            e = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     most - (int)has.sharedSizeBytes);
         if (e != cudaSuccess) return e;
     }
     void *values[] = {(void *)&args..., nullptr};
