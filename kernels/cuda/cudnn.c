@@ -81,13 +81,19 @@ struct kx_dnn {
     struct kx_dnn_plan *plans; /* owns; those of n = 0 too */
 };
 
-/* The library's errors: what a shape cannot have (bad parameters, not supported, a kernel that does not
- * compile) leads to our own kernel; the rest is a failure. */
+/* The library's errors. What an engine says of itself (bad parameters, not supported, an internal error such
+ * as a kernel that does not compile, a part of the library that is not installed) leads to the next engine,
+ * or to our own kernel. A failure is what says nothing about the engine: no memory, or a device that is lost.
+ */
 enum verdict { FINE, UNFIT, FAILED };
 static enum verdict judge(int status) {
     if (status == KX_DNN_SUCCESS) return FINE;
+    if (status == KX_DNN_HOST_ALLOCATION_FAILED || status == KX_DNN_DEVICE_ALLOCATION_FAILED) return FAILED;
     int category = status / 1000;
-    return category == 2 || category == 3 || status == KX_DNN_COMPILATION_FAILED ? UNFIT : FAILED;
+    return (category >= 2 && category <= 4) || status == KX_DNN_SUBLIBRARY_VERSION_MISMATCH ||
+                   status == KX_DNN_SUBLIBRARY_LOADING_FAILED
+               ? UNFIT
+               : FAILED;
 }
 
 static int fail(const struct kx_dnn *d, int status, const char *what, struct kn_err *err) {

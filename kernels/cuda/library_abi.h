@@ -92,6 +92,8 @@ struct kx_lt_abi {
 
 enum { /* cudnnStatus_t; thousands: 2 bad parameter, 3 not supported, 4 internal, 5 execution failed */
        KX_DNN_SUCCESS = 0,
+       KX_DNN_SUBLIBRARY_VERSION_MISMATCH = 1002,
+       KX_DNN_SUBLIBRARY_LOADING_FAILED = 1008,
        KX_DNN_COMPILATION_FAILED = 4001,
        KX_DNN_HOST_ALLOCATION_FAILED = 4003,
        KX_DNN_DEVICE_ALLOCATION_FAILED = 4004
