@@ -190,6 +190,7 @@ int kx_gpu_wait(struct kx_gpu *g, cudaEvent_t e, int timeout_ms, const char *op)
             kx_gpu_ok(g, state, op);
             return kx_gpu_dead(d) ? KN_EDEVICE : g->error;
         }
+        (void)cudaGetLastError(); /* the runtime remembers that answer as if it were a failure */
         if (timeout_ms >= 0 && now - begun >= (uint64_t)timeout_ms) return KN_ETIMEOUT;
         if (beat < begun) beat = begun;
         if (d->hang_ms > 0 && now >= beat && now - beat >= (uint64_t)d->hang_ms) {
