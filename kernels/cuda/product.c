@@ -96,6 +96,9 @@ static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct k
     int rc = c->variant == KX_VARIANT_CUBLASLT ? plan_lt(g, l, x, shift, residual, c, err)
              : c->variant == KX_VARIANT_CUDNN  ? plan_dnn(g, l, x, shift, residual, c, err)
                                                : KN_EUNSUPPORTED;
+    /* too many images for the layer's algorithm (some count values in 32 bits): as with memory, the caller
+     * tries fewer */
+    if (rc == KN_ELIMIT) rc = KN_EOOM;
     if (rc == KN_EUNSUPPORTED) {
         *c = (struct choice){.variant = c->variant == KX_VARIANT_SM90 && kx_gpu_has_sm90(g->device)
                                             ? KX_VARIANT_SM90
