@@ -4,7 +4,8 @@
  *
  *     bench-gpu-engine --model DIR [--device cuda] [--batch 1,4,16,max] [--batches 4] [--warmup 1] [--steps
  * 20] [--size WxH]
- *                      [--cfg 7.5] [--sampler Euler] [--precision auto|f16|bf16] [--fastest] [--own-kernels]
+ *                      [--cfg 7.5] [--sampler Euler] [--precision auto|f16|bf16|fp8] [--fastest]
+ * [--own-kernels]
  *
  * images_per_s: over the timed batches, from the first one's texts to the last one's pixels. steps_per_s:
  * steps of a whole batch in the loop alone (at batch 1 what others call it/s). idle: the share of the time in
@@ -29,6 +30,8 @@ struct options {
     int batches, warmup;
     struct kn_task settings;
 };
+
+static const char *const precisions[] = {"auto", "f16", "bf16", "fp8"}; /* as enum kiln_precision */
 
 /* A place for one batch between two stages. */
 struct slot {
@@ -134,10 +137,12 @@ static int parse(struct options *o, int argc, char **argv) {
             t->set |= KN_SET_SAMPLER;
             break;
         case 'p':
-            good = strcmp(optarg, "auto") == 0 || strcmp(optarg, "f16") == 0 || strcmp(optarg, "bf16") == 0;
-            o->engine.precision = optarg[0] == 'a'   ? KILN_PRECISION_AUTO
-                                  : optarg[0] == 'f' ? KILN_PRECISION_F16
-                                                     : KILN_PRECISION_BF16;
+            good = false;
+            for (int i = 0; i < 4; i++)
+                if (strcmp(optarg, precisions[i]) == 0) {
+                    o->engine.precision = (enum kiln_precision)i;
+                    good = true;
+                }
             break;
         case 'f':
             o->engine.fastest = true;
@@ -277,7 +282,6 @@ static void put(const char *name, const char *text) {
 
 static int measure(const struct options *o, struct kiln_engine *e, struct kiln_model *m,
                    const struct kn_model_info *info, int n) {
-    static const char *const precisions[] = {"auto", "f16", "bf16"};
     struct pipeline p = {0};
     struct kiln_busy busy = {0};
     const struct kn_task *t = &o->settings;

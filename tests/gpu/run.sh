@@ -261,6 +261,20 @@ if wanted bench; then
           keep_rows "$out/bench-$model-$precision-$mode.log"
         done
       done
+      ops=16
+      if [ "$model" = sdxl ]; then ops=8; fi
+      if [ -x "$tests/bench-gpu-ops" ]; then
+        attempt bench "$model-ops" 600 "$tests/bench-gpu-ops" --model "$folder" --cfg $cfg --precision bf16 --batch $ops
+        keep_rows "$out/bench-$model-ops.log"
+      fi
+      if [ "$model" = sdxl ]; then # the scales are found with a few of the prompts that are timed, and so is the pictures' distance
+        printf 'a red circle above %d blue squares\n' 1 2 3 4 >"$scratch/calibration.txt"
+        attempt bench "$model-calibration" 900 "$bin/kiln-render" --model "$folder" --device cuda --precision bf16 --calibrate "$scratch/calibration.txt" \
+          --seed 1 --sampler Euler --cfg $cfg --json
+        attempt bench "$model-fp8" 1200 "$engine" --model "$folder" --device cuda --cfg $cfg --precision fp8 --batch "$sizes" --batches 2
+        keep_rows "$out/bench-$model-fp8.log"
+        rm -f "$folder/kiln-fp8.json" # another model with it
+      fi
       attempt bench "$model-own-kernels" 1200 "$engine" --model "$folder" --device cuda --cfg $cfg --precision bf16 --own-kernels --batch 1,8 --batches 2
       keep_rows "$out/bench-$model-own-kernels.log"
     done
@@ -327,20 +341,30 @@ field() { sed -n 's/.*"'"$1"'": \("\([^"]*\)"\|\([^,}]*\)\).*/\2\3/p' <<<"$2" | 
   printf '\n## Benchmarks\n\nEnd to end, texts to pixels. `it/s`: steps of the whole batch in the loop. `idle`: the share of the time without work on the device.\n\n'
   printf '| who | model | size | steps | precision | mode | batch | images/s | it/s | idle | |\n|---|---|---|---|---|---|---|---|---|---|---|\n'
   while IFS= read -r line; do
-    [ "$(field bench "$line")" != ceiling ] || continue
+    case $(field bench "$line") in ceiling|op|ops) continue ;; esac
     [ "$(field own_kernels "$line")" = true ] && own="own kernels" || own=$(field error "$line")
     printf '| %s | %s | %sx%s | %s | %s | %s | %s | %s | %s | %s | %s |\n' "$(field bench "$line" | sed 's/^engine$/kiln/')" "$(field model "$line")" "$(field width "$line")" \
       "$(field height "$line")" "$(field steps "$line")" "$(field precision "$line")" "$(field mode "$line")" "$(field batch "$line")" \
       "$(field images_per_s "$line")" "$(field steps_per_s "$line")" "$(field idle "$line")" "$own"
   done <"$out/benches.jsonl"
+  ceiling=$(grep '"bench": "ceiling"' "$out/benches.jsonl" | head -n 1)
+  if grep -q '"bench": "ops"' "$out/benches.jsonl"; then
+    printf '\n## Where the time goes\n\nOp by op, nothing recorded, with launches and gaps: shares count, sums are more than a step takes. `of ceiling`: of the large matrix product below.\n\n'
+    printf '| stage | op | batch | calls | ms | share | TFLOP/s | of ceiling |\n|---|---|---|---|---|---|---|---|\n'
+    grep -E '"bench": "ops?"' "$out/benches.jsonl" | while IFS= read -r line; do
+      tflops=$(field tflops "$line")
+      printf '| %s | %s | %s | %s | %s | %s | %s | %s |\n' "$(field stage "$line")" "$(field name "$line")" "$(field batch "$line")" "$(field calls "$line")" \
+        "$(field ms "$line")" "$(field share "$line")" "$tflops" \
+        "$([ -n "$ceiling" ] && [ -n "$tflops" ] && awk -v a="$tflops" -v b="$(field tflops "$ceiling")" 'BEGIN {printf "%.2f", a / b}')"
+    done
+  fi
   # the best batch of each, and the ratio that the goal is about
-  best() { grep "\"bench\": \"$1\"" "$out/benches.jsonl" | grep "\"model\": \"$2\"" | grep -v '"mode": "fastest"' | grep -o '"images_per_s": [0-9.]*' | grep -o '[0-9.]*$' | sort -g | tail -n 1; }
+  best() { grep "\"bench\": \"$1\"" "$out/benches.jsonl" | grep "\"model\": \"$2\"" | grep -v -e '"mode": "fastest"' -e '"precision": "fp8"' | grep -o '"images_per_s": [0-9.]*' | grep -o '[0-9.]*$' | sort -g | tail -n 1; }
   for model in ${models//,/ }; do
     ours=$(best engine "$model") theirs=$(best diffusers "$model")
     [ -n "$ours" ] && [ -n "$theirs" ] && printf '\n%s, best batch of each: kiln (reproducible) %s images/s, diffusers with torch.compile %s: %s times.\n' "$model" "$ours" "$theirs" \
       "$(awk -v a="$ours" -v b="$theirs" 'BEGIN {printf "%.2f", a / b}')"
   done
-  ceiling=$(grep '"bench": "ceiling"' "$out/benches.jsonl" | head -n 1)
   if [ -n "$ceiling" ]; then printf '\nCeiling, a large bf16 matrix product: %s TFLOP/s.\n' "$(field tflops "$ceiling")"; else printf '\nThe ceiling of a large matrix product was not measured.\n'; fi
 } >"$out/report.md"
 
