@@ -298,6 +298,7 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
     b->values = (size_t)b->w * (size_t)b->h * (size_t)b->channels;
     b->pixels = (size_t)tasks->width * tasks->height;
     kx_stage_enter(m->engine, KX_STAGE_TEXT);
+    kx_plan_trim(m->engine->text);
     uint64_t begun = kn_clock_us();
     b->images = calloc((size_t)n, sizeof *b->images);
     b->schedules = calloc((size_t)n, sizeof *b->schedules);
@@ -691,6 +692,7 @@ static int decode_group(const struct kiln_batch *b, int n) {
 int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->vae_ctx;
     kx_stage_enter(b->m->engine, KX_STAGE_PICTURE);
+    kx_plan_trim(ctx);
     int rc = 0, at = 0, group = decode_group(b, b->n);
     struct decoder d = {0};
     while (at < b->n && !rc) {
