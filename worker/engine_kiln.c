@@ -43,7 +43,7 @@ struct engine_batch {
 
 /* The bytes of weights that a model's folder holds: what it will take in memory, nearly. */
 static uint64_t weight_bytes(const char *dir) {
-    static const char *const parts[] = {"text_encoder", "unet", "vae"};
+    static const char *const parts[] = {"text_encoder", "text_encoder_2", "unet", "vae"};
     uint64_t sum = 0;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         char path[KN_PATH_MAX], file[KN_PATH_MAX];
