@@ -126,7 +126,7 @@ if(host)
   target_compile_definitions(kx_cuda PUBLIC KILN_HAVE_CUDA=1)
 endif()
 if("90a" IN_LIST KX_CUDA_ARCHITECTURES)
-  target_compile_definitions(kx_cuda PRIVATE KX_CUDA_SM90=1)
+  target_compile_definitions(kx_cuda PUBLIC KX_CUDA_SM90=1) # the tests want to know it too
 endif()
 target_link_libraries(kx_cuda PUBLIC kn_base CUDA::cudart_static ${CMAKE_DL_LIBS} Threads::Threads)
 set(KX_CUDA TRUE)

@@ -227,6 +227,10 @@ static bool sm90(void) {
     cudaError_t e = kx_cuda_attention_sm90(NULL, KX_STORE_F16, &a);
     gpu_sync();
     gpu_free(p);
+#ifdef KX_CUDA_SM90
+    CHECK_MSG(e != KX_CUDA_NO || gpu_capability() != 90,
+              "a Hopper that says no: has TMA refused its descriptors?");
+#endif
     return e != KX_CUDA_NO;
 }
 

@@ -495,7 +495,11 @@ TEST(quantizing_to_e4m3_takes_the_nearest) {
 static bool has_sm90(void) {
     struct layer l;
     layer_make(&l, &cases[0], KX_STORE_F16, false, 1);
-    return !layer_run(&l, {0}, {SM90, 0, 0, 0}).empty();
+    const bool has = !layer_run(&l, {0}, {SM90, 0, 0, 0}).empty();
+#ifdef KX_CUDA_SM90
+    CHECK_MSG(has || gpu_capability() != 90, "a Hopper that says no: has TMA refused its descriptors?");
+#endif
+    return has;
 }
 
 /* For the shim, where its instructions are slow: each width, taps that go round the ring, images that share a
