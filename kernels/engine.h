@@ -71,7 +71,8 @@ struct kiln_model {
         int n;
     } limits[8]; /* GPU: the largest batches that were computed, or found too large */
     int limit_count, limit_next;
-    int decode_together; /* 0: all; halved when memory is short */
+    int planned_h, planned_w, planned_n; /* stage 1: the largest batch whose decoding was planned */
+    int decode_together;                 /* 0: all; halved when memory is short */
 };
 
 /* ---- busy.c: when the device had work */

@@ -284,6 +284,37 @@ static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int 
     return 0;
 }
 
+/* How many of n are decoded in one go: on a CPU what there are lanes for; on a GPU as many as fill it, in an
+ * eighth of its memory: pictures come out sooner, and the loop, which gains from large batches, keeps the
+ * rest. */
+static int decode_group(const struct kiln_batch *b, int n) {
+    struct kiln_model *m = b->m;
+    size_t each, available, total;
+    if (!m->engine->gpu) return kx_vae_lanes(m->vae, n, b->h, b->w) > 1 ? n : 1;
+    kx_memory(m->vae_ctx, &available, &total);
+    if (!kx_vae_bytes(m->vae, 1, b->h, b->w, &each, NULL) && each > 0) {
+        size_t most = total / 8 / each;
+        if (most > DECODE_TOGETHER_MAX) most = DECODE_TOGETHER_MAX;
+        if (most < (size_t)n) n = most ? (int)most : 1;
+    }
+    return m->decode_together && m->decode_together < n ? m->decode_together : n;
+}
+
+/* The third stage's plan, made in the first: what a library needs for a shape that it has not seen may take
+ * seconds, and a farm that heard of steps would take that for hanging. */
+static void plan_pictures(struct kiln_batch *b) {
+    struct kiln_model *m = b->m;
+    if (!m->engine->gpu || (m->planned_h == b->h && m->planned_w == b->w && m->planned_n >= b->n)) return;
+    struct kn_err ignored; /* it comes again in its stage */
+    kx_stage_enter(m->engine, KX_STAGE_PICTURE);
+    if (!kx_vae_plan(m->vae, decode_group(b, b->n), b->h, b->w, &ignored)) {
+        m->planned_h = b->h;
+        m->planned_w = b->w;
+        m->planned_n = b->n;
+    }
+    kx_stage_leave(m->engine, KX_STAGE_PICTURE);
+}
+
 int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
                       const struct kiln_callbacks *cb, struct kiln_batch **out, struct kn_err *err) {
     *out = NULL;
@@ -321,6 +352,7 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
         kiln_batch_destroy(b);
         return rc;
     }
+    plan_pictures(b);
     *out = b;
     return 0;
 }
@@ -671,22 +703,6 @@ static int decode_some(struct kiln_batch *b, struct decoder *d, int at, int coun
     for (int i = 0; i < count && !rc; i++)
         rc = hand_out(b, at + i, d->host_bytes + (size_t)i * 3 * b->pixels, d->host_finite[i], ms, err);
     return rc;
-}
-
-/* How many of n are decoded in one go: on a CPU what there are lanes for; on a GPU as many as fill it, in an
- * eighth of its memory: pictures come out sooner, and the loop, which gains from large batches, keeps the
- * rest. */
-static int decode_group(const struct kiln_batch *b, int n) {
-    struct kiln_model *m = b->m;
-    size_t each, available, total;
-    if (!m->engine->gpu) return kx_vae_lanes(m->vae, n, b->h, b->w) > 1 ? n : 1;
-    kx_memory(m->vae_ctx, &available, &total);
-    if (!kx_vae_bytes(m->vae, 1, b->h, b->w, &each, NULL) && each > 0) {
-        size_t most = total / 8 / each;
-        if (most > DECODE_TOGETHER_MAX) most = DECODE_TOGETHER_MAX;
-        if (most < (size_t)n) n = most ? (int)most : 1;
-    }
-    return m->decode_together && m->decode_together < n ? m->decode_together : n;
 }
 
 int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err) {

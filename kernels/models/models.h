@@ -121,6 +121,8 @@ void kx_vae_destroy(struct kx_vae *v);
 int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w);
 /* The bytes of the context's memory that n images in one call would take beside the weights. */
 KN_MUST_USE int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err);
+/* Plans for n images, as the first kx_vae_decode of that shape would: libraries may take seconds for it. */
+KN_MUST_USE int kx_vae_plan(struct kx_vae *v, int n, int h, int w, struct kn_err *err);
 /* All in the context's memory: latents, f32: n × h × w × latent_channels, as the loop leaves them (divides by
  * scaling_factor, adds shift_factor itself). rgb: n × (h·factor) × (w·factor) × 3, f32 in [0, 1]: clamp(x/2 +
  * 0.5), or NULL; bytes: the same as 8-bit values, or NULL; finite: n, as kx_to_rgb has it. */

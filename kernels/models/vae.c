@@ -240,16 +240,28 @@ int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, str
     return kx_lanes_count(v->ctx, n, decode, &d, bytes, err);
 }
 
+/* The plan for n images: *p. */
+static int plan_for(struct kx_vae *v, struct decoding *d, int n, struct plan **out, struct kn_err *err) {
+    int lanes = kx_vae_lanes(v, n, d->h, d->w), rc = 0;
+    struct plan *p = *out = lanes > 1 ? &v->many : &v->one;
+    if (p->h == d->h && p->w == d->w && kx_lanes_ready(&p->lanes, v->ctx, lanes, n)) return 0;
+    p->h = p->w = 0;
+    if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, n, decode, d, err))) return rc;
+    p->h = d->h;
+    p->w = d->w;
+    return 0;
+}
+
+int kx_vae_plan(struct kx_vae *v, int n, int h, int w, struct kn_err *err) {
+    static int32_t unused[1]; /* nothing is written while planning */
+    struct plan *p;
+    return plan_for(v, &(struct decoding){.v = v, .h = h, .w = w, .finite = unused}, n, &p, err);
+}
+
 int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb, uint8_t *bytes,
                   int32_t *finite, struct kn_err *err) {
     struct decoding d = {v, latents, rgb, bytes, finite, h, w};
-    int lanes = kx_vae_lanes(v, n, h, w), rc = 0;
-    struct plan *p = lanes > 1 ? &v->many : &v->one;
-    if (p->h != h || p->w != w || !kx_lanes_ready(&p->lanes, v->ctx, lanes, n)) {
-        p->h = p->w = 0;
-        if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, n, decode, &d, err))) return rc;
-        p->h = h;
-        p->w = w;
-    }
-    return kx_lanes_run(&p->lanes, v->ctx, n, decode, &d, err);
+    struct plan *p;
+    int rc = plan_for(v, &d, n, &p, err);
+    return rc ? rc : kx_lanes_run(&p->lanes, v->ctx, n, decode, &d, err);
 }
