@@ -342,7 +342,7 @@ void run_launch(const kx_shim_call *call, dim3 grid, dim3 block, size_t shared) 
 
 void write_geometry(void) {
     const char *path = getenv("KX_SHIM_LAUNCHES");
-    FILE *f = path ? fopen(path, "a") : nullptr;
+    FILE *f = path ? fopen(path, "w") : nullptr;
     if (!f) return;
     for (auto &g : the().geometry)
         fprintf(f, "%s %u %zu\n", g.first.c_str(), g.second.first, g.second.second);
