@@ -21,7 +21,7 @@ enum kiln_device { KILN_DEVICE_CPU, KILN_DEVICE_CUDA };
 /* The storage type of weights and activations on a GPU; accumulators are f32. AUTO: f16, and bf16 for an
  * autoencoder that overflows f16 (its config says force_upcast). FP8: as AUTO, but the UNet's linear layers
  * and convolutions compute with e4m3 operands, on devices of compute capability 8.9 and later, once the
- * model's folder was calibrated (kiln_model_calibrate); faster, and not the same pictures. */
+ * model's folder was calibrated (kiln_model_calibrate); not the same pictures. */
 enum kiln_precision { KILN_PRECISION_AUTO, KILN_PRECISION_F16, KILN_PRECISION_BF16, KILN_PRECISION_FP8 };
 
 struct kiln_engine_options {

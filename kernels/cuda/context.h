@@ -69,6 +69,8 @@ struct kx_gpu {
     int next_stage;
     void *workspace; /* owns; that of all ops of this stream, one after another */
     size_t workspace_bytes, workspace_wanted;
+    float *ones; /* owns, the device's: ones_count of them (narrow.c) */
+    size_t ones_count, ones_wanted;
     struct kx_lt *lt;       /* owns; NULL: no cuBLASLt */
     void *lt_workspace;     /* owns: equal bits are promised only to one that no other stream uses */
     struct kx_dnn *dnn;     /* owns; NULL: no cuDNN */

@@ -31,7 +31,10 @@ uint8_t kx_gpu_e4m3(float v);
 KN_MUST_USE int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight,
                                   struct kn_err *err); /* l is narrow */
 void kx_gpu_narrow_destroy(struct kx_gpu_layer *l);    /* it is not, from now on */
-size_t kx_gpu_narrow_bytes(const struct kx_tensor *x); /* of the workspace, for a run */
+/* At a plan's end. */
+void kx_gpu_narrow_ready(struct kx_gpu *g);
+void kx_gpu_narrow_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                        bool residual);
 /* KX_CUDA_NO: not with these. */
 cudaError_t kx_gpu_narrow_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
                               const struct kx_rows *shift, const struct kx_tensor *residual,

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "base/map.h"
-#include "kernels/cuda/context.h"
+#include "kernels/cuda/layer.h"
 
 /* ---- allocations */
 
@@ -85,6 +85,7 @@ void kx_gpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes) 
 
 void kx_gpu_memory_fini(struct kx_gpu *g) {
     kx_gpu_give(g->device, g->workspace);
+    kx_gpu_give(g->device, g->ones);
     for (int i = 0; i < KX_GPU_STAGES && !kx_gpu_dead(g->device); i++) {
         if (g->stages[i].done) (void)cudaEventDestroy(g->stages[i].done);
         if (g->stages[i].v) (void)cudaFreeHost(g->stages[i].v);
@@ -280,6 +281,10 @@ static int grow(struct kx_gpu *g, struct kn_err *err) {
 int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     int rc = kx_gpu_error(ctx, err);
+    if (!rc) {
+        kx_gpu_narrow_ready(g);
+        rc = kx_gpu_error(ctx, err);
+    }
     return rc || g->workspace_wanted <= g->workspace_bytes ? rc : grow(g, err);
 }
 

@@ -2,12 +2,17 @@
  *
  * A narrow layer keeps its weights in the storage type too: they are what kx_linear_set changes, and what
  * computes where the eight-bit kernel cannot. Each of the weights' rows has a scale, its largest magnitude
- * over 448; the inputs have one, found beforehand. */
+ * over 448; the inputs have one, found beforehand.
+ *
+ * Which kernel. Ours is on mma.sync, which has no e4m3 on compute capability 9 and 10 (ptxas makes it of f16
+ * products there: right, and no faster). There cuBLASLt computes linear layers, where it is at hand; its
+ * scale of the inputs is one a row, which here are ones, the one scale being in the weights' scales. */
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/layer.h"
 
 #define E4M3_MAX 448.0f
@@ -17,6 +22,9 @@ struct kx_gpu_narrow {
     float *scale; /* own, the device's: out */
     float *bias;  /* own, the device's; NULL: none, or the layer's own in the same order */
     float x_scale;
+    bool library;     /* cuBLASLt's: rows are in the original's order, and scale has x_scale in it */
+    void *bias_value; /* library: the bias in the storage type; own, or the layer's own */
+    bool bias_owned;
 };
 
 /* To nearest even; what is beyond ±448 becomes that. */
@@ -41,13 +49,18 @@ void kx_gpu_narrow_destroy(struct kx_gpu_layer *l) {
     kx_gpu_give(l->device, w->weight);
     kx_gpu_give(l->device, w->scale);
     kx_gpu_give(l->device, w->bias);
+    if (w->bias_owned) kx_gpu_give(l->device, w->bias_value);
     free(w);
     l->narrow = NULL;
 }
 
-/* The row of the original that lies r-th: GEGLU's halves are interleaved here in any case. */
-static size_t row_of(const struct kx_gpu_layer *l, int r) {
+static size_t geglu_row(const struct kx_gpu_layer *l, int r) {
     return (size_t)(l->act == KX_ACT_GEGLU ? kx_cuda_geglu_row(r, l->shape.out) : r);
+}
+
+/* The row of the original that lies r-th: for our kernel GEGLU's halves are interleaved in any case. */
+static size_t row_of(const struct kx_gpu_layer *l, int r) {
+    return l->narrow->library ? (size_t)r : geglu_row(l, r);
 }
 
 int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight, struct kn_err *err) {
@@ -66,6 +79,7 @@ int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *wei
             for (size_t i = 0; i < in; i++)
                 bytes[r * row + k * in + i] = kx_gpu_e4m3(from[i * area + k] / scale[r]);
     }
+    for (size_t r = 0; r < out && !rc && w->library; r++) scale[r] *= w->x_scale;
     if (!rc) {
         kx_gpu_upload(&g->base, w->weight, bytes, out * row);
         kx_gpu_upload(&g->base, w->scale, scale, out * sizeof *scale);
@@ -77,8 +91,28 @@ int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *wei
     return rc;
 }
 
+/* The library's bias: in the storage type, in the original's order. */
+static int library_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err *err) {
+    struct kx_gpu_narrow *w = l->narrow;
+    size_t out = (size_t)l->shape.out;
+    if (!l->bias || l->bias_value) {
+        w->bias_value = l->bias_value;
+        return 0;
+    }
+    float *laid = malloc(2 * out * sizeof *laid), *plain = laid ? laid + out : NULL;
+    if (!laid) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    kx_gpu_download(&g->base, laid, l->bias, out * sizeof *laid);
+    for (size_t r = 0; r < out; r++) plain[l->interleaved ? geglu_row(l, (int)r) : r] = laid[r];
+    w->bias_value = kx_gpu_take(g, 2 * out);
+    w->bias_owned = true;
+    if (w->bias_value) kx_gpu_upload_values(&g->base, w->bias_value, plain, out);
+    free(laid);
+    return w->bias_value ? kx_gpu_error(&g->base, err) : kn_err_set(err, KN_EOOM, "out of device memory");
+}
+
 /* The layer's bias in the order of the narrow weights. */
 static int lay_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err *err) {
+    if (l->narrow->library) return library_bias(g, l, err);
     if (!l->bias || l->act != KX_ACT_GEGLU || l->interleaved) return 0;
     size_t out = (size_t)l->shape.out;
     float *plain = malloc(2 * out * sizeof *plain);
@@ -108,6 +142,7 @@ int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_
     size_t out = (size_t)l->shape.out,
            values = out * (size_t)l->shape.in * (size_t)(l->shape.kernel * l->shape.kernel);
     w->x_scale = x_max / E4M3_MAX;
+    w->library = l->linear && g->lt && (f->major == 9 || f->major == 10) && l->shape.out % 16 == 0;
     w->weight = kx_gpu_take(g, values);
     w->scale = kx_gpu_take(g, out * sizeof *w->scale);
     int rc = w->weight && w->scale
@@ -119,14 +154,82 @@ int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_
     return rc;
 }
 
-size_t kx_gpu_narrow_bytes(const struct kx_tensor *x) {
-    return kx_count(x);
+static size_t input_bytes(const struct kx_tensor *x) {
+    return (kx_count(x) + KX_GPU_ALIGN - 1) / KX_GPU_ALIGN * KX_GPU_ALIGN;
+}
+
+/* The library's scales of the rows, all of them 1. A recording holds where they lie. */
+void kx_gpu_narrow_ready(struct kx_gpu *g) {
+    size_t rows = g->ones_wanted;
+    if (rows <= g->ones_count) return;
+    float *host = malloc(rows * sizeof *host), *v = host ? kx_gpu_take(g, rows * sizeof *v) : NULL;
+    if (v) {
+        for (size_t i = 0; i < rows; i++) host[i] = 1;
+        kx_gpu_upload(&g->base, v, host, rows * sizeof *v);
+        kx_gpu_give(g->device, g->ones);
+        g->ones = v;
+        g->ones_count = rows;
+        g->moves++;
+    } else {
+        kx_gpu_fail(g, KN_EOOM, "out of memory for the scales of %zu rows", rows);
+    }
+    free(host);
+}
+
+/* The library's plan, found or made. */
+static int library_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                        bool residual, struct kx_lt_plan **plan, struct kn_err *err) {
+    struct kx_lt_shape s = {.in = l->shape.in,
+                            .out = l->shape.out,
+                            .act = l->act,
+                            .bias = l->bias,
+                            .residual = residual,
+                            .image_rows = (int64_t)x->h * x->w,
+                            .fp8 = true};
+    return kx_lt_plan(g->lt, &s, x->n, !g->reproducible, plan, err);
+}
+
+void kx_gpu_narrow_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                        bool residual) {
+    struct kx_lt_plan *plan;
+    struct kn_err err;
+    size_t bytes = input_bytes(x);
+    if (l->narrow->library && !g->base.counting && kx_gpu_enter(g)) {
+        int rc = library_plan(g, l, x, residual, &plan, &err);
+        size_t rows = kx_count(x) / (size_t)x->c;
+        if (!rc) bytes += kx_lt_scratch_bytes(plan);
+        if (!rc && rows > g->ones_wanted) g->ones_wanted = rows;
+        if (rc && rc != KN_EUNSUPPORTED) /* fewer images at once may do */
+            kx_gpu_fail(g, rc == KN_ELIMIT ? KN_EOOM : rc, "%s", err.text);
+    }
+    kx_gpu_want(g, bytes);
+}
+
+static cudaError_t library_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                               const struct kx_tensor *residual, const struct kx_tensor *y) {
+    const struct kx_gpu_narrow *w = l->narrow;
+    struct kx_lt_plan *plan;
+    struct kn_err err;
+    if (library_plan(g, l, x, residual, &plan, &err)) return KX_CUDA_NO;
+    assert(kx_count(x) / (size_t)x->c <= g->ones_count);
+    struct kx_lt_call call = {.x = g->workspace,
+                              .weight = w->weight,
+                              .bias = w->bias_value,
+                              .residual = residual ? residual->v : NULL,
+                              .y = y->v,
+                              .scratch = (char *)g->workspace + input_bytes(x),
+                              .weight_scale = w->scale,
+                              .x_scale = g->ones};
+    cudaError_t e = kx_cuda_quantize_e4m3(g->stream, l->type, x->v, w->x_scale, g->workspace, kx_count(x));
+    return e == cudaSuccess ? kx_lt_run(g->lt, plan, &call, g->stream) : e;
 }
 
 cudaError_t kx_gpu_narrow_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
                               const struct kx_rows *shift, const struct kx_tensor *residual,
                               const struct kx_tensor *y) {
     const struct kx_gpu_narrow *w = l->narrow;
+    assert(input_bytes(x) <= g->workspace_bytes);
+    if (w->library) return library_run(g, l, x, residual, y);
     struct kx_cuda_gemm_fp8 p = {.gemm = {.type = l->type,
                                           .n = x->n,
                                           .h = x->h,

@@ -231,7 +231,7 @@ void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
     assert(!residual || kx_count(residual) == kx_count(y));
     if (g->base.planning) {
         kx_gpu_want(g, own_bytes(l, x));
-        if (l->narrow) kx_gpu_want(g, kx_gpu_narrow_bytes(x));
+        if (l->narrow) kx_gpu_narrow_plan(g, l, x, residual);
         if (!g->base.counting) {
             /* what is shifted by may not be there yet: then either may come */
             if (!shift || !shift->v) plan(g, l, x, false, residual, y);
@@ -243,7 +243,6 @@ void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
     if (l->seen && kx_gpu_enter(g))
         kx_gpu_ok(g, kx_cuda_amax(g->stream, l->type, x->v, kx_count(x), l->seen), "observing");
     if (l->narrow && kx_gpu_enter(g)) {
-        assert(kx_gpu_narrow_bytes(x) <= g->workspace_bytes);
         cudaError_t e = kx_gpu_narrow_run(g, l, x, shift, residual, y);
         if (e != KX_CUDA_NO) {
             kx_gpu_ok(g, e, op);
