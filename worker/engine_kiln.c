@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
+#define IDLE_TOLD_MS 60000
 #define BATCH_WANTED 64 /* it cuts what it is given; more at once only makes a lost shard dearer */
 
 struct loaded {
@@ -32,6 +33,7 @@ struct kiln {
     struct loaded *models; /* the latest used first */
     uint64_t bytes, bytes_max;
     pthread_mutex_t lock;
+    uint64_t idle_told_ms; /* the first stage's thread */
     pthread_cond_t unused; /* a model's last batch ended */
 };
 
@@ -128,6 +130,16 @@ static int kiln_engine_render(struct engine *e, const struct engine_work *w, con
     return rc ? rc : kiln_render(l->model, w->tasks, w->count, cb, err);
 }
 
+/* How much of its time the GPU had nothing to do, once in a while and at the end. */
+static void tell_idle(struct kiln *k, uint64_t span_ms) {
+    struct kiln_busy b;
+    uint64_t now = kn_clock_ms();
+    if (now - k->idle_told_ms < span_ms) return;
+    kiln_engine_busy(k->e, &b);
+    if (b.span_ms > 0) kn_info("gpu_idle share=%.4f of_s=%.1f", 1 - b.busy_ms / b.span_ms, b.span_ms / 1000);
+    k->idle_told_ms = now;
+}
+
 static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
                       const struct kiln_callbacks *cb, struct engine_batch **out, int *count,
                       struct kn_err *err) {
@@ -135,6 +147,7 @@ static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
     struct engine_batch *b = calloc(1, sizeof *b);
     if (!b) return kn_err_set(err, KN_ENOMEM, "out of memory");
     b->k = k;
+    tell_idle(k, IDLE_TOLD_MS);
     int rc = load(k, w->model, &b->model, err);
     if (!rc) {
         const struct kn_task *t = w->tasks + first;
@@ -172,6 +185,7 @@ static void kiln_drop(struct engine_batch *b) {
 
 static void kiln_close(struct engine *e) {
     struct kiln *k = (struct kiln *)e;
+    tell_idle(k, 0);
     while (k->models) drop(k, &k->models);
     kiln_engine_destroy(k->e);
     pthread_cond_destroy(&k->unused);
@@ -205,6 +219,7 @@ int engine_kiln_open(const struct engine_options *opt, struct engine **out, stru
     uint64_t available, total;
     kiln_engine_memory(k->e, &available, &total);
     k->bytes_max = opt->model_bytes_max ? opt->model_bytes_max : total / 2;
+    k->idle_told_ms = kn_clock_ms();
     k->engine = (struct engine){.ops = o.device == KILN_DEVICE_CUDA ? &stages : &whole,
                                 .backend = kiln_engine_backend(k->e),
                                 .device = kiln_engine_device(k->e),

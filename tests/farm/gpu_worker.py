@@ -3,6 +3,7 @@
 computes on the host what the device would. The model is a golden pipeline's."""
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ class GpuWorker(FarmTest):
         return self.farm.start("render", prompts, "-o", out, "--farm", self.url, "--model", MODEL, "--steps", "2", "--sampler", "Euler")
 
     def test_its_pictures_come_back_and_two_workers_agree_on_every_byte(self):
-        self.worker("one")
+        one = self.worker("one")
         self.finish(self.render(self.farm.tmp / "a"), timeout=120)
         lines = self.check_folder(self.farm.tmp / "a", COUNT)
         self.farm.ok("verify", self.farm.tmp / "a")
@@ -53,6 +54,9 @@ class GpuWorker(FarmTest):
         self.finish(self.render(self.farm.tmp / "b"), timeout=120)
         again = manifest(self.farm.tmp / "b")
         self.assertEqual([l["pixels_sha256"] for l in again], [l["pixels_sha256"] for l in lines])
+        one.send_signal(signal.SIGTERM)
+        _, err = self.finish(one)
+        self.assertRegex(err, r"gpu_idle share=0\.\d+ of_s=")
 
     def test_a_device_that_fails_ends_its_worker_and_the_batch_goes_on_with_the_next(self):
         broken = self.worker("one", fail="cudaGraphLaunch:2")
