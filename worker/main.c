@@ -21,6 +21,7 @@
 #include "worker/worker.h"
 
 #define CREDIT 3
+#define CREDIT_GPU 4 /* one in each of the three stages, one whose pictures are being acknowledged */
 #define UNACKED_BYTES_MAX (256ull << 20)
 #define LOCAL_WORKERS_MAX 1024
 #define TREES_MAX 64
@@ -50,7 +51,8 @@ static const char usage[] =
     "  --fastest             GPU: a picture may depend on its batch, for speed; such workers are a class of "
     "their own\n"
     "  --threads N           threads of the engine (default: all cores)\n"
-    "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3)\n"
+    "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3, of a GPU "
+    "4)\n"
     "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's, "
     "or of the GPU's)\n"
     "  --log-level LEVEL     error, warn, info (default), debug\n"
@@ -262,6 +264,7 @@ static int parse(struct options *o, int argc, char **argv) {
         if (o->device) return fail("--device cpu and --engine cuda: the one or the other");
         o->device = "0";
     }
+    if (!o->credit) o->credit = strcmp(o->engine, "cuda") == 0 ? CREDIT_GPU : CREDIT;
     return 0;
 }
 
@@ -496,7 +499,7 @@ static int run(const struct options *o, struct engine *engine, const struct gpu 
 }
 
 int main(int argc, char **argv) {
-    struct options o = {.credit = CREDIT, .level = KN_LOG_INFO};
+    struct options o = {.level = KN_LOG_INFO};
     kn_fs_standard();
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
