@@ -208,13 +208,11 @@ static void part_done(struct stages *s, struct part *p) {
     run_done(s, r);
 }
 
-/* Hands a part to the next stage when there is room. */
+/* Hands a part to the next stage when there is room. Waiting for it is no sign of life: the next stage may
+ * hang. */
 static void hand_on(struct stages *s, struct part *p, struct parts *to, int from_thread, int to_thread) {
     pthread_mutex_lock(&s->lock);
-    while (!s->stop && to->count >= PARTS_WAITING_MAX) {
-        wait_a_while(s, &s->wake[from_thread]);
-        alive(s);
-    }
+    while (!s->stop && to->count >= PARTS_WAITING_MAX) pthread_cond_wait(&s->wake[from_thread], &s->lock);
     push_part(to, p); /* with stop too: it is dropped at the end */
     pthread_cond_signal(&s->wake[to_thread]);
     pthread_mutex_unlock(&s->lock);
