@@ -11,6 +11,9 @@
 #define KN_UUID_BYTES 16
 #define KN_UUID_TEXT 37 /* 8-4-4-4-12 and the terminating 0 */
 
+typedef uint8_t kn_id[KN_UUID_BYTES];       /* a batch, or one run of a worker: a UUID */
+typedef uint8_t kn_digest[KN_SHA256_BYTES]; /* SHA-256 of a model, a file or a picture's pixels */
+
 struct kn_sha256;                         /* a running digest */
 struct kn_sha256 *kn_sha256_create(void); /* NULL: out of memory */
 void kn_sha256_update(struct kn_sha256 *h, const void *data, size_t len);

@@ -86,7 +86,7 @@ static void send_welcome(struct server *s, struct listener *l, const struct kn_p
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     struct node *n;
     uint64_t conn = server_conn(peer);
-    farm_digest models[KN_MODELS_PER_WORKER_MAX];
+    kn_digest models[KN_MODELS_PER_WORKER_MAX];
     struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
     int rc = node_of(s, l, conn, msg, &n);
     if (rc != 0) {
@@ -116,7 +116,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     e->backend = h->backend;
     e->credit = h->credit;
     e->batch_max = h->batch_max;
-    e->models = (const farm_digest *)models;
+    e->models = (const kn_digest *)models;
     e->model_count = (uint32_t)h->model_count;
     e->held = held;
     e->held_count = (uint32_t)h->held_count;

@@ -19,8 +19,6 @@
 #include "base/hash.h"
 #include "base/limits.h"
 
-typedef uint8_t store_id[KN_UUID_BYTES];
-
 /* One committed image, 80 bytes in the store. Names are numbers in the batch's own table (store_name()). */
 #define STORE_RECORD_BYTES 80
 struct store_record {
@@ -44,7 +42,7 @@ struct store_failure {
 
 /* A batch. `begin` is the accepted request as the caller encoded it; the store does not look inside. */
 struct store_batch {
-    store_id id;
+    kn_id id;
     const void *begin;
     size_t begin_len;
     uint32_t tasks, chunks;
@@ -78,18 +76,17 @@ struct store;
 struct store_ops {
     int (*load)(struct store *s, const struct store_reader *r, struct kn_err *err);
     int (*begin)(struct store *s, const struct store_batch *b, store_done done, void *ctx);
-    int (*chunk)(struct store *s, const store_id id, uint32_t chunk, const void *data, size_t len,
+    int (*chunk)(struct store *s, const kn_id id, uint32_t chunk, const void *data, size_t len,
                  store_done done, void *ctx);
-    int (*seal)(struct store *s, const store_id id, uint32_t chunks, store_done done, void *ctx);
-    int (*name)(struct store *s, const store_id id, uint32_t number, const char *text);
-    int (*commit)(struct store *s, const store_id id, uint32_t task, const struct store_record *r,
+    int (*seal)(struct store *s, const kn_id id, uint32_t chunks, store_done done, void *ctx);
+    int (*name)(struct store *s, const kn_id id, uint32_t number, const char *text);
+    int (*commit)(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
                   store_done done, void *ctx);
-    int (*fail)(struct store *s, const store_id id, const struct store_failure *f, store_done done,
-                void *ctx);
-    int (*charge)(struct store *s, const store_id id, uint32_t task, uint32_t charges);
-    int (*state)(struct store *s, const store_id id, uint32_t state, int32_t priority,
-                 uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
-    int (*remove)(struct store *s, const store_id id, store_done done, void *ctx);
+    int (*fail)(struct store *s, const kn_id id, const struct store_failure *f, store_done done, void *ctx);
+    int (*charge)(struct store *s, const kn_id id, uint32_t task, uint32_t charges);
+    int (*state)(struct store *s, const kn_id id, uint32_t state, int32_t priority, uint64_t finished_wall_ms,
+                 bool retried, store_done done, void *ctx);
+    int (*remove)(struct store *s, const kn_id id, store_done done, void *ctx);
     size_t (*backlog)(const struct store *s);
     void (*close)(struct store *s);
 };
@@ -138,41 +135,40 @@ static inline int store_begin(struct store *s, const struct store_batch *b, stor
     return s->ops->begin(s, b, done, ctx);
 }
 /* KN_EEXIST: the batch is sealed already; KN_EGONE: no such batch. */
-static inline int store_chunk(struct store *s, const store_id id, uint32_t chunk, const void *data,
-                              size_t len, store_done done, void *ctx) {
+static inline int store_chunk(struct store *s, const kn_id id, uint32_t chunk, const void *data, size_t len,
+                              store_done done, void *ctx) {
     return s->ops->chunk(s, id, chunk, data, len, done, ctx);
 }
 /* The acceptance. KN_EEXIST: sealed already (as good); KN_ESTATE: chunks are missing; KN_EGONE. */
-static inline int store_seal(struct store *s, const store_id id, uint32_t chunks, store_done done,
-                             void *ctx) {
+static inline int store_seal(struct store *s, const kn_id id, uint32_t chunks, store_done done, void *ctx) {
     return s->ops->seal(s, id, chunks, done, ctx);
 }
 /* Gives a name its number in the batch's table; before the records that use it. */
-static inline int store_name(struct store *s, const store_id id, uint32_t number, const char *text) {
+static inline int store_name(struct store *s, const kn_id id, uint32_t number, const char *text) {
     return s->ops->name(s, id, number, text);
 }
 /* The commit. KN_EEXIST: that task was committed before, and data is the packed record that stands (as good);
  * KN_EGONE: the batch is cancelled or removed. A failure that stood for the task is void. */
-static inline int store_commit(struct store *s, const store_id id, uint32_t task,
-                               const struct store_record *r, store_done done, void *ctx) {
+static inline int store_commit(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
+                               store_done done, void *ctx) {
     return s->ops->commit(s, id, task, r, done, ctx);
 }
 /* A task has failed for good. KN_EEXIST: it was committed before, and stays so; KN_EGONE. */
-static inline int store_fail(struct store *s, const store_id id, const struct store_failure *f,
-                             store_done done, void *ctx) {
+static inline int store_fail(struct store *s, const kn_id id, const struct store_failure *f, store_done done,
+                             void *ctx) {
     return s->ops->fail(s, id, f, done, ctx);
 }
 /* How often a task was charged. No answer. */
-static inline int store_charge(struct store *s, const store_id id, uint32_t task, uint32_t charges) {
+static inline int store_charge(struct store *s, const kn_id id, uint32_t task, uint32_t charges) {
     return s->ops->charge(s, id, task, charges);
 }
 /* retried: failures and charges are void. KN_EGONE: removed. */
-static inline int store_state(struct store *s, const store_id id, uint32_t state, int32_t priority,
+static inline int store_state(struct store *s, const kn_id id, uint32_t state, int32_t priority,
                               uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     return s->ops->state(s, id, state, priority, finished_wall_ms, retried, done, ctx);
 }
 /* The batch leaves, sealed or not. Removing what is not there is fine. */
-static inline int store_remove(struct store *s, const store_id id, store_done done, void *ctx) {
+static inline int store_remove(struct store *s, const kn_id id, store_done done, void *ctx) {
     return s->ops->remove(s, id, done, ctx);
 }
 /* Writes that are not answered yet. */

@@ -65,7 +65,7 @@ static void batch_free(struct batch *b) {
     free(b);
 }
 
-static struct batch **batch_find(struct batch **list, const store_id id) {
+static struct batch **batch_find(struct batch **list, const kn_id id) {
     while (*list && memcmp((*list)->b.id, id, KN_UUID_BYTES) != 0) list = &(*list)->next;
     return list;
 }
@@ -140,7 +140,7 @@ static void on_idle(uv_idle_t *h) {
 }
 
 /* What every write begins with: the fence, and the batch; NULL: *code says why not. */
-static struct batch *live(struct memory_store *s, const store_id id, bool sealed, int *code) {
+static struct batch *live(struct memory_store *s, const kn_id id, bool sealed, int *code) {
     struct batch *b = NULL;
     *code = 0;
     if (s->base.term != s->disk->term)
@@ -175,7 +175,7 @@ static int memory_begin(struct store *base, const struct store_batch *in, store_
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_chunk(struct store *base, const store_id id, uint32_t chunk, const void *data, size_t len,
+static int memory_chunk(struct store *base, const kn_id id, uint32_t chunk, const void *data, size_t len,
                         store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
@@ -184,7 +184,7 @@ static int memory_chunk(struct store *base, const store_id id, uint32_t chunk, c
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_seal(struct store *base, const store_id id, uint32_t chunks, store_done done, void *ctx) {
+static int memory_seal(struct store *base, const kn_id id, uint32_t chunks, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
     struct batch *b = live(s, id, false, &code);
@@ -205,7 +205,7 @@ static int memory_seal(struct store *base, const store_id id, uint32_t chunks, s
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_name(struct store *base, const store_id id, uint32_t number, const char *text) {
+static int memory_name(struct store *base, const kn_id id, uint32_t number, const char *text) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
     struct batch *b = live(s, id, true, &code);
@@ -213,7 +213,7 @@ static int memory_name(struct store *base, const store_id id, uint32_t number, c
     return answer(s, NULL, NULL, code, NULL);
 }
 
-static int memory_commit(struct store *base, const store_id id, uint32_t task, const struct store_record *r,
+static int memory_commit(struct store *base, const kn_id id, uint32_t task, const struct store_record *r,
                          store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
@@ -228,7 +228,7 @@ static int memory_commit(struct store *base, const store_id id, uint32_t task, c
     return answer(s, done, ctx, code, code == KN_EEXIST ? b->records[task] : NULL);
 }
 
-static int memory_fail(struct store *base, const store_id id, const struct store_failure *f, store_done done,
+static int memory_fail(struct store *base, const kn_id id, const struct store_failure *f, store_done done,
                        void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
@@ -250,7 +250,7 @@ static int memory_fail(struct store *base, const store_id id, const struct store
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_charge(struct store *base, const store_id id, uint32_t task, uint32_t charges) {
+static int memory_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
     struct batch *b = live(s, id, true, &code);
@@ -258,7 +258,7 @@ static int memory_charge(struct store *base, const store_id id, uint32_t task, u
     return answer(s, NULL, NULL, code, NULL);
 }
 
-static int memory_state(struct store *base, const store_id id, uint32_t state, int32_t priority,
+static int memory_state(struct store *base, const kn_id id, uint32_t state, int32_t priority,
                         uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
@@ -275,7 +275,7 @@ static int memory_state(struct store *base, const store_id id, uint32_t state, i
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_remove(struct store *base, const store_id id, store_done done, void *ctx) {
+static int memory_remove(struct store *base, const kn_id id, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
     struct batch **lists[] = {&s->disk->sealed, &s->disk->staged};

@@ -165,7 +165,7 @@ struct keys {
     char id[KN_UUID_TEXT];
 };
 
-static void keys_of(const store_id id, struct keys *k) {
+static void keys_of(const kn_id id, struct keys *k) {
     kn_uuid_format(id, k->id);
     snprintf(k->batch, KEY_MAX, "kiln:b:%s", k->id);
     snprintf(k->chunks, KEY_MAX, "kiln:b:%s:c", k->id);
@@ -548,7 +548,7 @@ static int each_failure(const struct store_reader *rd, uint32_t n, const redisRe
 
 static int load_batch(struct redis_store *s, const char *text, bool sealed, const struct store_reader *rd,
                       struct kn_err *err) {
-    store_id id;
+    kn_id id;
     struct keys k;
     if (kn_uuid_parse(text, id) != 0) return odd(err, "kiln:batches");
     keys_of(id, &k);
@@ -761,7 +761,7 @@ static int redis_begin(struct store *base, const struct store_batch *b, store_do
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_chunk(struct store *base, const store_id id, uint32_t chunk, const void *data, size_t len,
+static int redis_chunk(struct store *base, const kn_id id, uint32_t chunk, const void *data, size_t len,
                        store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
@@ -774,7 +774,7 @@ static int redis_chunk(struct store *base, const store_id id, uint32_t chunk, co
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_seal(struct store *base, const store_id id, uint32_t chunks, store_done done, void *ctx) {
+static int redis_seal(struct store *base, const kn_id id, uint32_t chunks, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
     struct words w;
@@ -786,7 +786,7 @@ static int redis_seal(struct store *base, const store_id id, uint32_t chunks, st
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_name(struct store *base, const store_id id, uint32_t n, const char *text) {
+static int redis_name(struct store *base, const kn_id id, uint32_t n, const char *text) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
     struct words w;
@@ -798,7 +798,7 @@ static int redis_name(struct store *base, const store_id id, uint32_t n, const c
     return send_script(s, &w, NULL, NULL);
 }
 
-static int redis_commit(struct store *base, const store_id id, uint32_t task, const struct store_record *r,
+static int redis_commit(struct store *base, const kn_id id, uint32_t task, const struct store_record *r,
                         store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
@@ -813,7 +813,7 @@ static int redis_commit(struct store *base, const store_id id, uint32_t task, co
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_fail(struct store *base, const store_id id, const struct store_failure *f, store_done done,
+static int redis_fail(struct store *base, const kn_id id, const struct store_failure *f, store_done done,
                       void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
@@ -829,7 +829,7 @@ static int redis_fail(struct store *base, const store_id id, const struct store_
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_charge(struct store *base, const store_id id, uint32_t task, uint32_t charges) {
+static int redis_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
     struct words w;
@@ -841,7 +841,7 @@ static int redis_charge(struct store *base, const store_id id, uint32_t task, ui
     return send_script(s, &w, NULL, NULL);
 }
 
-static int redis_state(struct store *base, const store_id id, uint32_t state, int32_t priority,
+static int redis_state(struct store *base, const kn_id id, uint32_t state, int32_t priority,
                        uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
@@ -856,7 +856,7 @@ static int redis_state(struct store *base, const store_id id, uint32_t state, in
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_remove(struct store *base, const store_id id, store_done done, void *ctx) {
+static int redis_remove(struct store *base, const kn_id id, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
     struct words w;

@@ -14,6 +14,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/spec.h"
+#include "base/states.h"
 
 #define KN_PROTO_VERSION 1
 
@@ -53,9 +54,6 @@ enum kn_msg_type { /* the field numbers of Envelope.body */
                    KN_MSG_OBJECT_REPLY = 61,
 };
 
-enum kn_batch_state { KN_BATCH_ACTIVE = 1, KN_BATCH_PAUSED = 2, KN_BATCH_DONE = 3, KN_BATCH_CANCELLED = 4 };
-enum kn_worker_state { KN_WORKER_IDLE = 1, KN_WORKER_BUSY = 2, KN_WORKER_DRAINING = 3, KN_WORKER_LOST = 4 };
-enum kn_result_status { KN_RESULT_DONE = 1, KN_RESULT_FAILED = 2, KN_RESULT_CANCELLED = 3 };
 enum kn_batch_verb {
     KN_VERB_CANCEL = 1,
     KN_VERB_PAUSE = 2,
@@ -64,13 +62,6 @@ enum kn_batch_verb {
     KN_VERB_REMOVE = 5,   /* a finished batch leaves; its objects are collected */
     KN_VERB_PRIORITY = 6, /* argument */
 };
-
-const char *kn_batch_state_name(enum kn_batch_state s);     /* "active", "paused", "done", "cancelled" */
-const char *kn_worker_state_name(enum kn_worker_state s);   /* "idle", "busy", "draining", "lost" */
-const char *kn_result_status_name(enum kn_result_status s); /* "done", "failed", "cancelled" */
-
-typedef uint8_t kn_id[KN_UUID_BYTES]; /* a batch, a worker instance */
-typedef uint8_t kn_digest[KN_SHA256_BYTES];
 
 struct kn_held_shard {
     kn_id batch;

@@ -262,7 +262,7 @@ void batch_check_end(struct farm *f, struct batch *b, struct farm_effects *fx) {
 
 /* ---- opening */
 
-struct batch *batch_find(const struct farm *f, const farm_id id) {
+struct batch *batch_find(const struct farm *f, const kn_id id) {
     return kn_map_get(f->batch_by_id, id, KN_UUID_BYTES);
 }
 
@@ -280,7 +280,7 @@ static int open_groups(struct farm *f, struct batch *b, const struct ev_batch_op
         b->group_count++; /* from here on batch_destroy gives the shape back */
         uint32_t l = 0;
         while (l < b->lane_count &&
-               memcmp(b->lanes[l].pool->model->digest, ev->groups[g].model, sizeof(farm_digest)) != 0)
+               memcmp(b->lanes[l].pool->model->digest, ev->groups[g].model, sizeof(kn_digest)) != 0)
             l++;
         if (l == KN_MODELS_PER_BATCH_MAX) return KN_ELIMIT;
         if (l == b->lane_count) {

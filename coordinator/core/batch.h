@@ -35,7 +35,7 @@ void task_unqueue(struct farm *f, struct batch *b, uint32_t t);
 
 /* ---- batches */
 
-struct batch *batch_find(const struct farm *f, const farm_id id);
+struct batch *batch_find(const struct farm *f, const kn_id id);
 int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effects *fx);
 int batch_cancel(struct farm *f, struct batch *b, struct farm_effects *fx);
 int batch_pause(struct farm *f, struct batch *b, struct farm_effects *fx);

@@ -17,7 +17,7 @@
 #include "coordinator/core/fleet.h"
 #include "coordinator/core/lease.h"
 
-static void ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const farm_id id, uint32_t t,
+static void ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
                 int code) {
     if (!conn) return;
     struct farm_effect *e = fx_add(fx, FX_ACK);
@@ -126,7 +126,7 @@ void commit_void(struct farm *f, struct batch *b, uint32_t t) {
 
 /* ---- results */
 
-static bool same_pixels(const uint32_t have[2], const farm_digest pixels) {
+static bool same_pixels(const uint32_t have[2], const kn_digest pixels) {
     return memcmp(have, pixels, sizeof(uint32_t[2])) == 0;
 }
 

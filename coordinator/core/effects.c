@@ -61,7 +61,7 @@ const char *fx_text(struct farm_effects *fx, const char *s) {
     return copy;
 }
 
-void fx_note(struct farm_effects *fx, enum farm_effect_type type, const farm_id batch, const char *fmt, ...) {
+void fx_note(struct farm_effects *fx, enum farm_effect_type type, const kn_id batch, const char *fmt, ...) {
     char text[KN_REASON_MAX + 256];
     va_list ap;
     va_start(ap, fmt);

@@ -13,7 +13,7 @@ void *fx_bytes(struct farm_effects *fx, size_t size);
 /* A copy that lives as long as the list; without memory a text that says so. Never NULL. */
 const char *fx_text(struct farm_effects *fx, const char *s);
 /* A line for the log or an alarm; dropped when there is no memory for it. */
-void fx_note(struct farm_effects *fx, enum farm_effect_type type, const farm_id batch, const char *fmt, ...)
+void fx_note(struct farm_effects *fx, enum farm_effect_type type, const kn_id batch, const char *fmt, ...)
     KN_PRINTF(4, 5);
 
 #endif

@@ -31,9 +31,6 @@
 #include "base/hash.h"
 #include "base/limits.h"
 
-typedef uint8_t farm_id[KN_UUID_BYTES];
-typedef uint8_t farm_digest[KN_SHA256_BYTES];
-
 struct farm;
 
 struct farm_config {
@@ -85,7 +82,7 @@ enum farm_task_state {
 };
 
 struct farm_group { /* what can share a GPU batch */
-    farm_digest model;
+    kn_digest model;
     uint32_t width, height, steps, sampler, schedule;
 };
 
@@ -93,11 +90,11 @@ struct farm_done_task { /* read back from the store */
     uint32_t task;
     enum farm_task_state state; /* TASK_DONE, TASK_FAILED or TASK_CANCELLED */
     uint32_t backend;           /* of TASK_DONE: index by farm_backend() of its class */
-    farm_digest pixels;
+    kn_digest pixels;
 };
 
 struct ev_batch_open {
-    farm_id id;
+    kn_id id;
     uint32_t tasks;
     int priority;
     const char *pin_backend;         /* "" for any */
@@ -113,24 +110,24 @@ struct ev_batch_open {
 };
 
 struct ev_batch { /* cancel, pause, resume, retry, priority, remove */
-    farm_id id;
+    kn_id id;
     int priority;
 };
 
 struct farm_held { /* what a worker says it holds when it says hello */
     uint64_t shard, term;
-    farm_id batch;
+    kn_id batch;
     const uint32_t *tasks; /* not yet acknowledged */
     uint32_t task_count;
 };
 
 struct ev_worker_hello {
     const char *worker; /* identity; copied */
-    farm_id
+    kn_id
         instance; /* another instance of the same worker: the old one is dead, what it executed is charged */
     const char *backend; /* class; copied */
     uint32_t credit, batch_max;
-    const farm_digest *models; /* copied */
+    const kn_digest *models; /* copied */
     uint32_t model_count;
     const struct farm_held *held; /* shards it kept over a lost connection: adopted, if of this batch and
                                      still useful, whatever the term */
@@ -142,7 +139,7 @@ struct ev_worker_heartbeat {
     uint32_t step, steps, progress_age_ms;
     bool draining;
     bool has_model;
-    farm_digest model; /* loaded now */
+    kn_digest model; /* loaded now */
 };
 
 struct ev_shard {
@@ -152,7 +149,7 @@ struct ev_shard {
 };
 
 struct ev_task_failed {
-    farm_id batch;
+    kn_id batch;
     uint32_t task;
     uint64_t shard, term;
     int code;
@@ -160,11 +157,11 @@ struct ev_task_failed {
 };
 
 struct ev_result {
-    farm_id batch;
+    kn_id batch;
     uint32_t task;
     uint32_t attempt;
     uint32_t backend; /* farm_backend() */
-    farm_digest sha256, pixels;
+    kn_digest sha256, pixels;
     uint32_t render_ms;
     bool flat;
     const char *worker, *engine; /* for the record; who brought it may be unknown by now */
@@ -172,7 +169,7 @@ struct ev_result {
 
 struct ev_stored {
     uint32_t what; /* FX_COMMIT, FX_FAIL or FX_BATCH_STATE: which effect is answered */
-    farm_id batch;
+    kn_id batch;
     uint32_t task;
     int code; /* 0; KN_EEXIST: it was committed already (as good); KN_EGONE: batch cancelled or removed;
                  KN_ETERM: this coordinator has lost the lead; others: not durable, the core asks again later
@@ -225,13 +222,13 @@ enum farm_effect_type {
 struct farm_effect {
     enum farm_effect_type type;
     uint64_t conn; /* grant, revoke, ack, hello_again, drain */
-    farm_id batch;
+    kn_id batch;
     uint32_t task;
     union {
         struct {
             uint64_t shard;
             uint32_t attempt; /* highest of its tasks, from 1 */
-            farm_digest model;
+            kn_digest model;
             const uint32_t *tasks; /* lives in the effects list */
             uint32_t task_count;
         } grant;
@@ -241,7 +238,7 @@ struct farm_effect {
         } revoke;
         struct { /* the result as it came; strings are copies inside the effects list */
             uint32_t attempt, render_ms, backend;
-            farm_digest sha256, pixels;
+            kn_digest sha256, pixels;
             bool flat;
             const char *worker, *engine;
         } commit;
@@ -299,7 +296,7 @@ const char *farm_backend_name(const struct farm *f, uint32_t backend);
 /* ---- looking at it; nothing here changes anything */
 
 struct farm_batch_view {
-    farm_id id;
+    kn_id id;
     uint32_t state;                                           /* kn_batch_state's values */
     uint32_t total, done, failed, cancelled, queued, running; /* running: leased, committing, failing */
     uint32_t ended;          /* done + failed + cancelled: the length of the log of ends */
@@ -309,27 +306,27 @@ struct farm_batch_view {
     int priority;
     bool cancelled_by_person;
 };
-KN_MUST_USE int farm_batch_view(const struct farm *f, const farm_id id, uint64_t now_ms,
+KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms,
                                 struct farm_batch_view *out);
 size_t farm_batch_count(const struct farm *f);
 /* The i-th batch in the order they were opened. */
 KN_MUST_USE int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out);
 /* The log of ends: task numbers in the order in which they ended; a retry begins a new epoch (see epoch). */
-KN_MUST_USE int farm_batch_ended(const struct farm *f, const farm_id id, uint32_t from, uint32_t max,
+KN_MUST_USE int farm_batch_ended(const struct farm *f, const kn_id id, uint32_t from, uint32_t max,
                                  uint32_t *tasks, uint32_t *count, uint64_t *epoch);
-KN_MUST_USE int farm_task_state(const struct farm *f, const farm_id id, uint32_t task,
+KN_MUST_USE int farm_task_state(const struct farm *f, const kn_id id, uint32_t task,
                                 enum farm_task_state *out);
 /* Whether a result for this task is wanted at all: lets the shell refuse bytes early. KN_EEXIST: done
  * already. KN_EGONE: batch over or unknown. */
-KN_MUST_USE int farm_wants(const struct farm *f, const farm_id id, uint32_t task);
+KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
 
 struct farm_worker_view {
     const char *worker, *backend; /* borrowed until the next step */
     uint64_t conn;                /* 0: lost */
     uint32_t state;               /* enum kn_worker_state's values: 1 idle 2 busy 3 draining 4 lost */
     bool has_batch, has_model;
-    farm_id batch;
-    farm_digest model;
+    kn_id batch;
+    kn_digest model;
     uint32_t step, steps, tasks, done, failed, shards;
     uint32_t last_seen_ms;
     float images_per_s;

@@ -7,7 +7,7 @@
 
 /* ---- interning */
 
-int pool_model_get(struct farm *f, const farm_digest digest, struct model **out) {
+int pool_model_get(struct farm *f, const kn_digest digest, struct model **out) {
     struct model *m = kn_map_get(f->model_by_digest, digest, KN_SHA256_BYTES);
     if (!m) {
         m = calloc(1, sizeof *m);
@@ -71,7 +71,7 @@ static void pool_count(struct pool *p, const struct worker *w, uint64_t speed, b
         p->speed -= speed;
 }
 
-int pool_get(struct farm *f, const farm_digest digest, uint16_t pin, struct pool **out) {
+int pool_get(struct farm *f, const kn_digest digest, uint16_t pin, struct pool **out) {
     struct model *m;
     int rc = pool_model_get(f, digest, &m);
     if (rc) return rc;

@@ -6,11 +6,11 @@
 #include "coordinator/core/state.h"
 
 /* Interned and counted: each get takes a reference, each put gives one back. KN_ENOMEM, KN_ELIMIT. */
-int pool_model_get(struct farm *f, const farm_digest digest, struct model **out);
+int pool_model_get(struct farm *f, const kn_digest digest, struct model **out);
 void pool_model_put(struct farm *f, struct model *m);
 int pool_shape_get(struct farm *f, const struct farm_group *key, uint32_t *slot);
 void pool_shape_put(struct farm *f, uint32_t slot);
-int pool_get(struct farm *f, const farm_digest model, uint16_t pin, struct pool **out);
+int pool_get(struct farm *f, const kn_digest model, uint16_t pin, struct pool **out);
 void pool_put(struct farm *f, struct pool *p);
 
 /* Whether this worker may take work of this pool now (connected, not draining, right class). */

@@ -134,7 +134,7 @@ struct level { /* a priority in use, with the virtual time that its batches have
 };
 
 struct batch {
-    farm_id id;
+    kn_id id;
     uint64_t seq; /* in the order they were opened */
     uint32_t total;
     struct level *level; /* its priority */
@@ -200,7 +200,7 @@ struct shard {
 /* ---- who renders */
 
 struct model {
-    farm_digest digest;
+    kn_digest digest;
     uint32_t refs; /* of pools and workers */
     struct pool *pools;
 };
@@ -240,7 +240,7 @@ struct worker_shape {
 struct worker {
     char name[KN_NAME_MAX + 1];
     uint32_t uid; /* never used twice */
-    farm_id instance;
+    kn_id instance;
     uint64_t conn; /* 0: not connected */
     bool lost;     /* given up; kept to be shown, and for its faults */
     bool left;     /* …and not to be expected back: it said bye */
@@ -293,7 +293,7 @@ struct pending {
     uint32_t prev, next; /* in the list of those that wait */
     uint32_t attempt, render_ms, backend;
     int code;
-    farm_digest sha256, pixels;
+    kn_digest sha256, pixels;
     bool flat;
     uint8_t ack_count;
     uint64_t acks[ACKS_MAX];

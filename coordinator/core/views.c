@@ -48,7 +48,7 @@ static void view_batch(const struct batch *b, uint64_t now, struct farm_batch_vi
     v->eta_ms = batch_eta(b, now, v->images_per_s);
 }
 
-int farm_batch_view(const struct farm *f, const farm_id id, uint64_t now_ms, struct farm_batch_view *out) {
+int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms, struct farm_batch_view *out) {
     const struct batch *b = batch_find(f, id);
     if (!b) return KN_ENOENT;
     view_batch(b, now_ms, out);
@@ -65,7 +65,7 @@ int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_b
     return KN_OK;
 }
 
-int farm_batch_ended(const struct farm *f, const farm_id id, uint32_t from, uint32_t max, uint32_t *tasks,
+int farm_batch_ended(const struct farm *f, const kn_id id, uint32_t from, uint32_t max, uint32_t *tasks,
                      uint32_t *count, uint64_t *epoch) {
     const struct batch *b = batch_find(f, id);
     if (!b) return KN_ENOENT;
@@ -77,14 +77,14 @@ int farm_batch_ended(const struct farm *f, const farm_id id, uint32_t from, uint
     return KN_OK;
 }
 
-int farm_task_state(const struct farm *f, const farm_id id, uint32_t task, enum farm_task_state *out) {
+int farm_task_state(const struct farm *f, const kn_id id, uint32_t task, enum farm_task_state *out) {
     const struct batch *b = batch_find(f, id);
     if (!b || task >= b->total) return KN_ENOENT;
     *out = (enum farm_task_state)b->tasks[task].state;
     return KN_OK;
 }
 
-int farm_wants(const struct farm *f, const farm_id id, uint32_t task) {
+int farm_wants(const struct farm *f, const kn_id id, uint32_t task) {
     const struct batch *b = batch_find(f, id);
     if (!b || !batch_live(b) || task >= b->total) return KN_EGONE;
     switch ((enum farm_task_state)b->tasks[task].state) {

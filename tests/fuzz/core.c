@@ -79,7 +79,7 @@ static void open_batch(struct input *in, struct farm_event *ev) {
 
 static void hello(struct input *in, struct farm_event *ev) {
     static const char *names[] = {"a", "b", "c", "d"};
-    static farm_digest models[3];
+    static kn_digest models[3];
     static struct farm_held held[3];
     static uint32_t tasks[3][4];
     struct ev_worker_hello *h = &ev->u.hello;
@@ -92,7 +92,7 @@ static void hello(struct input *in, struct farm_event *ev) {
     h->batch_max = byte(in) % 20;
     h->model_count = flags >> 3 & 3;
     for (uint32_t i = 0; i < h->model_count; i++) set_id(models[i], sizeof models[i], byte(in) % 3);
-    h->models = (const farm_digest *)models;
+    h->models = (const kn_digest *)models;
     h->held_count = (flags >> 5) % 4;
     for (uint32_t i = 0; i < h->held_count; i++) {
         held[i].shard = any_shard(in);

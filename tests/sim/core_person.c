@@ -82,7 +82,7 @@ TEST(an_ended_batch_cannot_be_cancelled_and_a_live_one_cannot_be_removed) {
 }
 
 static void fail_one(struct talk *t, uint32_t *epoch_log, uint64_t *epoch) {
-    farm_id id;
+    kn_id id;
     uint32_t count;
     talk_begin(t);
     OPEN(t, .id = 1, .tasks = 2);
@@ -103,7 +103,7 @@ TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
     struct talk t;
     uint32_t log[10], count;
     uint64_t before, after;
-    farm_id id;
+    kn_id id;
     fail_one(&t, log, &before);
     uint32_t failed = log[0];
     t.store_silent = true;
@@ -156,7 +156,7 @@ TEST(the_log_of_ends_is_in_the_order_of_the_ends) {
     struct talk t;
     uint32_t log[4], count;
     uint64_t epoch;
-    farm_id id;
+    kn_id id;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 4);
     const uint32_t order[] = {2, 0, 3};

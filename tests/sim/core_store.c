@@ -143,7 +143,7 @@ TEST(a_result_for_an_unknown_batch_or_task_is_refused) {
 
 TEST(what_is_wanted_can_be_asked_before_the_bytes_are_taken) {
     struct talk t;
-    farm_id id, other;
+    kn_id id, other;
     talk_begin(&t);
     talk_id(1, id, sizeof id);
     talk_id(2, other, sizeof other);

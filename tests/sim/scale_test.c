@@ -22,7 +22,7 @@ struct node {
     uint64_t next_ms; /* when the running shard is through */
     struct {
         uint64_t id;
-        farm_id batch;
+        kn_id batch;
         uint32_t tasks[16], count;
     } queue[QUEUE];
     uint32_t queued;
@@ -36,7 +36,7 @@ static struct {
     const char *name;
     uint64_t count, sum_ns, max_ns;
 } cost[EV_STORED + 1];
-static farm_id id;
+static kn_id id;
 
 static uint64_t cpu_ns(void) {
     struct timespec t;
@@ -118,7 +118,7 @@ static void open_batch(void) {
 }
 
 static void hello(uint64_t conn) {
-    farm_digest model = {0};
+    kn_digest model = {0};
     struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = conn};
     snprintf(nodes[conn].name, sizeof nodes[conn].name, "n%u", (unsigned)conn);
     ev.u.hello = (struct ev_worker_hello){.worker = nodes[conn].name,
@@ -135,7 +135,7 @@ static void hello(uint64_t conn) {
 static void run_shard(struct node *n, uint64_t conn) {
     uint64_t shard = n->queue[0].id;
     uint32_t count = n->queue[0].count, tasks[16];
-    farm_id batch;
+    kn_id batch;
     memcpy(tasks, n->queue[0].tasks, sizeof tasks);
     memcpy(batch, n->queue[0].batch, sizeof batch);
     n->queued--;

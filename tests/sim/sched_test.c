@@ -151,7 +151,7 @@ static struct node *fleet_add(struct fleet *t, double ms_per_image, double batch
 }
 
 static void hello(struct fleet *t, struct node *n) {
-    farm_digest models[MODELS] = {0};
+    kn_digest models[MODELS] = {0};
     struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = (uint64_t)(n - t->nodes) + 1};
     struct ev_worker_hello *h = &ev.u.hello;
     h->worker = n->name;

@@ -95,7 +95,7 @@ int talk_open(struct talk *t, struct talk_batch b) {
 }
 
 int talk_hello(struct talk *t, struct talk_worker w) {
-    farm_digest models[4];
+    kn_digest models[4];
     uint32_t count = 0;
     if (!w.models[0]) w.models[0] = 1;
     for (; count < 4 && w.models[count]; count++) talk_id(w.models[count], models[count], sizeof models[0]);
@@ -220,7 +220,7 @@ const struct farm_effect *talk_must_grant(const struct talk *t, uint64_t conn, u
 }
 
 struct farm_batch_view talk_view(const struct talk *t, int batch) {
-    farm_id id;
+    kn_id id;
     struct farm_batch_view v;
     talk_id(batch, id, sizeof id);
     CHECK_INT(farm_batch_view(t->farm, id, t->now, &v), 0);
@@ -228,7 +228,7 @@ struct farm_batch_view talk_view(const struct talk *t, int batch) {
 }
 
 enum farm_task_state talk_task(const struct talk *t, int batch, uint32_t task) {
-    farm_id id;
+    kn_id id;
     enum farm_task_state s;
     talk_id(batch, id, sizeof id);
     CHECK_INT(farm_task_state(t->farm, id, task, &s), 0);

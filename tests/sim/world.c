@@ -90,7 +90,7 @@ void world_id(const struct world *w, int batch, uint8_t *id, size_t size) {
     memcpy(id, &w->batches[batch].number, sizeof w->batches[batch].number);
 }
 
-int world_find(const struct world *w, const farm_id id) {
+int world_find(const struct world *w, const kn_id id) {
     int number;
     memcpy(&number, id, sizeof number);
     for (int i = 0; i < W_BATCHES; i++)
@@ -412,7 +412,7 @@ static void heal(struct world *w) {
 static void check_batch(struct world *w, int i) {
     struct w_batch *b = &w->batches[i];
     W_ASSERT(b->log_count == b->tasks, "batch %d: %u ends of %u", i, b->log_count, b->tasks);
-    farm_id id;
+    kn_id id;
     world_id(w, i, id, sizeof id);
     struct farm_batch_view view;
     W_ASSERT(farm_batch_view(w->farm, id, w->now, &view) == 0, "batch %d", i);
@@ -443,7 +443,7 @@ static void tell_open(const struct world *w) {
     for (int i = 0; i < W_BATCHES; i++) {
         const struct w_batch *b = &w->batches[i];
         if (!b->used || b->removed || b->state >= 3) continue;
-        farm_id id;
+        kn_id id;
         struct farm_batch_view v = {0};
         world_id(w, i, id, sizeof id);
         if (farm_batch_view(w->farm, id, w->now, &v)) fprintf(stderr, "batch %d: unknown here\n", i);

@@ -149,7 +149,7 @@ uint32_t world_below(struct world *w, uint32_t n);
 bool world_chance(struct world *w, uint32_t percent_of_100);
 struct w_event *world_at(struct world *w, uint64_t at, enum w_event_type type);
 int world_step(struct world *w, const struct farm_event *ev);
-int world_find(const struct world *w, const farm_id id);
+int world_find(const struct world *w, const kn_id id);
 void world_id(const struct world *w, int batch, uint8_t *id, size_t size);
 void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers, bool trace);
 void world_end(struct world *w);

@@ -202,7 +202,7 @@ static void hello(struct world *w, uint32_t i) {
     struct block {
         struct farm_held held[W_HELD];
         uint32_t tasks[W_HELD][KN_SHARD_TASKS_MAX];
-        farm_digest models[W_MODELS];
+        kn_digest models[W_MODELS];
     } *block = calloc(1, sizeof *block);
     W_ASSERT(block, "memory");
     e->block = block;

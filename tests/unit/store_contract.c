@@ -107,9 +107,9 @@ static int await(struct fixture *f, const struct answer *a) {
         await((f), &a);                                                                                      \
     })
 
-static const store_id id_a = {0xa, 1, 2, 3}, id_b = {0xb, 1, 2, 3};
+static const kn_id id_a = {0xa, 1, 2, 3}, id_b = {0xb, 1, 2, 3};
 
-static void submit(struct fixture *f, const store_id id, uint32_t tasks) {
+static void submit(struct fixture *f, const kn_id id, uint32_t tasks) {
     struct store_batch b = {.begin = "what was\0asked",
                             .begin_len = 14,
                             .tasks = tasks,

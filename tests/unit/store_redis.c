@@ -52,7 +52,7 @@ static void end(uv_loop_t *loop, struct store *s) {
     CHECK_INT(uv_loop_close(loop), 0);
 }
 
-static const store_id id = {1, 2, 3};
+static const kn_id id = {1, 2, 3};
 
 static void submit(uv_loop_t *loop, struct store *s, uint32_t tasks) {
     struct answers a = {0};
