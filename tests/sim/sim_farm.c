@@ -3,60 +3,124 @@
  *     sim-farm --seeds 1..200 --steps 3000      each seed twice: both must have the same effects, bit for bit
  *     sim-farm --workers 2000 --steps 50000     a crowd
  *     sim-farm --seeds 17..17 --trace           tells the story of one
+ *     sim-farm --seeds 1..40 --digests          one line a history: its seed and the digest of all its effects
+ *     sim-farm --compare tests/sim/digests.txt  plays the histories of such a list: each digest must be the same
+ *
+ * A change that means to keep the core's behaviour leaves the digests alone. A change that means to change it
+ * writes the list again, and its commit says why.
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/sim/world.h"
 
+struct totals {
+    uint64_t steps, commits, fails, deaths, restarts, alarms, refused;
+};
+
+struct options {
+    unsigned long long from, to, steps, workers;
+    bool trace, digests;
+    const char *compare;
+};
+
+static struct world w;
+
+/* Plays one history and gives its digest. */
+static uint64_t play(const struct options *o, unsigned long long seed, struct totals *sum) {
+    world_run(&w, seed, o->steps, (uint32_t)o->workers, o->trace);
+    uint64_t digest = w.hash;
+    sum->steps += w.steps;
+    sum->commits += w.commits;
+    sum->fails += w.fails;
+    sum->deaths += w.deaths;
+    sum->restarts += w.restarts;
+    sum->alarms += w.alarms;
+    sum->refused += w.refused;
+    world_end(&w);
+    return digest;
+}
+
+/* Each line: seed and digest; lines that begin with # are remarks. */
+static int compare(const struct options *o) {
+    FILE *list = fopen(o->compare, "r");
+    if (!list) {
+        fprintf(stderr, "%s: cannot be opened\n", o->compare);
+        return 1;
+    }
+    struct totals sum = {0};
+    char line[256];
+    unsigned number = 0, histories = 0, different = 0;
+    while (fgets(line, sizeof line, list)) {
+        number++;
+        if (line[0] == '#' || line[0] == '\n') continue;
+        unsigned long long seed;
+        uint64_t expected;
+        if (sscanf(line, "%llu %" SCNx64, &seed, &expected) != 2) {
+            fprintf(stderr, "%s:%u: not a seed and a digest\n", o->compare, number);
+            different++;
+            break;
+        }
+        histories++;
+        uint64_t digest = play(o, seed, &sum);
+        if (digest == expected) continue;
+        different++;
+        fprintf(stderr, "%s:%u: seed %llu: %016" PRIx64 " expected, %016" PRIx64 " came\n", o->compare,
+                number, seed, expected, digest);
+    }
+    fclose(list);
+    printf("%u histories, %u of them other than in %s\n", histories, different, o->compare);
+    return histories > 0 && different == 0 ? 0 : 1;
+}
+
+/* Plays each history twice. */
+static int play_all(const struct options *o) {
+    struct totals sum = {0}, again = {0};
+    for (unsigned long long seed = o->from; seed <= o->to; seed++) {
+        uint64_t digest = play(o, seed, &sum);
+        if (o->digests) printf("%llu %016" PRIx64 "\n", seed, digest);
+        if (o->trace || o->digests) continue;
+        if (play(o, seed, &again) != digest) {
+            fprintf(stderr, "seed %llu: the second run was another one\n", seed);
+            return 1;
+        }
+    }
+    if (o->digests) return 0;
+    printf("%llu histories, %" PRIu64 " steps: %" PRIu64 " images committed, %" PRIu64 " failed, %" PRIu64
+           " workers died, %" PRIu64 " drained for faults, %" PRIu64 " restarts of the coordinator, %" PRIu64
+           " allocations refused\n",
+           o->to - o->from + 1, sum.steps, sum.commits, sum.fails, sum.deaths, sum.alarms, sum.restarts,
+           sum.refused);
+    return 0;
+}
+
 int main(int argc, char **argv) {
-    unsigned long long from = 1, to = 40, steps = 2000, workers = W_WORKERS;
-    bool trace = false;
+    struct options o = {.from = 1, .to = 40, .steps = 2000, .workers = W_WORKERS};
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--seeds") == 0 && i + 1 < argc) {
-            if (sscanf(argv[++i], "%llu..%llu", &from, &to) != 2) goto usage;
+            if (sscanf(argv[++i], "%llu..%llu", &o.from, &o.to) != 2) goto usage;
         } else if (strcmp(argv[i], "--steps") == 0 && i + 1 < argc) {
-            steps = strtoull(argv[++i], NULL, 10);
+            o.steps = strtoull(argv[++i], NULL, 10);
         } else if (strcmp(argv[i], "--workers") == 0 && i + 1 < argc) {
-            workers = strtoull(argv[++i], NULL, 10);
-            if (workers < 10 || workers > KN_WORKERS_MAX) goto usage;
+            o.workers = strtoull(argv[++i], NULL, 10);
+            if (o.workers < 10 || o.workers > KN_WORKERS_MAX) goto usage;
+        } else if (strcmp(argv[i], "--compare") == 0 && i + 1 < argc) {
+            o.compare = argv[++i];
+        } else if (strcmp(argv[i], "--digests") == 0) {
+            o.digests = true;
         } else if (strcmp(argv[i], "--trace") == 0) {
-            trace = true;
+            o.trace = true;
         } else {
             goto usage;
         }
     }
-    if (trace) setvbuf(stdout, NULL, _IOLBF, 0);
-    static struct world w;
-    uint64_t all_steps = 0, commits = 0, fails = 0, deaths = 0, restarts = 0, alarms = 0, refused = 0;
-    for (unsigned long long seed = from; seed <= to; seed++) {
-        world_run(&w, seed, steps, (uint32_t)workers, trace);
-        uint64_t hash = w.hash;
-        all_steps += w.steps;
-        commits += w.commits;
-        fails += w.fails;
-        deaths += w.deaths;
-        restarts += w.restarts;
-        alarms += w.alarms;
-        refused += w.refused;
-        world_end(&w);
-        if (trace) continue;
-        world_run(&w, seed, steps, (uint32_t)workers, false);
-        if (w.hash != hash) {
-            fprintf(stderr, "seed %llu: the second run was another one\n", seed);
-            return 1;
-        }
-        world_end(&w);
-    }
-    printf(
-        "%llu histories, %llu steps: %llu images committed, %llu failed, %llu workers died, %llu drained for "
-        "faults, %llu restarts of the coordinator, %llu allocations refused\n",
-        to - from + 1, (unsigned long long)all_steps, (unsigned long long)commits, (unsigned long long)fails,
-        (unsigned long long)deaths, (unsigned long long)alarms, (unsigned long long)restarts,
-        (unsigned long long)refused);
-    return 0;
+    if (o.trace) setvbuf(stdout, NULL, _IOLBF, 0);
+    return o.compare ? compare(&o) : play_all(&o);
 usage:
-    fprintf(stderr, "usage: sim-farm [--seeds A..B] [--steps N] [--workers N] [--trace]\n");
+    fprintf(stderr,
+            "usage: sim-farm [--seeds A..B] [--steps N] [--workers N] [--trace | --digests]\n"
+            "       sim-farm --compare FILE [--steps N] [--workers N]\n");
     return 1;
 }

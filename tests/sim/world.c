@@ -98,16 +98,77 @@ int world_find(const struct world *w, const kn_id id) {
     return -1;
 }
 
+static void hash_number(struct world *w, uint64_t n) {
+    w->hash = kn_hash64(&n, sizeof n, w->hash);
+}
+
+static void hash_bytes(struct world *w, const void *bytes, size_t size) {
+    w->hash = kn_hash64(bytes, size, w->hash);
+}
+
+static void hash_text(struct world *w, const char *text) {
+    hash_bytes(w, text ? text : "", text ? strlen(text) : 0);
+}
+
+/* Every field of an effect goes into the digest of the history, and when it came. */
 static void hash_effect(struct world *w, const struct farm_effect *e) {
-    uint64_t key[4] = {w->hash, (uint64_t)e->type << 32 | e->task, e->conn, w->now};
-    w->hash = kn_hash64(key, sizeof key, 1);
-    w->hash = kn_hash64(e->batch, sizeof e->batch, w->hash);
-    if (e->type == FX_GRANT)
-        w->hash = kn_hash64(e->u.grant.tasks, e->u.grant.task_count * sizeof *e->u.grant.tasks,
-                            w->hash ^ e->u.grant.shard);
-    if (e->type == FX_NOTE || e->type == FX_ALARM)
-        w->hash = kn_hash64(e->u.note.text, strlen(e->u.note.text), w->hash);
-    if (e->type == FX_FAIL) w->hash = kn_hash64(e->u.fail.reason, strlen(e->u.fail.reason), w->hash);
+    hash_number(w, e->type);
+    hash_number(w, e->conn);
+    hash_number(w, e->task);
+    hash_number(w, w->now);
+    hash_bytes(w, e->batch, sizeof e->batch);
+    switch (e->type) {
+    case FX_GRANT:
+        hash_number(w, e->u.grant.shard);
+        hash_number(w, e->u.grant.attempt);
+        hash_bytes(w, e->u.grant.model, sizeof e->u.grant.model);
+        hash_bytes(w, e->u.grant.tasks, e->u.grant.task_count * sizeof *e->u.grant.tasks);
+        break;
+    case FX_REVOKE:
+        hash_number(w, e->u.revoke.shard);
+        hash_number(w, e->u.revoke.term);
+        hash_number(w, e->u.revoke.abort);
+        break;
+    case FX_COMMIT:
+        hash_number(w, e->u.commit.attempt);
+        hash_number(w, e->u.commit.render_ms);
+        hash_number(w, e->u.commit.backend);
+        hash_bytes(w, e->u.commit.sha256, sizeof e->u.commit.sha256);
+        hash_bytes(w, e->u.commit.pixels, sizeof e->u.commit.pixels);
+        hash_number(w, e->u.commit.flat);
+        hash_text(w, e->u.commit.worker);
+        hash_text(w, e->u.commit.engine);
+        break;
+    case FX_FAIL:
+        hash_number(w, (uint64_t)e->u.fail.code);
+        hash_number(w, e->u.fail.attempt);
+        hash_text(w, e->u.fail.reason);
+        hash_text(w, e->u.fail.worker);
+        break;
+    case FX_CHARGE:
+        hash_number(w, e->u.charge.charges);
+        hash_text(w, e->u.charge.reason);
+        break;
+    case FX_BATCH_STATE:
+        hash_number(w, e->u.batch_state.state);
+        hash_number(w, (uint64_t)e->u.batch_state.priority);
+        hash_number(w, e->u.batch_state.retried);
+        break;
+    case FX_ACK:
+        hash_number(w, (uint64_t)e->u.ack.code);
+        break;
+    case FX_DRAIN:
+        hash_number(w, e->u.drain.exit);
+        hash_text(w, e->u.drain.reason);
+        break;
+    case FX_ALARM:
+    case FX_NOTE:
+        hash_text(w, e->u.note.text);
+        break;
+    case FX_BATCH_REMOVE:
+    case FX_HELLO_AGAIN:
+        break;
+    }
 }
 
 static void trace_effect(const struct world *w, const struct farm_effect *e) {
@@ -165,6 +226,7 @@ int world_step(struct world *w, const struct farm_event *ev) {
     farm_check(w->farm);
     if (rc == KN_ENOMEM) rc = farm_step(w->farm, ev, w->now, &w->fx); /* nothing was changed: once more */
     farm_check(w->farm);
+    hash_number(w, (uint64_t)rc);
     for (size_t i = 0; i < w->fx.count; i++) {
         const struct farm_effect *e = &w->fx.v[i];
         hash_effect(w, e);

@@ -139,7 +139,7 @@ struct world {
     uint32_t write_head, write_tail;
     bool write_busy;
     uint64_t store_down_until;
-    uint64_t hash; /* of all effects so far */
+    uint64_t hash; /* the history's digest: of every effect so far, in order, and of every step's result */
     uint64_t steps, commits, fails, alarms, restarts, deaths, copies;
 };
 
