@@ -22,12 +22,6 @@ bool lease_holds(const struct shard *s, uint32_t t) {
     return task->state == TASK_LEASED && (task->a == s->slot || task->b == s->slot);
 }
 
-struct shard *lease_other(const struct farm *f, const struct shard *s, uint32_t t) {
-    const struct task *task = &s->batch->tasks[t];
-    uint32_t other = task->a == s->slot ? task->b : task->a;
-    return other == NONE ? NULL : slab_at(&f->shards, other);
-}
-
 static void shard_take_credit(struct farm *f, struct shard *s, bool take) {
     struct worker *w = s->worker;
     if (take) {

@@ -40,8 +40,6 @@ void lease_result(struct farm *f, struct batch *b, uint32_t t, const struct work
 /* Takes one task out of a shard; other copies stay. */
 void lease_drop(struct farm *f, struct shard *s, uint32_t t);
 bool lease_holds(const struct shard *s, uint32_t t);
-/* The other shard that holds this task, or NULL. */
-struct shard *lease_other(const struct farm *f, const struct shard *s, uint32_t t);
 /* Looks at the shards of a worker as time passes: hangs, lost messages, images that never came. */
 void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx);
 
