@@ -9,7 +9,7 @@
 
 #include "coordinator/core/blame.h"
 #include "coordinator/core/commit.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
 
 /* ---- lists of tasks, linked through a (next) and b (previous) */
@@ -424,7 +424,7 @@ int batch_cancel(struct farm *f, struct batch *b, struct farm_effects *fx) {
     b->state = 4;
     b->cancelled_by_person = true;
     b->ended_ms = f->now;
-    while (b->shards) lease_withdraw(f, b->shards, true, LEASE_CANCEL, fx);
+    while (b->shards) shard_withdraw(f, b->shards, true, FATE_CANCEL, fx);
     for (uint32_t t = 0; t < b->total; t++) {
         if (b->tasks[t].state != TASK_QUEUED) continue;
         task_unqueue(f, b, t);
@@ -447,7 +447,7 @@ int batch_pause(struct farm *f, struct batch *b, struct farm_effects *fx) {
     struct shard *next;
     for (struct shard *s = b->shards; s; s = next) { /* what runs may finish */
         next = s->batch_next;
-        if (s->state == SHARD_WAITING) lease_withdraw(f, s, false, LEASE_REQUEUE, fx);
+        if (s->state == SHARD_WAITING) shard_withdraw(f, s, false, FATE_REQUEUE, fx);
     }
     state_send(f, b, fx);
     return KN_OK;
@@ -485,13 +485,13 @@ int batch_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
         struct group *group = &b->groups[task->group];
         b->lanes[group->lane].open_units += ((struct shape *)slab_at(&f->shapes, group->shape))->units;
         b->counts[TASK_FAILED]--;
-        b->counts[TASK_LEASED]++; /* for a moment, on its way into the queue */
-        task->state = TASK_LEASED;
+        b->counts[TASK_GRANTED]++; /* for a moment, on its way into the queue */
+        task->state = TASK_GRANTED;
         task->charges = task->losses = 0;
     }
     for (uint32_t t = 0, left = b->log_count - kept; left > 0 && t < b->total; t++) {
         struct task *task = &b->tasks[t];
-        if (task->state != TASK_LEASED || task->a != NONE) continue;
+        if (task->state != TASK_GRANTED || task->a != NONE) continue;
         task_queue(f, b, t, false);
         left--;
     }

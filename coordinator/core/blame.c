@@ -239,7 +239,7 @@ void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint3
             task_queue(f, b, tasks[i], true);
     }
     for (uint32_t i = 0; i < count; i++)
-        if (b->tasks[tasks[i]].state == TASK_LEASED && b->tasks[tasks[i]].trouble != NONE)
+        if (b->tasks[tasks[i]].state == TASK_GRANTED && b->tasks[tasks[i]].trouble != NONE)
             suspects[suspect_count++] = tasks[i];
     if (suspect_count > 0) task_queue_piece(f, b, suspects, suspect_count);
 }

@@ -3,7 +3,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/fleet.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/state.h"
 
@@ -65,7 +65,7 @@ static void check_task(const struct farm *f, const struct batch *b, uint32_t t) 
     switch ((enum farm_task_state)task->state) {
     case TASK_QUEUED:
         break;
-    case TASK_LEASED:
+    case TASK_GRANTED:
         assert(task->a != NONE && task->a != task->b);
         for (uint32_t i = 0; i < COPIES_MAX; i++) {
             uint32_t slot = i == 0 ? task->a : task->b;
@@ -115,7 +115,7 @@ static void check_batch(const struct farm *f, const struct batch *b) {
         left += s->left;
     }
     for (uint32_t t = 0; t < b->total; t++)
-        if (b->tasks[t].state == TASK_LEASED) copies += b->tasks[t].b == NONE ? 1 : 2;
+        if (b->tasks[t].state == TASK_GRANTED) copies += b->tasks[t].b == NONE ? 1 : 2;
     assert(left == copies);
 }
 
@@ -134,7 +134,7 @@ static void check_worker(const struct farm *f, const struct worker *w) {
             assert(s->state == SHARD_SENT || s->left == 0);
         uint32_t left = 0;
         for (uint32_t i = 0; s->batch && i < s->count; i++) {
-            left += lease_holds(s, s->tasks[i]);
+            left += shard_holds(s, s->tasks[i]);
             assert(s->batch->tasks[s->tasks[i]].group == s->group);
         }
         assert(left == s->left);

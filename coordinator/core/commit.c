@@ -15,7 +15,7 @@
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/fleet.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 
 static void ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
                 int code) {
@@ -181,7 +181,7 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
         ack(fx, conn, b, NULL, r->task, KN_EGONE);
         return KN_OK;
     case TASK_QUEUED:
-    case TASK_LEASED:
+    case TASK_GRANTED:
         break;
     }
     rc = slab_reserve(&f->pendings, 1);
@@ -194,7 +194,7 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
     if (task->state == TASK_QUEUED)
         task_unqueue(f, b, r->task);
     else
-        lease_result(f, b, r->task, w, fx);
+        shard_result(f, b, r->task, w, fx);
     blame_result(f, b, r->task, w, fx);
     struct pending *p = pending_create(f, b, r->task, false);
     p->attempt = r->attempt;

@@ -8,7 +8,7 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/commit.h"
 #include "coordinator/core/fleet.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/sched.h"
 #include "coordinator/core/state.h"
 
@@ -123,31 +123,30 @@ static void note_unknown(struct farm_effects *fx, const struct worker *w, const 
             (unsigned long long)shard);
 }
 
-static int shard_started(struct farm *f, struct worker *w, const struct ev_shard *e,
-                         struct farm_effects *fx) {
-    struct shard *s = lease_find(w, e->shard, e->term);
+static int said_started(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx) {
+    struct shard *s = shard_find(w, e->shard, e->term);
     if (s)
-        lease_started(f, s);
+        shard_started(f, s);
     else
         note_unknown(fx, w, "started", e->shard);
     return KN_OK;
 }
 
-static int shard_returned(struct farm *f, struct worker *w, const struct ev_shard *e,
-                          struct farm_effects *fx) {
-    struct shard *s = lease_find(w, e->shard, e->term);
+static int said_returned(struct farm *f, struct worker *w, const struct ev_shard *e,
+                         struct farm_effects *fx) {
+    struct shard *s = shard_find(w, e->shard, e->term);
     if (!s) {
         note_unknown(fx, w, "returned", e->shard);
         return KN_OK;
     }
-    int rc = lease_reserve(f, fx, s);
+    int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
     if (e->out_of_memory && s->state != SHARD_REVOKED) {
         fleet_out_of_memory(w, s->shape_uid, s->count);
         fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL, "out_of_memory worker=%s images=%u", w->name,
                 s->count);
         if (s->count == 1) { /* not even one: that is a failure */
-            lease_end(f, s, LEASE_GUILTY, KN_EOOM, "out of memory for a single image", fx);
+            shard_end(f, s, FATE_GUILTY, KN_EOOM, "out of memory for a single image", fx);
             return KN_OK;
         }
     } else if (s->state != SHARD_REVOKED) {
@@ -155,46 +154,46 @@ static int shard_returned(struct farm *f, struct worker *w, const struct ev_shar
         w->returns++;
         w->cool_until = f->now + (cool_ms < COOL_MS_MAX ? cool_ms : COOL_MS_MAX);
     }
-    lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+    shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
     return KN_OK;
 }
 
-static int shard_done(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx) {
-    struct shard *s = lease_find(w, e->shard, e->term);
+static int said_done(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx) {
+    struct shard *s = shard_find(w, e->shard, e->term);
     if (!s) {
         note_unknown(fx, w, "done", e->shard);
         return KN_OK;
     }
     if (s->state == SHARD_SENT) return KN_OK; /* said twice */
-    int rc = lease_reserve(f, fx, s);
+    int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
     fleet_measured(w, s, e->render_ms, e->images);
-    lease_done(f, s, fx);
+    shard_done(f, s, fx);
     return KN_OK;
 }
 
-static int task_failed(struct farm *f, struct worker *w, const struct ev_task_failed *e,
+static int said_failed(struct farm *f, struct worker *w, const struct ev_task_failed *e,
                        struct farm_effects *fx) {
-    struct shard *s = lease_find(w, e->shard, e->term);
+    struct shard *s = shard_find(w, e->shard, e->term);
     struct batch *b = s ? s->batch : NULL;
-    if (!b || memcmp(b->id, e->batch, sizeof b->id) != 0 || e->task >= b->total || !lease_holds(s, e->task)) {
+    if (!b || memcmp(b->id, e->batch, sizeof b->id) != 0 || e->task >= b->total || !shard_holds(s, e->task)) {
         note_unknown(fx, w, "task_failed", e->shard);
         return KN_OK;
     }
-    int rc = lease_reserve(f, fx, s);
+    int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
     uint32_t t = e->task;
     s->alive_ms = f->now;
     bool memory = e->code == KN_EOOM;
     if (memory) fleet_out_of_memory(w, s->shape_uid, s->count);
     bool alone = s->count == 1;
-    lease_drop(f, s, t);
+    shard_drop(f, s, t);
     if (e->code == KN_ECANCELED || (memory && !alone)) { /* nobody's fault */
         if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
     } else {
         blame_task(f, b, t, w, e->code ? e->code : KN_EINTERNAL, e->reason, fx);
     }
-    if (s->left == 0 && s->state == SHARD_SENT) lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+    if (s->left == 0 && s->state == SHARD_SENT) shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
     return KN_OK;
 }
 
@@ -243,13 +242,13 @@ static int worker_event(struct farm *f, const struct farm_event *ev, struct farm
     case EV_WORKER_HEARTBEAT:
         return fleet_heartbeat(f, w, &ev->u.heartbeat, fx);
     case EV_SHARD_STARTED:
-        return shard_started(f, w, &ev->u.shard, fx);
+        return said_started(f, w, &ev->u.shard, fx);
     case EV_SHARD_RETURNED:
-        return shard_returned(f, w, &ev->u.shard, fx);
+        return said_returned(f, w, &ev->u.shard, fx);
     case EV_SHARD_DONE:
-        return shard_done(f, w, &ev->u.shard, fx);
+        return said_done(f, w, &ev->u.shard, fx);
     default:
-        return task_failed(f, w, &ev->u.task_failed, fx);
+        return said_failed(f, w, &ev->u.task_failed, fx);
     }
 }
 

@@ -73,7 +73,7 @@ enum farm_event_type {
 
 enum farm_task_state {
     TASK_QUEUED,
-    TASK_LEASED,
+    TASK_GRANTED,
     TASK_COMMITTING,
     TASK_FAILING,
     TASK_DONE,

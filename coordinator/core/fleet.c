@@ -12,7 +12,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
 
 #define HELD_MAX 32 /* shards that a hello may name */
@@ -104,7 +104,7 @@ static struct shard *worker_executing(struct worker *w) {
     }
     for (struct shard *s = w->shards; s && !found && !began; s = s->worker_next) {
         for (uint32_t i = 0; i < s->count && !found; i++)
-            if (lease_holds(s, s->tasks[i]) && s->batch->tasks[s->tasks[i]].losses >= LOSSES_MAX) found = s;
+            if (shard_holds(s, s->tasks[i]) && s->batch->tasks[s->tasks[i]].losses >= LOSSES_MAX) found = s;
     }
     return found;
 }
@@ -118,8 +118,8 @@ static void worker_lose(struct farm *f, struct worker *w, bool bye, const char *
     w->lost_ms = f->now;
     while (w->shards) {
         struct shard *s = w->shards;
-        enum lease_how how = s == executing ? LEASE_GUILTY : bye ? LEASE_REQUEUE : LEASE_LOST;
-        lease_end(f, s, how, KN_EGONE, reason, fx);
+        enum shard_fate fate = s == executing ? FATE_GUILTY : bye ? FATE_REQUEUE : FATE_LOST;
+        shard_end(f, s, fate, KN_EGONE, reason, fx);
     }
     w->running = 0;
     w->step = w->steps = 0;
@@ -246,7 +246,7 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
         for (uint32_t i = 0; i < h->held_count && !held; i++)
             if (h->held[i].shard == s->id && h->held[i].term == s->term) held = &h->held[i];
         if (!held) {
-            lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
             continue;
         }
         if (s->state == SHARD_REVOKED) { /* it may not have heard */
@@ -255,15 +255,15 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
             e->u.revoke.shard = s->id;
             e->u.revoke.term = s->term;
             e->u.revoke.abort = true;
-            lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
             continue;
         }
         s->alive_ms = f->now;
         for (uint32_t i = 0; i < s->count && s->left > 0; i++) {
             uint32_t t = s->tasks[i];
-            if (!lease_holds(s, t) || held_lists(held, t)) continue;
+            if (!shard_holds(s, t) || held_lists(held, t)) continue;
             struct batch *b = s->batch;
-            lease_drop(f, s, t);
+            shard_drop(f, s, t);
             if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
         }
     }
@@ -281,8 +281,8 @@ static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held
         bool twice = false;
         for (uint32_t k = 0; k < count; k++) twice |= tasks[k] == t;
         if (twice || (count > 0 && task->group != group)) continue;
-        if (task->state == TASK_QUEUED || (task->state == TASK_LEASED && task->b == NONE)) {
-            if (task->state == TASK_LEASED && ((struct shard *)slab_at(&f->shards, task->a))->worker == w)
+        if (task->state == TASK_QUEUED || (task->state == TASK_GRANTED && task->b == NONE)) {
+            if (task->state == TASK_GRANTED && ((struct shard *)slab_at(&f->shards, task->a))->worker == w)
                 continue;
             group = task->group;
             tasks[count++] = t;
@@ -292,9 +292,9 @@ static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held
     for (uint32_t i = 0; i < count; i++)
         if (b->tasks[tasks[i]].state == TASK_QUEUED) {
             task_unqueue(f, b, tasks[i]);
-            task_set(f, b, tasks[i], TASK_LEASED);
+            task_set(f, b, tasks[i], TASK_GRANTED);
         }
-    if (count > 0 && lease_adopt(f, w, b, held, tasks, count)) return;
+    if (count > 0 && shard_adopt(f, w, b, held, tasks, count)) return;
     for (uint32_t i = count; i-- > 0;)
         if (b->tasks[tasks[i]].a == NONE) blame_requeue(f, b, &tasks[i], 1, fx);
     struct farm_effect *e = fx_add(fx, FX_REVOKE); /* nobody wants it */
@@ -370,7 +370,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
         s->state = SHARD_SENT;
     }
     for (uint32_t i = 0; i < h->held_count && !again; i++)
-        if (!lease_find(w, h->held[i].shard, h->held[i].term)) hello_adopt(f, w, &h->held[i], fx);
+        if (!shard_find(w, h->held[i].shard, h->held[i].term)) hello_adopt(f, w, &h->held[i], fx);
     if (w->barred) {
         struct farm_effect *e = fx_add(fx, FX_DRAIN);
         e->conn = conn;
@@ -401,7 +401,7 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
         for (struct shard *s = w->shards; s; s = s->worker_next) {
             if (s->id != h->shard) continue;
             unknown = false;
-            if (s->state == SHARD_WAITING) lease_started(f, s);
+            if (s->state == SHARD_WAITING) shard_started(f, s);
             uint64_t age = h->progress_age_ms < f->now ? h->progress_age_ms : f->now;
             if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
             s->step = h->step;
@@ -440,7 +440,7 @@ int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, s
     for (struct shard *s = w->shards; s; s = next) {
         next = s->worker_next;
         if (s->state == SHARD_REVOKED || s->state == SHARD_WAITING)
-            lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
     }
     return KN_OK;
 }
@@ -497,6 +497,6 @@ void fleet_sweep(struct farm *f, struct farm_effects *fx) {
             worker_lose(f, w, false, reason, fx);
             continue;
         }
-        if (w->shards) lease_sweep(f, w, fx);
+        if (w->shards) shard_sweep(f, w, fx);
     }
 }

@@ -17,7 +17,7 @@
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/fleet.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
 
 #define PIECES_LOOKED_AT 16
@@ -104,8 +104,8 @@ static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, stru
             tasks[i] = list->head;
             task_unqueue(f, b, tasks[i]); /* the last one of a piece frees the piece */
         }
-        for (uint32_t i = 0; i < n; i++) task_set(f, b, tasks[i], TASK_LEASED);
-        struct shard *s = lease_grant(f, w, b, tasks, n, fx);
+        for (uint32_t i = 0; i < n; i++) task_set(f, b, tasks[i], TASK_GRANTED);
+        struct shard *s = shard_grant(f, w, b, tasks, n, fx);
         if (!s) {
             batch_refund_time(b, cost);
             blame_requeue(f, b, tasks, n, fx);
@@ -247,8 +247,8 @@ static void retract(struct farm *f, struct farm_effects *fx) {
             if (!outranked && s->state != SHARD_REVOKED) continue;
             coming += sched_size(f, w, lane, shape);
             if (!outranked) continue;
-            if (lease_reserve(f, fx, s)) return;
-            lease_withdraw(f, s, false, LEASE_REQUEUE, fx);
+            if (shard_reserve(f, fx, s)) return;
+            shard_withdraw(f, s, false, FATE_REQUEUE, fx);
         }
     }
 }

@@ -6,7 +6,7 @@
  *   batch.c   tasks and their queues, counts, the log of ends, the life of a batch
  *   pool.c    models, shapes, and which batches wait for which kind of worker
  *   fleet.c   workers: hello, heartbeat, silence, measured speed
- *   lease.c   shards: how they begin, lose tasks and end
+ *   shard.c   shards: how they begin, lose tasks and end
  *   blame.c   who is guilty when something fails: the task or the worker
  *   commit.c  results and failures on their way to the store
  *   sched.c   who gets what next;  tail.c  what to do when nothing is left to hand out
@@ -44,7 +44,7 @@
 #define TAIL_EVERY_MS 100      /* how often the tail is looked at */
 #define TAIL_MIN_MS 300        /* what is expected to end sooner is not rendered twice */
 #define SENT_MS 30000          /* the images of a shard said to be done must have come by then */
-#define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see lease.c */
+#define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see shard.c */
 #define REVOKE_MS 5000         /* a revoke has arrived by then */
 #define COOL_MS 300            /* after a worker handed something back of itself; doubles */
 #define COOL_MS_MAX 10000

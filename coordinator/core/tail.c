@@ -10,7 +10,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/fleet.h"
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
 
 #define TAIL_WORKERS 64 /* idle workers served in one look */
@@ -44,7 +44,7 @@ static int tail_order(const void *x, const void *y) {
 
 /* Held once, and never failed. */
 static bool copyable(const struct shard *s, uint32_t t) {
-    return lease_holds(s, t) && s->batch->tasks[t].b == NONE && s->batch->tasks[t].trouble == NONE;
+    return shard_holds(s, t) && s->batch->tasks[t].b == NONE && s->batch->tasks[t].trouble == NONE;
 }
 
 static bool tail_candidate(const struct shard *s) {
@@ -86,7 +86,7 @@ static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct 
         if (copyable(s, s->tasks[i])) tasks[count++] = s->tasks[i];
     if (count == 0) return false;
     uint64_t us = fleet_us_per_image(w, p, shape);
-    struct shard *copy = lease_grant(f, w, b, tasks, count, fx);
+    struct shard *copy = shard_grant(f, w, b, tasks, count, fx);
     if (!copy) return false;
     copy->cost = us * count;
     batch_charge_time(f, b, copy->cost);
@@ -110,9 +110,9 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
         uint64_t mine = us * s->left;
         if (mine > remaining - remaining / 5) continue; /* not sooner by a fifth */
         if (s->state == SHARD_WAITING) {
-            if (lease_reserve(f, fx, s)) return false;
+            if (shard_reserve(f, fx, s)) return false;
             f->tail[i].shard = NULL;
-            lease_withdraw(f, s, false, LEASE_REQUEUE, fx);
+            shard_withdraw(f, s, false, FATE_REQUEUE, fx);
             return sched_grant(f, w, fx);
         }
         if (tail_copy(f, w, s, fx)) {

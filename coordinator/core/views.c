@@ -32,7 +32,7 @@ static void view_batch(const struct batch *b, uint64_t now, struct farm_batch_vi
         .failed = b->counts[TASK_FAILED],
         .cancelled = b->counts[TASK_CANCELLED],
         .queued = b->counts[TASK_QUEUED],
-        .running = b->counts[TASK_LEASED] + b->counts[TASK_COMMITTING] + b->counts[TASK_FAILING],
+        .running = b->counts[TASK_GRANTED] + b->counts[TASK_COMMITTING] + b->counts[TASK_FAILING],
         .ended = b->log_count,
         .priority = b->level->priority,
         .cancelled_by_person = b->cancelled_by_person,

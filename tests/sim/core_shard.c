@@ -1,14 +1,14 @@
-/* Leases: what is granted, what becomes of it when workers fall silent, leave, come back or say nothing. */
+/* Shards: what is granted, what becomes of it when workers fall silent, leave, come back or say nothing. */
 #include "tests/sim/talk.h"
 
-TEST(lease_requeues_once_after_worker_silence) {
+TEST(a_grant_requeues_once_after_worker_silence) {
     struct talk t;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     talk_shard(talk_grant(&t, 7, 0));
     talk_wait(&t, 9900);
-    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
     talk_wait(&t, 200);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
     HELLO(&t, .name = "b", .conn = 8);
@@ -99,7 +99,7 @@ TEST(images_that_never_come_are_rendered_again) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     talk_started(&t, 7, s.id);
     talk_done(&t, 7, s.id, 10, 1);
-    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED); /* it may be on its way */
+    CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED); /* it may be on its way */
     for (int i = 0; i < 35; i++) {
         talk_wait(&t, 1000);
         if (talk_count(&t, FX_GRANT) > 0) break;
@@ -121,7 +121,7 @@ TEST(a_returned_shard_is_queued_uncharged) {
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED); /* not back to the same worker at once */
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     talk_wait(&t, 1000);
-    CHECK_INT(talk_task(&t, 1, 0), TASK_LEASED);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
     talk_end(&t);
 }
 
@@ -253,7 +253,7 @@ TEST(a_new_coordinator_adopts_what_workers_hold) {
     HELLO(&t, .name = "a", .conn = 7, .held = &held, .held_count = 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], 0); /* the rest is its own already */
-    CHECK_INT(talk_task(&t, 1, 1), TASK_LEASED);
+    CHECK_INT(talk_task(&t, 1, 1), TASK_GRANTED);
     talk_result(&t, 7, "a", "cpu-a", 1, 1, 1);
     CHECK_INT(talk_task(&t, 1, 1), TASK_DONE);
     talk_end(&t);

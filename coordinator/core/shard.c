@@ -1,9 +1,9 @@
-/* Shards. The contract is lease.h, the data state.h.
+/* Shards. The contract is shard.h, the data state.h.
  *
  * A shard's tasks are those of its array that are leased and point back at it: taking one out is two
  * assignments. A shard that holds no task any more has no batch; it stays with its worker as long as the
  * worker may still be busy with it, because it uses the worker's credit. */
-#include "coordinator/core/lease.h"
+#include "coordinator/core/shard.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,14 +12,14 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/fleet.h"
 
-int lease_reserve(struct farm *f, struct farm_effects *fx, const struct shard *s) {
+int shard_reserve(struct farm *f, struct farm_effects *fx, const struct shard *s) {
     return farm_reserve(f, fx, 3 * s->left + 8, s->left, s->left);
 }
 
-bool lease_holds(const struct shard *s, uint32_t t) {
+bool shard_holds(const struct shard *s, uint32_t t) {
     if (!s->batch) return false;
     const struct task *task = &s->batch->tasks[t];
-    return task->state == TASK_LEASED && (task->a == s->slot || task->b == s->slot);
+    return task->state == TASK_GRANTED && (task->a == s->slot || task->b == s->slot);
 }
 
 static void shard_take_credit(struct farm *f, struct shard *s, bool take) {
@@ -67,12 +67,12 @@ static struct shard *shard_create(struct farm *f, struct worker *w, struct batch
         struct task *task = &b->tasks[tasks[i]];
         assert(task->group == s->group);
         if (task->trouble != NONE) s->suspect = true;
-        if (task->state == TASK_LEASED && task->a != NONE) {
+        if (task->state == TASK_GRANTED && task->a != NONE) {
             assert(task->b == NONE);
             task->b = slot;
             s->copy = true;
         } else {
-            if (task->state != TASK_LEASED) task_set(f, b, tasks[i], TASK_LEASED);
+            if (task->state != TASK_GRANTED) task_set(f, b, tasks[i], TASK_GRANTED);
             task->a = slot;
             task->b = NONE;
         }
@@ -81,7 +81,7 @@ static struct shard *shard_create(struct farm *f, struct worker *w, struct batch
     return s;
 }
 
-struct shard *lease_grant(struct farm *f, struct worker *w, struct batch *b, const uint32_t *tasks,
+struct shard *shard_grant(struct farm *f, struct worker *w, struct batch *b, const uint32_t *tasks,
                           uint32_t count, struct farm_effects *fx) {
     assert(w->conn && w->held < w->credit && count > 0 && count <= KN_SHARD_TASKS_MAX);
     if (fx_reserve(fx, 2)) return NULL;
@@ -110,7 +110,7 @@ struct shard *lease_grant(struct farm *f, struct worker *w, struct batch *b, con
     return s;
 }
 
-struct shard *lease_adopt(struct farm *f, struct worker *w, struct batch *b, const struct farm_held *held,
+struct shard *shard_adopt(struct farm *f, struct worker *w, struct batch *b, const struct farm_held *held,
                           const uint32_t *tasks, uint32_t count) {
     struct shard *s = shard_create(f, w, b, tasks, count);
     if (!s) return NULL;
@@ -127,7 +127,7 @@ struct shard *lease_adopt(struct farm *f, struct worker *w, struct batch *b, con
     return s;
 }
 
-struct shard *lease_find(const struct worker *w, uint64_t id, uint64_t term) {
+struct shard *shard_find(const struct worker *w, uint64_t id, uint64_t term) {
     for (struct shard *s = w->shards; s; s = s->worker_next)
         if (s->id == id && s->term == term) return s;
     return NULL;
@@ -167,16 +167,16 @@ static void shard_close(struct farm *f, struct shard *s) {
     slab_give(&f->shards, s->slot);
 }
 
-void lease_drop(struct farm *f, struct shard *s, uint32_t t) {
+void shard_drop(struct farm *f, struct shard *s, uint32_t t) {
     struct task *task = &s->batch->tasks[t];
-    assert(lease_holds(s, t) && s->left > 0);
+    assert(shard_holds(s, t) && s->left > 0);
     if (task->a == s->slot) task->a = task->b;
     task->b = NONE;
     s->left--;
     if (s->left == 0) shard_leave_batch(f, s);
 }
 
-void lease_started(struct farm *f, struct shard *s) {
+void shard_started(struct farm *f, struct shard *s) {
     s->alive_ms = f->now;
     if (s->state != SHARD_WAITING) return;
     s->state = SHARD_STARTED;
@@ -184,45 +184,45 @@ void lease_started(struct farm *f, struct shard *s) {
 }
 
 /* Lets go of all tasks that the shard holds. */
-static void shard_release(struct farm *f, struct shard *s, enum lease_how how, int code, const char *reason,
+static void shard_release(struct farm *f, struct shard *s, enum shard_fate fate, int code, const char *reason,
                           struct farm_effects *fx) {
     if (s->left == 0) return;
     struct batch *b = s->batch;
     struct worker *w = s->worker;
     uint32_t missing[KN_SHARD_TASKS_MAX], free_count = 0, total = s->left, last = 0;
-    if (how == LEASE_REQUEUE || how == LEASE_LOST) batch_refund_time(b, s->cost / s->count * s->left);
+    if (fate == FATE_REQUEUE || fate == FATE_LOST) batch_refund_time(b, s->cost / s->count * s->left);
     for (uint32_t i = 0; i < s->count; i++) {
         uint32_t t = s->tasks[i];
-        if (!lease_holds(s, t)) continue;
-        lease_drop(f, s, t);
+        if (!shard_holds(s, t)) continue;
+        shard_drop(f, s, t);
         last = t;
         if (b->tasks[t].a == NONE) missing[free_count++] = t;
     }
     assert(s->left == 0 && !s->batch);
-    switch (how) {
-    case LEASE_CANCEL:
+    switch (fate) {
+    case FATE_CANCEL:
         for (uint32_t i = 0; i < free_count; i++) task_set(f, b, missing[i], TASK_CANCELLED);
         break;
-    case LEASE_GUILTY:
+    case FATE_GUILTY:
         if (total == 1)
             blame_task(f, b, last, w, code, reason, fx);
         else
             blame_shard(f, b, missing, free_count, w, fx);
         break;
-    case LEASE_LOST:
+    case FATE_LOST:
         for (uint32_t i = 0; i < free_count; i++)
             if (b->tasks[missing[i]].losses < UINT8_MAX) b->tasks[missing[i]].losses++;
         blame_requeue(f, b, missing, free_count, fx);
         break;
-    case LEASE_REQUEUE:
+    case FATE_REQUEUE:
         blame_requeue(f, b, missing, free_count, fx);
         break;
     }
 }
 
-void lease_end(struct farm *f, struct shard *s, enum lease_how how, int code, const char *reason,
+void shard_end(struct farm *f, struct shard *s, enum shard_fate fate, int code, const char *reason,
                struct farm_effects *fx) {
-    shard_release(f, s, how, code, reason, fx);
+    shard_release(f, s, fate, code, reason, fx);
     shard_close(f, s);
 }
 
@@ -241,25 +241,25 @@ static void shard_revoke(struct farm *f, struct shard *s, bool abort, struct far
     e->u.revoke.abort = abort;
 }
 
-void lease_withdraw(struct farm *f, struct shard *s, bool abort, enum lease_how how,
+void shard_withdraw(struct farm *f, struct shard *s, bool abort, enum shard_fate fate,
                     struct farm_effects *fx) {
-    shard_release(f, s, how, 0, NULL, fx);
+    shard_release(f, s, fate, 0, NULL, fx);
     shard_revoke(f, s, abort, fx);
 }
 
-void lease_withdraw_guilty(struct farm *f, struct shard *s, int code, const char *reason,
+void shard_withdraw_guilty(struct farm *f, struct shard *s, int code, const char *reason,
                            struct farm_effects *fx) {
-    shard_release(f, s, LEASE_GUILTY, code, reason, fx);
+    shard_release(f, s, FATE_GUILTY, code, reason, fx);
     shard_revoke(f, s, true, fx);
 }
 
-void lease_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
+void shard_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
     if (s->left == 0) {
         shard_close(f, s);
         return;
     }
     if (s->worker->sent > 2 * s->worker->credit) { /* it never sends what it says it has done */
-        lease_end(f, s, LEASE_LOST, 0, NULL, fx);
+        shard_end(f, s, FATE_LOST, 0, NULL, fx);
         return;
     }
     shard_take_credit(f, s, false);
@@ -268,11 +268,11 @@ void lease_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
     s->alive_ms = f->now;
 }
 
-void lease_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
+void shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
                   struct farm_effects *fx) {
     while (b->tasks[t].a != NONE) {
         struct shard *s = slab_at(&f->shards, b->tasks[t].a);
-        lease_drop(f, s, t);
+        shard_drop(f, s, t);
         if (s->worker == by) s->alive_ms = f->now;
         if (s->left > 0) continue;
         if (s->state == SHARD_SENT)
@@ -294,23 +294,23 @@ static uint64_t patience_ms(const struct farm *f, const struct shard *s) {
     return limit < f->config.progress_ms ? limit : f->config.progress_ms;
 }
 
-void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
+void shard_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
     struct shard *next;
     for (struct shard *s = w->shards; s; s = next) {
         next = s->worker_next;
         uint64_t quiet = f->now - s->alive_ms;
         bool running = w->running == s->id;
-        if (lease_reserve(f, fx, s)) return; /* the next sweep tries again */
+        if (shard_reserve(f, fx, s)) return; /* the next sweep tries again */
         switch (s->state) {
         case SHARD_REVOKED:
             if (quiet >= REVOKE_MS && !running)
-                lease_end(f, s, LEASE_REQUEUE, 0, NULL, fx);
+                shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
             else if (running && quiet >= patience_ms(f, s) &&
                      w->conn) /* it was to end by itself, and hangs */
                 shard_revoke(f, s, true, fx);
             break;
         case SHARD_SENT:
-            if (quiet >= SENT_MS) lease_end(f, s, LEASE_LOST, 0, NULL, fx);
+            if (quiet >= SENT_MS) shard_end(f, s, FATE_LOST, 0, NULL, fx);
             break;
         case SHARD_STARTED:
             if (!w->conn) break;
@@ -318,15 +318,15 @@ void lease_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
                 char reason[KN_REASON_MAX];
                 snprintf(reason, sizeof reason, "no progress for %llu s on worker %s",
                          (unsigned long long)(quiet / 1000), w->name);
-                lease_withdraw_guilty(f, s, KN_ETIMEOUT, reason, fx);
+                shard_withdraw_guilty(f, s, KN_ETIMEOUT, reason, fx);
             } else if (!running && quiet >= (s->left > 0 ? SENT_MS : f->config.silence_ms)) {
-                lease_withdraw(f, s, true, LEASE_LOST, fx); /* it works on something else: the end was lost */
+                shard_withdraw(f, s, true, FATE_LOST, fx); /* it works on something else: the end was lost */
             }
             break;
         case SHARD_WAITING: /* an idle worker that does not begin it never got it */
             if (w->conn && w->idle_since && f->now - w->idle_since >= f->config.silence_ms &&
                 f->now - s->granted_ms >= f->config.silence_ms)
-                lease_withdraw(f, s, true, LEASE_LOST, fx);
+                shard_withdraw(f, s, true, FATE_LOST, fx);
             break;
         }
     }
