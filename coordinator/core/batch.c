@@ -255,7 +255,7 @@ void batch_check_end(struct farm *f, struct batch *b, struct farm_effects *fx) {
     if (!batch_live(b) || batch_ended_count(b) < b->total) return;
     if (b->paused_since) b->paused_ms += f->now - b->paused_since;
     b->paused_since = 0;
-    b->state = 3;
+    b->state = KN_BATCH_DONE;
     b->ended_ms = f->now;
     state_send(f, b, fx);
 }
@@ -350,7 +350,7 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     if (!b) return KN_ENOMEM;
     memcpy(b->id, ev->id, sizeof b->id);
     b->pin = PIN_ANY;
-    b->state = 2; /* not ready while it is filled */
+    b->state = KN_BATCH_PAUSED; /* not ready while it is filled */
     int rc = KN_OK;
     if (ev->pin_backend && *ev->pin_backend) {
         uint32_t pin;
@@ -380,12 +380,12 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
             task_queue(f, b, t, false);
     }
     if (ev->cancelled || batch_ended_count(b) == b->total) {
-        b->state = ev->cancelled ? 4 : 3;
+        b->state = ev->cancelled ? KN_BATCH_CANCELLED : KN_BATCH_DONE;
         b->ended_ms = f->now;
         if (!ev->cancelled && !ev->done) state_send(f, b, fx);
         return KN_OK;
     }
-    b->state = ev->paused ? 2 : 1;
+    b->state = ev->paused ? KN_BATCH_PAUSED : KN_BATCH_ACTIVE;
     if (ev->paused) b->paused_since = f->now;
     pool_batch_ready(f, b);
     f->outranked = true;
@@ -412,8 +412,8 @@ void batch_destroy(struct farm *f, struct batch *b) {
 /* ---- what a person may do */
 
 int batch_cancel(struct farm *f, struct batch *b, struct farm_effects *fx) {
-    if (b->state == 4) return KN_OK;
-    if (b->state == 3) return KN_ESTATE;
+    if (b->state == KN_BATCH_CANCELLED) return KN_OK;
+    if (b->state == KN_BATCH_DONE) return KN_ESTATE;
     uint32_t shards = 0;
     for (struct shard *s = b->shards; s; s = s->batch_next) shards++;
     int rc = farm_reserve(f, fx, shards + 4, 0, 0);
@@ -421,7 +421,7 @@ int batch_cancel(struct farm *f, struct batch *b, struct farm_effects *fx) {
     pool_batch_unready(b);
     if (b->paused_since) b->paused_ms += f->now - b->paused_since;
     b->paused_since = 0;
-    b->state = 4;
+    b->state = KN_BATCH_CANCELLED;
     b->cancelled_by_person = true;
     b->ended_ms = f->now;
     while (b->shards) shard_withdraw(f, b->shards, true, FATE_CANCEL, fx);
@@ -435,14 +435,14 @@ int batch_cancel(struct farm *f, struct batch *b, struct farm_effects *fx) {
 }
 
 int batch_pause(struct farm *f, struct batch *b, struct farm_effects *fx) {
-    if (b->state == 2) return KN_OK;
-    if (b->state != 1) return KN_ESTATE;
+    if (b->state == KN_BATCH_PAUSED) return KN_OK;
+    if (b->state != KN_BATCH_ACTIVE) return KN_ESTATE;
     uint32_t shards = 0;
     for (struct shard *s = b->shards; s; s = s->batch_next) shards++;
     int rc = farm_reserve(f, fx, shards + 4, 0, 0);
     if (rc) return rc;
     pool_batch_unready(b);
-    b->state = 2;
+    b->state = KN_BATCH_PAUSED;
     b->paused_since = f->now;
     struct shard *next;
     for (struct shard *s = b->shards; s; s = next) { /* what runs may finish */
@@ -454,11 +454,11 @@ int batch_pause(struct farm *f, struct batch *b, struct farm_effects *fx) {
 }
 
 int batch_resume(struct farm *f, struct batch *b, struct farm_effects *fx) {
-    if (b->state == 1) return KN_OK;
-    if (b->state != 2) return KN_ESTATE;
+    if (b->state == KN_BATCH_ACTIVE) return KN_OK;
+    if (b->state != KN_BATCH_PAUSED) return KN_ESTATE;
     int rc = farm_reserve(f, fx, 4, 0, 0);
     if (rc) return rc;
-    b->state = 1;
+    b->state = KN_BATCH_ACTIVE;
     b->paused_ms += f->now - b->paused_since;
     b->paused_since = 0;
     pool_batch_ready(f, b);
@@ -468,7 +468,7 @@ int batch_resume(struct farm *f, struct batch *b, struct farm_effects *fx) {
 }
 
 int batch_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
-    if (b->state == 4) return KN_ESTATE;
+    if (b->state == KN_BATCH_CANCELLED) return KN_ESTATE;
     int rc = farm_reserve(f, fx, 4, 0, 0);
     if (rc) return rc;
     if (b->counts[TASK_FAILED] == 0 && b->counts[TASK_FAILING] == 0) return KN_OK;
@@ -497,7 +497,7 @@ int batch_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
     }
     if (kept != b->log_count) b->epoch++;
     b->log_count = kept;
-    if (b->state == 3) b->state = 1;
+    if (b->state == KN_BATCH_DONE) b->state = KN_BATCH_ACTIVE;
     b->ended_ms = 0;
     b->retried = true;
     pool_batch_ready(f, b);

@@ -11,7 +11,7 @@ static inline struct group *batch_group_of(struct batch *b, uint32_t t) {
     return &b->groups[b->tasks[t].group];
 }
 static inline bool batch_live(const struct batch *b) {
-    return b->state == 1 || b->state == 2;
+    return b->state == KN_BATCH_ACTIVE || b->state == KN_BATCH_PAUSED;
 }
 static inline uint32_t batch_ended_count(const struct batch *b) {
     return b->counts[TASK_DONE] + b->counts[TASK_FAILED] + b->counts[TASK_CANCELLED];

@@ -46,7 +46,7 @@ static void check_groups(const struct farm *f, const struct batch *b) {
     for (uint32_t l = 0; l < b->lane_count; l++) {
         const struct lane *lane = &b->lanes[l];
         assert(lane->queued == queued[l] && lane->queued_units == units[l]);
-        assert(lane->ready == (b->state == 1 && lane->queued > 0));
+        assert(lane->ready == (b->state == KN_BATCH_ACTIVE && lane->queued > 0));
         uint32_t n = 0;
         for (uint32_t g = lane->head; g != NONE; g = b->groups[g].next) n++;
         assert(n == listed[l]);
@@ -108,7 +108,7 @@ static void check_batch(const struct farm *f, const struct batch *b) {
         assert(b->log_count < b->total);
     else
         assert(!b->shards && counts[TASK_QUEUED] == 0);
-    if (b->state == 3) assert(b->log_count == b->total);
+    if (b->state == KN_BATCH_DONE) assert(b->log_count == b->total);
     uint32_t left = 0, copies = 0;
     for (const struct shard *s = b->shards; s; s = s->batch_next) {
         assert(s->batch == b && s->left > 0);

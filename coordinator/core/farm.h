@@ -30,6 +30,7 @@
 #include "base/err.h"
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/states.h"
 
 struct farm;
 
@@ -251,12 +252,11 @@ struct farm_effect {
             uint32_t charges;
             const char *reason;
         } charge;
-        struct {
-            uint32_t state;
+        struct { /* one at a time for a batch */
+            enum kn_batch_state state;
             int priority;
             bool retried; /* what was recorded as failed or charged before is void */
-        } batch_state;    /* enum kn_batch_state's values: 1 active 2 paused 3 done 4 cancelled; one at a time
-                             for a batch */
+        } batch_state;
         struct {
             int code;
         } ack;
@@ -297,7 +297,7 @@ const char *farm_backend_name(const struct farm *f, uint32_t backend);
 
 struct farm_batch_view {
     kn_id id;
-    uint32_t state;                                           /* kn_batch_state's values */
+    enum kn_batch_state state;
     uint32_t total, done, failed, cancelled, queued, running; /* running: leased, committing, failing */
     uint32_t ended;          /* done + failed + cancelled: the length of the log of ends */
     float images_per_s;      /* over the last 15 s */
@@ -323,7 +323,7 @@ KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
 struct farm_worker_view {
     const char *worker, *backend; /* borrowed until the next step */
     uint64_t conn;                /* 0: lost */
-    uint32_t state;               /* enum kn_worker_state's values: 1 idle 2 busy 3 draining 4 lost */
+    enum kn_worker_state state;
     bool has_batch, has_model;
     kn_id batch;
     kn_digest model;

@@ -220,7 +220,7 @@ static void batch_awake(struct farm *f, struct batch *b) {
 }
 
 void pool_batch_ready(struct farm *f, struct batch *b) {
-    if (b->state != 1) return;
+    if (b->state != KN_BATCH_ACTIVE) return;
     for (uint32_t l = 0; l < b->lane_count; l++) {
         struct lane *lane = &b->lanes[l];
         if (lane->ready || lane->queued == 0) continue;
@@ -241,7 +241,7 @@ void pool_lane_queued(struct farm *f, struct lane *lane, int tasks, uint64_t uni
         if (lane->ready) lane->pool->ready_units -= units;
     }
     if (lane->ready && lane->queued == 0) lane_remove(lane);
-    if (!lane->ready && lane->queued > 0 && lane->batch->state == 1) {
+    if (!lane->ready && lane->queued > 0 && lane->batch->state == KN_BATCH_ACTIVE) {
         batch_awake(f, lane->batch);
         lane_insert(lane);
     }

@@ -138,7 +138,7 @@ struct batch {
     uint64_t seq; /* in the order they were opened */
     uint32_t total;
     struct level *level; /* its priority */
-    uint32_t state;      /* 1 active 2 paused 3 done 4 cancelled */
+    enum kn_batch_state state;
     bool cancelled_by_person;
     uint16_t pin;
     struct task *tasks;   /* owns */

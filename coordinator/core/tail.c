@@ -48,7 +48,7 @@ static bool copyable(const struct shard *s, uint32_t t) {
 }
 
 static bool tail_candidate(const struct shard *s) {
-    if (!s->batch || s->batch->state != 1 || s->suspect || s->copy) return false;
+    if (!s->batch || s->batch->state != KN_BATCH_ACTIVE || s->suspect || s->copy) return false;
     if (s->state == SHARD_STARTED) {
         for (uint32_t i = 0; i < s->count; i++)
             if (copyable(s, s->tasks[i])) return true;

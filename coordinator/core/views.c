@@ -9,7 +9,7 @@
  */
 static int64_t batch_eta(const struct batch *b, uint64_t now, float images_per_s) {
     if (!batch_live(b)) return 0;
-    if (b->state == 2) return -1;
+    if (b->state == KN_BATCH_PAUSED) return -1;
     uint32_t left = b->total - batch_ended_count(b);
     double by_rate = images_per_s > 0 ? (double)left * 1000.0 / (double)images_per_s : -1;
     if (by_rate >= 0 && b->first_ms && now - b->first_ms >= 3000) return (int64_t)by_rate;
@@ -137,11 +137,11 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
         memcpy(out->model, w->loaded->digest, sizeof out->model);
     }
     if (w->lost || !w->conn)
-        out->state = 4;
+        out->state = KN_WORKER_LOST;
     else if (w->drain_wish || w->drain_said || w->barred)
-        out->state = 3;
+        out->state = KN_WORKER_DRAINING;
     else
-        out->state = shards > 0 ? 2 : 1;
+        out->state = shards > 0 ? KN_WORKER_BUSY : KN_WORKER_IDLE;
     return KN_OK;
 }
 

@@ -214,7 +214,8 @@ static void look(const struct farm *f, uint64_t now) {
     }
     for (size_t i = 0; i < farm_worker_count(f); i++) {
         FUZZ_CHECK(farm_worker_at(f, i, now, &w) == 0);
-        FUZZ_CHECK(w.state >= 1 && w.state <= 4 && (w.conn != 0 || w.state == 4));
+        FUZZ_CHECK(w.state >= KN_WORKER_IDLE && w.state <= KN_WORKER_LOST);
+        FUZZ_CHECK(w.conn != 0 || w.state == KN_WORKER_LOST);
     }
     FUZZ_CHECK(farm_images_per_s(f, now) >= 0);
 }

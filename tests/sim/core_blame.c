@@ -35,7 +35,7 @@ TEST(a_task_that_fails_three_times_is_failed_with_its_reason) {
     CHECK_STR(talk_must(&t, FX_FAIL, 0)->u.fail.reason, "it went wrong");
     CHECK_STR(talk_must(&t, FX_FAIL, 0)->u.fail.worker, "a");
     CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
-    CHECK_INT(talk_view(&t, 1).state, 3);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
     talk_end(&t);
 }
 
@@ -68,7 +68,7 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
     const uint32_t killer = 5;
     struct talk_shard s = talk_shard(talk_grant(&t, conn, 0));
     CHECK_INT(s.count, 8);
-    while (talk_view(&t, 1).state != 3) {
+    while (talk_view(&t, 1).state != KN_BATCH_DONE) {
         talk_started(&t, conn, s.id);
         bool kills = false;
         for (uint32_t i = 0; i < s.count; i++) kills |= s.tasks[i] == killer;

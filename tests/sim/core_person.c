@@ -31,7 +31,7 @@ TEST(pause_takes_back_what_waits_and_lets_finish_what_runs) {
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
     CHECK(!talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
-    CHECK_INT(talk_view(&t, 1).state, 2);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_PAUSED);
     talk_returned(&t, 7, waits.id, false);
     talk_render(&t, 7, "a", "cpu-a", 1, runs);
     CHECK_INT(talk_view(&t, 1).done, 1);
@@ -47,7 +47,7 @@ TEST(a_batch_that_was_paused_before_a_restart_stays_so) {
     HELLO(&t, .name = "a", .conn = 7);
     OPEN(&t, .id = 1, .tasks = 5, .paused = true);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
-    CHECK_INT(talk_view(&t, 1).state, 2);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_PAUSED);
     talk_end(&t);
 }
 
@@ -92,7 +92,7 @@ static void fail_one(struct talk *t, uint32_t *epoch_log, uint64_t *epoch) {
     talk_failed(t, 7, 1, s.tasks[0], s.id, KN_ENAN);
     talk_done(t, 7, s.id, 0, 0);
     talk_render(t, 7, "a", "cpu-a", 1, other);
-    CHECK_INT(talk_view(t, 1).state, 3);
+    CHECK_INT(talk_view(t, 1).state, KN_BATCH_DONE);
     CHECK_INT(talk_view(t, 1).failed, 1);
     talk_id(1, id, sizeof id);
     CHECK_INT(farm_batch_ended(t->farm, id, 0, 10, epoch_log, &count, epoch), 0);
@@ -109,7 +109,7 @@ TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
     t.store_silent = true;
     CHECK_INT(talk_batch_event(&t, EV_BATCH_RETRY, 1, 0), 0);
     CHECK(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
-    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_ACTIVE);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], failed);
     talk_id(1, id, sizeof id);
     CHECK_INT(farm_batch_ended(t.farm, id, 0, 10, log, &count, &after), 0);
@@ -189,7 +189,7 @@ TEST(a_batch_whose_last_commit_was_all_that_was_written_is_done) {
     talk_begin(&t);
     const struct farm_done_task ended[] = {{.task = 0, .state = TASK_DONE}};
     OPEN(&t, .id = 1, .tasks = 1, .ended = ended, .ended_count = 1);
-    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_DONE);
     talk_end(&t);
 }
 
@@ -230,7 +230,7 @@ TEST(speed_and_time_left_are_seen) {
     struct farm_worker_view w;
     CHECK_INT(farm_worker_at(t.farm, 0, t.now, &w), 0);
     CHECK_INT(w.done, 100);
-    CHECK_INT(w.state, 2);
+    CHECK_INT(w.state, KN_WORKER_BUSY);
     CHECK_MSG(farm_images_per_s(t.farm, t.now) > 5, "%f", (double)farm_images_per_s(t.farm, t.now));
     talk_wait(&t, 20000);
     CHECK_INT((int)talk_view(&t, 1).images_per_s, 0); /* the window has passed */

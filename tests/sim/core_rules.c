@@ -240,7 +240,7 @@ TEST(the_tail_is_rendered_twice_and_the_first_bytes_win) {
     talk_started(&t, 7, copy.id);
     t.now += 100;
     talk_result(&t, 7, "a", "cpu-a", 1, copy.tasks[0], (int)copy.tasks[0]);
-    CHECK_INT(talk_view(&t, 1).state, 3);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->conn, 8); /* the loser may stop */
     CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     talk_end(&t);

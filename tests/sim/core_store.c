@@ -78,7 +78,7 @@ TEST(a_commit_that_was_ahead_of_the_cancel_stays) {
     talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
     talk_stored(&t, FX_COMMIT, 1, 0, 0);
     CHECK_INT(talk_view(&t, 1).done, 1);
-    CHECK_INT(talk_view(&t, 1).state, 4);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_CANCELLED);
     talk_end(&t);
 }
 
@@ -108,12 +108,12 @@ TEST(a_state_that_was_refused_is_asked_for_again_and_the_newest_wins) {
     struct talk t;
     open_one(&t);
     talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0);
-    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 2);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_PAUSED);
     talk_batch_event(&t, EV_BATCH_RESUME, 1, 0);
     CHECK_INT(talk_count(&t, FX_BATCH_STATE), 0); /* one at a time */
     talk_stored(&t, FX_BATCH_STATE, 1, 0, KN_EIO);
     talk_wait(&t, 1500);
-    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 1);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_ACTIVE);
     talk_stored(&t, FX_BATCH_STATE, 1, 0, 0);
     CHECK_INT(talk_count(&t, FX_BATCH_STATE), 0);
     talk_end(&t);

@@ -19,8 +19,8 @@ TEST(a_task_goes_from_queue_to_done) {
     talk_stored(&t, FX_COMMIT, 1, 0, 0);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
-    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, 3);
-    CHECK_INT(talk_view(&t, 1).state, 3);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_DONE);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
     talk_end(&t);
 }
 
@@ -48,7 +48,7 @@ TEST(one_worker_renders_a_batch_of_several_groups) {
     OPEN(&t, .id = 1, .tasks = 100, .group_count = 3);
     render_all(&t, 7, "w", 1);
     CHECK_INT(talk_view(&t, 1).done, 100);
-    CHECK_INT(talk_view(&t, 1).state, 3);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
     talk_end(&t);
 }
 
@@ -61,6 +61,6 @@ TEST(cancel_takes_everything_back_and_ends_the_rest) {
     CHECK_INT(talk_count(&t, FX_REVOKE), 2);
     CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_view(&t, 1).cancelled, 10);
-    CHECK_INT(talk_view(&t, 1).state, 4);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_CANCELLED);
     talk_end(&t);
 }

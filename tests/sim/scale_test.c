@@ -172,7 +172,7 @@ TEST(a_million_tasks_and_a_thousand_workers) {
     uint64_t tick_ms = now, beat_ms = now + 2000;
     for (;;) {
         CHECK_INT(farm_batch_view(farm, id, now, &v), 0);
-        if (v.state == 3) break;
+        if (v.state == KN_BATCH_DONE) break;
         now += 10;
         for (uint64_t conn = 1; conn <= WORKERS; conn++) {
             struct node *n = &nodes[conn];

@@ -120,7 +120,8 @@ static void carry_out(struct fleet *t, size_t from) {
             ev.u.stored.task = e.task;
             memcpy(ev.u.stored.batch, e.batch, sizeof e.batch);
             if (e.type == FX_COMMIT) t->done[batch]++;
-            if (e.type == FX_BATCH_STATE && e.u.batch_state.state == 3) t->ended_ms[batch] = (uint64_t)t->now;
+            if (e.type == FX_BATCH_STATE && e.u.batch_state.state == KN_BATCH_DONE)
+                t->ended_ms[batch] = (uint64_t)t->now;
             step(t, ev);
             break;
         default:
@@ -253,7 +254,7 @@ static void run(struct fleet *t, uint64_t until_ms) {
         for (size_t i = 0; i < farm_batch_count(t->farm); i++) {
             struct farm_batch_view v;
             CHECK_INT(farm_batch_at(t->farm, i, (uint64_t)t->now, &v), 0);
-            all &= v.state == 3;
+            all &= v.state == KN_BATCH_DONE;
         }
         if (all) return;
     }

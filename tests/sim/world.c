@@ -293,7 +293,7 @@ static void open_batch(struct world *w) {
     while (i < W_BATCHES && w->batches[i].used) i++;
     if (i == W_BATCHES) return;
     struct w_batch *b = &w->batches[i];
-    *b = (struct w_batch){.used = true, .number = ++w->batch_number, .state = 1, .pin = -1};
+    *b = (struct w_batch){.used = true, .number = ++w->batch_number, .state = KN_BATCH_ACTIVE, .pin = -1};
     b->tasks = 1 + world_below(w, w->worker_max > W_WORKERS ? W_TASKS : W_TASKS / 5);
     b->group_count = 1 + world_below(w, 4);
     b->priority = world_chance(w, 70) ? 0 : (int)world_below(w, 3) - 1;
@@ -441,7 +441,7 @@ static void happen(struct world *w, struct w_event *e) {
 
 static bool all_ended(const struct world *w) {
     for (int i = 0; i < W_BATCHES; i++)
-        if (w->batches[i].used && !w->batches[i].removed && w->batches[i].state < 3) return false;
+        if (w->batches[i].used && !w->batches[i].removed && w->batches[i].state < KN_BATCH_DONE) return false;
     for (size_t i = 0; w->farm && i < farm_batch_count(w->farm); i++) { /* the core has heard of it too */
         struct farm_batch_view v;
         if (farm_batch_at(w->farm, i, w->now, &v) || v.running > 0) return false;
@@ -484,10 +484,10 @@ static void check_batch(struct world *w, int i) {
         enum farm_task_state state;
         W_ASSERT(farm_task_state(w->farm, id, t, &state) == 0, "batch %d task %u", i, t);
         /* An answer that was lost on a cancelled batch leaves a picture more in the store than is known. */
-        W_ASSERT((uint8_t)state == b->end[t] || b->state == 4, "batch %d task %u: %d in the store, %d here",
-                 i, t, b->end[t], (int)state);
+        W_ASSERT((uint8_t)state == b->end[t] || b->state == KN_BATCH_CANCELLED,
+                 "batch %d task %u: %d in the store, %d here", i, t, b->end[t], (int)state);
         if (b->end[t] == TASK_CANCELLED) {
-            W_ASSERT(b->state == 4, "batch %d task %u: cancelled by nobody", i, t);
+            W_ASSERT(b->state == KN_BATCH_CANCELLED, "batch %d task %u: cancelled by nobody", i, t);
         } else if (b->end[t] == TASK_FAILED) {
             /* NaN is taken for the task's own where no other class can be asked, whatever gave it. */
             uint32_t enough = b->code[t] == KN_ENAN && w->broken ? 1 : 3;
@@ -504,7 +504,7 @@ static void check_batch(struct world *w, int i) {
 static void tell_open(const struct world *w) {
     for (int i = 0; i < W_BATCHES; i++) {
         const struct w_batch *b = &w->batches[i];
-        if (!b->used || b->removed || b->state >= 3) continue;
+        if (!b->used || b->removed || b->state >= KN_BATCH_DONE) continue;
         kn_id id;
         struct farm_batch_view v = {0};
         world_id(w, i, id, sizeof id);
@@ -524,7 +524,7 @@ static void tell_open(const struct world *w) {
 static void tell_workers(const struct world *w) {
     for (size_t i = 0; i < farm_worker_count(w->farm); i++) {
         struct farm_worker_view v;
-        if (farm_worker_at(w->farm, i, w->now, &v) || v.state == 4) continue;
+        if (farm_worker_at(w->farm, i, w->now, &v) || v.state == KN_WORKER_LOST) continue;
         const struct w_worker *x = NULL;
         for (uint32_t k = 0; k < w->worker_max; k++)
             if (w->workers[k].used && strcmp(w->workers[k].name, v.worker) == 0) x = &w->workers[k];

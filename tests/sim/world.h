@@ -43,9 +43,9 @@ struct w_batch {
                                  own */
     int pin;                  /* class, or -1 */
     /* in the store, durable */
-    uint32_t state; /* 1 active 2 paused 3 done 4 cancelled */
+    enum kn_batch_state state;
     int priority;
-    uint8_t end[W_TASKS]; /* 0, or enum farm_task_state */
+    uint8_t end[W_TASKS]; /* enum farm_task_state: TASK_QUEUED, or how it ended */
     int code[W_TASKS];    /* of failures */
     uint32_t backend[W_TASKS];
     uint64_t pixels[W_TASKS];
@@ -55,13 +55,26 @@ struct w_batch {
 
 /* ---- who renders */
 
+enum w_phase {
+    PHASE_WAITS,   /* granted, behind others */
+    PHASE_RUNS,    /* its images are being rendered */
+    PHASE_THROUGH, /* rendered or given back; images may still have to be acknowledged */
+};
+
+enum w_image {
+    IMAGE_MISSING, /* to be rendered */
+    IMAGE_SENT,    /* not acknowledged yet: the worker keeps it */
+    IMAGE_OVER,    /* acknowledged, failed, or not wanted any more */
+};
+
 struct w_shard {
     bool used;
     uint64_t id, term;
     int batch; /* index in world.batches */
-    uint32_t tasks[KN_SHARD_TASKS_MAX], count, at;
-    uint8_t sent[KN_SHARD_TASKS_MAX]; /* 0: to be rendered; 1: sent, not acknowledged; 2: over */
-    int phase;                        /* 0 waits, 1 runs, 2 is through */
+    uint32_t tasks[KN_SHARD_TASKS_MAX], count;
+    uint32_t at;                        /* the next task to be rendered */
+    uint8_t images[KN_SHARD_TASKS_MAX]; /* enum w_image, by task */
+    enum w_phase phase;
     uint64_t order, begun_ms;
 };
 

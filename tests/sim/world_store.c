@@ -29,7 +29,7 @@ void store_write(struct world *w, const struct farm_effect *fx) {
 }
 
 static void end_task(struct w_batch *b, uint32_t t, enum farm_task_state state) {
-    if (b->end[t] == 0) b->log[b->log_count++] = t;
+    if (b->end[t] == TASK_QUEUED) b->log[b->log_count++] = t;
     b->end[t] = (uint8_t)state;
 }
 
@@ -41,7 +41,7 @@ static int apply(struct world *w, const struct w_write *x) {
     uint32_t t = fx->task;
     switch (fx->type) {
     case FX_COMMIT: {
-        if (b->state == 4) return KN_EGONE;
+        if (b->state == KN_BATCH_CANCELLED) return KN_EGONE;
         if (b->end[t] == TASK_DONE) return KN_EEXIST;
         uint64_t pixels;
         memcpy(&pixels, fx->u.commit.pixels, sizeof pixels);
@@ -58,7 +58,7 @@ static int apply(struct world *w, const struct w_write *x) {
         return 0;
     }
     case FX_FAIL:
-        if (b->state == 4) return KN_EGONE;
+        if (b->state == KN_BATCH_CANCELLED) return KN_EGONE;
         if (b->end[t] == TASK_DONE) return KN_EEXIST;
         end_task(b, t, TASK_FAILED);
         b->code[t] = fx->u.fail.code;
@@ -68,21 +68,21 @@ static int apply(struct world *w, const struct w_write *x) {
         b->charges[t] = fx->u.charge.charges;
         return 0;
     case FX_BATCH_STATE:
-        if (b->state == 4) return 0;
+        if (b->state == KN_BATCH_CANCELLED) return 0;
         if (fx->u.batch_state.retried) {
             uint32_t kept = 0;
             for (uint32_t k = 0; k < b->log_count; k++) {
                 if (b->end[b->log[k]] == TASK_FAILED)
-                    b->end[b->log[k]] = 0;
+                    b->end[b->log[k]] = TASK_QUEUED;
                 else
                     b->log[kept++] = b->log[k];
             }
             b->log_count = kept;
             memset(b->charges, 0, sizeof b->charges);
         }
-        if (fx->u.batch_state.state == 4)
+        if (fx->u.batch_state.state == KN_BATCH_CANCELLED)
             for (uint32_t k = 0; k < b->tasks; k++)
-                if (b->end[k] == 0) end_task(b, k, TASK_CANCELLED);
+                if (b->end[k] == TASK_QUEUED) end_task(b, k, TASK_CANCELLED);
         b->state = fx->u.batch_state.state;
         b->priority = fx->u.batch_state.priority;
         return 0;
@@ -140,7 +140,8 @@ void store_open(struct world *w, int i) {
         memcpy(ended[k].pixels, &b->pixels[t], sizeof b->pixels[t]);
     }
     for (uint32_t t = 0; t < b->tasks; t++)
-        if (b->charges[t] && !b->end[t]) charges[charge_count++] = (struct farm_charge){t, b->charges[t]};
+        if (b->charges[t] && b->end[t] == TASK_QUEUED)
+            charges[charge_count++] = (struct farm_charge){t, b->charges[t]};
     struct farm_event ev = {.type = EV_BATCH_OPEN};
     struct ev_batch_open *o = &ev.u.batch_open;
     world_id(w, i, o->id, sizeof o->id);
@@ -150,9 +151,9 @@ void store_open(struct world *w, int i) {
     o->groups = groups;
     o->group_count = b->group_count;
     o->task_group = b->group;
-    o->paused = b->state == 2;
-    o->cancelled = b->state == 4;
-    o->done = b->state == 3;
+    o->paused = b->state == KN_BATCH_PAUSED;
+    o->cancelled = b->state == KN_BATCH_CANCELLED;
+    o->done = b->state == KN_BATCH_DONE;
     o->ended = ended;
     o->ended_count = b->log_count;
     o->charges = charges;

@@ -14,7 +14,7 @@ static struct w_shard *shard_find(struct w_worker *v, uint64_t id, uint64_t term
 
 static struct w_shard *shard_running(struct w_worker *v) {
     for (int k = 0; k < W_HELD; k++)
-        if (v->held[k].used && v->held[k].phase == 1) return &v->held[k];
+        if (v->held[k].used && v->held[k].phase == PHASE_RUNS) return &v->held[k];
     return NULL;
 }
 
@@ -63,8 +63,8 @@ static void send_result(struct world *w, uint32_t i, const struct w_shard *s, ui
 
 static bool shard_over(const struct w_shard *s) {
     for (uint32_t k = 0; k < s->count; k++)
-        if (s->sent[k] != 2) return false;
-    return s->phase == 2;
+        if (s->images[k] != IMAGE_OVER) return false;
+    return s->phase == PHASE_THROUGH;
 }
 
 /* What an image of this shard takes; larger ones take longer, in proportion. */
@@ -80,10 +80,11 @@ static void run_next(struct world *w, uint32_t i) {
     if (shard_running(v) || v->hung) return;
     struct w_shard *s = NULL;
     int unacknowledged = 0;
-    for (int k = 0; k < W_HELD; k++) unacknowledged += v->held[k].used && v->held[k].phase == 2;
+    for (int k = 0; k < W_HELD; k++) unacknowledged += v->held[k].used && v->held[k].phase == PHASE_THROUGH;
     if (unacknowledged >= W_UNACKNOWLEDGED) return; /* until an acknowledgement comes */
     for (int k = 0; k < W_HELD; k++)
-        if (v->held[k].used && v->held[k].phase == 0 && (!s || v->held[k].order < s->order)) s = &v->held[k];
+        if (v->held[k].used && v->held[k].phase == PHASE_WAITS && (!s || v->held[k].order < s->order))
+            s = &v->held[k];
     if (!s) {
         if (v->draining && v->exits && v->conn) {
             bool clean = true;
@@ -98,7 +99,7 @@ static void run_next(struct world *w, uint32_t i) {
     }
     const struct w_batch *b = &w->batches[s->batch];
     uint32_t size = b->groups[b->group[s->tasks[0]]].size;
-    s->phase = 1;
+    s->phase = PHASE_RUNS;
     s->at = 0;
     s->begun_ms = w->now;
     v->serial++;
@@ -151,10 +152,10 @@ static bool render(struct world *w, uint32_t i, struct w_shard *s, uint32_t k) {
             f->code = nan ? KN_ENAN : KN_EDEVICE;
             f->reason = nan ? "not a number" : "device failed";
         }
-        s->sent[k] = 2;
+        s->images[k] = IMAGE_OVER;
         return true;
     }
-    s->sent[k] = 1;
+    s->images[k] = IMAGE_SENT;
     send_result(w, i, s, k);
     return true;
 }
@@ -181,7 +182,7 @@ void worker_image(struct world *w, uint32_t i) {
         e->serial = v->serial;
         return;
     }
-    s->phase = 2;
+    s->phase = PHASE_THROUGH;
     if (v->conn) {
         struct w_event *e = send(w, i, EV_SHARD_DONE);
         e->ev.u.shard.shard = s->id;
@@ -219,7 +220,7 @@ static void hello(struct world *w, uint32_t i) {
          pass++) /* what runs first, then what waits, then what is only unacknowledged */
         for (int k = 0; k < W_HELD; k++) {
             struct w_shard *s = &v->held[k];
-            static const int phase[] = {1, 0, 2};
+            static const enum w_phase phase[] = {PHASE_RUNS, PHASE_WAITS, PHASE_THROUGH};
             if (!s->used || s->phase != phase[pass]) continue;
             struct farm_held *x = &block->held[h->held_count];
             x->shard = s->id;
@@ -227,11 +228,12 @@ static void hello(struct world *w, uint32_t i) {
             world_id(w, s->batch, x->batch, sizeof x->batch);
             x->tasks = block->tasks[h->held_count++];
             for (uint32_t t = 0; t < s->count; t++)
-                if (s->sent[t] != 2) block->tasks[h->held_count - 1][x->task_count++] = s->tasks[t];
+                if (s->images[t] != IMAGE_OVER)
+                    block->tasks[h->held_count - 1][x->task_count++] = s->tasks[t];
         }
     for (int k = 0; k < W_HELD; k++)
         for (uint32_t t = 0; v->held[k].used && t < v->held[k].count; t++)
-            if (v->held[k].sent[t] == 1) send_result(w, i, &v->held[k], t);
+            if (v->held[k].images[t] == IMAGE_SENT) send_result(w, i, &v->held[k], t);
 }
 
 void worker_connect(struct world *w, uint32_t i) {
@@ -300,8 +302,9 @@ void worker_beat(struct world *w, uint32_t i) {
     if (!v->conn) return;
     struct w_shard *s = shard_running(v);
     for (int k = 0; w->lossy && k < W_HELD; k++) /* acknowledgements may be lost: ask for them again */
-        for (uint32_t t = 0; v->held[k].used && v->held[k].phase == 2 && t < v->held[k].count; t++)
-            if (v->held[k].sent[t] == 1 && world_chance(w, 10)) send_result(w, i, &v->held[k], t);
+        for (uint32_t t = 0; v->held[k].used && v->held[k].phase == PHASE_THROUGH && t < v->held[k].count;
+             t++)
+            if (v->held[k].images[t] == IMAGE_SENT && world_chance(w, 10)) send_result(w, i, &v->held[k], t);
     struct w_event *e = send(w, i, EV_WORKER_HEARTBEAT);
     e->ev.u.heartbeat.draining = v->draining;
     if (!s) return;
@@ -318,7 +321,7 @@ void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
         int slot = 0, batch = world_find(w, fx->batch);
         uint32_t busy = 0;
         while (slot < W_HELD && v->held[slot].used) slot++;
-        for (int k = 0; k < W_HELD; k++) busy += v->held[k].used && v->held[k].phase < 2;
+        for (int k = 0; k < W_HELD; k++) busy += v->held[k].used && v->held[k].phase < PHASE_THROUGH;
         W_ASSERT(slot < W_HELD && batch >= 0, "worker %s cannot hold more", v->name);
         W_ASSERT(w->lossy || busy < v->credit, "worker %s: more than its credit", v->name);
         W_ASSERT(fx->u.grant.task_count <= v->batch_max, "more than batch_max");
@@ -334,21 +337,21 @@ void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
     }
     case FX_REVOKE: {
         struct w_shard *s = shard_find(v, fx->u.revoke.shard, fx->u.revoke.term);
-        if (!s || s->phase == 2 || (s->phase == 1 && !fx->u.revoke.abort)) break;
-        if (s->phase == 1 && v->hung) { /* the engine does not answer: the process ends */
+        if (!s || s->phase == PHASE_THROUGH || (s->phase == PHASE_RUNS && !fx->u.revoke.abort)) break;
+        if (s->phase == PHASE_RUNS && v->hung) { /* the engine does not answer: the process ends */
             worker_die(w, i, false, true);
             return;
         }
-        if (s->phase == 1) v->serial++;
+        if (s->phase == PHASE_RUNS) v->serial++;
         struct w_event *e = send(w, i, EV_SHARD_RETURNED);
         e->ev.u.shard.shard = s->id;
         e->ev.u.shard.term = s->term;
         bool open = false;
         for (uint32_t k = 0; k < s->count; k++) {
-            if (s->sent[k] == 0) s->sent[k] = 2;
-            open |= s->sent[k] == 1;
+            if (s->images[k] == IMAGE_MISSING) s->images[k] = IMAGE_OVER;
+            open |= s->images[k] == IMAGE_SENT;
         }
-        s->phase = 2;
+        s->phase = PHASE_THROUGH;
         if (!open) s->used = false;
         break;
     }
@@ -357,7 +360,7 @@ void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
         for (int k = 0; k < W_HELD; k++) {
             struct w_shard *s = &v->held[k];
             for (uint32_t t = 0; s->used && s->batch == batch && t < s->count; t++)
-                if (s->tasks[t] == fx->task && s->sent[t] == 1) s->sent[t] = 2;
+                if (s->tasks[t] == fx->task && s->images[t] == IMAGE_SENT) s->images[t] = IMAGE_OVER;
             if (s->used && (shard_over(s) || batch < 0)) s->used = s->used && !shard_over(s);
         }
         break;
@@ -370,7 +373,7 @@ void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
         v->exits |= fx->u.drain.exit;
         for (int k = 0; k < W_HELD; k++) {
             struct w_shard *s = &v->held[k];
-            if (!s->used || s->phase != 0) continue;
+            if (!s->used || s->phase != PHASE_WAITS) continue;
             struct w_event *e = send(w, i, EV_SHARD_RETURNED);
             e->ev.u.shard.shard = s->id;
             e->ev.u.shard.term = s->term;
