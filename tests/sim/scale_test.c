@@ -17,7 +17,7 @@
 #define WORKERS 1000u
 #define QUEUE 4
 
-struct node {
+struct scale_worker {
     char name[16];
     uint64_t next_ms; /* when the running shard is through */
     struct {
@@ -30,7 +30,7 @@ struct node {
 
 static struct farm *farm;
 static struct farm_effects fx;
-static struct node nodes[WORKERS + 1]; /* by connection, from 1 */
+static struct scale_worker workers[WORKERS + 1]; /* by connection, from 1 */
 static uint64_t now = 1000;
 static struct {
     const char *name;
@@ -58,20 +58,20 @@ static void settle(void) {
     for (size_t i = 0; i < fx.count; i++) {
         struct farm_effect e = fx.v[i];
         if (e.type == FX_GRANT) {
-            struct node *n = &nodes[e.conn];
-            CHECK(n->queued < QUEUE && e.u.grant.task_count <= 16);
-            n->queue[n->queued].id = e.u.grant.shard;
-            memcpy(n->queue[n->queued].batch, e.batch, sizeof e.batch);
-            n->queue[n->queued].count = e.u.grant.task_count;
-            memcpy(n->queue[n->queued].tasks, e.u.grant.tasks, e.u.grant.task_count * sizeof(uint32_t));
-            n->queued++;
+            struct scale_worker *w = &workers[e.conn];
+            CHECK(w->queued < QUEUE && e.u.grant.task_count <= 16);
+            w->queue[w->queued].id = e.u.grant.shard;
+            memcpy(w->queue[w->queued].batch, e.batch, sizeof e.batch);
+            w->queue[w->queued].count = e.u.grant.task_count;
+            memcpy(w->queue[w->queued].tasks, e.u.grant.tasks, e.u.grant.task_count * sizeof(uint32_t));
+            w->queued++;
         } else if (e.type == FX_REVOKE) {
-            struct node *n = &nodes[e.conn];
-            for (uint32_t k = 0; k < n->queued; k++) {
-                if (n->queue[k].id != e.u.revoke.shard) continue;
-                if (k == 0) n->next_ms = 0;
-                n->queued--;
-                memmove(&n->queue[k], &n->queue[k + 1], (n->queued - k) * sizeof n->queue[0]);
+            struct scale_worker *w = &workers[e.conn];
+            for (uint32_t k = 0; k < w->queued; k++) {
+                if (w->queue[k].id != e.u.revoke.shard) continue;
+                if (k == 0) w->next_ms = 0;
+                w->queued--;
+                memmove(&w->queue[k], &w->queue[k + 1], (w->queued - k) * sizeof w->queue[0]);
                 struct farm_event ev = {.type = EV_SHARD_RETURNED, .conn = e.conn};
                 ev.u.shard.shard = e.u.revoke.shard;
                 ev.u.shard.term = e.u.revoke.term;
@@ -120,8 +120,8 @@ static void open_batch(void) {
 static void hello(uint64_t conn) {
     kn_digest model = {0};
     struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = conn};
-    snprintf(nodes[conn].name, sizeof nodes[conn].name, "n%u", (unsigned)conn);
-    ev.u.hello = (struct ev_worker_hello){.worker = nodes[conn].name,
+    snprintf(workers[conn].name, sizeof workers[conn].name, "n%u", (unsigned)conn);
+    ev.u.hello = (struct ev_worker_hello){.worker = workers[conn].name,
                                           .backend = "cpu-a",
                                           .credit = 2,
                                           .batch_max = 16,
@@ -132,18 +132,18 @@ static void hello(uint64_t conn) {
     settle();
 }
 
-static void run_shard(struct node *n, uint64_t conn) {
-    uint64_t shard = n->queue[0].id;
-    uint32_t count = n->queue[0].count, tasks[16];
+static void run_shard(struct scale_worker *w, uint64_t conn) {
+    uint64_t shard = w->queue[0].id;
+    uint32_t count = w->queue[0].count, tasks[16];
     kn_id batch;
-    memcpy(tasks, n->queue[0].tasks, sizeof tasks);
-    memcpy(batch, n->queue[0].batch, sizeof batch);
-    n->queued--;
-    memmove(&n->queue[0], &n->queue[1], n->queued * sizeof n->queue[0]);
+    memcpy(tasks, w->queue[0].tasks, sizeof tasks);
+    memcpy(batch, w->queue[0].batch, sizeof batch);
+    w->queued--;
+    memmove(&w->queue[0], &w->queue[1], w->queued * sizeof w->queue[0]);
     for (uint32_t i = 0; i < count; i++) {
         struct farm_event ev = {.type = EV_RESULT, .conn = conn};
         ev.u.result.task = tasks[i];
-        ev.u.result.worker = n->name;
+        ev.u.result.worker = w->name;
         memcpy(ev.u.result.batch, batch, sizeof batch);
         step(ev);
         settle();
@@ -175,22 +175,22 @@ TEST(a_million_tasks_and_a_thousand_workers) {
         if (v.state == KN_BATCH_DONE) break;
         now += 10;
         for (uint64_t conn = 1; conn <= WORKERS; conn++) {
-            struct node *n = &nodes[conn];
-            if (n->next_ms && n->next_ms <= now && n->queued) {
-                n->next_ms = 0;
-                run_shard(n, conn);
+            struct scale_worker *w = &workers[conn];
+            if (w->next_ms && w->next_ms <= now && w->queued) {
+                w->next_ms = 0;
+                run_shard(w, conn);
             }
-            if (n->next_ms || !n->queued) continue;
-            n->next_ms = now + 50 * n->queue[0].count;
+            if (w->next_ms || !w->queued) continue;
+            w->next_ms = now + 50 * w->queue[0].count;
             struct farm_event ev = {.type = EV_SHARD_STARTED, .conn = conn};
-            ev.u.shard.shard = n->queue[0].id;
+            ev.u.shard.shard = w->queue[0].id;
             ev.u.shard.term = 1;
             step(ev);
             settle();
         }
         for (uint64_t conn = 1; now >= beat_ms && conn <= WORKERS; conn++) {
             struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = conn};
-            if (nodes[conn].queued) ev.u.heartbeat.shard = nodes[conn].queue[0].id;
+            if (workers[conn].queued) ev.u.heartbeat.shard = workers[conn].queue[0].id;
             step(ev);
             settle();
         }
@@ -224,7 +224,7 @@ TEST(ten_thousand_batches) {
     farm_config_default(&c);
     CHECK_INT(farm_create(&c, &farm), 0);
     memset(cost, 0, sizeof cost);
-    memset(nodes, 0, sizeof nodes);
+    memset(workers, 0, sizeof workers);
     const uint32_t batches = SANITIZED ? 500 : KN_BATCHES_MAX;
     for (uint32_t b = 1; b <= batches; b++) {
         const struct farm_group group = {.width = 64, .height = 64, .steps = 20};
@@ -241,10 +241,10 @@ TEST(ten_thousand_batches) {
     while (done < 4 * batches) {
         now += 10;
         for (uint64_t conn = 1; conn <= 8; conn++) {
-            struct node *n = &nodes[conn];
-            if (n->queued == 0) continue;
-            done += n->queue[0].count;
-            run_shard(n, conn);
+            struct scale_worker *w = &workers[conn];
+            if (w->queued == 0) continue;
+            done += w->queue[0].count;
+            run_shard(w, conn);
         }
         if (now % 100 == 0) {
             step((struct farm_event){.type = EV_TICK});

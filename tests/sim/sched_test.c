@@ -1,6 +1,5 @@
-/* How well the scheduler does, in a fleet where nothing fails: the time of a whole batch against the best
- * that the fleet could do (promise 4), and the shares of batches that compete (DESIGN 6). Virtual time; a
- * message takes LATENCY_MS each way. */
+/* How well the scheduler does in a fleet where nothing fails: the time of a whole batch against the best that the
+ * fleet could do, and the shares of batches that compete. Time is virtual; a message takes LATENCY_MS each way. */
 #include <stdlib.h>
 
 #include "coordinator/core/farm.h"
@@ -12,7 +11,7 @@
 #define MODELS 3
 #define LOAD_MS 3000 /* a worker that changes its model */
 
-struct node {
+struct sched_worker {
     char name[16];
     double ms_per_image; /* alone */
     double batch_gain;   /* share of the work that a batch does once for all its images: 0 for a CPU */
@@ -34,7 +33,7 @@ struct node {
 struct fleet {
     struct farm *farm;
     struct farm_effects fx;
-    struct node nodes[FLEET_MAX];
+    struct sched_worker workers[FLEET_MAX];
     uint32_t count, credit;
     double now;
     uint64_t tick_ms;
@@ -53,28 +52,28 @@ static void step(struct fleet *t, struct farm_event ev) {
     if (from == 0) farm_effects_clear(&t->fx);
 }
 
-static struct node *node_of(struct fleet *t, uint64_t conn) {
+static struct sched_worker *worker_of(struct fleet *t, uint64_t conn) {
     CHECK(conn >= 1 && conn <= t->count);
-    return &t->nodes[conn - 1];
+    return &t->workers[conn - 1];
 }
 
-/* What the running shard of a node does next; batches are rendered as a whole. */
-static void begin(struct fleet *t, struct node *n) {
-    if (n->queued == 0 || n->begun) return;
-    n->begun = true;
-    n->began_ms = t->now > (double)n->queue[0].ready_ms ? t->now : (double)n->queue[0].ready_ms;
-    double load = n->loaded == n->queue[0].model ? 0 : LOAD_MS;
-    if (n->loaded < 0) load = 0; /* the first one is loaded when it starts */
-    n->loaded = n->queue[0].model;
-    uint32_t k = n->queue[0].count;
-    double work = n->ms_per_image * (n->batch_gain + (1 - n->batch_gain) * (n->batch_gain > 0 ? k : 1));
-    n->next_ms = n->began_ms + load + work;
+/* What the running shard of a worker does next; batches are rendered as a whole. */
+static void begin(struct fleet *t, struct sched_worker *w) {
+    if (w->queued == 0 || w->begun) return;
+    w->begun = true;
+    w->began_ms = t->now > (double)w->queue[0].ready_ms ? t->now : (double)w->queue[0].ready_ms;
+    double load = w->loaded == w->queue[0].model ? 0 : LOAD_MS;
+    if (w->loaded < 0) load = 0; /* the first one is loaded when it starts */
+    w->loaded = w->queue[0].model;
+    uint32_t k = w->queue[0].count;
+    double work = w->ms_per_image * (w->batch_gain + (1 - w->batch_gain) * (w->batch_gain > 0 ? k : 1));
+    w->next_ms = w->began_ms + load + work;
 }
 
-static void drop_first(struct node *n) {
-    n->queued--;
-    memmove(&n->queue[0], &n->queue[1], n->queued * sizeof n->queue[0]);
-    n->begun = false;
+static void drop_first(struct sched_worker *w) {
+    w->queued--;
+    memmove(&w->queue[0], &w->queue[1], w->queued * sizeof w->queue[0]);
+    w->begun = false;
 }
 
 static void carry_out(struct fleet *t, size_t from) {
@@ -85,25 +84,25 @@ static void carry_out(struct fleet *t, size_t from) {
         memcpy(&batch, e.batch, sizeof batch);
         switch (e.type) {
         case FX_GRANT: {
-            struct node *n = node_of(t, e.conn);
-            CHECK(n->queued < QUEUE_MAX);
-            n->queue[n->queued].id = e.u.grant.shard;
-            n->queue[n->queued].ready_ms = (uint64_t)t->now + LATENCY_MS;
-            n->queue[n->queued].batch = batch;
-            n->queue[n->queued].model = t->model[batch];
-            n->queue[n->queued].at = 0;
-            n->queue[n->queued].count = e.u.grant.task_count;
-            memcpy(n->queue[n->queued].tasks, e.u.grant.tasks, e.u.grant.task_count * sizeof(uint32_t));
-            n->queued++;
+            struct sched_worker *w = worker_of(t, e.conn);
+            CHECK(w->queued < QUEUE_MAX);
+            w->queue[w->queued].id = e.u.grant.shard;
+            w->queue[w->queued].ready_ms = (uint64_t)t->now + LATENCY_MS;
+            w->queue[w->queued].batch = batch;
+            w->queue[w->queued].model = t->model[batch];
+            w->queue[w->queued].at = 0;
+            w->queue[w->queued].count = e.u.grant.task_count;
+            memcpy(w->queue[w->queued].tasks, e.u.grant.tasks, e.u.grant.task_count * sizeof(uint32_t));
+            w->queued++;
             break;
         }
         case FX_REVOKE: {
-            struct node *n = node_of(t, e.conn);
-            for (uint32_t k = 0; k < n->queued; k++) {
-                if (n->queue[k].id != e.u.revoke.shard || (k == 0 && n->begun && !e.u.revoke.abort)) continue;
-                if (k == 0) n->begun = false;
-                n->queued--;
-                memmove(&n->queue[k], &n->queue[k + 1], (n->queued - k) * sizeof n->queue[0]);
+            struct sched_worker *w = worker_of(t, e.conn);
+            for (uint32_t k = 0; k < w->queued; k++) {
+                if (w->queue[k].id != e.u.revoke.shard || (k == 0 && w->begun && !e.u.revoke.abort)) continue;
+                if (k == 0) w->begun = false;
+                w->queued--;
+                memmove(&w->queue[k], &w->queue[k + 1], (w->queued - k) * sizeof w->queue[0]);
                 ev.type = EV_SHARD_RETURNED;
                 ev.conn = e.conn;
                 ev.u.shard.shard = e.u.revoke.shard;
@@ -142,28 +141,29 @@ static void fleet_end(struct fleet *t) {
     farm_destroy(t->farm);
 }
 
-static struct node *fleet_add(struct fleet *t, double ms_per_image, double batch_gain, uint32_t batch_max) {
-    struct node *n = &t->nodes[t->count++];
-    *n = (struct node){
+static struct sched_worker *fleet_add(struct fleet *t, double ms_per_image, double batch_gain,
+                                      uint32_t batch_max) {
+    struct sched_worker *w = &t->workers[t->count++];
+    *w = (struct sched_worker){
         .ms_per_image = ms_per_image, .batch_gain = batch_gain, .batch_max = batch_max, .loaded = -1};
-    for (int m = 0; m < MODELS; m++) n->models[m] = true;
-    snprintf(n->name, sizeof n->name, "n%u", t->count);
-    return n;
+    for (int m = 0; m < MODELS; m++) w->models[m] = true;
+    snprintf(w->name, sizeof w->name, "n%u", t->count);
+    return w;
 }
 
-static void hello(struct fleet *t, struct node *n) {
+static void hello(struct fleet *t, struct sched_worker *w) {
     kn_digest models[MODELS] = {0};
-    struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = (uint64_t)(n - t->nodes) + 1};
+    struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = (uint64_t)(w - t->workers) + 1};
     struct ev_worker_hello *h = &ev.u.hello;
-    h->worker = n->name;
-    memcpy(h->instance, n->name, 8);
+    h->worker = w->name;
+    memcpy(h->instance, w->name, 8);
     h->backend = "cpu-a";
     h->credit = t->credit;
-    h->batch_max = n->batch_max;
+    h->batch_max = w->batch_max;
     h->models = models;
     for (int m = 0; m < MODELS; m++)
-        if (n->models[m]) memcpy(models[h->model_count++], &m, sizeof m);
-    n->joined = true;
+        if (w->models[m]) memcpy(models[h->model_count++], &m, sizeof m);
+    w->joined = true;
     step(t, ev);
 }
 
@@ -184,53 +184,53 @@ static void open_batch(struct fleet *t, int batch, uint32_t tasks, int model, in
     free(task_group);
 }
 
-/* The node is through with an image, or with the batch. */
-static void finish(struct fleet *t, struct node *n) {
-    uint64_t conn = (uint64_t)(n - t->nodes) + 1, id = n->queue[0].id;
-    uint32_t images = n->batch_gain > 0 ? n->queue[0].count : 1;
+/* The worker is through with an image, or with the batch. */
+static void finish(struct fleet *t, struct sched_worker *w) {
+    uint64_t conn = (uint64_t)(w - t->workers) + 1, id = w->queue[0].id;
+    uint32_t images = w->batch_gain > 0 ? w->queue[0].count : 1;
     for (uint32_t k = 0; k < images; k++) {
         struct farm_event ev = {.type = EV_RESULT, .conn = conn};
         struct ev_result *r = &ev.u.result;
-        memcpy(r->batch, &n->queue[0].batch, sizeof(int));
-        r->task = n->queue[0].tasks[n->queue[0].at++];
-        r->worker = n->name;
-        n->images++;
-        bool last = n->queue[0].at == n->queue[0].count;
+        memcpy(r->batch, &w->queue[0].batch, sizeof(int));
+        r->task = w->queue[0].tasks[w->queue[0].at++];
+        r->worker = w->name;
+        w->images++;
+        bool last = w->queue[0].at == w->queue[0].count;
         step(t, ev);
-        if (n->queued == 0 || n->queue[0].id != id) return; /* taken back meanwhile */
+        if (w->queued == 0 || w->queue[0].id != id) return; /* taken back meanwhile */
         if (!last) continue;
         struct farm_event done = {.type = EV_SHARD_DONE, .conn = conn};
         done.u.shard.shard = id;
         done.u.shard.term = 1;
-        done.u.shard.images = n->queue[0].count;
-        done.u.shard.render_ms = (uint32_t)(t->now - n->began_ms);
-        drop_first(n);
+        done.u.shard.images = w->queue[0].count;
+        done.u.shard.render_ms = (uint32_t)(t->now - w->began_ms);
+        drop_first(w);
         step(t, done);
         return;
     }
-    n->next_ms = t->now + n->ms_per_image;
+    w->next_ms = t->now + w->ms_per_image;
 }
 
 /* Until all batches have ended, or until a time. */
 static void run(struct fleet *t, uint64_t until_ms) {
     for (;;) {
         double next = (double)t->tick_ms;
-        struct node *at = NULL;
+        struct sched_worker *at = NULL;
         for (uint32_t i = 0; i < t->count; i++) {
-            struct node *n = &t->nodes[i];
-            double when = !n->joined ? (double)n->joins_ms : n->begun ? n->next_ms : next;
+            struct sched_worker *w = &t->workers[i];
+            double when = !w->joined ? (double)w->joins_ms : w->begun ? w->next_ms : next;
             if (when >= next) continue;
             next = when;
-            at = n;
+            at = w;
         }
         if (next >= (double)until_ms) return;
         if (next > t->now) t->now = next;
         if (!at) {
             for (uint32_t i = 0; i < t->count; i++) { /* heartbeats, with the tick for simplicity */
-                struct node *n = &t->nodes[i];
-                if (!n->joined) continue;
+                struct sched_worker *w = &t->workers[i];
+                if (!w->joined) continue;
                 struct farm_event beat = {.type = EV_WORKER_HEARTBEAT, .conn = i + 1};
-                if (n->begun) beat.u.heartbeat.shard = n->queue[0].id;
+                if (w->begun) beat.u.heartbeat.shard = w->queue[0].id;
                 step(t, beat);
             }
             struct farm_event ev = {.type = EV_TICK};
@@ -242,11 +242,11 @@ static void run(struct fleet *t, uint64_t until_ms) {
             finish(t, at);
         }
         for (uint32_t i = 0; i < t->count; i++) {
-            struct node *n = &t->nodes[i];
-            if (!n->joined || n->begun || n->queued == 0) continue;
-            begin(t, n);
+            struct sched_worker *w = &t->workers[i];
+            if (!w->joined || w->begun || w->queued == 0) continue;
+            begin(t, w);
             struct farm_event ev = {.type = EV_SHARD_STARTED, .conn = i + 1};
-            ev.u.shard.shard = n->queue[0].id;
+            ev.u.shard.shard = w->queue[0].id;
             ev.u.shard.term = 1;
             step(t, ev);
         }
@@ -264,9 +264,9 @@ static void run(struct fleet *t, uint64_t until_ms) {
 static double fleet_speed(const struct fleet *t) {
     double speed = 0;
     for (uint32_t i = 0; i < t->count; i++) {
-        const struct node *n = &t->nodes[i];
-        double k = n->batch_gain > 0 ? n->batch_max : 1;
-        speed += k / (n->ms_per_image * (n->batch_gain + (1 - n->batch_gain) * k));
+        const struct sched_worker *w = &t->workers[i];
+        double k = w->batch_gain > 0 ? w->batch_max : 1;
+        speed += k / (w->ms_per_image * (w->batch_gain + (1 - w->batch_gain) * k));
     }
     return speed;
 }
@@ -274,7 +274,7 @@ static double fleet_speed(const struct fleet *t) {
 /* Makespan of one batch over the best possible. */
 static double efficiency(struct fleet *t, uint32_t tasks) {
     for (uint32_t i = 0; i < t->count; i++)
-        if (t->nodes[i].joins_ms == 0) hello(t, &t->nodes[i]);
+        if (t->workers[i].joins_ms == 0) hello(t, &t->workers[i]);
     uint64_t from = (uint64_t)t->now;
     open_batch(t, 1, tasks, 0, 0);
     run(t, UINT64_MAX);
@@ -293,7 +293,7 @@ TEST(equal_workers_end_together) {
     fleet_end(&t);
 }
 
-TEST(a_fast_node_never_waits_for_slow_ones) {
+TEST(a_fast_worker_never_waits_for_slow_ones) {
     struct fleet t;
     fleet_begin(&t);
     fleet_add(&t, 20, 0, 64);
@@ -304,7 +304,7 @@ TEST(a_fast_node_never_waits_for_slow_ones) {
     fleet_end(&t);
 }
 
-TEST(a_very_slow_node_costs_almost_nothing) {
+TEST(a_very_slow_worker_costs_almost_nothing) {
     struct fleet t;
     fleet_begin(&t);
     fleet_add(&t, 100, 0, 64);
@@ -360,7 +360,7 @@ TEST(a_worker_that_joins_late_gets_work) {
     fleet_begin(&t);
     fleet_add(&t, 100, 0, 64);
     fleet_add(&t, 100, 0, 64)->joins_ms = 11000;
-    hello(&t, &t.nodes[0]);
+    hello(&t, &t.workers[0]);
     open_batch(&t, 1, 300, 0, 0);
     run(&t, UINT64_MAX);
     /* 10 s alone are 100 images; the other 200 take 10 s for two. */
