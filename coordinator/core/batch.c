@@ -11,6 +11,7 @@
 #include "coordinator/core/commit.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/trouble.h"
 
 /* ---- lists of tasks, linked through a (next) and b (previous) */
 
@@ -100,7 +101,7 @@ void task_set(struct farm *f, struct batch *b, uint32_t t, enum farm_task_state 
     struct group *group = batch_group_of(b, t);
     b->lanes[group->lane].open_units -= ((struct shape *)slab_at(&f->shapes, group->shape))->units;
     task->a = task->b = NONE;
-    blame_forget(f, b, t);
+    trouble_forget(f, b, t);
 }
 
 void task_queue(struct farm *f, struct batch *b, uint32_t t, bool front) {
@@ -369,7 +370,7 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     b->epoch = (f->config.term << 24) + (b->seq << 8); /* another one than before a restart */
     b->cancelled_by_person = ev->cancelled;
     for (uint32_t i = 0; i < ev->charge_count; i++)
-        blame_restore(f, b, ev->charges[i].task, ev->charges[i].charges);
+        trouble_restore(f, b, ev->charges[i].task, ev->charges[i].charges);
     for (uint32_t t = 0; t < b->total; t++) {
         if (b->tasks[t].state != TASK_QUEUED) continue;
         if (ev->cancelled)
@@ -398,7 +399,7 @@ fail:
 void batch_destroy(struct farm *f, struct batch *b) {
     if (!b) return;
     for (uint32_t t = 0; t < b->total; t++)
-        if (b->tasks[t].trouble != NONE) blame_forget(f, b, t);
+        if (b->tasks[t].trouble != NONE) trouble_forget(f, b, t);
     for (uint32_t g = 0; g < b->group_count; g++) pool_shape_put(f, b->groups[g].shape);
     for (uint32_t l = 0; l < b->lane_count; l++) pool_put(f, b->lanes[l].pool);
     level_put(f, b->level);

@@ -24,133 +24,26 @@
 #include "coordinator/core/batch.h"
 #include "coordinator/core/commit.h"
 #include "coordinator/core/fleet.h"
+#include "coordinator/core/trouble.h"
 
 #define SWEEP_TASKS 64 /* looked at in one tick */
 
-static struct trouble *trouble_of(const struct farm *f, const struct batch *b, uint32_t t) {
-    return b->tasks[t].trouble == NONE ? NULL : slab_at(&f->troubles, b->tasks[t].trouble);
-}
-
-static struct trouble *trouble_get(struct farm *f, struct batch *b, uint32_t t) {
-    if (b->tasks[t].trouble != NONE) return trouble_of(f, b, t);
-    b->tasks[t].trouble = slab_take(&f->troubles);
-    struct trouble *x = trouble_of(f, b, t);
-    x->piece = x->fault = x->avoid = x->prev = x->next = NONE;
-    x->batch = b;
-    x->task = t;
-    return x;
-}
-
-/* ---- the list of tasks that may be left with nobody to render them */
-
-static void waits_remove(struct farm *f, struct trouble *x) {
-    if (!x->waits) return;
-    x->waits = false;
-    if (x->prev != NONE)
-        ((struct trouble *)slab_at(&f->troubles, x->prev))->next = x->next;
-    else
-        f->trouble_head = x->next;
-    if (x->next != NONE)
-        ((struct trouble *)slab_at(&f->troubles, x->next))->prev = x->prev;
-    else
-        f->trouble_tail = x->prev;
-}
-
-static void waits_append(struct farm *f, struct trouble *x) {
-    waits_remove(f, x);
-    uint32_t slot = x->batch->tasks[x->task].trouble;
-    x->waits = true;
-    x->prev = f->trouble_tail;
-    x->next = NONE;
-    if (x->prev != NONE)
-        ((struct trouble *)slab_at(&f->troubles, x->prev))->next = slot;
-    else
-        f->trouble_head = slot;
-    f->trouble_tail = slot;
-}
-
-/* ---- faults of workers */
-
-static uint32_t fault_create(struct farm *f, struct worker *w, uint32_t tasks) {
-    if (w->faults++ == 0) w->class_done = f->backends[w->backend].done;
-    if (tasks == 0) return NONE;
-    uint32_t slot = slab_take(&f->faults);
-    *(struct fault *)slab_at(&f->faults, slot) =
-        (struct fault){.worker = w->uid, .run = w->run, .left = tasks};
-    return slot;
-}
-
-/* One task of a fault less whose outcome is open. */
-static void fault_settle(struct farm *f, struct trouble *x, bool other_did_it, struct farm_effects *fx) {
-    if (x->fault == NONE) return;
-    struct fault *fault = slab_at(&f->faults, x->fault);
-    if (!other_did_it) fault->explained = true;
-    assert(fault->left > 0);
-    if (--fault->left == 0) {
-        struct worker *w = fault->explained ? NULL : fleet_by_uid(f, fault->worker);
-        if (w && w->run == fault->run && !w->barred) {
-            w->disproved++;
-            if (w->disproved >= f->config.worker_faults_max)
-                fleet_bar(f, w, "it failed what others then did", fx);
-        }
-        slab_give(&f->faults, x->fault);
-    }
-    x->fault = NONE;
-}
-
-void blame_forget(struct farm *f, struct batch *b, uint32_t t) {
-    struct trouble *x = trouble_of(f, b, t);
-    if (!x) return;
-    assert(x->piece == NONE || b->tasks[t].state == TASK_QUEUED);
-    fault_settle(f, x, false, NULL);
-    waits_remove(f, x);
-    free(x->reason);
-    x->batch = NULL; /* free: see fleet_bar */
-    slab_give(&f->troubles, b->tasks[t].trouble);
-    b->tasks[t].trouble = NONE;
-}
-
-void blame_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges) {
-    if (b->tasks[t].state != TASK_QUEUED || charges == 0) return;
-    struct trouble *x = trouble_get(f, b, t);
-    b->tasks[t].charges = charges < UINT8_MAX ? (uint8_t)charges : UINT8_MAX;
-    b->tasks[t].attempts = b->tasks[t].charges;
-    x->code = KN_EINTERNAL;
-    if (charges >= f->config.charges_max) waits_append(f, x);
+/* One task of a fault less whose outcome is open; enough disproved faults drain their worker. */
+static void settle(struct farm *f, struct trouble *x, bool other_did_it, struct farm_effects *fx) {
+    struct fault fault;
+    if (!fault_settle(f, x, other_did_it, &fault)) return;
+    struct worker *w = fleet_by_uid(f, fault.worker);
+    if (!w || w->run != fault.run || w->barred) return;
+    w->disproved++;
+    if (w->disproved >= f->config.worker_faults_max) fleet_bar(f, w, "it failed what others then did", fx);
 }
 
 /* ---- what becomes of a task */
 
-bool blame_nan(const struct trouble *x, uint16_t backend) {
-    for (uint32_t i = 0; i < x->by_count; i++)
-        if (x->by_nan[i] == backend) return true;
-    return false;
-}
-
-static bool any_nan(const struct trouble *x) {
-    for (uint32_t i = 0; i < x->by_count; i++)
-        if (x->by_nan[i] != BACKEND_NONE) return true;
-    return false;
-}
-
-bool blame_refund(struct trouble *x, const struct worker *w) {
-    struct task *task = &x->batch->tasks[x->task];
-    uint32_t k = 0;
-    while (k < x->by_count && x->by[k] != w->uid) k++;
-    if (k == x->by_count) return false;
-    uint32_t back = x->by_charges[k] < task->charges ? x->by_charges[k] : task->charges;
-    x->by_count--;
-    x->by[k] = x->by[x->by_count];
-    x->by_charges[k] = x->by_charges[x->by_count];
-    x->by_nan[k] = x->by_nan[x->by_count];
-    task->charges = (uint8_t)(task->charges - back);
-    return back > 0;
-}
-
 /* Whether nobody should try it any more. */
 static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
     const struct trouble *x = trouble_of(f, b, t);
-    if (any_nan(x) && !fleet_other_can(f, b, t, NULL, 0)) return true;
+    if (trouble_any_nan(x) && !fleet_other_can(f, b, t, NULL, 0)) return true;
     if (b->tasks[t].charges < f->config.charges_max) return false;
     return x->by_count != 1 || !fleet_other_can(f, b, t, x->by, 1);
 }
@@ -166,15 +59,14 @@ static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_
         return;
     }
     task_queue_piece(f, b, &t, 1);
-    if (any_nan(x) || b->tasks[t].charges >= f->config.charges_max) waits_append(f, x);
+    if (trouble_any_nan(x) || b->tasks[t].charges >= f->config.charges_max) trouble_wait(f, x);
 }
 
 void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, int code, const char *reason,
                 struct farm_effects *fx) {
     struct task *task = &b->tasks[t];
     struct trouble *x = trouble_get(f, b, t);
-    fault_settle(f, x, false,
-                 fx); /* an earlier fault is explained: it is the task, or the same worker again */
+    settle(f, x, false, fx); /* an earlier fault is explained: it is the task, or the same worker again */
     x->fault = fault_create(f, w, 1);
     x->avoid = w->uid;
     uint32_t k = 0;
@@ -212,7 +104,7 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
 void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count, struct worker *w,
                  struct farm_effects *fx) {
     uint32_t charged[KN_SHARD_TASKS_MAX], suspects[KN_SHARD_TASKS_MAX], charged_count = 0, suspect_count = 0;
-    for (uint32_t i = 0; i < count; i++) fault_settle(f, trouble_get(f, b, tasks[i]), false, fx);
+    for (uint32_t i = 0; i < count; i++) settle(f, trouble_get(f, b, tasks[i]), false, fx);
     uint32_t fault = fault_create(f, w, count);
     for (uint32_t i = 0; i < count; i++) {
         struct trouble *x = trouble_of(f, b, tasks[i]);
@@ -246,7 +138,7 @@ void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint3
 
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w) {
     const struct trouble *x = trouble_of(f, b, t);
-    if (blame_nan(x, w->backend)) return false;
+    if (trouble_nan(x, w->backend)) return false;
     uint32_t failed[CHARGERS_MAX + 1], count = x->by_count;
     memcpy(failed, x->by, count * sizeof *failed);
     failed[count++] = x->avoid;
@@ -261,7 +153,7 @@ void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by
     struct trouble *x = trouble_of(f, b, t);
     if (x && x->fault != NONE) {
         const struct fault *fault = slab_at(&f->faults, x->fault);
-        fault_settle(f, x, by && by->uid != fault->worker, fx);
+        settle(f, x, by && by->uid != fault->worker, fx);
     }
     if (!by) return;
     by->returns = 0;
@@ -280,7 +172,7 @@ void blame_sweep(struct farm *f, struct farm_effects *fx) {
         struct trouble *x = slab_at(&f->troubles, slot);
         struct batch *b = x->batch;
         uint32_t t = x->task;
-        waits_append(f, x); /* to the end */
+        trouble_wait(f, x); /* to the end */
         if (b->tasks[t].state != TASK_QUEUED || !batch_live(b) || !task_is_over(f, b, t)) continue;
         task_unqueue(f, b, t);
         task_judge(f, b, t, fx);

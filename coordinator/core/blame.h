@@ -16,17 +16,11 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
  * suspects as suspects. */
 void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
                    struct farm_effects *fx);
-/* Whether this class has given NaN for the task. */
-bool blame_nan(const struct trouble *x, uint16_t backend);
-/* Takes back what one worker charged; true when that changed the charges. */
-bool blame_refund(struct trouble *x, const struct worker *w);
 /* Whether this suspect may be tried on this worker. */
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w);
 /* A result of this task came from `by` (or NULL: a worker that is not known). May drain the worker that
  * failed it before. */
 void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, struct farm_effects *fx);
-void blame_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges);
-void blame_forget(struct farm *f, struct batch *b, uint32_t t);
 /* Fails the tasks that nobody is left to render. Part of the tick. */
 void blame_sweep(struct farm *f, struct farm_effects *fx);
 

@@ -16,6 +16,7 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/fleet.h"
 #include "coordinator/core/shard.h"
+#include "coordinator/core/trouble.h"
 
 static void ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
                 int code) {
@@ -112,7 +113,7 @@ void commit_fail(struct farm *f, struct batch *b, uint32_t t, int code, const ch
 static void void_now(struct farm *f, struct batch *b, uint32_t t) {
     pending_destroy(f, b, t);
     b->tasks[t].charges = b->tasks[t].losses = 0;
-    blame_forget(f, b, t);
+    trouble_forget(f, b, t);
     task_queue(f, b, t, false);
 }
 

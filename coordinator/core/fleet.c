@@ -14,6 +14,7 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/trouble.h"
 
 #define HELD_MAX 32 /* shards that a hello may name */
 
@@ -69,7 +70,7 @@ bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, co
         if (excluded) continue;
         if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
         if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
-        bool nan = x && blame_nan(x, w->backend);
+        bool nan = x && trouble_nan(x, w->backend);
         const struct worker_shape *ws = fleet_shape(w, shape_uid, false);
         if (!nan && !(ws && ws->limit == 0)) return true;
     }
@@ -472,7 +473,7 @@ void fleet_bar(struct farm *f, struct worker *w, const char *why, struct farm_ef
     for (uint32_t i = 0; i < f->troubles.total; i++) {
         struct trouble *x = slab_at(&f->troubles, i);
         if (!x->batch || x->batch->tasks[x->task].state >= TASK_COMMITTING || fx_reserve(fx, 8)) continue;
-        if (!blame_refund(x, w)) continue;
+        if (!trouble_refund(x, w)) continue;
         struct farm_effect *e = fx_add(fx, FX_CHARGE);
         memcpy(e->batch, x->batch->id, sizeof e->batch);
         e->task = x->task;

@@ -1,0 +1,33 @@
+/* What is known against tasks and workers: a `trouble` for each task under suspicion, a `fault` for each bad end of a
+ * shard. Only the bookkeeping is here; the judgement is in blame.c. Private to coordinator/core. */
+#ifndef KILN_COORDINATOR_CORE_TROUBLE_H
+#define KILN_COORDINATOR_CORE_TROUBLE_H
+
+#include "coordinator/core/state.h"
+
+/* The task's trouble, or NULL. */
+struct trouble *trouble_of(const struct farm *f, const struct batch *b, uint32_t t);
+/* The same; makes one where there is none. A slot is reserved by who calls. */
+struct trouble *trouble_get(struct farm *f, struct batch *b, uint32_t t);
+/* Charges from before a restart. */
+void trouble_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges);
+/* The task is in trouble no more: it has ended, or was retried. Does nothing where there is none. */
+void trouble_forget(struct farm *f, struct batch *b, uint32_t t);
+
+/* Puts it at the end of the list of those that may be left with nobody to render them. */
+void trouble_wait(struct farm *f, struct trouble *x);
+
+/* Whether this class, or any class, has given NaN for the task. */
+bool trouble_nan(const struct trouble *x, uint16_t backend);
+bool trouble_any_nan(const struct trouble *x);
+/* Takes back what one worker charged; true when that changed the charges. */
+bool trouble_refund(struct trouble *x, const struct worker *w);
+
+/* Begins a fault of this worker that concerns so many tasks. Gives its slot (reserved by who calls), or NONE for no
+ * task. */
+uint32_t fault_create(struct farm *f, struct worker *w, uint32_t tasks);
+/* The outcome of this task is known as far as its fault is concerned. True when it was the fault's last task and other
+ * workers did all of them: the fault, given in `disproved`, was the worker's. */
+bool fault_settle(struct farm *f, struct trouble *x, bool other_did_it, struct fault *disproved);
+
+#endif
