@@ -23,19 +23,42 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/commit.h"
-#include "coordinator/core/fleet.h"
 #include "coordinator/core/trouble.h"
+#include "coordinator/core/worker.h"
 
 #define SWEEP_TASKS 64 /* looked at in one tick */
+
+/* Drains a worker for its faults, and takes its charges back. */
+static void blame_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
+    w->barred = true;
+    w->barred_until = f->now + BARRED_MS;
+    worker_recount(f, w);
+    if (w->conn && fx_reserve(fx, 8) == 0) {
+        struct farm_effect *e = fx_add(fx, FX_DRAIN);
+        e->conn = w->conn;
+        e->u.drain.reason = fx_text(fx, why);
+    }
+    fx_note(fx, FX_ALARM, NULL, "worker_drained worker=%s: %u faults in a row: %s", w->name, w->faults, why);
+    for (uint32_t i = 0; i < f->troubles.total; i++) {
+        struct trouble *x = slab_at(&f->troubles, i);
+        if (!x->batch || x->batch->tasks[x->task].state >= TASK_COMMITTING || fx_reserve(fx, 8)) continue;
+        if (!trouble_refund(x, w)) continue;
+        struct farm_effect *e = fx_add(fx, FX_CHARGE);
+        memcpy(e->batch, x->batch->id, sizeof e->batch);
+        e->task = x->task;
+        e->u.charge.charges = x->batch->tasks[x->task].charges;
+        e->u.charge.reason = "charged by a worker that was drained for its faults";
+    }
+}
 
 /* One task of a fault less whose outcome is open; enough disproved faults drain their worker. */
 static void settle(struct farm *f, struct trouble *x, bool other_did_it, struct farm_effects *fx) {
     struct fault fault;
     if (!fault_settle(f, x, other_did_it, &fault)) return;
-    struct worker *w = fleet_by_uid(f, fault.worker);
+    struct worker *w = worker_by_uid(f, fault.worker);
     if (!w || w->run != fault.run || w->barred) return;
     w->disproved++;
-    if (w->disproved >= f->config.worker_faults_max) fleet_bar(f, w, "it failed what others then did", fx);
+    if (w->disproved >= f->config.worker_faults_max) blame_bar(f, w, "it failed what others then did", fx);
 }
 
 /* ---- what becomes of a task */
@@ -43,16 +66,16 @@ static void settle(struct farm *f, struct trouble *x, bool other_did_it, struct 
 /* Whether nobody should try it any more. */
 static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
     const struct trouble *x = trouble_of(f, b, t);
-    if (trouble_any_nan(x) && !fleet_other_can(f, b, t, NULL, 0)) return true;
+    if (trouble_any_nan(x) && !worker_other_can(f, b, t, NULL, 0)) return true;
     if (b->tasks[t].charges < f->config.charges_max) return false;
-    return x->by_count != 1 || !fleet_other_can(f, b, t, x->by, 1);
+    return x->by_count != 1 || !worker_other_can(f, b, t, x->by, 1);
 }
 
 /* A task with charges, in no queue and no shard: queued to be rendered alone, or failed. */
 static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_effects *fx) {
     struct trouble *x = trouble_of(f, b, t);
     if (task_is_over(f, b, t)) {
-        struct worker *w = fleet_by_uid(f, x->avoid);
+        struct worker *w = worker_by_uid(f, x->avoid);
         char words[128];
         snprintf(words, sizeof words, "failed %u times: %s", b->tasks[t].charges, kn_err_words(x->code));
         commit_fail(f, b, t, x->code, x->reason ? x->reason : words, w ? w->name : "", fx);
@@ -96,7 +119,7 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
         w->nans +=
             x->by_count == 1; /* a task that gave NaN elsewhere before says nothing about this worker */
         if (w->nans >= enough && f->backends[w->backend].done - w->class_done >= enough && !w->barred)
-            fleet_bar(f, w, "not a number in every picture, others of its class do well", fx);
+            blame_bar(f, w, "not a number in every picture, others of its class do well", fx);
     }
     if (task->a == NONE) task_judge(f, b, t, fx);
 }
@@ -145,8 +168,8 @@ bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct work
     bool once = false;
     for (uint32_t i = 0; i < count; i++) once |= failed[i] == w->uid;
     if (!once) return true;
-    if (fleet_other_can(f, b, t, failed, count)) return false; /* one that never failed it */
-    return x->avoid != w->uid || !fleet_other_can(f, b, t, &w->uid, 1);
+    if (worker_other_can(f, b, t, failed, count)) return false; /* one that never failed it */
+    return x->avoid != w->uid || !worker_other_can(f, b, t, &w->uid, 1);
 }
 
 void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, struct farm_effects *fx) {

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
-#include "coordinator/core/fleet.h"
+#include "coordinator/core/worker.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/state.h"
@@ -144,7 +144,7 @@ static void check_worker(const struct farm *f, const struct worker *w) {
     if (w->lost) assert(!w->shards && !w->conn);
     bool takes = w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred;
     assert(w->counted == takes);
-    if (w->conn) assert(fleet_by_conn(f, w->conn) == w);
+    if (w->conn) assert(worker_by_conn(f, w->conn) == w);
 }
 
 static void check_pool(const struct farm *f, const struct pool *p) {
@@ -152,7 +152,7 @@ static void check_pool(const struct farm *f, const struct pool *p) {
     uint64_t speed = 0, units = 0;
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
-        const struct worker_model *wm = fleet_model(w, p->model);
+        const struct worker_model *wm = worker_model_of(w, p->model);
         if (!w->counted || !wm || !pool_serves(p, w)) continue;
         able++;
         known += wm->speed > 0;

@@ -14,9 +14,10 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
-#include "coordinator/core/fleet.h"
 #include "coordinator/core/shard.h"
+#include "coordinator/core/speed.h"
 #include "coordinator/core/trouble.h"
+#include "coordinator/core/worker.h"
 
 static void ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
                 int code) {
@@ -143,7 +144,7 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
     int rc = fx_reserve(fx, 16);
     if (rc) return rc;
     struct batch *b = batch_find(f, r->batch);
-    struct worker *w = r->worker ? fleet_by_name(f, r->worker) : NULL;
+    struct worker *w = r->worker ? worker_by_name(f, r->worker) : NULL;
     if (w) w->seen_ms = w->lost ? w->seen_ms : f->now;
     if (!b) {
         ack(fx, conn, NULL, r->batch, r->task, KN_EGONE);
@@ -216,14 +217,14 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
 static void commit_done(struct farm *f, struct batch *b, struct pending *p, struct farm_effects *fx) {
     uint32_t t = p->task;
     struct task *task = &b->tasks[t];
-    struct worker *w = fleet_by_name(f, p->worker);
+    struct worker *w = worker_by_name(f, p->worker);
     if (w) {
         w->done++;
-        fleet_rate_add(&w->rate, f->now, 1);
+        rate_add(&w->rate, f->now, 1);
     }
     f->backends[p->backend].done++;
-    fleet_rate_add(&f->rate, f->now, 1);
-    fleet_rate_add(&b->rate, f->now, 1);
+    rate_add(&f->rate, f->now, 1);
+    rate_add(&b->rate, f->now, 1);
     b->done_here++;
     task->backend = (uint8_t)p->backend;
     memcpy(task->pixels, p->pixels, sizeof task->pixels);

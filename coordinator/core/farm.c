@@ -8,9 +8,11 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/commit.h"
 #include "coordinator/core/fleet.h"
-#include "coordinator/core/shard.h"
 #include "coordinator/core/sched.h"
+#include "coordinator/core/shard.h"
+#include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
+#include "coordinator/core/worker.h"
 
 void farm_config_default(struct farm_config *c) {
     *c = (struct farm_config){
@@ -113,7 +115,7 @@ static int said_returned(struct farm *f, struct worker *w, const struct ev_shard
     int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
     if (e->out_of_memory && s->state != SHARD_REVOKED) {
-        fleet_out_of_memory(w, s->shape_uid, s->count);
+        speed_out_of_memory(w, s->shape_uid, s->count);
         fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL, "out_of_memory worker=%s images=%u", w->name,
                 s->count);
         if (s->count == 1) { /* not even one: that is a failure */
@@ -138,7 +140,7 @@ static int said_done(struct farm *f, struct worker *w, const struct ev_shard *e,
     if (s->state == SHARD_SENT) return KN_OK; /* said twice */
     int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
-    fleet_measured(w, s, e->render_ms, e->images);
+    speed_measured(w, s, e->render_ms, e->images);
     shard_done(f, s, fx);
     return KN_OK;
 }
@@ -156,7 +158,7 @@ static int said_failed(struct farm *f, struct worker *w, const struct ev_task_fa
     uint32_t t = e->task;
     s->alive_ms = f->now;
     bool memory = e->code == KN_EOOM;
-    if (memory) fleet_out_of_memory(w, s->shape_uid, s->count);
+    if (memory) speed_out_of_memory(w, s->shape_uid, s->count);
     bool alone = s->count == 1;
     shard_drop(f, s, t);
     if (e->code == KN_ECANCELED || (memory && !alone)) { /* nobody's fault */
@@ -199,7 +201,7 @@ static int batch_event(struct farm *f, const struct farm_event *ev, struct farm_
 }
 
 static int worker_event(struct farm *f, const struct farm_event *ev, struct farm_effects *fx) {
-    struct worker *w = fleet_by_conn(f, ev->conn);
+    struct worker *w = worker_by_conn(f, ev->conn);
     if (!w) {
         if (ev->type == EV_WORKER_GONE) return KN_OK;
         int rc = fx_reserve(fx, 1);

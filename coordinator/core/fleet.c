@@ -12,70 +12,12 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
-#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/trouble.h"
+#include "coordinator/core/worker.h"
 
 #define HELD_MAX 32 /* shards that a hello may name */
-
-struct worker *fleet_by_name(const struct farm *f, const char *name) {
-    return name && *name ? kn_map_get(f->worker_by_name, name, strlen(name)) : NULL;
-}
-
-struct worker *fleet_by_conn(const struct farm *f, uint64_t conn) {
-    return kn_map_get(f->worker_by_conn, &conn, sizeof conn);
-}
-
-struct worker *fleet_by_uid(const struct farm *f, uint32_t uid) {
-    for (size_t i = 0; i < f->worker_count; i++)
-        if (f->workers[i]->uid == uid) return f->workers[i];
-    return NULL;
-}
-
-struct worker_model *fleet_model(struct worker *w, const struct model *m) {
-    for (uint32_t k = 0; k < w->model_count; k++)
-        if (w->models[k].model == m) return &w->models[k];
-    return NULL;
-}
-
-void fleet_wake(struct farm *f, struct worker *w) {
-    if (w->woken) return;
-    w->woken = true;
-    w->woken_next = f->woken;
-    f->woken = w;
-}
-
-/* In its pools' sums as long as work may be given to it. */
-static void worker_count(struct farm *f, struct worker *w) {
-    if (w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred) {
-        if (w->counted) return;
-        pool_worker_enter(w);
-        fleet_wake(f, w);
-    } else {
-        pool_worker_leave(w);
-    }
-}
-
-bool fleet_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
-                     uint32_t count) {
-    const struct task *task = &b->tasks[t];
-    const struct group *group = &b->groups[task->group];
-    const struct pool *p = b->lanes[group->lane].pool;
-    uint32_t shape_uid = ((struct shape *)slab_at(&f->shapes, group->shape))->uid;
-    const struct trouble *x = task->trouble == NONE ? NULL : slab_at(&f->troubles, task->trouble);
-    for (size_t i = 0; i < f->worker_count; i++) {
-        struct worker *w = f->workers[i];
-        bool excluded = w->left || w->drain_wish || w->drain_said || w->barred;
-        for (uint32_t k = 0; k < count; k++) excluded |= w->uid == uids[k];
-        if (excluded) continue;
-        if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
-        if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
-        bool nan = x && trouble_nan(x, w->backend);
-        const struct worker_shape *ws = fleet_shape(w, shape_uid, false);
-        if (!nan && !(ws && ws->limit == 0)) return true;
-    }
-    return false;
-}
 
 /* ---- coming and going */
 
@@ -88,7 +30,7 @@ static int worker_reserve(struct farm *f, struct farm_effects *fx, const struct 
 static void worker_disconnect(struct farm *f, struct worker *w) {
     if (w->conn) kn_map_remove(f->worker_by_conn, &w->conn, sizeof w->conn);
     w->conn = 0;
-    worker_count(f, w);
+    worker_recount(f, w);
 }
 
 /* Which of its shards a worker that died was executing: the one that began last, of those that its last
@@ -219,7 +161,7 @@ static void models_replace(struct farm *f, struct worker *w, struct worker_model
     if (w->backend != backend) w->shape_count = 0;
     bool loaded = false;
     for (uint32_t k = 0; k < count; k++) {
-        struct worker_model *old = w->backend == backend ? fleet_model(w, models[k].model) : NULL;
+        struct worker_model *old = w->backend == backend ? worker_model_of(w, models[k].model) : NULL;
         if (old) models[k].speed = old->speed;
         loaded |= w->loaded == models[k].model;
     }
@@ -312,7 +254,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     for (uint32_t i = 0; i < h->held_count; i++)
         held_tasks += h->held[i].task_count < KN_SHARD_TASKS_MAX ? h->held[i].task_count : KN_SHARD_TASKS_MAX;
     struct worker_model *models = NULL;
-    struct worker *w = fleet_by_name(f, h->worker), *other = fleet_by_conn(f, conn);
+    struct worker *w = worker_by_name(f, h->worker), *other = worker_by_conn(f, conn);
     if (other && other != w) return KN_ESTATE; /* one connection, one worker */
     int rc = farm_backend(f, h->backend, &backend);
     if (rc == 0 && !w) rc = worker_create(f, h->worker, &w);
@@ -377,8 +319,8 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
         e->conn = conn;
         e->u.drain.reason = "drained for its faults";
     }
-    worker_count(f, w);
-    fleet_wake(f, w);
+    worker_recount(f, w);
+    worker_wake(f, w);
     return KN_OK;
 }
 
@@ -394,7 +336,7 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
     if (h->has_model) {
         struct model *m = kn_map_get(f->model_by_digest, h->model, sizeof h->model);
         /* Before it has begun what it was given last, what it has loaded is not what it will have. */
-        if (m && fleet_model(w, m) && (w->held == 0 || !w->loaded)) w->loaded = m;
+        if (m && worker_model_of(w, m) && (w->held == 0 || !w->loaded)) w->loaded = m;
     }
     bool unknown = h->shard != 0;
     if (h->shard) {
@@ -422,7 +364,7 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
             f->now + f->config.silence_ms; /* what is on its way to it arrives before it answers */
         fx_add(fx, FX_HELLO_AGAIN)->conn = w->conn;
     }
-    worker_count(f, w);
+    worker_recount(f, w);
     return KN_OK;
 }
 
@@ -447,39 +389,17 @@ int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, s
 }
 
 int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects *fx) {
-    struct worker *w = fleet_by_name(f, name);
+    struct worker *w = worker_by_name(f, name);
     if (!w || !w->conn) return KN_ENOENT;
     int rc = fx_reserve(fx, 4);
     if (rc) return rc;
     w->drain_wish = true;
-    worker_count(f, w);
+    worker_recount(f, w);
     struct farm_effect *e = fx_add(fx, FX_DRAIN);
     e->conn = w->conn;
     e->u.drain.exit = exit;
     e->u.drain.reason = "asked to";
     return KN_OK;
-}
-
-void fleet_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
-    w->barred = true;
-    w->barred_until = f->now + BARRED_MS;
-    worker_count(f, w);
-    if (w->conn && fx_reserve(fx, 8) == 0) {
-        struct farm_effect *e = fx_add(fx, FX_DRAIN);
-        e->conn = w->conn;
-        e->u.drain.reason = fx_text(fx, why);
-    }
-    fx_note(fx, FX_ALARM, NULL, "worker_drained worker=%s: %u faults in a row: %s", w->name, w->faults, why);
-    for (uint32_t i = 0; i < f->troubles.total; i++) {
-        struct trouble *x = slab_at(&f->troubles, i);
-        if (!x->batch || x->batch->tasks[x->task].state >= TASK_COMMITTING || fx_reserve(fx, 8)) continue;
-        if (!trouble_refund(x, w)) continue;
-        struct farm_effect *e = fx_add(fx, FX_CHARGE);
-        memcpy(e->batch, x->batch->id, sizeof e->batch);
-        e->task = x->task;
-        e->u.charge.charges = x->batch->tasks[x->task].charges;
-        e->u.charge.reason = "charged by a worker that was drained for its faults";
-    }
 }
 
 void fleet_sweep(struct farm *f, struct farm_effects *fx) {

@@ -16,9 +16,10 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
-#include "coordinator/core/fleet.h"
-#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/shard.h"
+#include "coordinator/core/speed.h"
+#include "coordinator/core/worker.h"
 
 #define PIECES_LOOKED_AT 16
 #define PROBE_IMAGES 4    /* first shard of a shape when the model's speed is known from another */
@@ -35,11 +36,11 @@ static uint64_t pool_speed(const struct pool *p) {
 
 uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, const struct shape *shape) {
     const struct pool *p = lane->pool;
-    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
+    const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
     uint64_t limit = w->batch_max;
     if (ws && ws->limit < limit) limit = ws->limit;
     if (limit < 1) limit = 1;
-    uint64_t us = fleet_us_per_image(w, p, shape);
+    uint64_t us = speed_us_per_image(w, p, shape);
     if (us == 0) return 1;
     uint64_t n = (uint64_t)f->config.shard_target_ms * 1000 / us;
     uint64_t measured = ws ? ws->last_count : 0;
@@ -57,7 +58,7 @@ uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, c
 /* Whether a worker that has something to do already should take more of this pool ahead: not if the others
  * will have rendered all that is queued before it would begin. */
 static bool worth_prefetching(const struct farm *f, const struct worker *w, const struct pool *p) {
-    uint64_t backlog = fleet_backlog_us(f, w), all = pool_speed(p);
+    uint64_t backlog = speed_backlog_us(f, w), all = pool_speed(p);
     if (backlog == 0 || p->able <= 1) return true;
     if (all == 0) return p->ready[0]->queued > p->able || p->ready_count > p->able;
     return (double)p->ready_units * 1e6 / (double)all >= (double)backlog;
@@ -79,8 +80,8 @@ static uint32_t piece_for(struct farm *f, struct batch *b, const struct group *g
 
 /* Whether there is memory on this worker for even one; if nobody has it, all may try (and be charged). */
 static bool fits(struct farm *f, struct batch *b, uint32_t t, const struct shape *shape, struct worker *w) {
-    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
-    return !ws || ws->limit > 0 || !fleet_other_can(f, b, t, &w->uid, 1);
+    const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
+    return !ws || ws->limit > 0 || !worker_other_can(f, b, t, &w->uid, 1);
 }
 
 /* Takes a shard for this worker out of a lane. */
@@ -96,7 +97,7 @@ static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, stru
         uint32_t n = sched_size(f, w, lane, shape);
         if (n > list->count) n = list->count;
         if (farm_reserve(f, fx, 4, n, n)) return false;
-        uint64_t us = fleet_us_per_image(w, lane->pool, shape);
+        uint64_t us = speed_us_per_image(w, lane->pool, shape);
         uint64_t cost = (us ? us : GUESS_US) * n;
         uint32_t tasks[KN_SHARD_TASKS_MAX];
         batch_charge_time(f, b, cost); /* while the lane is in order: taking its tasks may close it */
@@ -162,7 +163,7 @@ static struct lane *loaded_first(struct farm *f, struct worker *w, struct cursor
 
 bool sched_grant(struct farm *f, struct worker *w, struct farm_effects *fx) {
     if (slab_used(&f->pendings) >= PENDING_PAUSE) return false; /* the store does not keep up */
-    if (f->deposed || !fleet_takes(w) || w->held >= w->credit || f->now < w->cool_until) return false;
+    if (f->deposed || !worker_takes(w) || w->held >= w->credit || f->now < w->cool_until) return false;
     struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
     uint32_t count = cursors_open(f, w, false, v);
     struct lane *lane = cursors_next(v, count, NULL);
@@ -200,11 +201,11 @@ static void grant_all(struct farm *f, struct farm_effects *fx) {
     size_t count = 0;
     if (f->work_arrived) {
         for (size_t i = 0; i < f->worker_count; i++)
-            if (fleet_takes(f->workers[i]) && f->workers[i]->held < f->workers[i]->credit)
+            if (worker_takes(f->workers[i]) && f->workers[i]->held < f->workers[i]->credit)
                 f->order[count++] = f->workers[i];
     } else {
         for (struct worker *w = f->woken; w; w = w->woken_next)
-            if (fleet_takes(w) && w->held < w->credit) f->order[count++] = w;
+            if (worker_takes(w) && w->held < w->credit) f->order[count++] = w;
     }
     while (f->woken) {
         f->woken->woken = false;
@@ -234,7 +235,7 @@ static void retract(struct farm *f, struct farm_effects *fx) {
     uint64_t coming = 0;
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
-        if (!fleet_takes(w) || !w->shards) continue;
+        if (!worker_takes(w) || !w->shards) continue;
         struct lane *lane = worker_first(f, w);
         if (!lane) continue;
         const struct shape *shape = slab_at(&f->shapes, lane->batch->groups[lane->head].shape);

@@ -10,7 +10,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
-#include "coordinator/core/fleet.h"
+#include "coordinator/core/worker.h"
 
 int shard_reserve(struct farm *f, struct farm_effects *fx, const struct shard *s) {
     return farm_reserve(f, fx, 3 * s->left + 8, s->left, s->left);
@@ -29,7 +29,7 @@ static void shard_take_credit(struct farm *f, struct shard *s, bool take) {
     } else {
         assert(w->held > 0);
         w->held--;
-        fleet_wake(f, w);
+        worker_wake(f, w);
     }
 }
 

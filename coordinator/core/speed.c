@@ -1,34 +1,15 @@
-/* How fast workers are: measured for each worker and shape, from what it says a shard took. Part of fleet.h.
- */
-#include "coordinator/core/fleet.h"
+/* How fast workers are: measured for each worker and shape, from what it says a shard took. The contract is speed.h. */
+#include "coordinator/core/speed.h"
+
 #include "coordinator/core/pool.h"
+#include "coordinator/core/worker.h"
 
-struct worker_shape *fleet_shape(struct worker *w, uint32_t shape_uid, bool make) {
-    for (uint32_t i = 0; i < w->shape_count; i++) {
-        if (w->shapes[i].shape_uid != shape_uid) continue;
-        if (make) w->shapes[i].used = ++w->shape_clock;
-        return &w->shapes[i];
-    }
-    if (!make) return NULL;
-    uint32_t at = w->shape_count;
-    if (at < SPEEDS_MAX) {
-        w->shape_count++;
-    } else { /* the one that was measured longest ago makes room */
-        at = 0;
-        for (uint32_t i = 1; i < SPEEDS_MAX; i++)
-            if (w->shapes[i].used < w->shapes[at].used) at = i;
-    }
-    w->shapes[at] =
-        (struct worker_shape){.shape_uid = shape_uid, .limit = UINT16_MAX, .used = ++w->shape_clock};
-    return &w->shapes[at];
-}
-
-void fleet_measured(struct worker *w, const struct shard *s, uint32_t render_ms, uint32_t images) {
+void speed_measured(struct worker *w, const struct shard *s, uint32_t render_ms, uint32_t images) {
     if (images == 0 || images > s->count) return;
     uint64_t us = (uint64_t)render_ms * 1000 / images;
     if (us < 1) us = 1;
     if (us > UINT32_MAX) us = UINT32_MAX;
-    struct worker_shape *ws = fleet_shape(w, s->shape_uid, true);
+    struct worker_shape *ws = worker_shape_of(w, s->shape_uid, true);
     /* A larger shard than before tells more than the small ones did: a batch is cheaper an image. */
     if (ws->us_per_image == 0 || images > ws->last_count)
         ws->us_per_image = (uint32_t)us;
@@ -45,16 +26,16 @@ void fleet_measured(struct worker *w, const struct shard *s, uint32_t render_ms,
     pool_worker_speed(w, wm, speed ? speed : 1);
 }
 
-void fleet_out_of_memory(struct worker *w, uint32_t shape_uid, uint32_t images) {
-    struct worker_shape *ws = fleet_shape(w, shape_uid, true);
+void speed_out_of_memory(struct worker *w, uint32_t shape_uid, uint32_t images) {
+    struct worker_shape *ws = worker_shape_of(w, shape_uid, true);
     uint32_t half = images / 2;
     if (half < ws->limit) ws->limit = (uint16_t)half;
 }
 
-uint64_t fleet_us_per_image(struct worker *w, const struct pool *p, const struct shape *shape) {
-    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
+uint64_t speed_us_per_image(struct worker *w, const struct pool *p, const struct shape *shape) {
+    const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
     if (ws && ws->us_per_image) return ws->us_per_image;
-    const struct worker_model *wm = fleet_model(w, p->model);
+    const struct worker_model *wm = worker_model_of(w, p->model);
     uint64_t speed = wm ? wm->speed : 0;
     if (speed == 0 && p->known > 0) speed = p->speed / p->known;
     if (speed == 0) return 0;
@@ -62,15 +43,15 @@ uint64_t fleet_us_per_image(struct worker *w, const struct pool *p, const struct
     return us ? us : 1;
 }
 
-uint64_t fleet_shard_us(const struct shard *s) {
-    const struct worker_shape *ws = fleet_shape(s->worker, s->shape_uid, false);
+uint64_t speed_shard_us(const struct shard *s) {
+    const struct worker_shape *ws = worker_shape_of(s->worker, s->shape_uid, false);
     return ws && ws->us_per_image ? (uint64_t)ws->us_per_image * s->count : s->cost;
 }
 
-uint64_t fleet_backlog_us(const struct farm *f, const struct worker *w) {
+uint64_t speed_backlog_us(const struct farm *f, const struct worker *w) {
     uint64_t sum = 0;
     for (const struct shard *s = w->shards; s; s = s->worker_next) {
-        uint64_t cost = fleet_shard_us(s);
+        uint64_t cost = speed_shard_us(s);
         if (s->state == SHARD_WAITING) {
             sum += cost;
         } else if (s->state == SHARD_STARTED && s->left > 0) {
@@ -81,7 +62,7 @@ uint64_t fleet_backlog_us(const struct farm *f, const struct worker *w) {
     return sum;
 }
 
-void fleet_rate_add(struct rate *r, uint64_t now, uint32_t images) {
+void rate_add(struct rate *r, uint64_t now, uint32_t images) {
     uint64_t second = now / 1000;
     if (second > r->second + RATE_WINDOW_S || r->second > second) {
         memset(r->bucket, 0, sizeof r->bucket);
@@ -92,7 +73,7 @@ void fleet_rate_add(struct rate *r, uint64_t now, uint32_t images) {
     r->bucket[second % (RATE_WINDOW_S + 1)] += images;
 }
 
-float fleet_rate(const struct rate *r, uint64_t now, uint64_t since_ms) {
+float rate_per_s(const struct rate *r, uint64_t now, uint64_t since_ms) {
     uint64_t second = now / 1000, first = second >= RATE_WINDOW_S ? second - RATE_WINDOW_S : 0, sum = 0;
     for (uint64_t s = r->second; s + RATE_WINDOW_S >= r->second && s >= first && s <= second; s--) {
         sum += r->bucket[s % (RATE_WINDOW_S + 1)];

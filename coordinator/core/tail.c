@@ -9,9 +9,10 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
-#include "coordinator/core/fleet.h"
-#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/shard.h"
+#include "coordinator/core/speed.h"
+#include "coordinator/core/worker.h"
 
 #define TAIL_WORKERS 64 /* idle workers served in one look */
 #define UNREACHABLE_US 3600000000u
@@ -28,8 +29,8 @@ static uint64_t remaining_us(const struct farm *f, const struct shard *s) {
     uint64_t before = 0;
     for (const struct shard *x = w->shards; x != s; x = x->worker_next)
         if (x->state == SHARD_WAITING || x->state == SHARD_STARTED)
-            before += fleet_shard_us(x) / x->count * x->left;
-    uint64_t cost = fleet_shard_us(s);
+            before += speed_shard_us(x) / x->count * x->left;
+    uint64_t cost = speed_shard_us(s);
     if (s->state == SHARD_WAITING) return before + cost;
     uint64_t spent = (f->now - s->started_ms) * 1000, left = cost / s->count * s->left;
     if (spent <= cost) return left < cost - spent ? left : cost - spent;
@@ -79,13 +80,13 @@ static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct 
     struct group *group = &b->groups[s->group];
     const struct pool *p = b->lanes[group->lane].pool;
     const struct shape *shape = slab_at(&f->shapes, group->shape);
-    const struct worker_shape *ws = fleet_shape(w, shape->uid, false);
+    const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
     uint32_t limit = w->batch_max, tasks[KN_SHARD_TASKS_MAX], count = 0;
     if (ws && ws->limit < limit) limit = ws->limit;
     for (uint32_t i = s->count; i-- > 0 && count < limit;)
         if (copyable(s, s->tasks[i])) tasks[count++] = s->tasks[i];
     if (count == 0) return false;
-    uint64_t us = fleet_us_per_image(w, p, shape);
+    uint64_t us = speed_us_per_image(w, p, shape);
     struct shard *copy = shard_grant(f, w, b, tasks, count, fx);
     if (!copy) return false;
     copy->cost = us * count;
@@ -104,8 +105,8 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
         const struct batch *b = s->batch;
         const struct group *group = &b->groups[s->group];
         const struct pool *p = b->lanes[group->lane].pool;
-        if (!pool_serves(p, w) || !fleet_model(w, p->model)) continue;
-        uint64_t us = fleet_us_per_image(w, p, slab_at(&f->shapes, group->shape));
+        if (!pool_serves(p, w) || !worker_model_of(w, p->model)) continue;
+        uint64_t us = speed_us_per_image(w, p, slab_at(&f->shapes, group->shape));
         if (us == 0 && remaining != UNREACHABLE_US) continue; /* nothing is known of either */
         uint64_t mine = us * s->left;
         if (mine > remaining - remaining / 5) continue; /* not sooner by a fifth */
@@ -132,7 +133,7 @@ void tail_run(struct farm *f, struct farm_effects *fx) {
     uint32_t idle_count = 0;
     for (size_t i = 0; i < f->worker_count && idle_count < TAIL_WORKERS; i++) {
         struct worker *w = f->workers[i];
-        if (!fleet_takes(w) || w->held > 0 || f->now < w->cool_until) continue;
+        if (!worker_takes(w) || w->held > 0 || f->now < w->cool_until) continue;
         if (!collected && !tail_collect(f, &count)) return;
         collected = true;
         if (count == 0) return;

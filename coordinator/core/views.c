@@ -2,7 +2,7 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
-#include "coordinator/core/fleet.h"
+#include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
 
 /* What is left at the speed of the last seconds; before there is one, at the measured speeds of the workers.
@@ -38,7 +38,7 @@ static void view_batch(const struct batch *b, uint64_t now, struct farm_batch_vi
         .cancelled_by_person = b->cancelled_by_person,
     };
     memcpy(v->id, b->id, sizeof v->id);
-    v->images_per_s = b->first_ms ? fleet_rate(&b->rate, now, b->first_ms) : 0;
+    v->images_per_s = b->first_ms ? rate_per_s(&b->rate, now, b->first_ms) : 0;
     if (b->first_ms) {
         uint64_t end = b->ended_ms ? b->ended_ms : now, paused = b->paused_ms;
         if (b->paused_since) paused += now - b->paused_since;
@@ -117,7 +117,7 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
         .done = w->done,
         .failed = w->failed,
         .last_seen_ms = (uint32_t)(now_ms - w->seen_ms),
-        .images_per_s = fleet_rate(&w->rate, now_ms, 0),
+        .images_per_s = rate_per_s(&w->rate, now_ms, 0),
     };
     const struct shard *running = NULL;
     uint32_t shards = 0;
@@ -146,5 +146,5 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
 }
 
 float farm_images_per_s(const struct farm *f, uint64_t now_ms) {
-    return fleet_rate(&f->rate, now_ms, 0);
+    return rate_per_s(&f->rate, now_ms, 0);
 }

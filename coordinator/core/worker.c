@@ -1,0 +1,84 @@
+/* The table of workers. The contract is worker.h, the data state.h. */
+#include "coordinator/core/worker.h"
+
+#include "coordinator/core/pool.h"
+#include "coordinator/core/trouble.h"
+
+struct worker *worker_by_name(const struct farm *f, const char *name) {
+    return name && *name ? kn_map_get(f->worker_by_name, name, strlen(name)) : NULL;
+}
+
+struct worker *worker_by_conn(const struct farm *f, uint64_t conn) {
+    return kn_map_get(f->worker_by_conn, &conn, sizeof conn);
+}
+
+struct worker *worker_by_uid(const struct farm *f, uint32_t uid) {
+    for (size_t i = 0; i < f->worker_count; i++)
+        if (f->workers[i]->uid == uid) return f->workers[i];
+    return NULL;
+}
+
+struct worker_model *worker_model_of(struct worker *w, const struct model *m) {
+    for (uint32_t k = 0; k < w->model_count; k++)
+        if (w->models[k].model == m) return &w->models[k];
+    return NULL;
+}
+
+struct worker_shape *worker_shape_of(struct worker *w, uint32_t shape_uid, bool make) {
+    for (uint32_t i = 0; i < w->shape_count; i++) {
+        if (w->shapes[i].shape_uid != shape_uid) continue;
+        if (make) w->shapes[i].used = ++w->shape_clock;
+        return &w->shapes[i];
+    }
+    if (!make) return NULL;
+    uint32_t at = w->shape_count;
+    if (at < SPEEDS_MAX) {
+        w->shape_count++;
+    } else { /* the one that was measured longest ago makes room */
+        at = 0;
+        for (uint32_t i = 1; i < SPEEDS_MAX; i++)
+            if (w->shapes[i].used < w->shapes[at].used) at = i;
+    }
+    w->shapes[at] =
+        (struct worker_shape){.shape_uid = shape_uid, .limit = UINT16_MAX, .used = ++w->shape_clock};
+    return &w->shapes[at];
+}
+
+void worker_wake(struct farm *f, struct worker *w) {
+    if (w->woken) return;
+    w->woken = true;
+    w->woken_next = f->woken;
+    f->woken = w;
+}
+
+/* In its pools' sums as long as work may be given to it. */
+void worker_recount(struct farm *f, struct worker *w) {
+    if (w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred) {
+        if (w->counted) return;
+        pool_worker_enter(w);
+        worker_wake(f, w);
+    } else {
+        pool_worker_leave(w);
+    }
+}
+
+bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
+                      uint32_t count) {
+    const struct task *task = &b->tasks[t];
+    const struct group *group = &b->groups[task->group];
+    const struct pool *p = b->lanes[group->lane].pool;
+    uint32_t shape_uid = ((struct shape *)slab_at(&f->shapes, group->shape))->uid;
+    const struct trouble *x = task->trouble == NONE ? NULL : slab_at(&f->troubles, task->trouble);
+    for (size_t i = 0; i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        bool excluded = w->left || w->drain_wish || w->drain_said || w->barred;
+        for (uint32_t k = 0; k < count; k++) excluded |= w->uid == uids[k];
+        if (excluded) continue;
+        if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
+        if (!pool_serves(p, w) || !worker_model_of(w, p->model)) continue;
+        bool nan = x && trouble_nan(x, w->backend);
+        const struct worker_shape *ws = worker_shape_of(w, shape_uid, false);
+        if (!nan && !(ws && ws->limit == 0)) return true;
+    }
+    return false;
+}
