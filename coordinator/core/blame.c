@@ -23,6 +23,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/commit.h"
+#include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
 

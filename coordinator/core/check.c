@@ -2,10 +2,10 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
-#include "coordinator/core/worker.h"
-#include "coordinator/core/shard.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/state.h"
+#include "coordinator/core/worker.h"
 
 _Static_assert(sizeof(struct task) + sizeof(uint32_t) <= 32, "farm.h promises 32 bytes a task");
 

@@ -7,6 +7,7 @@
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/commit.h"
+#include "coordinator/core/control.h"
 #include "coordinator/core/fleet.h"
 #include "coordinator/core/sched.h"
 #include "coordinator/core/shard.h"
@@ -186,17 +187,17 @@ static int batch_event(struct farm *f, const struct farm_event *ev, struct farm_
     if (!b) return KN_ENOENT;
     switch (ev->type) {
     case EV_BATCH_CANCEL:
-        return batch_cancel(f, b, fx);
+        return control_cancel(f, b, fx);
     case EV_BATCH_PAUSE:
-        return batch_pause(f, b, fx);
+        return control_pause(f, b, fx);
     case EV_BATCH_RESUME:
-        return batch_resume(f, b, fx);
+        return control_resume(f, b, fx);
     case EV_BATCH_RETRY:
-        return batch_retry(f, b, fx);
+        return control_retry(f, b, fx);
     case EV_BATCH_PRIORITY:
-        return batch_priority(f, b, ev->u.batch.priority, fx);
+        return control_priority(f, b, ev->u.batch.priority, fx);
     default:
-        return batch_remove(f, b, fx);
+        return control_remove(f, b, fx);
     }
 }
 

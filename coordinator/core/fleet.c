@@ -14,6 +14,7 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/shard.h"
+#include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
 

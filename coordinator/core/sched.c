@@ -19,6 +19,7 @@
 #include "coordinator/core/pool.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
+#include "coordinator/core/task.h"
 #include "coordinator/core/worker.h"
 
 #define PIECES_LOOKED_AT 16

@@ -10,6 +10,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
+#include "coordinator/core/task.h"
 #include "coordinator/core/worker.h"
 
 int shard_reserve(struct farm *f, struct farm_effects *fx, const struct shard *s) {
