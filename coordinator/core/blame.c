@@ -22,7 +22,7 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
-#include "coordinator/core/commit.h"
+#include "coordinator/core/pending.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
@@ -79,7 +79,7 @@ static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_
         struct worker *w = worker_by_uid(f, x->avoid);
         char words[128];
         snprintf(words, sizeof words, "failed %u times: %s", b->tasks[t].charges, kn_err_words(x->code));
-        commit_fail(f, b, t, x->code, x->reason ? x->reason : words, w ? w->name : "", fx);
+        pending_fail(f, b, t, x->code, x->reason ? x->reason : words, w ? w->name : "", fx);
         return;
     }
     task_queue_piece(f, b, &t, 1);

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
-#include "coordinator/core/commit.h"
+#include "coordinator/core/pending.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/task.h"
@@ -71,7 +71,7 @@ int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
     if (rc) return rc;
     if (b->counts[TASK_FAILED] == 0 && b->counts[TASK_FAILING] == 0) return KN_OK;
     for (uint32_t t = 0; b->counts[TASK_FAILING] > 0 && t < b->total; t++)
-        if (b->tasks[t].state == TASK_FAILING) commit_void(f, b, t);
+        if (b->tasks[t].state == TASK_FAILING) pending_void(f, b, t);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < b->log_count; i++) {
         uint32_t t = b->log[i];

@@ -9,10 +9,12 @@
 #include "coordinator/core/commit.h"
 #include "coordinator/core/control.h"
 #include "coordinator/core/fleet.h"
+#include "coordinator/core/pending.h"
 #include "coordinator/core/sched.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
+#include "coordinator/core/tail.h"
 #include "coordinator/core/worker.h"
 
 void farm_config_default(struct farm_config *c) {
@@ -175,7 +177,7 @@ static int said_failed(struct farm *f, struct worker *w, const struct ev_task_fa
 
 static int tick(struct farm *f, struct farm_effects *fx) {
     fleet_sweep(f, fx);
-    commit_retry(f, fx);
+    pending_retry(f, fx);
     batch_state_retry(f, fx);
     blame_sweep(f, fx);
     f->work_arrived = true; /* whoever was not worth a shard may be now */
@@ -278,6 +280,7 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
         break;
     }
     sched_run(f, fx);
+    tail_run(f, fx);
     return rc;
 }
 

@@ -263,5 +263,4 @@ void sched_run(struct farm *f, struct farm_effects *fx) {
         retract(f, fx);
         if (f->work_arrived || f->woken) grant_all(f, fx);
     }
-    tail_run(f, fx);
 }

@@ -14,7 +14,4 @@ void sched_sort(struct worker **v, size_t count);
 /* How many images of this group this worker should take at once; shrinks with what is left in the lane. */
 uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, const struct shape *shape);
 
-/* Fast workers that are idle, and slow ones that are not: tail.c. */
-void tail_run(struct farm *f, struct farm_effects *fx);
-
 #endif

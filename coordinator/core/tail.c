@@ -1,15 +1,16 @@
-/* The tail: nothing is queued that an idle worker could take, others still render. Part of sched.h.
+/* The tail: nothing is queued that an idle worker could take, others still render. The contract is tail.h.
  *
  * What waits at a busy worker is taken back and given to the idle one. What a slow or silent worker executes
  * is rendered a second time on the fastest idle worker that is expected to be sooner: the last images first,
  * so that the two meet. The first bytes win, and who has nothing left to win is told to stop. Suspects are
  * never rendered twice at a time: one killer should not take two workers with it. */
-#include "coordinator/core/sched.h"
+#include "coordinator/core/tail.h"
 
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/sched.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/worker.h"
@@ -125,7 +126,7 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
 }
 
 void tail_run(struct farm *f, struct farm_effects *fx) {
-    if (f->now < f->tail_due || f->shard_count == 0) return;
+    if (f->deposed || f->now < f->tail_due || f->shard_count == 0) return;
     f->tail_due = f->now + TAIL_EVERY_MS;
     bool collected = false;
     size_t count = 0;
