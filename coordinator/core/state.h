@@ -1,20 +1,40 @@
-/* The farm's data model: everything the core knows, in one place. Private to coordinator/core.
+/* The farm's data model: everything that the core knows, in one place. Private to coordinator/core.
  *
  * Read in this order: task, piece, group, lane, batch (what is asked); shard (what is out); model, pool,
- * worker (who renders); then the tables of struct farm. What happens to them is in
+ * worker (who renders); then the tables of struct farm.
  *
- *   batch.c   tasks and their queues, counts, the log of ends, the life of a batch
- *   pool.c    models, shapes, and which batches wait for which kind of worker
- *   fleet.c   workers: hello, heartbeat, silence, measured speed
- *   shard.c   shards: how they begin, lose tasks and end
- *   blame.c   who is guilty when something fails: the task or the worker
- *   commit.c  results and failures on their way to the store
- *   sched.c   who gets what next;  tail.c  what to do when nothing is left to hand out
- *   farm.c    farm_step and the clock;  views.c, check.c  looking at it
+ * The code is built in floors. A file calls functions of the files above it in this list, never of those
+ * below it: the lowest floor comes first. tests/lint/core_floors.py reads the list and checks every call.
  *
- * Tasks know where they are through two numbers (`a`, `b`), so that a million of them stay small: links of a
- * queue, or slots of the shards that render them, or the slot of the commit that is under way. Everything
- * with a slot lives in a slab (slab.h). */
+ *   slab.c      elements addressed by number
+ *   effects.c   the list of effects that a step fills
+ *   state.c     the ground: room for what one event may need, names of backend classes
+ *   trouble.c   what is known against tasks and workers
+ *   pool.c      models, shapes, and which batches wait for which kind of worker
+ *   worker.c    the table of workers
+ *   speed.c     how fast workers are
+ *   task.c      the states of tasks, and the queues that they wait in
+ *   batch.c     the life of a batch: opening, its state in the store, its end, its share of time
+ *   pending.c   results and failures on their way to the store
+ *   blame.c     who is guilty when something fails: the task or the worker
+ *   shard.c     shards: how they begin, lose tasks and end; a bad end is judged by blame.c
+ *   commit.c    what a result brings about, and what an answer of the store does
+ *   fleet.c     workers: hello, heartbeat, silence, leaving
+ *   control.c   what a person may do with a batch
+ *   sched.c     who gets what next
+ *   tail.c      what to do when nothing is left to hand out
+ *   views.c     looking at it
+ *   check.c     asserting that all of it fits together
+ *   farm.c      farm_step, and the clock
+ *
+ * Where a lower floor must cause something above it, it leaves a note in the state, and farm_step works it
+ * off before it returns: a task that was queued (work_arrived, outranked) or credit that came free (woken)
+ * brings sched.c to hand out work; a refused state (states_due), a refused commit (wait_head) and a suspect
+ * that nobody may be left for (trouble_head) are looked after by the tick.
+ *
+ * A task knows where it is through two numbers, `a` and `b`, so that a million of them stay small: links of a
+ * queue, or slots of the shards that render it, or the slot of the commit that is under way. Everything with
+ * a slot lives in a slab (slab.h). */
 #ifndef KILN_COORDINATOR_CORE_STATE_H
 #define KILN_COORDINATOR_CORE_STATE_H
 
@@ -28,25 +48,25 @@
 
 #define NONE UINT32_MAX
 #define PIN_ANY UINT16_MAX
-#define BACKENDS_MAX 250 /* one byte in a task; classes seen by one coordinator in its life */
+#define BACKENDS_MAX 250 /* classes seen by one coordinator in its life; one byte in a task */
 #define BACKEND_NONE UINT8_MAX
 #define COPIES_MAX 2       /* shards that may hold a task at a time */
 #define ACKS_MAX 4         /* connections that wait for one commit */
 #define CHARGERS_MAX 4     /* workers whose charges a task remembers, for refunds */
-#define LOSSES_MAX 8       /* uncharged losses of a task, then a shard that never began counts as executing */
+#define LOSSES_MAX 8       /* losses of a task after which a shard that never began counts as executing */
 #define SPEEDS_MAX 64      /* shapes whose speed is remembered for a worker */
 #define PENDING_MAX 65536  /* results and failures on their way to the store */
 #define PENDING_PAUSE 8192 /* with so many on their way nothing more is handed out */
 
-/* Times, all in milliseconds. */
+/* Times, in milliseconds unless their name says otherwise. */
 #define RATE_WINDOW_S 15
 #define AFFINITY_MS 10000      /* a batch waits no longer for workers that have another model loaded */
 #define TAIL_EVERY_MS 100      /* how often the tail is looked at */
-#define TAIL_MIN_MS 300        /* what is expected to end sooner is not rendered twice */
+#define TAIL_MIN_MS 300        /* shards expected to end sooner are not rendered twice */
 #define SENT_MS 30000          /* the images of a shard said to be done must have come by then */
 #define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see shard.c */
 #define REVOKE_MS 5000         /* a revoke has arrived by then */
-#define COOL_MS 300            /* after a worker handed something back of itself; doubles */
+#define COOL_MS 300            /* pause after a worker handed something back of itself; doubles */
 #define COOL_MS_MAX 10000
 #define RETRY_MS 500 /* first pause before the store is asked again; doubles */
 #define RETRY_MS_MAX 8000
@@ -58,15 +78,16 @@
 
 struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
     uint32_t pixels[2]; /* done: the first 8 bytes of the digest, to notice a duplicate that differs */
-    uint32_t a, b;      /* queued: next and previous in its queue; leased: slots of its shards (b: the second
-                           copy, or NONE); committing and failing: a is the slot in farm.pendings */
-    uint32_t trouble;   /* slot in farm.troubles, or NONE: it failed, or shared a shard that did */
+    /* queued: next and previous in its queue. granted: slots of its shards (b: of the second copy, or NONE).
+       committing and failing: a is the slot in farm.pendings. */
+    uint32_t a, b;
+    uint32_t trouble; /* slot in farm.troubles, or NONE: it failed, or shared a shard that did */
     uint16_t group;
     uint8_t state;    /* enum farm_task_state */
     uint8_t backend;  /* done: class of its result */
     uint8_t attempts; /* grants so far; stays at 255 */
     uint8_t charges;
-    uint8_t losses; /* uncharged ends of its leases without result; stays at 255 */
+    uint8_t losses; /* grants that ended without result and without a charge; stays at 255 */
     uint8_t spare;
 };
 
@@ -77,18 +98,19 @@ struct trouble {               /* of a task under suspicion */
     uint32_t by[CHARGERS_MAX]; /* workers that charged it, each once */
     uint8_t by_charges[CHARGERS_MAX];
     uint8_t by_count;
-    uint8_t
-        by_nan[CHARGERS_MAX]; /* their class if they got NaN, which is not tried again; else BACKEND_NONE */
-    bool waits;               /* in the list of tasks that may be left with nobody to render them */
-    int16_t code;             /* of the last charge */
-    char *reason;             /* owns; of the last charge; may be NULL */
-    uint32_t prev, next;      /* in that list */
-    struct batch *batch;
+    uint8_t by_nan[CHARGERS_MAX]; /* class of that worker if it got NaN; else BACKEND_NONE */
+    bool waits;                   /* in the list of tasks that may be left with nobody to render them */
+    int16_t code;                 /* of the last charge */
+    char *reason;                 /* owns; of the last charge; may be NULL */
+    uint32_t prev, next;          /* in that list */
+    struct batch *batch;          /* NULL: this slot is free */
     uint32_t task;
 };
 
-struct fault { /* something a worker did wrong: held against it if others do those very tasks without fault */
-    uint32_t worker, run; /* uid, and its run of faults then */
+/* Something that a worker did wrong. It is held against the worker if others do those very tasks without
+ * fault. */
+struct fault {
+    uint32_t worker, run; /* uid of the worker, and its run of faults then */
     uint32_t left;        /* tasks whose outcome is not known */
     bool explained;       /* another worker failed one of them too: it was the task */
 };
@@ -97,7 +119,7 @@ struct tasklist { /* doubly linked through task.a and task.b */
     uint32_t head, tail, count;
 };
 
-struct piece { /* suspects that travel together and with nobody else; a crash halves them */
+struct piece { /* suspects that travel together and with nobody else; a bad end halves them */
     struct tasklist list;
     uint32_t prev, next; /* in the group */
 };
@@ -112,7 +134,7 @@ struct group {
     uint32_t prev, next; /* in the lane's list of groups with queued tasks */
 };
 
-struct lane { /* what a batch wants of one pool */
+struct lane { /* the part of a batch that waits for one pool */
     struct batch *batch;
     struct pool *pool;
     bool ready; /* in the pool's order */
@@ -154,10 +176,10 @@ struct batch {
     uint64_t vtime;
     uint64_t starved_since; /* last time that it was given anything, or got ready */
     /* the store */
-    bool state_sent;  /* an FX_BATCH_STATE waits for its answer */
-    bool state_dirty; /* another must follow */
-    bool retried;     /* it must say so */
-    bool retried_sent;
+    bool state_sent;   /* an FX_BATCH_STATE waits for its answer */
+    bool state_dirty;  /* the state has changed since: another must follow */
+    bool retried;      /* the next one must say that failures and charges are void */
+    bool retried_sent; /* the one that waits for its answer said so */
     uint32_t state_tries;
     uint64_t state_due; /* 0, or when it is to be asked again */
     /* for the views */
@@ -170,10 +192,9 @@ struct batch {
 
 enum shard_state {
     SHARD_WAITING, /* granted, not begun as far as we know */
-    SHARD_STARTED,
-    SHARD_REVOKED, /* taken back: holds no task any more, but a place in the worker's credit until it answers
-                    */
-    SHARD_SENT,    /* the worker is through with it; images may still be on their way. No credit */
+    SHARD_STARTED, /* being rendered */
+    SHARD_REVOKED, /* taken back: holds no task any more, but uses credit until the worker answers */
+    SHARD_SENT, /* the worker is through with it and has its credit back; images may still be on their way */
 };
 
 struct shard {
@@ -186,12 +207,12 @@ struct shard {
     const struct model *model; /* only to be compared: it may be gone */
     uint64_t units;            /* work of one image */
     enum shard_state state;
-    bool suspect;    /* a piece: its tasks go back as one */
-    bool copy;       /* the second of two */
-    uint32_t *tasks; /* owns; as granted. Those still held are leased and point here */
-    uint32_t count, left;
-    uint64_t cost;                             /* microseconds that it was expected to take */
-    uint64_t granted_ms, started_ms, alive_ms; /* alive: last sign of it */
+    bool suspect;         /* a piece: its tasks go back as one */
+    bool copy;            /* the second of two that hold the same tasks */
+    uint32_t *tasks;      /* owns; as granted. Those that it still holds are in TASK_GRANTED and point here */
+    uint32_t count, left; /* granted; still held */
+    uint64_t cost;        /* microseconds that it was expected to take */
+    uint64_t granted_ms, started_ms, alive_ms; /* alive: the last sign of life */
     uint32_t step, steps;
     struct shard *worker_prev, *worker_next; /* in the order of the grants */
     struct shard *batch_prev, *batch_next;
@@ -205,14 +226,14 @@ struct model {
     struct pool *pools;
 };
 
-struct shape { /* one kind of GPU batch, shared by all batches that want it */
+struct shape { /* one kind of minibatch, shared by all batches that want it */
     struct farm_group key;
     uint32_t slot, refs, uid; /* uid: never used twice */
     uint64_t units;           /* work of one image: steps x pixels */
 };
 
-struct pool { /* the workers that can render a model, of one class or of any; and the batches that wait for
-                 them */
+/* The workers that can render a model, of one class or of any, and the batches that wait for them. */
+struct pool {
     struct model *model;
     uint16_t pin;
     struct pool *next;   /* of the same model */
@@ -220,8 +241,8 @@ struct pool { /* the workers that can render a model, of one class or of any; an
     struct lane **ready; /* owns; best first */
     uint32_t ready_count, ready_cap;
     uint64_t ready_units;
-    uint32_t able, known; /* workers that are there; those whose speed is known */
-    uint64_t speed;       /* their sum, units a second */
+    uint32_t able, known; /* workers that may be given work; those of them whose speed is known */
+    uint64_t speed;       /* the sum of the known speeds, units a second */
 };
 
 struct worker_model {
@@ -241,22 +262,24 @@ struct worker {
     char name[KN_NAME_MAX + 1];
     uint32_t uid; /* never used twice */
     kn_id instance;
-    uint64_t conn; /* 0: not connected */
-    bool lost;     /* given up; kept to be shown, and for its faults */
-    bool left;     /* …and not to be expected back: it said bye */
-    bool drain_wish, drain_said, barred;
+    uint64_t conn;   /* 0: not connected */
+    bool lost;       /* given up; kept to be shown, and for its faults */
+    bool left;       /* …and not to be expected back: it said bye */
+    bool drain_wish; /* a person wants it drained */
+    bool drain_said; /* its heartbeats say that it drains */
+    bool barred;     /* drained for its faults */
     uint16_t backend;
     uint32_t credit, batch_max;
     struct worker_model *models; /* owns */
     uint32_t model_count;
     bool counted;         /* in its pools' sums */
-    struct model *loaded; /* as far as we know, one of models; or NULL */
+    struct model *loaded; /* one of models, as far as we know; or NULL */
     uint32_t last_shape;  /* uid of the shape granted last */
     struct shard *shards, *shards_last;
     uint32_t held;    /* shards that use credit */
     uint32_t sent;    /* shards in SHARD_SENT */
     uint64_t running; /* shard named by the last heartbeat */
-    uint64_t beat_ms; /* when that came */
+    uint64_t beat_ms; /* when that heartbeat came */
     uint64_t seen_ms, lost_ms;
     uint64_t idle_since;    /* heartbeats say so since then; 0: not */
     uint64_t unknown_since; /* heartbeats name a shard that is not ours since then; 0: not */
@@ -325,22 +348,22 @@ struct farm {
     struct slab shapes, shards, pieces, troubles, faults, pendings;
     uint32_t shape_uid;
     uint64_t shard_seq;
-    uint32_t shard_count;                /* that hold tasks */
+    uint32_t shard_count;                /* shards that hold tasks */
     uint32_t wait_head, wait_tail;       /* pendings to be asked again */
     uint32_t trouble_head, trouble_tail; /* tasks that may be left with nobody */
     struct backend backends[BACKENDS_MAX];
     uint32_t backend_count;
     struct rate rate;
-    struct worker *woken; /* they have credit left since the last look */
-    bool work_arrived;    /* something was queued: all that have credit left are looked at */
-    bool outranked;       /* …that may outrank what waits at workers */
+    struct worker *woken; /* workers that may have credit left since sched.c looked last */
+    bool work_arrived;    /* something was queued: sched.c looks at every worker with credit left */
+    bool outranked;       /* something was queued that may outrank what waits at workers */
     uint64_t tail_due;
     struct worker **order;   /* owns; room to sort all workers in */
     struct tail_shard *tail; /* owns; room to sort shards in */
     size_t tail_cap;
 };
 
-/* Makes sure that what one event may need is there, so that nothing fails half way. */
+/* Makes room for what one event may need, so that nothing fails half way. KN_ENOMEM, KN_ELIMIT. */
 KN_MUST_USE int farm_reserve(struct farm *f, struct farm_effects *fx, uint32_t effects, uint32_t suspects,
                              uint32_t pendings);
 
