@@ -25,7 +25,8 @@ void batch_check_end(struct farm *f, struct batch *b, struct farm_effects *fx);
 /* The priority, made where no batch has it yet, with a reference to be put back. NULL: out of memory. */
 struct level *batch_level_get(struct farm *f, int priority);
 void batch_level_put(struct farm *f, struct level *l);
-/* Has the store told of the batch's state: now, or once what was told before is answered. Reserved by who calls. */
+/* Has the store told of the batch's state: now, or once what was told before is answered. Reserved by who
+ * calls. */
 void batch_state_send(struct farm *f, struct batch *b, struct farm_effects *fx);
 /* The store answered an FX_BATCH_STATE. */
 void batch_state_stored(struct farm *f, struct batch *b, int code, struct farm_effects *fx);

@@ -1,27 +1,43 @@
-/* The farm as a pure state machine: batches, tasks, shards, leases, workers, and who renders what next.
+/* The farm as a pure state machine: batches, tasks, shards, workers, and who renders what next.
  *
  *     farm_step(farm, event, now, effects)      one event in, a list of effects out
  *
- * No socket, no clock, no randomness, no Redis and no image bytes here: time is an argument (milliseconds of
- * a monotonic clock that only grows), and all that happens outside is an effect that the shell carries out,
- * feeding what came of it back as an event. The same events give the same effects, bit for bit (tests/sim).
- * Includes libc and base only.
+ * There is no socket, no clock, no randomness, no Redis and no image byte in here: time is an argument
+ * (milliseconds of a monotonic clock that only grows), and everything that happens outside is an effect,
+ * which the shell carries out; the outcome comes back as an event. The same events give the same effects, bit
+ * for bit (tests/sim). Only libc and base are included. One thread.
  *
- * The life of a task:            queued → leased → committing → done
- *                                   ↑________|          |→ queued (store refused)        queued|leased →
- * failed | cancelled A result is accepted from whoever brings it first, leased or not, as long as its batch
- * is live and the task has not ended: a late image is as good as any. A second result of the same backend
- * class with other pixels is an alarm. A lease that ends without result re-queues its tasks; only tasks that
- * were executing are charged, and a task with `charges_max` charges is failed with its reason.
+ * The life of a task:
+ *
+ *                grant             result              stored
+ *     queued ───────────▶ granted ────────▶ committing ────────▶ done
+ *       ▲                  │   │                │
+ *       │ shard ended      │   │                │ store gives up
+ *       ├──────────────────┘   │                │
+ *       ├──────────────────────┼────────────────┘
+ *       │                      │ too many charges      stored
+ *       │ retry                └────────────────▶ failing ─────▶ failed
+ *       └──────────────────────────────────────────────────────────┘
+ *
+ *  - A result is accepted from whoever brings it first, while the batch is live and the task is queued or
+ *    granted: a late image is as good as any. A second result of the same backend class with other pixels is
+ *    an alarm.
+ *  - A shard that ends without a result queues its tasks again. Only tasks that were executing are charged,
+ *    and a task with charges_max charges fails with its reason. So does a queued one that nobody is left to
+ *    render.
+ *  - Cancelling a batch turns queued and granted into cancelled. What is committing or failing waits for the
+ *    store's answer, and is cancelled if the store was told of the cancelling first.
+ *  - A retry that meets a task in failing has it queued as soon as the store has answered. If that answer is
+ *    that an earlier result had been written after all, failing becomes done.
  *
  * Invariants (farm_check asserts them; tests call it after every step):
- *  - queued + leased + committing + done + failed + cancelled = total, for every batch, and each count equals
- * what a scan counts;
- *  - a task is done only after EV_STORED said so; one FX_COMMIT at a time for a task;
- *  - no worker holds more shards than its credit; a leased task is in at least one live shard, a queued one
- * in none;
+ *  - queued + granted + committing + failing + done + failed + cancelled = total, for every batch, and each
+ *    count equals what a scan counts;
+ *  - a task is done only after EV_STORED said so, and there is one FX_COMMIT or FX_FAIL at a time for a task;
+ *  - no worker holds more shards than its credit; a granted task is in one or two live shards, a queued one
+ *    in none;
  *  - no shard mixes groups or models; nothing is granted from a paused or cancelled batch;
- *  - memory: at most 32 bytes a task beside the groups' and shards' tables. */
+ *  - memory: at most 32 bytes a task beside the tables of groups and shards. */
 #ifndef KILN_COORDINATOR_CORE_FARM_H
 #define KILN_COORDINATOR_CORE_FARM_H
 
@@ -35,14 +51,14 @@
 struct farm;
 
 struct farm_config {
-    uint64_t term;        /* this coordinator's; stands in every grant */
-    uint32_t silence_ms;  /* a worker not heard of for so long is given up (10,000) */
-    uint32_t progress_ms; /* an executing shard without a sign of life for so long is taken away and charged
-                             (330,000); sooner, down to 15 s, once its steps have told how long one takes */
+    uint64_t term;       /* of this coordinator; stands in every grant */
+    uint32_t silence_ms; /* a worker that was not heard of for so long is given up (10,000) */
+    /* An executing shard without a sign of life for so long is taken away and charged (330,000). Sooner, down
+       to 15 s, once its steps have told how long one takes. */
+    uint32_t progress_ms;
     uint32_t shard_target_ms;   /* a shard should take so long on its worker (4,000) */
-    uint32_t charges_max;       /* charged failures that quarantine a task (3) */
-    uint32_t worker_faults_max; /* consecutive faults after which a worker is drained if others can do the
-                                   work (5) */
+    uint32_t charges_max;       /* charges after which a task fails (3) */
+    uint32_t worker_faults_max; /* disproved faults in a row after which a worker is drained (5) */
 };
 void farm_config_default(struct farm_config *c);
 
@@ -52,45 +68,45 @@ void farm_destroy(struct farm *f);
 /* ---- events */
 
 enum farm_event_type {
-    EV_TICK,       /* time passed; call at least every farm_next_tick() */
-    EV_BATCH_OPEN, /* a batch is durable (or was read back after a restart): tasks may be handed out */
-    EV_BATCH_CANCEL,
-    EV_BATCH_PAUSE,
-    EV_BATCH_RESUME,
-    EV_BATCH_RETRY, /* failed tasks are queued again, uncharged */
-    EV_BATCH_PRIORITY,
-    EV_BATCH_REMOVE, /* a finished batch leaves */
-    EV_WORKER_HELLO,
-    EV_WORKER_HEARTBEAT,
-    EV_WORKER_GONE,  /* said bye, or its connection cannot be reached */
-    EV_WORKER_DRAIN, /* a person's wish */
-    EV_SHARD_STARTED,
-    EV_SHARD_RETURNED, /* handed back, uncharged */
-    EV_SHARD_DONE,     /* every image was sent or reported */
-    EV_TASK_FAILED,    /* the worker says so */
-    EV_RESULT,         /* image bytes are durable under their digest; not yet committed */
-    EV_STORED,         /* the store answered an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
+    EV_TICK,           /* time passed; to be sent at least when farm_next_tick says */
+    EV_BATCH_OPEN,     /* a batch is durable, or was read back after a restart: its tasks may be handed out */
+    EV_BATCH_CANCEL,   /* a person's wish, as all of the next: nothing more of it is rendered */
+    EV_BATCH_PAUSE,    /* nothing more of it is handed out */
+    EV_BATCH_RESUME,   /* …it is again */
+    EV_BATCH_RETRY,    /* failed tasks are queued again, uncharged */
+    EV_BATCH_PRIORITY, /* it gets another priority */
+    EV_BATCH_REMOVE,   /* a batch that has ended leaves */
+    EV_WORKER_HELLO,   /* a worker connected, and says what it can do and what it holds */
+    EV_WORKER_HEARTBEAT, /* a worker is alive, and says what it executes */
+    EV_WORKER_GONE,      /* a worker said bye, or its connection broke */
+    EV_WORKER_DRAIN,     /* a person's wish: this worker finishes what it holds and gets nothing more */
+    EV_SHARD_STARTED,    /* the worker began to execute it */
+    EV_SHARD_RETURNED,   /* the worker hands it back; nobody is charged */
+    EV_SHARD_DONE,       /* every image of it was sent or reported */
+    EV_TASK_FAILED,      /* the worker could not render this task */
+    EV_RESULT,           /* the bytes of an image are durable under their digest, but not yet committed */
+    EV_STORED,           /* the store answers an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
 };
 
 enum farm_task_state {
-    TASK_QUEUED,
-    TASK_GRANTED,
-    TASK_COMMITTING,
-    TASK_FAILING,
-    TASK_DONE,
+    TASK_QUEUED,     /* waits for a worker */
+    TASK_GRANTED,    /* in one or two shards */
+    TASK_COMMITTING, /* its result is on its way to the store */
+    TASK_FAILING,    /* its failure is on its way to the store */
+    TASK_DONE,       /* from here on it has ended */
     TASK_FAILED,
     TASK_CANCELLED
 };
 
-struct farm_group { /* what can share a GPU batch */
+struct farm_group { /* what tasks must have in common to share a minibatch */
     kn_digest model;
     uint32_t width, height, steps, sampler, schedule;
 };
 
-struct farm_done_task { /* read back from the store */
+struct farm_done_task { /* a task that had ended, as read back from the store */
     uint32_t task;
     enum farm_task_state state; /* TASK_DONE, TASK_FAILED or TASK_CANCELLED */
-    uint32_t backend;           /* of TASK_DONE: index by farm_backend() of its class */
+    uint32_t backend;           /* TASK_DONE: farm_backend()'s number of its class */
     kn_digest pixels;
 };
 
@@ -103,10 +119,10 @@ struct ev_batch_open {
     uint32_t group_count;
     const uint16_t *task_group; /* copied; one a task */
     bool paused, cancelled;
-    bool done;                          /* that is how its state is stored: it need not be written again */
-    const struct farm_done_task *ended; /* what had ended before a restart, in the order to show it; copied */
+    bool done;                          /* its state is stored as done, and need not be written again */
+    const struct farm_done_task *ended; /* ended before a restart, in the order to show them; copied */
     uint32_t ended_count;
-    const struct farm_charge { uint32_t task, charges; } * charges; /* before a restart; copied */
+    const struct farm_charge { uint32_t task, charges; } * charges; /* from before a restart; copied */
     uint32_t charge_count;
 };
 
@@ -115,7 +131,7 @@ struct ev_batch { /* cancel, pause, resume, retry, priority, remove */
     int priority;
 };
 
-struct farm_held { /* what a worker says it holds when it says hello */
+struct farm_held { /* a shard that a worker says it holds when it says hello */
     uint64_t shard, term;
     kn_id batch;
     const uint32_t *tasks; /* not yet acknowledged */
@@ -123,15 +139,14 @@ struct farm_held { /* what a worker says it holds when it says hello */
 };
 
 struct ev_worker_hello {
-    const char *worker; /* identity; copied */
-    kn_id
-        instance; /* another instance of the same worker: the old one is dead, what it executed is charged */
+    const char *worker;  /* identity; copied */
+    kn_id instance;      /* of the process. A new one: the old process is dead, what it executed is charged */
     const char *backend; /* class; copied */
     uint32_t credit, batch_max;
     const kn_digest *models; /* copied */
     uint32_t model_count;
-    const struct farm_held *held; /* shards it kept over a lost connection: adopted, if of this batch and
-                                     still useful, whatever the term */
+    /* Shards that it kept over a lost connection: adopted whatever their term, if they are still of use. */
+    const struct farm_held *held;
     uint32_t held_count;
 };
 
@@ -145,8 +160,8 @@ struct ev_worker_heartbeat {
 
 struct ev_shard {
     uint64_t shard, term;
-    bool out_of_memory;         /* returned */
-    uint32_t render_ms, images; /* done: feeds the speed estimate */
+    bool out_of_memory;         /* EV_SHARD_RETURNED: for want of memory */
+    uint32_t render_ms, images; /* EV_SHARD_DONE: how many images took how long, for the estimate of speed */
 };
 
 struct ev_task_failed {
@@ -165,21 +180,22 @@ struct ev_result {
     kn_digest sha256, pixels;
     uint32_t render_ms;
     bool flat;
-    const char *worker, *engine; /* for the record; who brought it may be unknown by now */
+    const char *worker, *engine; /* for the record; the worker may be unknown by now */
 };
 
 struct ev_stored {
-    uint32_t what; /* FX_COMMIT, FX_FAIL or FX_BATCH_STATE: which effect is answered */
+    uint32_t what; /* the effect that is answered: FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
     kn_id batch;
     uint32_t task;
-    int code; /* 0; KN_EEXIST: it was committed already (as good); KN_EGONE: batch cancelled or removed;
-                 KN_ETERM: this coordinator has lost the lead; others: not durable, the core asks again later
-               */
+    /* 0: durable. KN_EEXIST: it was committed already, which is as good. KN_EGONE: the batch is cancelled or
+       removed. KN_ETERM: this coordinator has lost the lead. Others: not durable, the core asks again
+       later. */
+    int code;
 };
 
 struct farm_event {
     enum farm_event_type type;
-    uint64_t conn; /* worker events and EV_RESULT: the shell's number of the connection, 0: none */
+    uint64_t conn; /* events of workers and EV_RESULT: the shell's number of the connection; 0: none */
     union {
         struct ev_batch_open batch_open;
         struct ev_batch batch;
@@ -195,9 +211,10 @@ struct farm_event {
         } drain;
         struct {
             const char *reason;
-            bool bye; /* it left on purpose, and handed back before what it could: only what it was executing
-                         all the same is charged (an engine that failed). Else its connection broke: it may
-                         come back within silence_ms with what it holds */
+            /* It left on purpose, and had handed back what it could: only what it was executing all the same
+               is charged (an engine that failed). Without `bye` its connection broke: it may come back within
+               silence_ms with what it holds. */
+            bool bye;
         } gone;
     } u;
 };
@@ -205,30 +222,29 @@ struct farm_event {
 /* ---- effects: carried out in order */
 
 enum farm_effect_type {
-    FX_GRANT,       /* send this shard */
-    FX_REVOKE,      /* take it back */
-    FX_COMMIT,      /* make this result durable; answer with EV_STORED */
-    FX_FAIL,        /* make this failure durable; answer with EV_STORED */
-    FX_CHARGE,      /* remember that this task was charged (no answer needed) */
-    FX_BATCH_STATE, /* make the batch's state durable (paused, resumed, cancelled, retried, done); answer with
-                       EV_STORED */
-    FX_BATCH_REMOVE, /* delete the batch from the store and its objects nobody else names */
-    FX_ACK, /* tell the worker what became of a result; code 0: committed or known, it may forget the bytes */
-    FX_HELLO_AGAIN, /* this connection is not known (any more) */
-    FX_DRAIN,       /* tell a worker to drain; exit as it says */
-    FX_ALARM,       /* a promise is in doubt; text says which. Log, count, show */
-    FX_NOTE,        /* worth a log line: text */
+    FX_GRANT,        /* send this shard */
+    FX_REVOKE,       /* take it back */
+    FX_COMMIT,       /* make this result durable; answer with EV_STORED */
+    FX_FAIL,         /* make this failure durable; answer with EV_STORED */
+    FX_CHARGE,       /* remember how often this task was charged; no answer is needed */
+    FX_BATCH_STATE,  /* make the batch's state durable; answer with EV_STORED */
+    FX_BATCH_REMOVE, /* delete the batch from the store, and its objects that no other batch names */
+    FX_ACK, /* tell who brought a result what became of it; 0: it is kept, the bytes may be forgotten */
+    FX_HELLO_AGAIN, /* this connection is not known (any more): let it say hello */
+    FX_DRAIN,       /* tell a worker to finish what it holds; with `exit`, to end then */
+    FX_ALARM,       /* a promise is in doubt, the text says which: log, count and show it */
+    FX_NOTE,        /* worth a line in the log */
 };
 
 struct farm_effect {
     enum farm_effect_type type;
-    uint64_t conn; /* grant, revoke, ack, hello_again, drain */
+    uint64_t conn; /* of grant, revoke, ack, hello_again, drain */
     kn_id batch;
     uint32_t task;
     union {
         struct {
             uint64_t shard;
-            uint32_t attempt; /* highest of its tasks, from 1 */
+            uint32_t attempt; /* the highest of its tasks; the first is 1 */
             kn_digest model;
             const uint32_t *tasks; /* lives in the effects list */
             uint32_t task_count;
@@ -237,7 +253,7 @@ struct farm_effect {
             uint64_t shard, term;
             bool abort;
         } revoke;
-        struct { /* the result as it came; strings are copies inside the effects list */
+        struct { /* the result as it came; the strings live in the effects list */
             uint32_t attempt, render_ms, backend;
             kn_digest sha256, pixels;
             bool flat;
@@ -255,7 +271,7 @@ struct farm_effect {
         struct { /* one at a time for a batch */
             enum kn_batch_state state;
             int priority;
-            bool retried; /* what was recorded as failed or charged before is void */
+            bool retried; /* all failures and charges recorded before are void */
         } batch_state;
         struct {
             int code;
@@ -280,13 +296,13 @@ void farm_effects_fini(struct farm_effects *fx);
 
 /* Takes one event. now_ms must not be less than at the last call. Returns 0, or for events that ask something
  * of the core: KN_ENOENT (no such batch or worker), KN_EEXIST (EV_BATCH_OPEN of a known id), KN_ESTATE
- * (removing a batch that still runs …), KN_ELIMIT, KN_ENOMEM (nothing was changed). Events of peers that do
- * not fit (unknown shard, stale term, task out of range) are not errors: they are dropped, and a NOTE says
- * so. */
+ * (removing a batch that still runs …), KN_EINVAL, KN_ELIMIT, KN_ENOMEM (nothing was changed). Events of
+ * peers that do not fit (an unknown shard, a stale term, a task out of range) are no errors: they are
+ * dropped, and an FX_NOTE says so. */
 KN_MUST_USE int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms,
                           struct farm_effects *fx);
 
-/* When the next EV_TICK is due (absolute). */
+/* When the next EV_TICK is due, on the clock of now_ms. */
 uint64_t farm_next_tick(const struct farm *f, uint64_t now_ms);
 
 /* A small number for a backend class's name, the same for the same name as long as the farm lives. */
@@ -298,7 +314,8 @@ const char *farm_backend_name(const struct farm *f, uint32_t backend);
 struct farm_batch_view {
     kn_id id;
     enum kn_batch_state state;
-    uint32_t total, done, failed, cancelled, queued, running; /* running: leased, committing, failing */
+    uint32_t total, done, failed, cancelled, queued;
+    uint32_t running;        /* granted, committing or failing */
     uint32_t ended;          /* done + failed + cancelled: the length of the log of ends */
     float images_per_s;      /* over the last 15 s */
     float images_per_s_mean; /* since the first grant, pauses left out */
@@ -311,13 +328,14 @@ KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t n
 size_t farm_batch_count(const struct farm *f);
 /* The i-th batch in the order they were opened. */
 KN_MUST_USE int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out);
-/* The log of ends: task numbers in the order in which they ended; a retry begins a new epoch (see epoch). */
+/* The log of ends: the numbers of tasks in the order in which they ended, from the from-th, at most max. A
+ * retry takes tasks out of the log and gives it another epoch: what was read in an earlier epoch is void. */
 KN_MUST_USE int farm_batch_ended(const struct farm *f, const kn_id id, uint32_t from, uint32_t max,
                                  uint32_t *tasks, uint32_t *count, uint64_t *epoch);
 KN_MUST_USE int farm_task_state(const struct farm *f, const kn_id id, uint32_t task,
                                 enum farm_task_state *out);
-/* Whether a result for this task is wanted at all: lets the shell refuse bytes early. KN_EEXIST: done
- * already. KN_EGONE: batch over or unknown. */
+/* 0 if a result for this task is wanted at all, so that the shell can refuse the bytes early. KN_EEXIST: it
+ * is done already. KN_EGONE: the task or its batch is over or unknown. */
 KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
 
 struct farm_worker_view {
@@ -335,7 +353,7 @@ size_t farm_worker_count(const struct farm *f);
 KN_MUST_USE int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_worker_view *out);
 float farm_images_per_s(const struct farm *f, uint64_t now_ms); /* the whole farm, last 15 s */
 
-/* Asserts every invariant above; O(all tasks). Tests and --paranoid only. */
+/* Asserts every invariant above. Looks at every task, so it is for tests. */
 void farm_check(const struct farm *f);
 
 #endif

@@ -5,12 +5,13 @@
 
 #include "coordinator/core/state.h"
 
-/* Tells a connection (0: nobody) what became of the result it brought; `b` or, where there is no such batch, `id`
- * names the batch. */
+/* Tells a connection (0: nobody) what became of the result it brought; `b` or, where there is no such batch,
+ * `id` names the batch. */
 void pending_ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
                  int code);
 
-/* This task, in no queue and no shard, is committing (or failing) from now on. A slot is reserved by who calls. */
+/* This task, in no queue and no shard, is committing (or failing) from now on. A slot is reserved by who
+ * calls. */
 struct pending *pending_create(struct farm *f, struct batch *b, uint32_t t, bool fail);
 /* Frees the task's pending; the task's next state is set by who calls. */
 void pending_destroy(struct farm *f, struct batch *b, uint32_t t);
@@ -25,7 +26,8 @@ void pending_retry(struct farm *f, struct farm_effects *fx);
 /* This task, in no queue and no shard, is failed as soon as the store knows. */
 void pending_fail(struct farm *f, struct batch *b, uint32_t t, int code, const char *reason,
                   const char *worker, struct farm_effects *fx);
-/* A retry came while this task was about to fail: it is queued again as soon as no question about it is open. */
+/* A retry came while this task was about to fail: it is queued again as soon as no question about it is open.
+ *  */
 void pending_void(struct farm *f, struct batch *b, uint32_t t);
 /* A failure that a retry has overtaken: the task is queued again, and nothing is held against it. */
 void pending_requeue(struct farm *f, struct batch *b, uint32_t t);

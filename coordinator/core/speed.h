@@ -12,7 +12,7 @@ void speed_out_of_memory(struct worker *w, uint32_t shape_uid, uint32_t images);
  * pool's mean; 0: nothing is known. */
 uint64_t speed_us_per_image(struct worker *w, const struct pool *p, const struct shape *shape);
 /* Microseconds that all images of a shard take: as measured by now, else as was expected when it was granted.
- */
+ * / */
 uint64_t speed_shard_us(const struct shard *s);
 /* Microseconds until it has rendered all that it holds. */
 uint64_t speed_backlog_us(const struct farm *f, const struct worker *w);

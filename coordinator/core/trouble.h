@@ -1,5 +1,5 @@
-/* What is known against tasks and workers: a `trouble` for each task under suspicion, a `fault` for each bad end of a
- * shard. Only the bookkeeping is here; the judgement is in blame.c. Private to coordinator/core. */
+/* What is known against tasks and workers: a `trouble` for each task under suspicion, a `fault` for each bad
+ * end of a shard. Only the bookkeeping is here; the judgement is in blame.c. Private to coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_TROUBLE_H
 #define KILN_COORDINATOR_CORE_TROUBLE_H
 
@@ -23,11 +23,11 @@ bool trouble_any_nan(const struct trouble *x);
 /* Takes back what one worker charged; true when that changed the charges. */
 bool trouble_refund(struct trouble *x, const struct worker *w);
 
-/* Begins a fault of this worker that concerns so many tasks. Gives its slot (reserved by who calls), or NONE for no
- * task. */
+/* Begins a fault of this worker that concerns so many tasks. Gives its slot (reserved by who calls), or NONE
+ * for no task. */
 uint32_t fault_create(struct farm *f, struct worker *w, uint32_t tasks);
-/* The outcome of this task is known as far as its fault is concerned. True when it was the fault's last task and other
- * workers did all of them: the fault, given in `disproved`, was the worker's. */
+/* The outcome of this task is known as far as its fault is concerned. True when it was the fault's last task
+ * and other workers did all of them: the fault, given in `disproved`, was the worker's. */
 bool fault_settle(struct farm *f, struct trouble *x, bool other_did_it, struct fault *disproved);
 
 #endif

@@ -1,5 +1,5 @@
-/* The table of workers: looking them up, and what is known of each. How they come and go is in fleet.h. Private to
- * coordinator/core. */
+/* The table of workers: looking them up, and what is known of each. How they come and go is in fleet.h.
+ * Private to coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_WORKER_H
 #define KILN_COORDINATOR_CORE_WORKER_H
 
@@ -12,22 +12,23 @@ struct worker *worker_by_uid(const struct farm *f, uint32_t uid);
 
 /* The worker's entry for a model, or NULL: it does not have the model. */
 struct worker_model *worker_model_of(struct worker *w, const struct model *m);
-/* The worker's entry for a shape. Where there is none: NULL, or with `make` a new one, for which the entry that was
- * measured longest ago makes room. */
+/* The worker's entry for a shape. Where there is none: NULL, or with `make` a new one, for which the entry
+ * that was measured longest ago makes room. */
 struct worker_shape *worker_shape_of(struct worker *w, uint32_t shape_uid, bool make);
 
-/* Puts the worker into the list of those that may have credit left: the scheduler looks at it at the end of the
- * step. */
+/* Puts the worker into the list of those that may have credit left: the scheduler looks at it at the end of
+ * the step. */
 void worker_wake(struct farm *f, struct worker *w);
-/* Enters the worker into the sums of its pools while it may be given work, and takes it out of them otherwise. To be
- * called after every change of what that depends on. */
+/* Enters the worker into the sums of its pools while it may be given work, and takes it out of them
+ * otherwise. To be called after every change of what that depends on. */
 void worker_recount(struct farm *f, struct worker *w);
 /* True when the worker may be given work. */
 static inline bool worker_takes(const struct worker *w) {
     return w->counted;
 }
-/* True when a worker other than these could render this task: one that is there or expected back soon, of a class that
- * did not give NaN for it, with memory for one image. Looks at the whole fleet, so it is asked for suspects only. */
+/* True when a worker other than these could render this task: one that is there or expected back soon, of a
+ * class that did not give NaN for it, with memory for one image. Looks at the whole fleet, so it is asked for
+ * suspects only. */
 bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
                       uint32_t count);
 
