@@ -10,9 +10,8 @@
 #include "coordinator/core/control.h"
 #include "coordinator/core/fleet.h"
 #include "coordinator/core/pending.h"
+#include "coordinator/core/report.h"
 #include "coordinator/core/sched.h"
-#include "coordinator/core/shard.h"
-#include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
 #include "coordinator/core/tail.h"
 #include "coordinator/core/worker.h"
@@ -92,87 +91,6 @@ void farm_destroy(struct farm *f) {
     free(f);
 }
 
-/* ---- what workers say about shards */
-
-static void note_unknown(struct farm_effects *fx, const struct worker *w, const char *what, uint64_t shard) {
-    fx_note(fx, FX_NOTE, NULL, "dropped event=%s worker=%s shard=%llu: no such shard any more", what, w->name,
-            (unsigned long long)shard);
-}
-
-static int said_started(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx) {
-    struct shard *s = shard_find(w, e->shard, e->term);
-    if (s)
-        shard_started(f, s);
-    else
-        note_unknown(fx, w, "started", e->shard);
-    return KN_OK;
-}
-
-static int said_returned(struct farm *f, struct worker *w, const struct ev_shard *e,
-                         struct farm_effects *fx) {
-    struct shard *s = shard_find(w, e->shard, e->term);
-    if (!s) {
-        note_unknown(fx, w, "returned", e->shard);
-        return KN_OK;
-    }
-    int rc = shard_reserve(f, fx, s);
-    if (rc) return rc;
-    if (e->out_of_memory && s->state != SHARD_REVOKED) {
-        speed_out_of_memory(w, s->shape_uid, s->count);
-        fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL, "out_of_memory worker=%s images=%u", w->name,
-                s->count);
-        if (s->count == 1) { /* not even one: that is a failure */
-            shard_end(f, s, FATE_GUILTY, KN_EOOM, "out of memory for a single image", fx);
-            return KN_OK;
-        }
-    } else if (s->state != SHARD_REVOKED) {
-        uint64_t cool_ms = (uint64_t)COOL_MS << (w->returns < 6 ? w->returns : 6);
-        w->returns++;
-        w->cool_until = f->now + (cool_ms < COOL_MS_MAX ? cool_ms : COOL_MS_MAX);
-    }
-    shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
-    return KN_OK;
-}
-
-static int said_done(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx) {
-    struct shard *s = shard_find(w, e->shard, e->term);
-    if (!s) {
-        note_unknown(fx, w, "done", e->shard);
-        return KN_OK;
-    }
-    if (s->state == SHARD_SENT) return KN_OK; /* said twice */
-    int rc = shard_reserve(f, fx, s);
-    if (rc) return rc;
-    speed_measured(w, s, e->render_ms, e->images);
-    shard_done(f, s, fx);
-    return KN_OK;
-}
-
-static int said_failed(struct farm *f, struct worker *w, const struct ev_task_failed *e,
-                       struct farm_effects *fx) {
-    struct shard *s = shard_find(w, e->shard, e->term);
-    struct batch *b = s ? s->batch : NULL;
-    if (!b || memcmp(b->id, e->batch, sizeof b->id) != 0 || e->task >= b->total || !shard_holds(s, e->task)) {
-        note_unknown(fx, w, "task_failed", e->shard);
-        return KN_OK;
-    }
-    int rc = shard_reserve(f, fx, s);
-    if (rc) return rc;
-    uint32_t t = e->task;
-    s->alive_ms = f->now;
-    bool memory = e->code == KN_EOOM;
-    if (memory) speed_out_of_memory(w, s->shape_uid, s->count);
-    bool alone = s->count == 1;
-    shard_drop(f, s, t);
-    if (e->code == KN_ECANCELED || (memory && !alone)) { /* nobody's fault */
-        if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
-    } else {
-        blame_task(f, b, t, w, e->code ? e->code : KN_EINTERNAL, e->reason, fx);
-    }
-    if (s->left == 0 && s->state == SHARD_SENT) shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
-    return KN_OK;
-}
-
 /* ---- one event */
 
 static int tick(struct farm *f, struct farm_effects *fx) {
@@ -218,13 +136,13 @@ static int worker_event(struct farm *f, const struct farm_event *ev, struct farm
     case EV_WORKER_HEARTBEAT:
         return fleet_heartbeat(f, w, &ev->u.heartbeat, fx);
     case EV_SHARD_STARTED:
-        return said_started(f, w, &ev->u.shard, fx);
+        return report_started(f, w, &ev->u.shard, fx);
     case EV_SHARD_RETURNED:
-        return said_returned(f, w, &ev->u.shard, fx);
+        return report_returned(f, w, &ev->u.shard, fx);
     case EV_SHARD_DONE:
-        return said_done(f, w, &ev->u.shard, fx);
+        return report_done(f, w, &ev->u.shard, fx);
     default:
-        return said_failed(f, w, &ev->u.task_failed, fx);
+        return report_failed(f, w, &ev->u.task_failed, fx);
     }
 }
 

@@ -20,6 +20,7 @@
  *   shard.c     shards: how they begin, lose tasks and end; a bad end is judged by blame.c
  *   commit.c    what a result brings about, and what an answer of the store does
  *   fleet.c     workers: hello, heartbeat, silence, leaving
+ *   report.c    what workers report about their shards
  *   control.c   what a person may do with a batch
  *   sched.c     who gets what next
  *   tail.c      what to do when nothing is left to hand out
