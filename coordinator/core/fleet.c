@@ -4,7 +4,7 @@
  * old one is dead, whatever was executing there is guilty or halved. The same instance that comes back over a
  * new connection keeps what it holds. A connection that broke is no death yet: what had not begun goes
  * elsewhere at once, what was executing gets until silence_ms (and may be rendered twice meanwhile, tail.c).
- */
+ * / */
 #include "coordinator/core/fleet.h"
 
 #include <stdio.h>
@@ -19,6 +19,10 @@
 #include "coordinator/core/worker.h"
 
 #define HELD_MAX 32 /* shards that a hello may name */
+
+static uint32_t at_most(uint32_t n, uint32_t max) {
+    return n < max ? n : max;
+}
 
 /* ---- coming and going */
 
@@ -71,10 +75,14 @@ static void worker_lose(struct farm *f, struct worker *w, bool bye, const char *
     w->loaded = NULL;
 }
 
+static void models_drop(struct farm *f, struct worker_model *models, uint32_t count) {
+    for (uint32_t k = 0; k < count; k++) pool_model_put(f, models[k].model);
+    free(models);
+}
+
 void fleet_worker_destroy(struct farm *f, struct worker *w) {
     if (!w) return;
-    for (uint32_t k = 0; k < w->model_count; k++) pool_model_put(f, w->models[k].model);
-    free(w->models);
+    models_drop(f, w->models, w->model_count);
     free(w);
 }
 
@@ -139,8 +147,7 @@ static int models_copy(struct farm *f, const struct ev_worker_hello *h, struct w
         struct model *m;
         int rc = pool_model_get(f, h->models[k], &m);
         if (rc) {
-            while (n > 0) pool_model_put(f, models[--n].model);
-            free(models);
+            models_drop(f, models, n);
             return rc;
         }
         bool twice = false;
@@ -167,11 +174,18 @@ static void models_replace(struct farm *f, struct worker *w, struct worker_model
         loaded |= w->loaded == models[k].model;
     }
     if (!loaded) w->loaded = NULL;
-    for (uint32_t k = 0; k < w->model_count; k++) pool_model_put(f, w->models[k].model);
-    free(w->models);
+    models_drop(f, w->models, w->model_count);
     w->models = models;
     w->model_count = count;
     w->backend = backend;
+}
+
+static void hello_revoke(const struct worker *w, uint64_t shard, uint64_t term, struct farm_effects *fx) {
+    struct farm_effect *e = fx_add(fx, FX_REVOKE);
+    e->conn = w->conn;
+    e->u.revoke.shard = shard;
+    e->u.revoke.term = term;
+    e->u.revoke.abort = true;
 }
 
 static bool held_lists(const struct farm_held *held, uint32_t t) {
@@ -194,11 +208,7 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
             continue;
         }
         if (s->state == SHARD_REVOKED) { /* it may not have heard */
-            struct farm_effect *e = fx_add(fx, FX_REVOKE);
-            e->conn = w->conn;
-            e->u.revoke.shard = s->id;
-            e->u.revoke.term = s->term;
-            e->u.revoke.abort = true;
+            hello_revoke(w, s->id, s->term, fx);
             shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
             continue;
         }
@@ -241,78 +251,99 @@ static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held
     if (count > 0 && shard_adopt(f, w, b, held, tasks, count)) return;
     for (uint32_t i = count; i-- > 0;)
         if (b->tasks[tasks[i]].a == NONE) blame_requeue(f, b, &tasks[i], 1, fx);
-    struct farm_effect *e = fx_add(fx, FX_REVOKE); /* nobody wants it */
-    e->conn = w->conn;
-    e->u.revoke.shard = held->shard;
-    e->u.revoke.term = held->term;
-    e->u.revoke.abort = true;
+    hello_revoke(w, held->shard, held->term, fx); /* nobody wants it */
+}
+
+/* What a hello needs, made before anything of the farm is changed. */
+struct hello {
+    struct worker *worker; /* found, or made and lost until the hello is through */
+    uint32_t backend;
+    struct worker_model *models; /* the worker's, once models_replace has them */
+    uint32_t model_count;
+    bool moved; /* over another connection than before */
+};
+
+/* The part of a hello that can fail. */
+static int hello_prepare(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct hello *x,
+                         struct farm_effects *fx) {
+    if (!conn || !h->worker || h->model_count > KN_MODELS_PER_WORKER_MAX || h->held_count > HELD_MAX)
+        return KN_EINVAL;
+    uint32_t held_tasks = 0;
+    for (uint32_t i = 0; i < h->held_count; i++)
+        held_tasks += at_most(h->held[i].task_count, KN_SHARD_TASKS_MAX);
+    struct worker *w = worker_by_name(f, h->worker), *other = worker_by_conn(f, conn);
+    if (other && other != w) return KN_ESTATE; /* one connection, one worker */
+    int rc = farm_backend(f, h->backend, &x->backend);
+    if (rc == 0 && !w) rc = worker_create(f, h->worker, &w);
+    if (rc == 0) rc = worker_reserve(f, fx, w, held_tasks + HELD_MAX);
+    if (rc == 0) rc = models_copy(f, h, &x->models, &x->model_count);
+    if (rc) return rc;
+    x->worker = w;
+    x->moved = other != w;
+    if (!x->moved) return KN_OK;
+    rc = kn_map_put(f->worker_by_conn, &conn, sizeof conn, w);
+    if (rc) models_drop(f, x->models, x->model_count);
+    return rc;
+}
+
+/* Another process under the same name: the old one is dead, and what it was executing is charged. */
+static void hello_new_process(struct farm *f, struct worker *w, const struct ev_worker_hello *h,
+                              struct farm_effects *fx) {
+    if (!w->lost) {
+        char reason[KN_REASON_MAX];
+        snprintf(reason, sizeof reason, "worker %s died while it rendered this image", w->name);
+        uint64_t conn = w->conn;
+        w->conn = 0; /* the new process is not to be told of revokes that concern the old one */
+        worker_lose(f, w, false, reason, fx);
+        w->conn = conn;
+    }
+    memcpy(w->instance, h->instance, sizeof w->instance);
+    w->drain_wish = w->drain_said = false;
+    if (w->barred && f->now >= w->barred_until) {
+        w->barred = false;
+        w->run++;
+        w->faults = w->disproved = w->nans = 0;
+    }
+}
+
+/* A worker that can hold fewer shards than it holds keeps the first ones; of the others only images are
+ * awaited. */
+static void hello_fit_credit(struct worker *w) {
+    for (struct shard *s = w->shards_last; s && w->held > w->credit; s = s->worker_prev) {
+        if (s->state == SHARD_SENT) continue;
+        w->held--;
+        w->sent++;
+        s->state = SHARD_SENT;
+    }
 }
 
 int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct farm_effects *fx) {
-    if (!conn || !h->worker || h->model_count > KN_MODELS_PER_WORKER_MAX || h->held_count > HELD_MAX)
-        return KN_EINVAL;
-    uint32_t backend, held_tasks = 0, model_count = 0;
-    for (uint32_t i = 0; i < h->held_count; i++)
-        held_tasks += h->held[i].task_count < KN_SHARD_TASKS_MAX ? h->held[i].task_count : KN_SHARD_TASKS_MAX;
-    struct worker_model *models = NULL;
-    struct worker *w = worker_by_name(f, h->worker), *other = worker_by_conn(f, conn);
-    if (other && other != w) return KN_ESTATE; /* one connection, one worker */
-    int rc = farm_backend(f, h->backend, &backend);
-    if (rc == 0 && !w) rc = worker_create(f, h->worker, &w);
-    if (rc == 0) rc = worker_reserve(f, fx, w, held_tasks + HELD_MAX);
+    struct hello x = {0};
+    int rc = hello_prepare(f, conn, h, &x, fx);
     if (rc) return rc;
-    rc = models_copy(f, h, &models, &model_count);
-    if (rc) return rc;
-    if (other != w) {
-        rc = kn_map_put(f->worker_by_conn, &conn, sizeof conn, w);
-        if (rc) {
-            for (uint32_t k = 0; k < model_count; k++) pool_model_put(f, models[k].model);
-            free(models);
-            return rc;
-        }
+    struct worker *w = x.worker;
+    if (x.moved) {
         uint64_t before = w->conn;
         if (before) kn_map_remove(f->worker_by_conn, &before, sizeof before);
         w->conn = conn;
     }
     bool known = memcmp(w->instance, h->instance, sizeof w->instance) == 0;
-    /* Said twice over one connection (two HelloAgain crossed it): what was granted between the two is on its
-     * way and cannot be in its list. */
-    bool again = known && other == w && !w->lost && !w->resync;
+    /* Said twice over one connection (two FX_HELLO_AGAIN crossed it): shards granted between the two are on
+     * their way and cannot be in its list, so the list is not looked at. */
+    bool again = known && !x.moved && !w->lost && !w->resync;
     w->resync = false;
-    if (!known) {
-        if (!w->lost) {
-            char reason[KN_REASON_MAX];
-            snprintf(reason, sizeof reason, "worker %s died while it rendered this image", w->name);
-            w->conn = 0; /* what is taken back here was the old process's */
-            worker_lose(f, w, false, reason, fx);
-            w->conn = conn;
-        }
-        memcpy(w->instance, h->instance, sizeof w->instance);
-        w->drain_wish = w->drain_said = false;
-        if (w->barred && f->now >= w->barred_until) {
-            w->barred = false;
-            w->run++;
-            w->faults = w->disproved = w->nans = 0;
-        }
-    }
-    models_replace(f, w, models, model_count, (uint16_t)backend);
+    if (!known) hello_new_process(f, w, h, fx);
+    models_replace(f, w, x.models, x.model_count, (uint16_t)x.backend);
     w->lost = w->left = false;
     w->seen_ms = f->now;
     w->cool_until = 0;
-    if (!again) w->running = w->idle_since = w->unknown_since = 0;
-    w->credit = h->credit < 1                          ? 1
-                : h->credit < KN_SHARDS_PER_WORKER_MAX ? h->credit
-                                                       : KN_SHARDS_PER_WORKER_MAX;
-    w->batch_max = h->batch_max < 1                    ? 1
-                   : h->batch_max < KN_SHARD_TASKS_MAX ? h->batch_max
-                                                       : KN_SHARD_TASKS_MAX;
-    if (!again) hello_reconcile(f, w, h, fx);
-    for (struct shard *s = w->shards_last; s && w->held > w->credit; s = s->worker_prev) {
-        if (s->state == SHARD_SENT) continue;
-        w->held--; /* it can hold less than before: only the images of the rest are awaited */
-        w->sent++;
-        s->state = SHARD_SENT;
+    w->credit = at_most(h->credit < 1 ? 1 : h->credit, KN_SHARDS_PER_WORKER_MAX);
+    w->batch_max = at_most(h->batch_max < 1 ? 1 : h->batch_max, KN_SHARD_TASKS_MAX);
+    if (!again) {
+        w->running = w->idle_since = w->unknown_since = 0;
+        hello_reconcile(f, w, h, fx);
     }
+    hello_fit_credit(w);
     for (uint32_t i = 0; i < h->held_count && !again; i++)
         if (!shard_find(w, h->held[i].shard, h->held[i].term)) hello_adopt(f, w, &h->held[i], fx);
     if (w->barred) {
