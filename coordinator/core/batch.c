@@ -1,8 +1,7 @@
-/* What a person asked for. The contract is batch.h, the data state.h.
+/* The life of a batch. The contract is batch.h, the data state.h.
  *
- * A task is in one place at a time: in its group's queue, in a piece (suspects, see blame.c), in one or two
- * shards, in a pending commit, or at its end. Counts follow task_set, task_queue and task_unqueue, nothing
- * else. */
+ * The store hears of one state at a time (state_sent). A state that changes meanwhile is told behind it
+ * (state_dirty); one that could not be written is told again after a pause (state_due). */
 #include "coordinator/core/batch.h"
 
 #include <stdlib.h>
@@ -125,7 +124,7 @@ static int open_groups(struct farm *f, struct batch *b, const struct ev_batch_op
         group->piece_head = group->piece_tail = group->prev = group->next = NONE;
         int rc = pool_shape_get(f, &ev->groups[g], &group->shape);
         if (rc) return rc;
-        b->group_count++; /* from here on batch_destroy gives the shape back */
+        b->group_count++; /* batch_destroy gives the shape back from here on */
         uint32_t l = 0;
         while (l < b->lane_count &&
                memcmp(b->lanes[l].pool->model->digest, ev->groups[g].model, sizeof(kn_digest)) != 0)
@@ -198,7 +197,7 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     if (!b) return KN_ENOMEM;
     memcpy(b->id, ev->id, sizeof b->id);
     b->pin = PIN_ANY;
-    b->state = KN_BATCH_PAUSED; /* not ready while it is filled */
+    b->state = KN_BATCH_PAUSED; /* until it is filled: no lane of it is entered into a pool */
     int rc = KN_OK;
     if (ev->pin_backend && *ev->pin_backend) {
         uint32_t pin;
@@ -214,7 +213,7 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     if (rc) goto fail;
 
     b->seq = ++f->batch_seq;
-    b->epoch = (f->config.term << 24) + (b->seq << 8); /* another one than before a restart */
+    b->epoch = (f->config.term << 24) + (b->seq << 8); /* different from that before a restart */
     b->cancelled_by_person = ev->cancelled;
     for (uint32_t i = 0; i < ev->charge_count; i++)
         trouble_restore(f, b, ev->charges[i].task, ev->charges[i].charges);

@@ -8,14 +8,14 @@
  *
  * A charged task is tried on another worker than the one that failed it, as long as another can render it,
  * and fails after charges_max charges, of two workers where two can. NaN is a property of the task and the
- * backend class (an image is a pure function of what was asked): it is tried once on each other class, and
+ * backend class (an image is a pure function of its request): it is tried once on each other class, and
  * fails when there is none.
  *
  * Every bad end is also held against its worker, as a `fault` that remembers which tasks were concerned. When
- * all of them were then rendered by others, the fault is disproved: it was not the task. So many disproved
- * faults in a row, with no result of its own between them, and the worker is drained and its charges are
- * taken back. A worker of one class that gives NaN all the time has no tasks that others would do; it is
- * drained after twice as many, if its class does well meanwhile. */
+ * all of them were then rendered by others, the fault is disproved: it was not the task. After
+ * worker_faults_max disproved faults in a row, with no result of its own between them, the worker is drained
+ * and its charges are taken back. A worker of one class that gives NaN all the time has no tasks that others
+ * would do; it is drained after twice as many, if its class does well meanwhile. */
 #include "coordinator/core/blame.h"
 
 #include <stdio.h>
@@ -27,7 +27,7 @@
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
 
-#define SWEEP_TASKS 64 /* looked at in one tick */
+#define SWEEP_TASKS 64 /* tasks looked at in one tick */
 
 /* Drains a worker for its faults, and takes its charges back. */
 static void blame_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
@@ -52,7 +52,8 @@ static void blame_bar(struct farm *f, struct worker *w, const char *why, struct 
     }
 }
 
-/* One task of a fault less whose outcome is open; enough disproved faults drain their worker. */
+/* The outcome of a task is known as far as its fault is concerned; enough disproved faults drain their
+ * worker. */
 static void settle(struct farm *f, struct trouble *x, bool other_did_it, struct farm_effects *fx) {
     struct fault fault;
     if (!fault_settle(f, x, other_did_it, &fault)) return;
@@ -64,7 +65,7 @@ static void settle(struct farm *f, struct trouble *x, bool other_did_it, struct 
 
 /* ---- what becomes of a task */
 
-/* Whether nobody should try it any more. */
+/* True when nobody should try the task any more. */
 static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
     const struct trouble *x = trouble_of(f, b, t);
     if (trouble_any_nan(x) && !worker_other_can(f, b, t, NULL, 0)) return true;
@@ -90,7 +91,8 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
                 struct farm_effects *fx) {
     struct task *task = &b->tasks[t];
     struct trouble *x = trouble_get(f, b, t);
-    settle(f, x, false, fx); /* an earlier fault is explained: it is the task, or the same worker again */
+    /* An earlier fault is explained: it is the task, or the same worker again. */
+    settle(f, x, false, fx);
     x->fault = fault_create(f, w, 1);
     x->avoid = w->uid;
     uint32_t k = 0;
@@ -117,8 +119,8 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
     if (code == KN_ENAN) {
         if (k < CHARGERS_MAX) x->by_nan[k] = (uint8_t)w->backend;
         uint32_t enough = 2 * f->config.worker_faults_max;
-        w->nans +=
-            x->by_count == 1; /* a task that gave NaN elsewhere before says nothing about this worker */
+        /* A task that gave NaN elsewhere before says nothing about this worker. */
+        if (x->by_count == 1) w->nans++;
         if (w->nans >= enough && f->backends[w->backend].done - w->class_done >= enough && !w->barred)
             blame_bar(f, w, "not a number in every picture, others of its class do well", fx);
     }
@@ -169,7 +171,7 @@ bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct work
     bool once = false;
     for (uint32_t i = 0; i < count; i++) once |= failed[i] == w->uid;
     if (!once) return true;
-    if (worker_other_can(f, b, t, failed, count)) return false; /* one that never failed it */
+    if (worker_other_can(f, b, t, failed, count)) return false; /* let one try that never failed it */
     return x->avoid != w->uid || !worker_other_can(f, b, t, &w->uid, 1);
 }
 
@@ -196,10 +198,10 @@ void blame_sweep(struct farm *f, struct farm_effects *fx) {
         struct trouble *x = slab_at(&f->troubles, slot);
         struct batch *b = x->batch;
         uint32_t t = x->task;
-        trouble_wait(f, x); /* to the end */
+        trouble_wait(f, x); /* moves it to the end */
         if (b->tasks[t].state != TASK_QUEUED || !batch_live(b) || !task_is_over(f, b, t)) continue;
         task_unqueue(f, b, t);
         task_judge(f, b, t, fx);
-        first = NONE; /* it may be gone */
+        first = NONE; /* the first one may be out of the list now */
     }
 }

@@ -4,22 +4,22 @@
 
 #include "coordinator/core/state.h"
 
-/* A worker ended badly while it executed these (more than one) tasks of a group; they are in no shard now.
- * They go back in halves, uncharged. */
+/* A worker ended badly while it executed these tasks of one group, more than one; they are in no shard any
+ * more. They go back in two halves, uncharged. */
 void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count, struct worker *w,
                  struct farm_effects *fx);
-/* This task failed on a worker: it said so, or it executed the task alone when it ended. The task is in no
- * shard, or in one other. Charged; queued again, to be rendered alone; or failed. */
+/* This task failed on a worker: the worker said so, or executed nothing but this task when it ended. The task
+ * is in no shard, or in one other. It is charged, and queued again to be rendered alone, or failed. */
 void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, int code, const char *reason,
                 struct farm_effects *fx);
-/* Queues tasks of one group, in no shard, that were not rendered and are not guilty: as they were before,
- * suspects as suspects. */
+/* Queues tasks of one group, in no shard, that were not rendered and are not to blame: suspects as suspects,
+ * the others in front of their queue. */
 void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
                    struct farm_effects *fx);
-/* Whether this suspect may be tried on this worker. */
+/* True when this suspect may be tried on this worker. */
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w);
-/* A result of this task came from `by` (or NULL: a worker that is not known). May drain the worker that
- * failed it before. */
+/* A result of this task came from `by` (NULL: a worker that is not known). The worker that failed the task
+ * before is drained if this was one fault too many. */
 void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, struct farm_effects *fx);
 /* Fails the tasks that nobody is left to render. Part of the tick. */
 void blame_sweep(struct farm *f, struct farm_effects *fx);

@@ -1,4 +1,4 @@
-/* Asserts what must hold between any two steps (farm.h), by looking at everything. */
+/* Asserts the invariants of farm.h, which must hold between any two steps, by looking at everything. */
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"

@@ -1,12 +1,10 @@
-/* Results and failures on their way to the store. The contract is commit.h.
+/* Results, and answers of the store. The contract is commit.h.
  *
- * One question about a task is before the store at a time. What the store could not make durable is asked
- * again after a growing pause: the answer may have been lost and the write not, so asking again is the only
- * way to know; it is idempotent. After STORE_TRIES_MAX a result is given up and its task rendered again
- * (which ends in KN_EEXIST if it was written after all); a failure is asked for as long as it takes.
+ * Workers hold the bytes of an image until FX_ACK. A connection that brings the same image while it is being
+ * committed waits for the same answer.
  *
- * Workers hold the bytes until FX_ACK. Who brings the same image while it is being committed waits for the
- * same answer. */
+ * After STORE_TRIES_MAX refusals a result is given up and its task rendered again (which ends in KN_EEXIST if
+ * it had been written after all). A failure is asked for as long as it takes. */
 #include "coordinator/core/commit.h"
 
 #include <stdio.h>
@@ -27,7 +25,7 @@ static bool same_pixels(const uint32_t have[2], const kn_digest pixels) {
     return memcmp(have, pixels, sizeof(uint32_t[2])) == 0;
 }
 
-/* A second result of one class must have the same pixels: a promise (DESIGN 1.3), and a check of the GPU. */
+/* A second result of the same class must have the same pixels: kiln promises it, and it checks the GPU. */
 static void compare(struct farm *f, const struct batch *b, uint32_t t, uint32_t backend, bool same,
                     const struct ev_result *r, struct farm_effects *fx) {
     if (same || backend != r->backend) return;
@@ -129,7 +127,8 @@ static void commit_done(struct farm *f, struct batch *b, struct pending *p, stru
     batch_check_end(f, b, fx);
 }
 
-/* The task is not what we asked for: another one next. */
+/* The result, or failure, will never be in the store: the task is queued again, or cancelled with its
+ * batch. */
 static void commit_undone(struct farm *f, struct batch *b, struct pending *p, int code,
                           struct farm_effects *fx) {
     uint32_t t = p->task;
@@ -156,14 +155,14 @@ int commit_stored(struct farm *f, const struct ev_stored *s, struct farm_effects
         f->deposed = true;
         return KN_OK;
     }
-    if (p->voided && batch_live(b) && s->code != KN_EEXIST) { /* whatever it says, the retry came behind */
+    if (p->voided && batch_live(b) && s->code != KN_EEXIST) { /* whatever the answer, the retry came later */
         pending_requeue(f, b, s->task);
         return KN_OK;
     }
     if (s->code == KN_OK || s->code == KN_EEXIST) {
         if (!p->fail) {
             commit_done(f, b, p, fx);
-        } else if (s->code == KN_EEXIST) { /* an earlier commit had been written, its answer was lost */
+        } else if (s->code == KN_EEXIST) { /* an earlier commit had been written and its answer lost */
             pending_destroy(f, b, s->task);
             task_set(f, b, s->task, TASK_DONE);
             batch_check_end(f, b, fx);

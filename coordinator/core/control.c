@@ -1,4 +1,4 @@
-/* What a person may do with a batch. The contract is control.h. */
+/* A person's wishes about a batch. The contract is control.h. */
 #include "coordinator/core/control.h"
 
 #include <stdlib.h>
@@ -43,7 +43,7 @@ int control_pause(struct farm *f, struct batch *b, struct farm_effects *fx) {
     b->state = KN_BATCH_PAUSED;
     b->paused_since = f->now;
     struct shard *next;
-    for (struct shard *s = b->shards; s; s = next) { /* what runs may finish */
+    for (struct shard *s = b->shards; s; s = next) { /* running ones may finish */
         next = s->batch_next;
         if (s->state == SHARD_WAITING) shard_withdraw(f, s, false, FATE_REQUEUE, fx);
     }
@@ -83,7 +83,7 @@ int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
         struct group *group = &b->groups[task->group];
         b->lanes[group->lane].open_units += ((struct shape *)slab_at(&f->shapes, group->shape))->units;
         b->counts[TASK_FAILED]--;
-        b->counts[TASK_GRANTED]++; /* for a moment, on its way into the queue */
+        b->counts[TASK_GRANTED]++; /* only until it is queued below */
         task->state = TASK_GRANTED;
         task->charges = task->losses = 0;
     }

@@ -1,5 +1,7 @@
-/* The list of effects. Effects are reserved before anything is changed, so that a step never loses one half
- * way; texts come from blocks that are kept from step to step. */
+/* The list of effects. The contract is effects.h.
+ *
+ * Effects are reserved before anything is changed, so that a step never loses one half way. Texts come from
+ * blocks, of which one is kept from step to step. */
 #include "coordinator/core/effects.h"
 
 #include <assert.h>

@@ -1,4 +1,5 @@
-/* The farm: one event in, effects out. The contract is farm.h; where what lives is told in state.h. */
+/* farm_step: hands each event to the floor that it is for, then lets the scheduler look. The contract is
+ * farm.h; state.h tells what lives where. */
 #include "coordinator/core/farm.h"
 
 #include <stdio.h>
@@ -98,7 +99,7 @@ static int tick(struct farm *f, struct farm_effects *fx) {
     pending_retry(f, fx);
     batch_state_retry(f, fx);
     blame_sweep(f, fx);
-    f->work_arrived = true; /* whoever was not worth a shard may be now */
+    f->work_arrived = true; /* workers that were not worth a shard may be now */
     return KN_OK;
 }
 

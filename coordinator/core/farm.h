@@ -25,8 +25,8 @@
  *  - A shard that ends without a result queues its tasks again. Only tasks that were executing are charged,
  *    and a task with charges_max charges fails with its reason. So does a queued one that nobody is left to
  *    render.
- *  - Cancelling a batch turns queued and granted into cancelled. What is committing or failing waits for the
- *    store's answer, and is cancelled if the store was told of the cancelling first.
+ *  - Cancelling a batch turns queued and granted into cancelled. A task that is committing or failing waits
+ *    for the store's answer, and is cancelled if the store was told of the cancelling first.
  *  - A retry that meets a task in failing has it queued as soon as the store has answered. If that answer is
  *    that an earlier result had been written after all, failing becomes done.
  *

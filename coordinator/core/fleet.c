@@ -1,10 +1,10 @@
-/* Workers. The contract is fleet.h, the data state.h.
+/* Workers: how they come, stay and go. The contract is fleet.h, the data state.h.
  *
- * A worker is its name. What says hello under that name with another instance number is a new process: the
- * old one is dead, whatever was executing there is guilty or halved. The same instance that comes back over a
- * new connection keeps what it holds. A connection that broke is no death yet: what had not begun goes
- * elsewhere at once, what was executing gets until silence_ms (and may be rendered twice meanwhile, tail.c).
- * / */
+ * A worker is its name. A hello under that name with another instance number comes from a new process: the
+ * old one is dead, and the task that it was executing is charged (or the shard halved). The same instance
+ * over a new connection keeps what it holds. A broken connection is no death yet: shards that had not begun
+ * go elsewhere at once, the one that was executing gets until silence_ms (and may be rendered twice
+ * meanwhile, tail.c). */
 #include "coordinator/core/fleet.h"
 
 #include <stdio.h>
@@ -38,9 +38,9 @@ static void worker_disconnect(struct farm *f, struct worker *w) {
     worker_recount(f, w);
 }
 
-/* Which of its shards a worker that died was executing: the one that began last, of those that its last
- * heartbeat named or that began since (what a later heartbeat did not name was through, its pictures on their
- * way). If none is known to have begun: one that was lost too often already. */
+/* The shard that a worker was executing when it died, or NULL. It is the one that began last, of those that
+ * its last heartbeat named or that began since: a shard that a later heartbeat did not name was through, its
+ * pictures on their way. If none is known to have begun, it is one that was lost too often already. */
 static struct shard *worker_executing(struct worker *w) {
     struct shard *found = NULL;
     bool began = false;
@@ -57,7 +57,7 @@ static struct shard *worker_executing(struct worker *w) {
     return found;
 }
 
-/* All its leases end, with the one that was executing to blame. Reserved by who calls. */
+/* All its shards end, with the one that was executing to blame. Room is reserved by the caller. */
 static void worker_lose(struct farm *f, struct worker *w, bool bye, const char *reason,
                         struct farm_effects *fx) {
     struct shard *executing = worker_executing(w);
@@ -86,7 +86,7 @@ void fleet_worker_destroy(struct farm *f, struct worker *w) {
     free(w);
 }
 
-/* A lost worker is forgotten; it has no shards. */
+/* Forgets a lost worker; it has no shards. */
 static void worker_forget(struct farm *f, size_t i) {
     struct worker *w = f->workers[i];
     assert(w->lost && !w->shards && !w->counted && !w->conn);
@@ -104,7 +104,7 @@ static void worker_forget(struct farm *f, size_t i) {
 static int worker_create(struct farm *f, const char *name, struct worker **out) {
     size_t len = strlen(name);
     if (len == 0 || len > KN_NAME_MAX) return KN_EINVAL;
-    if (f->worker_count >= KN_WORKERS_MAX) { /* the one that is lost for longest makes room */
+    if (f->worker_count >= KN_WORKERS_MAX) { /* the one lost for longest makes room */
         size_t oldest = f->worker_count;
         for (size_t i = 0; i < f->worker_count; i++)
             if (f->workers[i]->lost &&
@@ -162,7 +162,7 @@ static int models_copy(struct farm *f, const struct ev_worker_hello *h, struct w
     return KN_OK;
 }
 
-/* Replaces what the worker has; a speed that was measured on the same class stays. */
+/* Replaces the models that the worker has; a speed that was measured on the same class stays. */
 static void models_replace(struct farm *f, struct worker *w, struct worker_model *models, uint32_t count,
                            uint16_t backend) {
     pool_worker_leave(w);
@@ -194,7 +194,7 @@ static bool held_lists(const struct farm_held *held, uint32_t t) {
     return false;
 }
 
-/* The same process over a new connection: what it holds goes on, what it does not hold ends. */
+/* The same process over a new connection: shards that it still holds go on, the others end. */
 static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_worker_hello *h,
                             struct farm_effects *fx) {
     struct shard *next;
@@ -223,7 +223,8 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
     }
 }
 
-/* A shard that we do not know: of another term, or ended here while the worker was away. */
+/* A shard that is not known here: of another term, or ended while the worker was away. Those of its tasks
+ * that are still wanted are adopted. */
 static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held *held,
                         struct farm_effects *fx) {
     uint32_t tasks[KN_SHARD_TASKS_MAX], count = 0, group = 0;
@@ -251,10 +252,10 @@ static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held
     if (count > 0 && shard_adopt(f, w, b, held, tasks, count)) return;
     for (uint32_t i = count; i-- > 0;)
         if (b->tasks[tasks[i]].a == NONE) blame_requeue(f, b, &tasks[i], 1, fx);
-    hello_revoke(w, held->shard, held->term, fx); /* nobody wants it */
+    hello_revoke(w, held->shard, held->term, fx); /* nothing of it is wanted */
 }
 
-/* What a hello needs, made before anything of the farm is changed. */
+/* Everything that a hello needs, made before anything of the farm is changed. */
 struct hello {
     struct worker *worker; /* found, or made and lost until the hello is through */
     uint32_t backend;
@@ -356,6 +357,21 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     return KN_OK;
 }
 
+/* A heartbeat that names a shard is a sign of life of it. False: the worker has no such shard. */
+static bool heartbeat_of_shard(struct farm *f, struct worker *w, const struct ev_worker_heartbeat *h) {
+    bool found = false;
+    for (struct shard *s = w->shards; s; s = s->worker_next) {
+        if (s->id != h->shard) continue;
+        found = true;
+        if (s->state == SHARD_WAITING) shard_started(f, s);
+        uint64_t age = h->progress_age_ms < f->now ? h->progress_age_ms : f->now;
+        if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
+        s->step = h->step;
+        s->steps = h->steps;
+    }
+    return found;
+}
+
 int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_heartbeat *h,
                     struct farm_effects *fx) {
     int rc = fx_reserve(fx, 4);
@@ -367,33 +383,22 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
     w->drain_said = h->draining;
     if (h->has_model) {
         struct model *m = kn_map_get(f->model_by_digest, h->model, sizeof h->model);
-        /* Before it has begun what it was given last, what it has loaded is not what it will have. */
+        /* While it holds shards, the model of the last grant counts: it will be loaded by then. */
         if (m && worker_model_of(w, m) && (w->held == 0 || !w->loaded)) w->loaded = m;
     }
-    bool unknown = h->shard != 0;
-    if (h->shard) {
+    bool unknown = h->shard != 0 && !heartbeat_of_shard(f, w, h);
+    if (h->shard)
         w->idle_since = 0;
-        for (struct shard *s = w->shards; s; s = s->worker_next) {
-            if (s->id != h->shard) continue;
-            unknown = false;
-            if (s->state == SHARD_WAITING) shard_started(f, s);
-            uint64_t age = h->progress_age_ms < f->now ? h->progress_age_ms : f->now;
-            if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
-            s->step = h->step;
-            s->steps = h->steps;
-        }
-    } else if (!w->idle_since) {
+    else if (!w->idle_since)
         w->idle_since = f->now ? f->now : 1;
-    }
     if (!unknown) {
         w->unknown_since = 0;
     } else if (!w->unknown_since) {
         w->unknown_since = f->now ? f->now : 1;
-    } else if (f->now - w->unknown_since >= f->config.silence_ms) { /* what we told it last was lost */
+    } else if (f->now - w->unknown_since >= f->config.silence_ms) { /* our last word to it was lost */
         w->unknown_since = f->now;
         w->resync = true;
-        w->cool_until =
-            f->now + f->config.silence_ms; /* what is on its way to it arrives before it answers */
+        w->cool_until = f->now + f->config.silence_ms; /* grants on their way arrive before it answers */
         fx_add(fx, FX_HELLO_AGAIN)->conn = w->conn;
     }
     worker_recount(f, w);
@@ -405,7 +410,7 @@ int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, s
     if (rc) return rc;
     fx_note(fx, FX_NOTE, NULL, "worker_%s worker=%s: %s", bye ? "left" : "unreachable", w->name,
             reason ? reason : "");
-    if (bye) { /* it handed back what it could: what it was executing all the same made it go */
+    if (bye) { /* it handed back what it could: a shard that it was executing all the same made it go */
         worker_lose(f, w, true, reason && *reason ? reason : "its worker left", fx);
         w->left = true;
         return KN_OK;

@@ -1,16 +1,22 @@
-/* Workers: who is there, what they can do and how fast. Private to coordinator/core. */
+/* Workers: how they come, stay and go. Looking them up is in worker.h. Private to coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_FLEET_H
 #define KILN_COORDINATOR_CORE_FLEET_H
 
 #include "coordinator/core/state.h"
 
+/* EV_WORKER_HELLO. KN_EINVAL, KN_ESTATE (the connection is another worker's), KN_ELIMIT, KN_ENOMEM. */
 int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct farm_effects *fx);
+/* EV_WORKER_HEARTBEAT. */
 int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_heartbeat *h,
                     struct farm_effects *fx);
+/* EV_WORKER_GONE. */
 int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, struct farm_effects *fx);
+/* EV_WORKER_DRAIN. KN_ENOENT: nobody of this name is connected. */
 int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects *fx);
-/* Gives up who was silent too long, and sweeps the shards of the others. Part of the tick. */
+/* Gives up workers that were silent too long, forgets those lost long ago, and looks at the shards of the
+ * others. Part of the tick. */
 void fleet_sweep(struct farm *f, struct farm_effects *fx);
-void fleet_worker_destroy(struct farm *f, struct worker *w); /* unlinks nothing but its models */
+/* Frees a worker and gives back its models. It is in no list any more, and has no shard. NULL is fine. */
+void fleet_worker_destroy(struct farm *f, struct worker *w);
 
 #endif

@@ -1,8 +1,8 @@
-/* What is on its way to the store. The contract is pending.h.
+/* Results and failures on their way to the store. The contract is pending.h.
  *
- * One question about a task is before the store at a time. What the store could not make durable is asked
- * again after a growing pause: the answer may have been lost and the write not, so asking again is the only
- * way to know; it is idempotent. */
+ * One question about a task is before the store at a time. When the store could not make it durable it is
+ * asked again after a growing pause: the answer may have been lost and the write not, so asking again is the
+ * only way to know. The store takes the same question twice without harm. */
 #include "coordinator/core/pending.h"
 
 #include <stdio.h>
@@ -11,16 +11,6 @@
 #include "coordinator/core/batch.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
-
-void pending_ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
-                 int code) {
-    if (!conn) return;
-    struct farm_effect *e = fx_add(fx, FX_ACK);
-    e->conn = conn;
-    memcpy(e->batch, b ? b->id : id, sizeof e->batch);
-    e->task = t;
-    e->u.ack.code = code;
-}
 
 /* ---- the list of those that wait to be asked again */
 
@@ -45,6 +35,18 @@ static void waiting_remove(struct farm *f, uint32_t slot) {
         ((struct pending *)slab_at(&f->pendings, p->next))->prev = p->prev;
     else
         f->wait_tail = p->prev;
+}
+
+/* ---- questions and answers */
+
+void pending_ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
+                 int code) {
+    if (!conn) return;
+    struct farm_effect *e = fx_add(fx, FX_ACK);
+    e->conn = conn;
+    memcpy(e->batch, b ? b->id : id, sizeof e->batch);
+    e->task = t;
+    e->u.ack.code = code;
 }
 
 void pending_ask(struct pending *p, struct farm_effects *fx) {

@@ -1,4 +1,4 @@
-/* What is on its way to the store: a `pending` for each result or failure that is not durable yet. Private to
+/* Results and failures on their way to the store: a `pending` for each that is not durable yet. Private to
  * coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_PENDING_H
 #define KILN_COORDINATOR_CORE_PENDING_H
@@ -10,10 +10,10 @@
 void pending_ack(struct farm_effects *fx, uint64_t conn, const struct batch *b, const kn_id id, uint32_t t,
                  int code);
 
-/* This task, in no queue and no shard, is committing (or failing) from now on. A slot is reserved by who
- * calls. */
+/* This task, in no queue and no shard, is committing (or failing) from now on. A slot is reserved by the
+ * caller. */
 struct pending *pending_create(struct farm *f, struct batch *b, uint32_t t, bool fail);
-/* Frees the task's pending; the task's next state is set by who calls. */
+/* Frees the task's pending; the caller sets the task's next state. */
 void pending_destroy(struct farm *f, struct batch *b, uint32_t t);
 
 /* Asks the store. */

@@ -1,11 +1,13 @@
-/* A pool stands for "workers that have this model (and are of this class)". Batches wait in it in the order
+/* Models, shapes and pools. The contract is pool.h, the data state.h.
+ *
+ * A pool stands for "workers that have this model (and are of this class)". Batches wait in it in the order
  * in which they are to be served; a worker looks at the heads of its few pools. Sums of speed over a pool's
  * workers are kept up to date, so that a shard can be sized without looking at the fleet. */
 #include "coordinator/core/pool.h"
 
 #include <stdlib.h>
 
-/* ---- interning */
+/* ---- shared and counted: models, shapes, pools */
 
 int pool_model_get(struct farm *f, const kn_digest digest, struct model **out) {
     struct model *m = kn_map_get(f->model_by_digest, digest, KN_SHA256_BYTES);
@@ -94,7 +96,7 @@ int pool_get(struct farm *f, const kn_digest digest, uint16_t pin, struct pool *
         p->next = m->pools;
         m->pools = p;
     }
-    if (p->refs == p->ready_cap) { /* a place for each lane, so that getting ready never fails */
+    if (p->refs == p->ready_cap) { /* a place for each lane, so that entering never fails */
         uint32_t cap = p->ready_cap ? p->ready_cap * 2 : 4;
         struct lane **ready = realloc(p->ready, cap * sizeof *ready);
         if (ready) {
@@ -159,7 +161,7 @@ bool pool_lane_before(const struct lane *a, const struct lane *b) {
     return x->seq < y->seq;
 }
 
-/* Where a lane stands or belongs. */
+/* The place in the pool's order where a lane stands, or belongs. */
 static uint32_t lane_place(const struct pool *p, const struct lane *lane) {
     uint32_t low = 0, high = p->ready_count;
     while (low < high) {
@@ -211,7 +213,7 @@ void pool_batch_rekey(struct batch *b, uint64_t vtime) {
 }
 _Static_assert(KN_MODELS_PER_BATCH_MAX <= 64, "a bit for each lane");
 
-/* A batch that has nothing ready has no claim on the time that others used meanwhile. */
+/* A batch gets something ready. While it had nothing, it had no claim on the time that others used. */
 static void batch_awake(struct farm *f, struct batch *b) {
     for (uint32_t l = 0; l < b->lane_count; l++)
         if (b->lanes[l].ready) return;

@@ -5,7 +5,8 @@
 
 #include "coordinator/core/state.h"
 
-/* Interned and counted: each get takes a reference, each put gives one back. KN_ENOMEM, KN_ELIMIT. */
+/* Models, shapes and pools are shared and counted: each get takes a reference, each put gives one back, the
+ * last put frees. KN_ENOMEM, KN_ELIMIT. */
 int pool_model_get(struct farm *f, const kn_digest digest, struct model **out);
 void pool_model_put(struct farm *f, struct model *m);
 int pool_shape_get(struct farm *f, const struct farm_group *key, uint32_t *slot);
@@ -13,24 +14,27 @@ void pool_shape_put(struct farm *f, uint32_t slot);
 int pool_get(struct farm *f, const kn_digest model, uint16_t pin, struct pool **out);
 void pool_put(struct farm *f, struct pool *p);
 
-/* Whether this worker may take work of this pool now (connected, not draining, right class). */
+/* True when the pool's batches may be rendered by this worker's class. */
 static inline bool pool_serves(const struct pool *p, const struct worker *w) {
     return p->pin == PIN_ANY || p->pin == w->backend;
 }
 
-/* A worker begins or ceases to count in the sums of the pools that it serves. */
+/* The worker begins, or ceases, to count in the sums of the pools that it serves. */
 void pool_worker_enter(struct worker *w);
 void pool_worker_leave(struct worker *w);
-/* Its speed for a model was measured. */
+/* The worker's speed for a model was measured. */
 void pool_worker_speed(struct worker *w, struct worker_model *wm, uint64_t speed);
 
-/* The lanes of a batch in the order of their pools: those with something queued, if the batch is active. */
+/* Enters the lanes of an active batch that have something queued into the order of their pools. */
 void pool_batch_ready(struct farm *f, struct batch *b);
+/* Takes all lanes of a batch out of the order of their pools. */
 void pool_batch_unready(struct batch *b);
+/* Sets the batch's virtual time, and moves its lanes to where they belong then. */
 void pool_batch_rekey(struct batch *b, uint64_t vtime);
-/* Queued tasks came to a lane or left it; keeps its readiness right. */
+/* Queued tasks came to a lane (`tasks` above 0) or left it (below 0); enters it into its pool's order, or
+ * takes it out. */
 void pool_lane_queued(struct farm *f, struct lane *lane, int tasks, uint64_t units);
-/* Whether a is to be served before b: priority, then fair share, then age. */
+/* True when a is to be served before b: by priority, then by fair share, then by age. */
 bool pool_lane_before(const struct lane *a, const struct lane *b);
 
 #endif

@@ -1,4 +1,4 @@
-/* What workers report about their shards. The contract is report.h. */
+/* Reports of workers about their shards. The contract is report.h. */
 #include "coordinator/core/report.h"
 
 #include "coordinator/core/blame.h"

@@ -1,5 +1,5 @@
-/* What workers report about their shards: begun, handed back, done, a task failed. A report about a shard
- * that has ended here meanwhile is dropped with an FX_NOTE. Private to coordinator/core. */
+/* Reports of workers about their shards: begun, handed back, done, a task failed. A report about a shard that
+ * has ended here meanwhile is dropped with an FX_NOTE. Private to coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_REPORT_H
 #define KILN_COORDINATOR_CORE_REPORT_H
 

@@ -7,9 +7,9 @@
  * without anything) nor that far behind.
  *
  * A shard is as large as takes shard_target_ms at the measured speed: one image while nothing is known, then
- * at most four times what was measured. Towards the end it shrinks to half the worker's share of what is left
- * (guided self-scheduling), so that all workers end together; and a worker that is busy longer than the
- * others need for all that is queued takes nothing ahead. */
+ * at most GROWTH times the size that was measured. Towards the end it shrinks to half the worker's share of
+ * what is left (guided self-scheduling), so that all workers end together; and a worker that is busy longer
+ * than the others need for all that is queued takes nothing ahead. */
 #include "coordinator/core/sched.h"
 
 #include <stdlib.h>
@@ -25,7 +25,7 @@
 #define PIECES_LOOKED_AT 16
 #define PROBE_IMAGES 4    /* first shard of a shape when the model's speed is known from another */
 #define GROWTH 4          /* from one shard to the next */
-#define GUESS_US 1000000u /* cost of an image when nothing at all is known */
+#define GUESS_US 1000000u /* cost of an image while nothing is known at all */
 
 /* ---- how much */
 
@@ -56,7 +56,7 @@ uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, c
     return n < 1 ? 1 : (uint32_t)n;
 }
 
-/* Whether a worker that has something to do already should take more of this pool ahead: not if the others
+/* True when a worker that has something to do already should take more of this pool ahead: not if the others
  * will have rendered all that is queued before it would begin. */
 static bool worth_prefetching(const struct farm *f, const struct worker *w, const struct pool *p) {
     uint64_t backlog = speed_backlog_us(f, w), all = pool_speed(p);
@@ -79,7 +79,7 @@ static uint32_t piece_for(struct farm *f, struct batch *b, const struct group *g
     return NONE;
 }
 
-/* Whether there is memory on this worker for even one; if nobody has it, all may try (and be charged). */
+/* True when the worker has memory for at least one image. If nobody has, all may try (and be charged). */
 static bool fits(struct farm *f, struct batch *b, uint32_t t, const struct shape *shape, struct worker *w) {
     const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
     return !ws || ws->limit > 0 || !worker_other_can(f, b, t, &w->uid, 1);
@@ -128,7 +128,7 @@ struct cursor {
     uint32_t at;
 };
 
-/* The pools with work that this worker should take now; all: or later. */
+/* The pools with work that this worker should take now, or with `all` at any time. */
 static uint32_t cursors_open(const struct farm *f, struct worker *w, bool all, struct cursor *v) {
     uint32_t count = 0;
     for (uint32_t k = 0; k < w->model_count; k++)
@@ -138,7 +138,7 @@ static uint32_t cursors_open(const struct farm *f, struct worker *w, bool all, s
     return count;
 }
 
-/* The next lane in the order of all these pools, or NULL. */
+/* The next lane in the order of all these pools (of one model where `only` is given), or NULL. */
 static struct lane *cursors_next(struct cursor *v, uint32_t count, const struct model *only) {
     struct cursor *best = NULL;
     for (uint32_t i = 0; i < count; i++) {
@@ -148,7 +148,7 @@ static struct lane *cursors_next(struct cursor *v, uint32_t count, const struct 
     return best ? best->pool->ready[best->at++] : NULL;
 }
 
-/* The model that is loaded may go first, within bounds. */
+/* The first lane of the model that is loaded, where it may go before `first`; else NULL. */
 static struct lane *loaded_first(struct farm *f, struct worker *w, struct cursor *v, uint32_t count,
                                  const struct lane *first) {
     if (!w->loaded || first->pool->model == w->loaded) return NULL;
@@ -184,7 +184,6 @@ static uint64_t worker_speed(const struct worker *w) {
     return speed;
 }
 
-/* Idle ones first, fast ones before slow ones. */
 static int worker_order(const void *x, const void *y) {
     const struct worker *a = *(struct worker *const *)x, *b = *(struct worker *const *)y;
     if (a->held != b->held) return a->held < b->held ? -1 : 1;
@@ -197,7 +196,7 @@ void sched_sort(struct worker **v, size_t count) {
     if (count > 1) qsort(v, count, sizeof *v, worker_order);
 }
 
-/* A shard for each in turn, until nobody takes any more. */
+/* Grants one shard to each worker in turn, until nobody takes any more. */
 static void grant_all(struct farm *f, struct farm_effects *fx) {
     size_t count = 0;
     if (f->work_arrived) {
@@ -223,7 +222,7 @@ static void grant_all(struct farm *f, struct farm_effects *fx) {
     }
 }
 
-/* ---- higher priority retracts what waits */
+/* ---- a higher priority takes back what waits */
 
 /* The best lane that still has something queued for this worker, or NULL. */
 static struct lane *worker_first(const struct farm *f, struct worker *w) {
@@ -232,7 +231,8 @@ static struct lane *worker_first(const struct farm *f, struct worker *w) {
 }
 
 static void retract(struct farm *f, struct farm_effects *fx) {
-    /* What was taken back already and is to be given to whoever outranked it is not taken back again. */
+    /* Images that the higher priority will get from shards taken back already: no more are taken back for
+     * them. */
     uint64_t coming = 0;
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];

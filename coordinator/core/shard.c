@@ -1,6 +1,6 @@
 /* Shards. The contract is shard.h, the data state.h.
  *
- * A shard's tasks are those of its array that are leased and point back at it: taking one out is two
+ * A shard holds those tasks of its array that are granted and point back at it: taking one out is two
  * assignments. A shard that holds no task any more has no batch; it stays with its worker as long as the
  * worker may still be busy with it, because it uses the worker's credit. */
 #include "coordinator/core/shard.h"
@@ -121,7 +121,7 @@ struct shard *shard_adopt(struct farm *f, struct worker *w, struct batch *b, con
         s->state = SHARD_WAITING; /* until a heartbeat names it */
         shard_take_credit(f, s, true);
     } else {
-        s->state = SHARD_SENT; /* more than it can hold: only its images are awaited */
+        s->state = SHARD_SENT; /* it can hold no more: only the images are awaited */
         w->sent++;
     }
     if (!b->first_ms) b->first_ms = f->now;
@@ -259,7 +259,7 @@ void shard_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
         shard_close(f, s);
         return;
     }
-    if (s->worker->sent > 2 * s->worker->credit) { /* it never sends what it says it has done */
+    if (s->worker->sent > 2 * s->worker->credit) { /* it never sends the images that it says are done */
         shard_end(f, s, FATE_LOST, 0, NULL, fx);
         return;
     }
@@ -279,7 +279,7 @@ void shard_result(struct farm *f, struct batch *b, uint32_t t, const struct work
         if (s->state == SHARD_SENT)
             shard_close(f, s);
         else if (s->worker != by)
-            shard_revoke(f, s, true, fx); /* all that it was to do has come from elsewhere */
+            shard_revoke(f, s, true, fx); /* all its images came from elsewhere */
     }
 }
 
@@ -321,10 +321,11 @@ void shard_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
                          (unsigned long long)(quiet / 1000), w->name);
                 shard_withdraw_guilty(f, s, KN_ETIMEOUT, reason, fx);
             } else if (!running && quiet >= (s->left > 0 ? SENT_MS : f->config.silence_ms)) {
-                shard_withdraw(f, s, true, FATE_LOST, fx); /* it works on something else: the end was lost */
+                /* It executes another: the message of this one's end was lost. */
+                shard_withdraw(f, s, true, FATE_LOST, fx);
             }
             break;
-        case SHARD_WAITING: /* an idle worker that does not begin it never got it */
+        case SHARD_WAITING: /* an idle worker that does not begin it did not get it */
             if (w->conn && w->idle_since && f->now - w->idle_since >= f->config.silence_ms &&
                 f->now - s->granted_ms >= f->config.silence_ms)
                 shard_withdraw(f, s, true, FATE_LOST, fx);

@@ -1,6 +1,8 @@
-/* The contract is slab.h. Chunks of a fixed number of elements, and a stack of free numbers as large as all
- * of them, so that giving back needs no memory. The lowest numbers go out first: the order depends on nothing
- * but the history of takes and gives. */
+/* Elements addressed by number. The contract is slab.h.
+ *
+ * Elements lie in chunks of a fixed number; a stack of free numbers has room for all of them, so that giving
+ * back needs no memory. The lowest numbers go out first: the order depends on nothing but the history of
+ * takes and gives. */
 #include "coordinator/core/slab.h"
 
 #include <assert.h>

@@ -1,4 +1,5 @@
-/* How fast workers are: measured for each worker and shape, from what it says a shard took. The contract is speed.h. */
+/* How fast workers are: measured for each worker and shape, from its reports of what a shard took. The
+ * contract is speed.h. */
 #include "coordinator/core/speed.h"
 
 #include "coordinator/core/pool.h"
@@ -10,7 +11,7 @@ void speed_measured(struct worker *w, const struct shard *s, uint32_t render_ms,
     if (us < 1) us = 1;
     if (us > UINT32_MAX) us = UINT32_MAX;
     struct worker_shape *ws = worker_shape_of(w, s->shape_uid, true);
-    /* A larger shard than before tells more than the small ones did: a batch is cheaper an image. */
+    /* A larger shard tells more than the small ones before it: an image is cheaper in a large minibatch. */
     if (ws->us_per_image == 0 || images > ws->last_count)
         ws->us_per_image = (uint32_t)us;
     else

@@ -4,20 +4,21 @@
 
 #include "coordinator/core/state.h"
 
-/* A shard of this many images took this long. */
+/* A shard of so many images took so long. */
 void speed_measured(struct worker *w, const struct shard *s, uint32_t render_ms, uint32_t images);
-/* Out of memory with so many at a time. */
+/* So many images of this shape at a time were too many for the worker's memory. */
 void speed_out_of_memory(struct worker *w, uint32_t shape_uid, uint32_t images);
-/* Microseconds an image of this shape will take: measured, else from the same model's speed, else from the
- * pool's mean; 0: nothing is known. */
+/* Microseconds that an image of this shape will take: as measured, else by the worker's speed for the model,
+ * else by the pool's mean. 0: nothing is known. */
 uint64_t speed_us_per_image(struct worker *w, const struct pool *p, const struct shape *shape);
-/* Microseconds that all images of a shard take: as measured by now, else as was expected when it was granted.
- * / */
+/* Microseconds that all images of a shard take: as measured by now, else as expected when it was granted. */
 uint64_t speed_shard_us(const struct shard *s);
-/* Microseconds until it has rendered all that it holds. */
+/* Microseconds until the worker has rendered all that it holds. */
 uint64_t speed_backlog_us(const struct farm *f, const struct worker *w);
 
+/* Counts images that came now. */
 void rate_add(struct rate *r, uint64_t now, uint32_t images);
+/* Images a second over the last RATE_WINDOW_S, or since since_ms if that is later. */
 float rate_per_s(const struct rate *r, uint64_t now, uint64_t since_ms);
 
 #endif

@@ -6,7 +6,7 @@
 
 int farm_reserve(struct farm *f, struct farm_effects *fx, uint32_t effects, uint32_t suspects,
                  uint32_t pendings) {
-    int rc = fx_reserve(fx, (size_t)effects + 16); /* and some for notes */
+    int rc = fx_reserve(fx, (size_t)effects + 16); /* some more for notes */
     if (rc == 0) rc = slab_reserve(&f->troubles, suspects);
     if (rc == 0) rc = slab_reserve(&f->pieces, suspects);
     if (rc == 0) rc = slab_reserve(&f->faults, suspects);

@@ -9,7 +9,7 @@
  *   slab.c      elements addressed by number
  *   effects.c   the list of effects that a step fills
  *   state.c     the ground: room for what one event may need, names of backend classes
- *   trouble.c   what is known against tasks and workers
+ *   trouble.c   suspicion: troubles of tasks, faults of workers
  *   pool.c      models, shapes, and which batches wait for which kind of worker
  *   worker.c    the table of workers
  *   speed.c     how fast workers are
@@ -18,12 +18,12 @@
  *   pending.c   results and failures on their way to the store
  *   blame.c     who is guilty when something fails: the task or the worker
  *   shard.c     shards: how they begin, lose tasks and end; a bad end is judged by blame.c
- *   commit.c    what a result brings about, and what an answer of the store does
+ *   commit.c    results, and answers of the store
  *   fleet.c     workers: hello, heartbeat, silence, leaving
- *   report.c    what workers report about their shards
- *   control.c   what a person may do with a batch
+ *   report.c    reports of workers about their shards
+ *   control.c   a person's wishes about a batch
  *   sched.c     who gets what next
- *   tail.c      what to do when nothing is left to hand out
+ *   tail.c      the end of the work: nothing is left to hand out, others still render
  *   views.c     looking at it
  *   check.c     asserting that all of it fits together
  *   farm.c      farm_step, and the clock

@@ -1,9 +1,10 @@
-/* The tail: nothing is queued that an idle worker could take, others still render. The contract is tail.h.
+/* The tail of the work. The contract is tail.h.
  *
- * What waits at a busy worker is taken back and given to the idle one. What a slow or silent worker executes
- * is rendered a second time on the fastest idle worker that is expected to be sooner: the last images first,
- * so that the two meet. The first bytes win, and who has nothing left to win is told to stop. Suspects are
- * never rendered twice at a time: one killer should not take two workers with it. */
+ * Shards that wait at a busy worker are taken back and given to the idle one. Tasks that a slow or silent
+ * worker executes are rendered a second time on the fastest idle worker that is expected to be sooner: the
+ * last images first, so that the two meet. The first bytes win, and a worker that has nothing left to win is
+ * told to stop. Suspects are never rendered twice at a time: one killer should not take two workers with
+ * it. */
 #include "coordinator/core/tail.h"
 
 #include <stdlib.h>
@@ -23,7 +24,8 @@ struct tail_shard {
     uint64_t remaining_us;
 };
 
-/* Expected time until the shard is through. What takes longer than expected will take longer still. */
+/* Expected time until the shard is through. A shard that took longer than expected is expected to take longer
+ * still. */
 static uint64_t remaining_us(const struct farm *f, const struct shard *s) {
     const struct worker *w = s->worker;
     if (!w->conn) return UNREACHABLE_US;
@@ -44,7 +46,7 @@ static int tail_order(const void *x, const void *y) {
     return a->shard->slot < b->shard->slot ? -1 : 1;
 }
 
-/* Held once, and never failed. */
+/* True when the shard holds the task, no other does, and it never failed. */
 static bool copyable(const struct shard *s, uint32_t t) {
     return shard_holds(s, t) && s->batch->tasks[t].b == NONE && s->batch->tasks[t].trouble == NONE;
 }
@@ -75,7 +77,7 @@ static bool tail_collect(struct farm *f, size_t *count) {
     return true;
 }
 
-/* A second copy of what the shard still misses, from the end. */
+/* Grants a second copy of the tasks that the shard still holds, beginning with the last. */
 static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct farm_effects *fx) {
     struct batch *b = s->batch;
     struct group *group = &b->groups[s->group];
@@ -110,7 +112,7 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
         uint64_t us = speed_us_per_image(w, p, slab_at(&f->shapes, group->shape));
         if (us == 0 && remaining != UNREACHABLE_US) continue; /* nothing is known of either */
         uint64_t mine = us * s->left;
-        if (mine > remaining - remaining / 5) continue; /* not sooner by a fifth */
+        if (mine > remaining - remaining / 5) continue; /* would not be sooner by a fifth */
         if (s->state == SHARD_WAITING) {
             if (shard_reserve(f, fx, s)) return false;
             f->tail[i].shard = NULL;

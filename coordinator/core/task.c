@@ -1,8 +1,7 @@
 /* Tasks and their queues. The contract is task.h, the data state.h.
  *
  * A task is in one place at a time: in its group's queue, in a piece (suspects, see blame.c), in one or two
- * shards, in a pending commit, or at its end. Counts follow task_set, task_queue and task_unqueue, nothing
- * else. */
+ * shards, in a pending, or at its end. Counts follow task_set, task_queue and task_unqueue, nothing else. */
 #include "coordinator/core/task.h"
 
 #include "coordinator/core/pool.h"
@@ -66,7 +65,7 @@ static void group_unlist(struct batch *b, uint32_t g) {
         lane->tail = group->prev;
 }
 
-/* More or fewer tasks are queued in a group. */
+/* So many more (or, below 0, fewer) tasks are queued in a group. */
 static void group_queued(struct farm *f, struct batch *b, uint32_t g, int change, bool front) {
     struct group *group = &b->groups[g];
     struct lane *lane = &b->lanes[group->lane];

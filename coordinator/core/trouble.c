@@ -1,4 +1,4 @@
-/* What is known against tasks and workers. The contract is trouble.h, the data state.h. */
+/* The bookkeeping of suspicion. The contract is trouble.h, the data state.h. */
 #include "coordinator/core/trouble.h"
 
 #include <stdlib.h>
@@ -76,7 +76,7 @@ void trouble_forget(struct farm *f, struct batch *b, uint32_t t) {
     (void)fault_settle(f, x, false, &disproved); /* explained, so never disproved */
     trouble_unwait(f, x);
     free(x->reason);
-    x->batch = NULL; /* free: see blame_bar */
+    x->batch = NULL; /* blame_bar looks at every slot, and tells free ones by this */
     slab_give(&f->troubles, b->tasks[t].trouble);
     b->tasks[t].trouble = NONE;
 }

@@ -1,4 +1,4 @@
-/* What is known against tasks and workers: a `trouble` for each task under suspicion, a `fault` for each bad
+/* The bookkeeping of suspicion: a `trouble` for each task under suspicion, a `fault` for each bad
  * end of a shard. Only the bookkeeping is here; the judgement is in blame.c. Private to coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_TROUBLE_H
 #define KILN_COORDINATOR_CORE_TROUBLE_H
@@ -7,7 +7,7 @@
 
 /* The task's trouble, or NULL. */
 struct trouble *trouble_of(const struct farm *f, const struct batch *b, uint32_t t);
-/* The same; makes one where there is none. A slot is reserved by who calls. */
+/* The same; makes one where there is none. A slot is reserved by the caller. */
 struct trouble *trouble_get(struct farm *f, struct batch *b, uint32_t t);
 /* Charges from before a restart. */
 void trouble_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charges);
@@ -17,13 +17,13 @@ void trouble_forget(struct farm *f, struct batch *b, uint32_t t);
 /* Puts it at the end of the list of those that may be left with nobody to render them. */
 void trouble_wait(struct farm *f, struct trouble *x);
 
-/* Whether this class, or any class, has given NaN for the task. */
+/* True when this class, or any class, has given NaN for the task. */
 bool trouble_nan(const struct trouble *x, uint16_t backend);
 bool trouble_any_nan(const struct trouble *x);
 /* Takes back what one worker charged; true when that changed the charges. */
 bool trouble_refund(struct trouble *x, const struct worker *w);
 
-/* Begins a fault of this worker that concerns so many tasks. Gives its slot (reserved by who calls), or NONE
+/* Begins a fault of this worker that concerns so many tasks. Gives its slot (reserved by the caller), or NONE
  * for no task. */
 uint32_t fault_create(struct farm *f, struct worker *w, uint32_t tasks);
 /* The outcome of this task is known as far as its fault is concerned. True when it was the fault's last task

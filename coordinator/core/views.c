@@ -5,8 +5,8 @@
 #include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
 
-/* What is left at the speed of the last seconds; before there is one, at the measured speeds of the workers.
- */
+/* The time for what is left: at the speed of the last seconds, or before there is one at the measured speeds
+ * of the workers. -1: unknown. */
 static int64_t batch_eta(const struct batch *b, uint64_t now, float images_per_s) {
     if (!batch_live(b)) return 0;
     if (b->state == KN_BATCH_PAUSED) return -1;

@@ -51,7 +51,6 @@ void worker_wake(struct farm *f, struct worker *w) {
     f->woken = w;
 }
 
-/* In its pools' sums as long as work may be given to it. */
 void worker_recount(struct farm *f, struct worker *w) {
     if (w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred) {
         if (w->counted) return;
