@@ -33,6 +33,60 @@ static void compare(struct farm *f, const struct batch *b, uint32_t t, uint32_t 
             farm_backend_name(f, r->backend), r->worker ? r->worker : "");
 }
 
+/* A result of a task that waits for none any more: another is committed or on its way, or the task is over. */
+static void result_unwanted(struct farm *f, uint64_t conn, struct batch *b, const struct ev_result *r,
+                            struct farm_effects *fx) {
+    struct task *task = &b->tasks[r->task];
+    switch ((enum farm_task_state)task->state) {
+    case TASK_DONE:
+        compare(f, b, r->task, task->backend, same_pixels(task->pixels, r->pixels), r, fx);
+        pending_ack(fx, conn, b, NULL, r->task, KN_OK);
+        break;
+    case TASK_COMMITTING: {
+        struct pending *p = slab_at(&f->pendings, task->a);
+        compare(f, b, r->task, p->backend, memcmp(p->pixels, r->pixels, sizeof p->pixels) == 0, r, fx);
+        for (uint32_t i = 0; i < p->ack_count; i++)
+            if (p->acks[i] == conn) return;
+        if (p->ack_count < ACKS_MAX && conn)
+            p->acks[p->ack_count++] = conn;
+        else
+            pending_ack(fx, conn, b, NULL, r->task, KN_EAGAIN);
+        break;
+    }
+    case TASK_FAILING:
+    case TASK_FAILED:
+        pending_ack(fx, conn, b, NULL, r->task, KN_ESTATE);
+        break;
+    case TASK_CANCELLED:
+        pending_ack(fx, conn, b, NULL, r->task, KN_EGONE);
+        break;
+    case TASK_QUEUED:
+    case TASK_GRANTED:
+        assert(false); /* it waits for a result */
+    }
+}
+
+/* The first result of a task: no worker need render it any more, and the store is asked to keep it. */
+static void result_first(struct farm *f, uint64_t conn, struct batch *b, struct worker *w,
+                         const struct ev_result *r, struct farm_effects *fx) {
+    if (b->tasks[r->task].state == TASK_QUEUED)
+        task_unqueue(f, b, r->task);
+    else
+        shard_result(f, b, r->task, w, fx);
+    blame_result(f, b, r->task, w, fx);
+    struct pending *p = pending_create(f, b, r->task, false);
+    p->attempt = r->attempt;
+    p->render_ms = r->render_ms;
+    p->backend = r->backend;
+    memcpy(p->sha256, r->sha256, sizeof p->sha256);
+    memcpy(p->pixels, r->pixels, sizeof p->pixels);
+    p->flat = r->flat;
+    snprintf(p->worker, sizeof p->worker, "%s", r->worker ? r->worker : "");
+    snprintf(p->engine, sizeof p->engine, "%s", r->engine ? r->engine : "");
+    if (conn) p->acks[p->ack_count++] = conn;
+    pending_ask(p, fx);
+}
+
 int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, struct farm_effects *fx) {
     int rc = fx_reserve(fx, 16);
     if (rc) return rc;
@@ -51,33 +105,9 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
                 r->worker ? r->worker : "");
         return KN_OK;
     }
-    struct task *task = &b->tasks[r->task];
-    switch ((enum farm_task_state)task->state) {
-    case TASK_DONE:
-        compare(f, b, r->task, task->backend, same_pixels(task->pixels, r->pixels), r, fx);
-        pending_ack(fx, conn, b, NULL, r->task, KN_OK);
+    if (b->tasks[r->task].state != TASK_QUEUED && b->tasks[r->task].state != TASK_GRANTED) {
+        result_unwanted(f, conn, b, r, fx);
         return KN_OK;
-    case TASK_COMMITTING: {
-        struct pending *p = slab_at(&f->pendings, task->a);
-        compare(f, b, r->task, p->backend, memcmp(p->pixels, r->pixels, sizeof p->pixels) == 0, r, fx);
-        for (uint32_t i = 0; i < p->ack_count; i++)
-            if (p->acks[i] == conn) return KN_OK;
-        if (p->ack_count < ACKS_MAX && conn)
-            p->acks[p->ack_count++] = conn;
-        else
-            pending_ack(fx, conn, b, NULL, r->task, KN_EAGAIN);
-        return KN_OK;
-    }
-    case TASK_FAILING:
-    case TASK_FAILED:
-        pending_ack(fx, conn, b, NULL, r->task, KN_ESTATE);
-        return KN_OK;
-    case TASK_CANCELLED:
-        pending_ack(fx, conn, b, NULL, r->task, KN_EGONE);
-        return KN_OK;
-    case TASK_QUEUED:
-    case TASK_GRANTED:
-        break;
     }
     rc = slab_reserve(&f->pendings, 1);
     if (rc) return rc;
@@ -86,22 +116,7 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
         fx_note(fx, FX_NOTE, b->id, "result_dropped task=%u: too many wait for the store", r->task);
         return KN_OK;
     }
-    if (task->state == TASK_QUEUED)
-        task_unqueue(f, b, r->task);
-    else
-        shard_result(f, b, r->task, w, fx);
-    blame_result(f, b, r->task, w, fx);
-    struct pending *p = pending_create(f, b, r->task, false);
-    p->attempt = r->attempt;
-    p->render_ms = r->render_ms;
-    p->backend = r->backend;
-    memcpy(p->sha256, r->sha256, sizeof p->sha256);
-    memcpy(p->pixels, r->pixels, sizeof p->pixels);
-    p->flat = r->flat;
-    snprintf(p->worker, sizeof p->worker, "%s", r->worker ? r->worker : "");
-    snprintf(p->engine, sizeof p->engine, "%s", r->engine ? r->engine : "");
-    if (conn) p->acks[p->ack_count++] = conn;
-    pending_ask(p, fx);
+    result_first(f, conn, b, w, r, fx);
     return KN_OK;
 }
 
