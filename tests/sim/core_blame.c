@@ -9,11 +9,12 @@ static void warm_up(struct talk *t, uint64_t conn, const char *name, int batch) 
     do {
         for (uint32_t n = 0; talk_grant(t, conn, n); n++) queue[tail++] = talk_shard(talk_grant(t, conn, n));
         struct talk_shard s = queue[head++];
-        talk_started(t, conn, s.id);
+        STARTED(t, .conn = conn, .shard = s.id);
         for (uint32_t i = 0; i < s.count; i++)
-            talk_result(t, conn, name, "cpu-a", batch, s.tasks[i], (int)s.tasks[i]);
+            RESULT(t, .conn = conn, .worker = name, .batch = batch, .task = s.tasks[i],
+                   .pixels = (int)s.tasks[i]);
         t->now += 10 * s.count;
-        talk_done(t, conn, s.id, 10 * s.count, s.count);
+        DONE(t, .conn = conn, .shard = s.id, .render_ms = 10 * s.count, .images = s.count);
         for (uint32_t n = 0; talk_grant(t, conn, n); n++) queue[tail++] = talk_shard(talk_grant(t, conn, n));
         farm_effects_clear(&t->fx);
     } while (head < tail);
@@ -27,8 +28,8 @@ TEST(a_task_that_fails_three_times_is_failed_with_its_reason) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 4);
     for (uint32_t n = 1; n <= 3; n++) {
         struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-        talk_started(&t, 7, s.id);
-        talk_failed(&t, 7, 1, 0, s.id, KN_EDEVICE);
+        STARTED(&t, .conn = 7, .shard = s.id);
+        FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_EDEVICE);
         CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, n);
     }
     CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_EDEVICE);
@@ -46,9 +47,9 @@ TEST(the_next_try_is_on_another_worker_if_there_is_one) {
     OPEN(&t, .id = 1, .tasks = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
-    talk_started(&t, 7, s.id);
-    talk_failed(&t, 7, 1, 0, s.id, KN_EDEVICE);
-    talk_done(&t, 7, s.id, 0, 0);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_EDEVICE);
+    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 0, .images = 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
     struct farm_worker_view v;
     CHECK_INT(farm_worker_at(t.farm, 1, t.now, &v), 0);
@@ -69,7 +70,7 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
     struct talk_shard s = talk_shard(talk_grant(&t, conn, 0));
     CHECK_INT(s.count, 8);
     while (talk_view(&t, 1).state != KN_BATCH_DONE) {
-        talk_started(&t, conn, s.id);
+        STARTED(&t, .conn = conn, .shard = s.id);
         bool kills = false;
         for (uint32_t i = 0; i < s.count; i++) kills |= s.tasks[i] == killer;
         if (kills) {
@@ -80,9 +81,10 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
             CHECK(!charge || (charge->task == killer && s.count == 1));
         } else {
             for (uint32_t i = 0; i < s.count; i++)
-                talk_result(&t, conn, "a", "cpu-a", 1, s.tasks[i], (int)s.tasks[i]);
+                RESULT(&t, .conn = conn, .worker = "a", .batch = 1, .task = s.tasks[i],
+                       .pixels = (int)s.tasks[i]);
             t.now += 80;
-            talk_done(&t, conn, s.id, 80, s.count);
+            DONE(&t, .conn = conn, .shard = s.id, .render_ms = 80, .images = s.count);
         }
         if (talk_grant(&t, conn, 0)) s = talk_shard(talk_grant(&t, conn, 0));
         CHECK(deaths < 20);
@@ -99,7 +101,7 @@ TEST(what_waited_at_a_worker_that_died_is_not_charged) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
-    talk_started(&t, 7, s.id);
+    STARTED(&t, .conn = 7, .shard = s.id);
     HELLO(&t, .name = "a", .conn = 8, .instance = 2);
     CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);
@@ -113,7 +115,7 @@ TEST(silence_charges_what_was_executing) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_heartbeat(&t, 7, s.id, 0); /* says so as well as "started" would */
+    HEARTBEAT(&t, .conn = 7, .shard = s.id); /* says so as well as "started" would */
     talk_wait(&t, 10100);
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, 1);
     talk_end(&t);
@@ -125,14 +127,14 @@ TEST(a_hang_is_taken_back_and_charged) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
+    STARTED(&t, .conn = 7, .shard = s.id);
     for (uint32_t age = 1000; age < 329000; age += 1000) {
         t.now += 1000;
-        talk_heartbeat(&t, 7, s.id, age);
+        HEARTBEAT(&t, .conn = 7, .shard = s.id, .age_ms = age);
         CHECK_INT(talk_count(&t, FX_REVOKE), 0);
     }
     t.now += 2000;
-    talk_heartbeat(&t, 7, s.id, 331000);
+    HEARTBEAT(&t, .conn = 7, .shard = s.id, .age_ms = 331000);
     talk_wait(&t, 100);
     CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, 1);
@@ -145,11 +147,11 @@ TEST(slow_but_alive_is_no_hang) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
+    STARTED(&t, .conn = 7, .shard = s.id);
     for (int i = 0; i < 1000; i++) {
         talk_wait(&t, 1000);
         CHECK_INT(talk_count(&t, FX_REVOKE), 0);
-        talk_heartbeat(&t, 7, s.id, 900);
+        HEARTBEAT(&t, .conn = 7, .shard = s.id, .age_ms = 900);
     }
     talk_end(&t);
 }
@@ -166,8 +168,8 @@ TEST(nan_fails_at_once_where_there_is_one_class) {
     CHECK_INT(farm_worker_at(t.farm, 0, t.now, &v), 0);
     CHECK_INT(v.shards, 1);
     s.id = 1;
-    talk_started(&t, conn, s.id);
-    talk_failed(&t, conn, 1, 0, s.id, KN_ENAN);
+    STARTED(&t, .conn = conn, .shard = s.id);
+    FAILED(&t, .conn = conn, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_ENAN);
     talk_end(&t);
 }
@@ -180,13 +182,13 @@ TEST(nan_is_tried_once_on_another_class) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     HELLO(&t, .name = "a2", .conn = 8, .backend = "cpu-a");
     HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b");
-    talk_started(&t, 7, s.id);
-    talk_failed(&t, 7, 1, 0, s.id, KN_ENAN);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
     CHECK(!talk_grant(&t, 8, 0));
     s = talk_shard(talk_grant(&t, 9, 0));
-    talk_started(&t, 9, s.id);
-    talk_failed(&t, 9, 1, 0, s.id, KN_ENAN);
+    STARTED(&t, .conn = 9, .shard = s.id);
+    FAILED(&t, .conn = 9, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 1);
     talk_end(&t);
 }
@@ -199,10 +201,10 @@ TEST(nan_that_waits_for_a_class_that_left_is_failed) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     OPEN(&t, .id = 2, .tasks = 8);
     HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b", .credit = 1); /* busy with the other batch */
-    talk_started(&t, 7, s.id);
-    talk_failed(&t, 7, 1, 0, s.id, KN_ENAN);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
-    talk_gone(&t, 9, true);
+    GONE(&t, .conn = 9, .bye = true);
     talk_wait(&t, 200);
     CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
     talk_end(&t);
@@ -216,8 +218,8 @@ TEST(out_of_memory_halves_the_shard_and_charges_nobody) {
     OPEN(&t, .id = 1, .tasks = 64);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     CHECK_INT(s.count, 8);
-    talk_started(&t, 7, s.id);
-    talk_returned(&t, 7, s.id, true);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    RETURNED(&t, .conn = 7, .shard = s.id, .out_of_memory = true);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.task_count, 4);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], s.tasks[0]); /* the same ones, in their order */
@@ -231,8 +233,8 @@ TEST(out_of_memory_for_a_single_image_is_a_failure) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 1);
     for (int i = 0; i < 3; i++) {
         struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-        talk_started(&t, 7, s.id);
-        talk_returned(&t, 7, s.id, true);
+        STARTED(&t, .conn = 7, .shard = s.id);
+        RETURNED(&t, .conn = 7, .shard = s.id, .out_of_memory = true);
         CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     }
     CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_EOOM);
@@ -246,8 +248,8 @@ TEST(a_worker_without_memory_for_a_shape_leaves_it_to_others) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
-    talk_started(&t, 7, s.id);
-    talk_returned(&t, 7, s.id, true);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    RETURNED(&t, .conn = 7, .shard = s.id, .out_of_memory = true);
     CHECK(!talk_grant(&t, 7, 0));
     talk_wait(&t, 500);
     CHECK(!talk_grant(&t, 7, 0));
@@ -264,20 +266,21 @@ TEST(a_worker_that_fails_what_others_do_is_drained_and_its_charges_are_taken_bac
     struct talk_shard good = talk_shard(talk_grant(&t, 8, 0));
     bool drained = false;
     for (int i = 0; i < 12 && !drained; i++) {
-        talk_started(&t, 7, bad.id);
-        talk_failed(&t, 7, 1, bad.tasks[0], bad.id, KN_EDEVICE);
-        talk_done(&t, 7, bad.id, 0, 0);
+        STARTED(&t, .conn = 7, .shard = bad.id);
+        FAILED(&t, .conn = 7, .batch = 1, .task = bad.tasks[0], .shard = bad.id, .code = KN_EDEVICE);
+        DONE(&t, .conn = 7, .shard = bad.id, .render_ms = 0, .images = 0);
         if (talk_grant(&t, 7, 0)) bad = talk_shard(talk_grant(&t, 7, 0));
         for (int k = 0; k < 3 && !drained; k++) {
-            talk_started(&t, 8, good.id);
+            STARTED(&t, .conn = 8, .shard = good.id);
             for (uint32_t n = 0; n < good.count && !drained; n++) {
-                talk_result(&t, 8, "good", "cpu-a", 1, good.tasks[n], 0);
+                RESULT(&t, .conn = 8, .worker = "good", .batch = 1, .task = good.tasks[n]);
                 drained = talk_fx(&t, FX_DRAIN, 0) != NULL;
             }
             if (drained) break;
             t.now += 20000;
-            talk_heartbeat(&t, 7, 0, 0);
-            talk_done(&t, 8, good.id, 20000, good.count); /* slow: shards of one image */
+            HEARTBEAT(&t, .conn = 7);
+            DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000,
+                 .images = good.count); /* slow: shards of one image */
             if (talk_grant(&t, 8, 0)) good = talk_shard(talk_grant(&t, 8, 0));
         }
     }
@@ -302,8 +305,8 @@ TEST(charges_from_before_a_restart_count) {
         CHECK_INT(e->u.grant.task_count, 1);
         CHECK_INT(e->u.grant.attempt, 3);
         struct talk_shard s = talk_shard(e);
-        talk_started(&t, 7, s.id);
-        talk_failed(&t, 7, 1, 3, s.id, KN_EDEVICE);
+        STARTED(&t, .conn = 7, .shard = s.id);
+        FAILED(&t, .conn = 7, .batch = 1, .task = 3, .shard = s.id, .code = KN_EDEVICE);
         CHECK_INT(talk_count(&t, FX_FAIL), 1);
         talk_end(&t);
         return;

@@ -15,8 +15,8 @@ TEST(a_batch_is_opened_once) {
 TEST(nobody_knows_that_batch) {
     struct talk t;
     talk_begin(&t);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0), KN_ENOENT);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_REMOVE, 1, 0), KN_ENOENT);
+    CHECK_INT(BATCH(&t, EV_BATCH_CANCEL, .id = 1), KN_ENOENT);
+    CHECK_INT(BATCH(&t, EV_BATCH_REMOVE, .id = 1), KN_ENOENT);
     talk_end(&t);
 }
 
@@ -26,17 +26,17 @@ TEST(pause_takes_back_what_waits_and_lets_finish_what_runs) {
     HELLO(&t, .name = "a", .conn = 7);
     OPEN(&t, .id = 1, .tasks = 5);
     struct talk_shard runs = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
-    talk_started(&t, 7, runs.id);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0), 0);
+    STARTED(&t, .conn = 7, .shard = runs.id);
+    CHECK_INT(BATCH(&t, EV_BATCH_PAUSE, .id = 1), 0);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
     CHECK(!talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_view(&t, 1).state, KN_BATCH_PAUSED);
-    talk_returned(&t, 7, waits.id, false);
-    talk_render(&t, 7, "a", "cpu-a", 1, runs);
+    RETURNED(&t, .conn = 7, .shard = waits.id);
+    RENDER(&t, .conn = 7, .worker = "a", .batch = 1, .shard = runs);
     CHECK_INT(talk_view(&t, 1).done, 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
-    talk_batch_event(&t, EV_BATCH_RESUME, 1, 0);
+    BATCH(&t, EV_BATCH_RESUME, .id = 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
     talk_end(&t);
 }
@@ -57,12 +57,12 @@ TEST(cancel_waits_for_the_worker_before_it_gives_its_place_away) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 1);
     OPEN(&t, .id = 1, .tasks = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
+    STARTED(&t, .conn = 7, .shard = s.id);
     OPEN(&t, .id = 2, .tasks = 1);
-    talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
-    talk_returned(&t, 7, s.id, false);
+    RETURNED(&t, .conn = 7, .shard = s.id);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     talk_end(&t);
 }
@@ -71,11 +71,11 @@ TEST(an_ended_batch_cannot_be_cancelled_and_a_live_one_cannot_be_removed) {
     struct talk t;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_REMOVE, 1, 0), KN_ESTATE);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0), KN_ESTATE);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0), KN_ESTATE);
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_REMOVE, 1, 0), 0);
+    CHECK_INT(BATCH(&t, EV_BATCH_REMOVE, .id = 1), KN_ESTATE);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    CHECK_INT(BATCH(&t, EV_BATCH_CANCEL, .id = 1), KN_ESTATE);
+    CHECK_INT(BATCH(&t, EV_BATCH_PAUSE, .id = 1), KN_ESTATE);
+    CHECK_INT(BATCH(&t, EV_BATCH_REMOVE, .id = 1), 0);
     CHECK_INT(talk_count(&t, FX_BATCH_REMOVE), 1);
     CHECK_INT(farm_batch_count(t.farm), 0);
     talk_end(&t);
@@ -88,10 +88,10 @@ static void fail_one(struct talk *t, uint32_t *epoch_log, uint64_t *epoch) {
     OPEN(t, .id = 1, .tasks = 2);
     HELLO(t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(t, 7, 0)), other = talk_shard(talk_grant(t, 7, 1));
-    talk_started(t, 7, s.id);
-    talk_failed(t, 7, 1, s.tasks[0], s.id, KN_ENAN);
-    talk_done(t, 7, s.id, 0, 0);
-    talk_render(t, 7, "a", "cpu-a", 1, other);
+    STARTED(t, .conn = 7, .shard = s.id);
+    FAILED(t, .conn = 7, .batch = 1, .task = s.tasks[0], .shard = s.id, .code = KN_ENAN);
+    DONE(t, .conn = 7, .shard = s.id, .render_ms = 0, .images = 0);
+    RENDER(t, .conn = 7, .worker = "a", .batch = 1, .shard = other);
     CHECK_INT(talk_view(t, 1).state, KN_BATCH_DONE);
     CHECK_INT(talk_view(t, 1).failed, 1);
     talk_id(1, id, sizeof id);
@@ -107,7 +107,7 @@ TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
     fail_one(&t, log, &before);
     uint32_t failed = log[0];
     t.store_silent = true;
-    CHECK_INT(talk_batch_event(&t, EV_BATCH_RETRY, 1, 0), 0);
+    CHECK_INT(BATCH(&t, EV_BATCH_RETRY, .id = 1), 0);
     CHECK(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
     CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_ACTIVE);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], failed);
@@ -116,8 +116,8 @@ TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
     CHECK_INT(count, 1);
     CHECK(after != before);
     /* It fails again: the store hears of it only once it has heard of the retry, or it would be void too. */
-    talk_failed(&t, 7, 1, failed, talk_grant(&t, 7, 0) ? talk_must_grant(&t, 7, 0)->u.grant.shard : 0,
-                KN_ENAN);
+    FAILED(&t, .conn = 7, .batch = 1, .task = failed,
+           .shard = talk_grant(&t, 7, 0) ? talk_must_grant(&t, 7, 0)->u.grant.shard : 0, .code = KN_ENAN);
     talk_end(&t);
 }
 
@@ -127,13 +127,13 @@ TEST(a_failure_waits_until_the_store_knows_of_the_retry) {
     uint64_t epoch;
     fail_one(&t, log, &epoch);
     t.store_silent = true;
-    talk_batch_event(&t, EV_BATCH_RETRY, 1, 0);
+    BATCH(&t, EV_BATCH_RETRY, .id = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_failed(&t, 7, 1, s.tasks[0], s.id, KN_ENAN);
+    FAILED(&t, .conn = 7, .batch = 1, .task = s.tasks[0], .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
     talk_wait(&t, 300);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
-    talk_stored(&t, FX_BATCH_STATE, 1, 0, 0);
+    STORED(&t, FX_BATCH_STATE, .batch = 1, .code = KN_OK);
     talk_wait(&t, 300);
     CHECK_INT(talk_count(&t, FX_FAIL), 1);
     talk_end(&t);
@@ -144,10 +144,10 @@ TEST(a_failed_task_takes_no_late_result_until_it_is_retried) {
     uint32_t log[10];
     uint64_t epoch;
     fail_one(&t, log, &epoch);
-    talk_result(&t, 7, "a", "cpu-a", 1, log[0], 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = log[0]);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_ESTATE);
-    talk_batch_event(&t, EV_BATCH_RETRY, 1, 0);
-    talk_result(&t, 7, "a", "cpu-a", 1, log[0], 0);
+    BATCH(&t, EV_BATCH_RETRY, .id = 1);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = log[0]);
     CHECK_INT(talk_view(&t, 1).done, 2);
     talk_end(&t);
 }
@@ -160,7 +160,7 @@ TEST(the_log_of_ends_is_in_the_order_of_the_ends) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 4);
     const uint32_t order[] = {2, 0, 3};
-    for (int i = 0; i < 3; i++) talk_result(&t, 7, "a", "cpu-a", 1, order[i], 0);
+    for (int i = 0; i < 3; i++) RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = order[i]);
     talk_id(1, id, sizeof id);
     CHECK_INT(farm_batch_ended(t.farm, id, 1, 10, log, &count, &epoch), 0);
     CHECK_INT(count, 2);
@@ -217,10 +217,10 @@ TEST(speed_and_time_left_are_seen) {
     for (int i = 0; i < 100; i++) { /* ten a second */
         struct talk_shard s = queue[0];
         queue[0] = queue[1];
-        talk_started(&t, 7, s.id);
+        STARTED(&t, .conn = 7, .shard = s.id);
         t.now += 100;
-        talk_result(&t, 7, "a", "cpu-a", 1, s.tasks[0], 0);
-        talk_done(&t, 7, s.id, 100, 1);
+        RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = s.tasks[0]);
+        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 100, .images = 1);
         queue[1] = talk_shard(talk_grant(&t, 7, 0));
     }
     struct farm_batch_view v = talk_view(&t, 1);

@@ -17,11 +17,12 @@ static void render(struct runner *r, struct talk *t, uint64_t conn, int batch, u
     while (r->head != r->tail && done < images) {
         struct talk_shard s = r->queue[r->head++ % 256];
         r->sizes[r->count++] = s.count;
-        talk_started(t, conn, s.id);
+        STARTED(t, .conn = conn, .shard = s.id);
         t->now += (uint64_t)ms * s.count;
         for (uint32_t i = 0; i < s.count; i++)
-            talk_result(t, conn, "a", "cpu-a", batch, s.tasks[i], (int)s.tasks[i]);
-        talk_done(t, conn, s.id, ms * s.count, s.count);
+            RESULT(t, .conn = conn, .worker = "a", .batch = batch, .task = s.tasks[i],
+                   .pixels = (int)s.tasks[i]);
+        DONE(t, .conn = conn, .shard = s.id, .render_ms = ms * s.count, .images = s.count);
         take(r, t, conn);
         done += s.count;
     }
@@ -116,7 +117,7 @@ TEST(a_pinned_batch_stays_with_its_class) {
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
     HELLO(&t, .name = "b", .conn = 8, .backend = "cuda-b");
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
-    talk_result(&t, 7, "a", "cpu-a", 1, 4, 0); /* from nobody that was asked */
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 4); /* from nobody that was asked */
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
     CHECK_INT(talk_task(&t, 1, 4), TASK_QUEUED);
     talk_end(&t);
@@ -142,11 +143,11 @@ TEST(a_higher_priority_retracts_what_waits_and_nothing_that_runs) {
     OPEN(&t, .id = 1, .tasks = 5);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard runs = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
-    talk_started(&t, 7, runs.id);
+    STARTED(&t, .conn = 7, .shard = runs.id);
     OPEN(&t, .id = 2, .tasks = 5, .priority = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
-    talk_returned(&t, 7, waits.id, false);
+    RETURNED(&t, .conn = 7, .shard = waits.id);
     int batch;
     memcpy(&batch, talk_must_grant(&t, 7, 0)->batch, sizeof batch);
     CHECK_INT(batch, 2);
@@ -160,7 +161,7 @@ TEST(no_more_is_retracted_than_the_higher_priority_can_use) {
     for (uint64_t conn = 7; conn < 11; conn++) {
         char name[2] = {(char)('a' + conn - 7), 0};
         HELLO(&t, .name = name, .conn = conn);
-        talk_started(&t, conn, talk_must_grant(&t, conn, 0)->u.grant.shard);
+        STARTED(&t, .conn = conn, .shard = talk_must_grant(&t, conn, 0)->u.grant.shard);
     }
     OPEN(&t, .id = 2, .tasks = 1, .priority = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
@@ -172,7 +173,7 @@ TEST(raising_the_priority_of_a_batch_moves_it_ahead) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 5);
     OPEN(&t, .id = 2, .tasks = 5);
-    talk_batch_event(&t, EV_BATCH_PRIORITY, 2, 3);
+    BATCH(&t, EV_BATCH_PRIORITY, .id = 2, .priority = 3);
     CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.priority, 3);
     HELLO(&t, .name = "a", .conn = 7);
     int batch;
@@ -194,10 +195,11 @@ TEST(a_loaded_model_is_preferred_within_bounds) {
     int batch = 1;
     while (batch == 1) {
         struct talk_shard s = r.queue[r.head++ % 256];
-        talk_started(&t, 7, s.id);
+        STARTED(&t, .conn = 7, .shard = s.id);
         t.now += 100 * s.count;
-        for (uint32_t i = 0; i < s.count; i++) talk_result(&t, 7, "a", "cpu-a", 1, s.tasks[i], 0);
-        talk_done(&t, 7, s.id, 100 * s.count, s.count);
+        for (uint32_t i = 0; i < s.count; i++)
+            RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = s.tasks[i]);
+        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 100 * s.count, .images = s.count);
         take(&r, &t, 7);
         memcpy(&batch, talk_must_grant(&t, 7, 0)->batch, sizeof batch);
     }
@@ -212,19 +214,19 @@ static struct talk_shard slow_tail(struct talk *t) {
     HELLO(t, .name = "slow", .conn = 8, .credit = 1, .batch_max = 1);
     OPEN(t, .id = 1, .tasks = 3);
     struct talk_shard s = talk_shard(talk_grant(t, 8, 0));
-    talk_started(t, 8, s.id);
+    STARTED(t, .conn = 8, .shard = s.id);
     t->now += 60000;
-    talk_heartbeat(t, 8, s.id, 0);
-    talk_result(t, 8, "slow", "cpu-a", 1, s.tasks[0], (int)s.tasks[0]);
-    talk_done(t, 8, s.id, 60000, 1);
+    HEARTBEAT(t, .conn = 8, .shard = s.id);
+    RESULT(t, .conn = 8, .worker = "slow", .batch = 1, .task = s.tasks[0], .pixels = (int)s.tasks[0]);
+    DONE(t, .conn = 8, .shard = s.id, .render_ms = 60000, .images = 1);
     s = talk_shard(talk_grant(t, 8, 0));
-    talk_started(t, 8, s.id);
+    STARTED(t, .conn = 8, .shard = s.id);
     HELLO(t, .name = "a", .conn = 7, .credit = 1);
     struct talk_shard fast = talk_shard(talk_grant(t, 7, 0));
-    talk_started(t, 7, fast.id);
+    STARTED(t, .conn = 7, .shard = fast.id);
     t->now += 100;
-    talk_result(t, 7, "a", "cpu-a", 1, fast.tasks[0], (int)fast.tasks[0]);
-    talk_done(t, 7, fast.id, 100, 1);
+    RESULT(t, .conn = 7, .worker = "a", .batch = 1, .task = fast.tasks[0], .pixels = (int)fast.tasks[0]);
+    DONE(t, .conn = 7, .shard = fast.id, .render_ms = 100, .images = 1);
     return s;
 }
 
@@ -237,9 +239,9 @@ TEST(the_tail_is_rendered_twice_and_the_first_bytes_win) {
     struct talk t;
     struct talk_shard slow = slow_tail(&t), copy = second_copy(&t);
     CHECK_INT(copy.tasks[0], slow.tasks[0]);
-    talk_started(&t, 7, copy.id);
+    STARTED(&t, .conn = 7, .shard = copy.id);
     t.now += 100;
-    talk_result(&t, 7, "a", "cpu-a", 1, copy.tasks[0], (int)copy.tasks[0]);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = copy.tasks[0], .pixels = (int)copy.tasks[0]);
     CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->conn, 8); /* the loser may stop */
     CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
@@ -249,7 +251,7 @@ TEST(the_tail_is_rendered_twice_and_the_first_bytes_win) {
 TEST(the_slow_one_may_win_too) {
     struct talk t;
     struct talk_shard slow = slow_tail(&t), copy = second_copy(&t);
-    talk_result(&t, 8, "slow", "cpu-a", 1, slow.tasks[0], (int)slow.tasks[0]);
+    RESULT(&t, .conn = 8, .worker = "slow", .batch = 1, .task = slow.tasks[0], .pixels = (int)slow.tasks[0]);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->conn, 7);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, copy.id);
     talk_end(&t);
@@ -274,16 +276,16 @@ TEST(a_slower_worker_renders_nothing_twice) {
     HELLO(&t, .name = "b", .conn = 8, .credit = 1, .batch_max = 1);
     OPEN(&t, .id = 1, .tasks = 3);
     struct talk_shard a = talk_shard(talk_grant(&t, 7, 0)), b = talk_shard(talk_grant(&t, 8, 0));
-    talk_started(&t, 7, a.id);
-    talk_started(&t, 8, b.id);
+    STARTED(&t, .conn = 7, .shard = a.id);
+    STARTED(&t, .conn = 8, .shard = b.id);
     t.now += 1000;
-    talk_result(&t, 7, "a", "cpu-a", 1, a.tasks[0], 0);
-    talk_done(&t, 7, a.id, 1000, 1);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = a.tasks[0]);
+    DONE(&t, .conn = 7, .shard = a.id, .render_ms = 1000, .images = 1);
     a = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, a.id);
+    STARTED(&t, .conn = 7, .shard = a.id);
     t.now += 100;
-    talk_result(&t, 8, "b", "cpu-a", 1, b.tasks[0], 0);
-    talk_done(&t, 8, b.id, 1100, 1);
+    RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = b.tasks[0]);
+    DONE(&t, .conn = 8, .shard = b.id, .render_ms = 1100, .images = 1);
     for (int i = 0; i < 8; i++) {
         talk_wait(&t, 100);
         CHECK_INT(talk_count(&t, FX_GRANT), 0); /* 900 ms are left there, it would take 1100 */
@@ -297,11 +299,11 @@ TEST(what_waits_at_a_busy_worker_goes_to_an_idle_one) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 2, .batch_max = 1);
     OPEN(&t, .id = 1, .tasks = 3);
     struct talk_shard first = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
-    talk_started(&t, 7, first.id);
+    STARTED(&t, .conn = 7, .shard = first.id);
     t.now += 5000;
-    talk_result(&t, 7, "a", "cpu-a", 1, first.tasks[0], 0);
-    talk_done(&t, 7, first.id, 5000, 1);
-    talk_started(&t, 7, waits.id);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = first.tasks[0]);
+    DONE(&t, .conn = 7, .shard = first.id, .render_ms = 5000, .images = 1);
+    STARTED(&t, .conn = 7, .shard = waits.id);
     CHECK_INT(talk_view(&t, 1).running, 2);
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
     for (int i = 0; i < 10 && !talk_grant(&t, 8, 0); i++) talk_wait(&t, 100);

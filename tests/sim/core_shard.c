@@ -27,7 +27,7 @@ TEST(a_worker_never_holds_more_than_its_credit) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     talk_wait(&t, 500);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
-    talk_render(&t, 7, "a", "cpu-a", 1, s);
+    RENDER(&t, .conn = 7, .worker = "a", .batch = 1, .shard = s);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     talk_end(&t);
 }
@@ -39,7 +39,7 @@ TEST(a_late_result_is_as_good_as_any) {
     HELLO(&t, .name = "a", .conn = 7);
     talk_wait(&t, 11000); /* given up; the task is queued */
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
-    talk_result(&t, 99, "a", "cpu-a", 1, 0, 0);
+    RESULT(&t, .conn = 99, .worker = "a", .batch = 1, .task = 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     talk_end(&t);
@@ -49,8 +49,8 @@ TEST(a_duplicate_is_acknowledged_and_not_committed_again) {
     struct talk t;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
-    talk_result(&t, 8, "b", "cpu-a", 1, 0, 5);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0, .pixels = 5);
+    RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = 0, .pixels = 5);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     CHECK_INT(talk_count(&t, FX_ALARM), 0);
@@ -61,8 +61,8 @@ TEST(a_duplicate_of_one_class_with_other_pixels_is_an_alarm) {
     struct talk t;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
-    talk_result(&t, 8, "b", "cpu-a", 1, 0, 6);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0, .pixels = 5);
+    RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = 0, .pixels = 6);
     CHECK_INT(talk_count(&t, FX_ALARM), 1);
     talk_end(&t);
 }
@@ -72,11 +72,11 @@ TEST(a_duplicate_that_differs_is_noticed_while_the_first_is_being_committed) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
     t.store_silent = true;
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
-    talk_result(&t, 8, "b", "cpu-a", 1, 0, 6);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0, .pixels = 5);
+    RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = 0, .pixels = 6);
     CHECK_INT(talk_count(&t, FX_ALARM), 1);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
-    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK);
     CHECK_INT(talk_count(&t, FX_ACK), 2); /* both may forget their bytes */
     talk_end(&t);
 }
@@ -85,8 +85,8 @@ TEST(two_classes_may_have_different_pixels) {
     struct talk t;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 5);
-    talk_result(&t, 8, "b", "cuda-b", 1, 0, 6);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0, .pixels = 5);
+    RESULT(&t, .conn = 8, .worker = "b", .backend = "cuda-b", .batch = 1, .task = 0, .pixels = 6);
     CHECK_INT(talk_count(&t, FX_ALARM), 0);
     talk_end(&t);
 }
@@ -97,13 +97,13 @@ TEST(images_that_never_come_are_rendered_again) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
-    talk_done(&t, 7, s.id, 10, 1);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 10, .images = 1);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED); /* it may be on its way */
     for (int i = 0; i < 35; i++) {
         talk_wait(&t, 1000);
         if (talk_count(&t, FX_GRANT) > 0) break;
-        talk_heartbeat(&t, 7, 0, 0);
+        HEARTBEAT(&t, .conn = 7);
         if (talk_count(&t, FX_GRANT) > 0) break;
     }
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
@@ -117,7 +117,7 @@ TEST(a_returned_shard_is_queued_uncharged) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_returned(&t, 7, s.id, false);
+    RETURNED(&t, .conn = 7, .shard = s.id);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED); /* not back to the same worker at once */
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     talk_wait(&t, 1000);
@@ -128,13 +128,13 @@ TEST(a_returned_shard_is_queued_uncharged) {
 TEST(who_is_not_known_is_asked_to_say_hello_again) {
     struct talk t;
     talk_begin(&t);
-    talk_heartbeat(&t, 7, 0, 0);
+    HEARTBEAT(&t, .conn = 7);
     CHECK_INT(talk_must(&t, FX_HELLO_AGAIN, 0)->conn, 7);
     HELLO(&t, .name = "a", .conn = 7);
-    talk_heartbeat(&t, 7, 0, 0);
+    HEARTBEAT(&t, .conn = 7);
     CHECK_INT(talk_count(&t, FX_HELLO_AGAIN), 0);
     talk_wait(&t, 11000);
-    talk_heartbeat(&t, 7, 0, 0); /* given up meanwhile */
+    HEARTBEAT(&t, .conn = 7); /* given up meanwhile */
     CHECK_INT(talk_count(&t, FX_HELLO_AGAIN), 1);
     talk_end(&t);
 }
@@ -143,10 +143,10 @@ TEST(news_of_a_shard_that_has_ended_is_dropped_with_a_note) {
     struct talk t;
     talk_begin(&t);
     HELLO(&t, .name = "a", .conn = 7);
-    talk_started(&t, 7, 12345);
-    talk_done(&t, 7, 12345, 1, 1);
+    STARTED(&t, .conn = 7, .shard = 12345);
+    DONE(&t, .conn = 7, .shard = 12345, .render_ms = 1, .images = 1);
     CHECK_INT(talk_count(&t, FX_NOTE), 1);
-    talk_failed(&t, 7, 1, 0, 12345, KN_EIO);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 12345, .code = KN_EIO);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     talk_end(&t);
 }
@@ -157,10 +157,10 @@ TEST(goodbye_requeues_uncharged) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
+    STARTED(&t, .conn = 7, .shard = s.id);
     t.now += 1000;
-    talk_heartbeat(&t, 7, 0, 0); /* through with it, its picture is on its way */
-    talk_gone(&t, 7, true);
+    HEARTBEAT(&t, .conn = 7); /* through with it, its picture is on its way */
+    GONE(&t, .conn = 7, .bye = true);
     CHECK_INT(talk_view(&t, 1).queued, 2);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     talk_end(&t);
@@ -172,8 +172,8 @@ TEST(goodbye_in_the_middle_of_an_image_charges_it) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
-    talk_gone(&t, 7, true); /* its engine failed; else it would have handed the shard back */
+    STARTED(&t, .conn = 7, .shard = s.id);
+    GONE(&t, .conn = 7, .bye = true); /* its engine failed; else it would have handed the shard back */
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);
     CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     talk_end(&t);
@@ -185,8 +185,8 @@ TEST(a_broken_connection_gives_back_what_waits_and_keeps_what_runs) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
-    talk_gone(&t, 7, false);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    GONE(&t, .conn = 7);
     CHECK_INT(talk_view(&t, 1).running, 1);
     CHECK_INT(talk_view(&t, 1).queued, 1);
     talk_wait(&t, 10000); /* it does not come back */
@@ -201,15 +201,15 @@ TEST(the_same_process_over_a_new_connection_goes_on) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    talk_started(&t, 7, s.id);
-    talk_gone(&t, 7, false);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    GONE(&t, .conn = 7);
     struct farm_held held = {.shard = s.id, .term = 1, .tasks = s.tasks, .task_count = s.count};
     talk_id(1, held.batch, sizeof held.batch);
     HELLO(&t, .name = "a", .conn = 8, .held = &held, .held_count = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 0);
     CHECK_INT(talk_count(&t, FX_GRANT), 1); /* the one that waited */
-    talk_result(&t, 8, "a", "cpu-a", 1, s.tasks[0], 0);
-    talk_done(&t, 8, s.id, 10, 1);
+    RESULT(&t, .conn = 8, .worker = "a", .batch = 1, .task = s.tasks[0]);
+    DONE(&t, .conn = 8, .shard = s.id, .render_ms = 10, .images = 1);
     CHECK_INT(talk_view(&t, 1).done, 1);
     CHECK_INT(talk_count(&t, FX_NOTE), 0);
     talk_end(&t);
@@ -254,7 +254,7 @@ TEST(a_new_coordinator_adopts_what_workers_hold) {
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], 0); /* the rest is its own already */
     CHECK_INT(talk_task(&t, 1, 1), TASK_GRANTED);
-    talk_result(&t, 7, "a", "cpu-a", 1, 1, 1);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 1, .pixels = 1);
     CHECK_INT(talk_task(&t, 1, 1), TASK_DONE);
     talk_end(&t);
 }
@@ -279,7 +279,7 @@ TEST(a_shard_that_an_idle_worker_never_begins_was_lost) {
     uint64_t first = talk_must_grant(&t, 7, 0)->u.grant.shard;
     uint32_t grants = 0;
     for (int i = 0; i < 30 && grants == 0; i++) {
-        talk_heartbeat(&t, 7, 0, 0);
+        HEARTBEAT(&t, .conn = 7);
         grants += talk_count(&t, FX_GRANT);
         talk_wait(&t, 500);
         grants += talk_count(&t, FX_GRANT);
@@ -315,12 +315,12 @@ TEST(who_hands_everything_back_is_asked_less_and_less_often) {
     uint32_t grants = 1;
     uint64_t shard = talk_must_grant(&t, 7, 0)->u.grant.shard;
     for (int i = 0; i < 600; i++) { /* a minute */
-        if (shard) talk_returned(&t, 7, shard, false);
+        if (shard) RETURNED(&t, .conn = 7, .shard = shard);
         shard = 0;
         talk_wait(&t, 100);
         if (talk_grant(&t, 7, 0)) shard = talk_grant(&t, 7, 0)->u.grant.shard;
         grants += shard != 0;
-        if (i % 20 == 0) talk_heartbeat(&t, 7, 0, 0);
+        if (i % 20 == 0) HEARTBEAT(&t, .conn = 7);
         if (talk_grant(&t, 7, 0) && !shard) shard = talk_grant(&t, 7, 0)->u.grant.shard;
     }
     CHECK_MSG(grants >= 5 && grants <= 15, "%u", grants);

@@ -10,14 +10,14 @@ static void open_one(struct talk *t) {
 TEST(a_refused_commit_is_asked_for_again_after_a_pause) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
-    talk_stored(&t, FX_COMMIT, 1, 0, KN_EIO);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_EIO);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_COMMITTING);
     talk_wait(&t, 700);
     CHECK_INT(talk_count(&t, FX_COMMIT), 1);
     CHECK_STR(talk_must(&t, FX_COMMIT, 0)->u.commit.worker, "a");
-    talk_stored(&t, FX_COMMIT, 1, 0, KN_EEXIST); /* it had been written after all */
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_EEXIST); /* it had been written after all */
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     talk_end(&t);
@@ -26,9 +26,9 @@ TEST(a_refused_commit_is_asked_for_again_after_a_pause) {
 TEST(a_result_that_the_store_never_takes_is_rendered_again) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
     for (int i = 0; i < 20 && talk_task(&t, 1, 0) == TASK_COMMITTING; i++) {
-        talk_stored(&t, FX_COMMIT, 1, 0, KN_EIO);
+        STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_EIO);
         if (talk_task(&t, 1, 0) == TASK_COMMITTING) talk_wait(&t, 9000);
     }
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
@@ -39,9 +39,9 @@ TEST(a_result_that_the_store_never_takes_is_rendered_again) {
 TEST(one_question_about_a_task_at_a_time) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
     CHECK_INT(talk_count(&t, FX_COMMIT), 1);
-    talk_result(&t, 8, "b", "cpu-a", 1, 0, 0);
+    RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = 0);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
     talk_end(&t);
 }
@@ -49,23 +49,23 @@ TEST(one_question_about_a_task_at_a_time) {
 TEST(an_answer_that_was_not_asked_for_changes_nothing) {
     struct talk t;
     open_one(&t);
-    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
-    talk_stored(&t, FX_FAIL, 1, 1, 0);
+    STORED(&t, FX_FAIL, .batch = 1, .task = 1, .code = KN_OK);
     CHECK_INT(talk_task(&t, 1, 1), TASK_QUEUED);
-    talk_stored(&t, FX_COMMIT, 1, 99, 0);
-    talk_stored(&t, FX_BATCH_STATE, 5, 0, 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 99, .code = KN_OK);
+    STORED(&t, FX_BATCH_STATE, .batch = 5, .code = KN_OK);
     talk_end(&t);
 }
 
 TEST(a_commit_that_meets_a_cancelled_batch_is_cancelled) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
-    talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
     CHECK_INT(talk_view(&t, 1).cancelled, 1);
     CHECK_INT(talk_view(&t, 1).running, 1);
-    talk_stored(&t, FX_COMMIT, 1, 0, KN_EGONE);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_EGONE);
     CHECK_INT(talk_view(&t, 1).cancelled, 2);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EGONE);
     talk_end(&t);
@@ -74,9 +74,9 @@ TEST(a_commit_that_meets_a_cancelled_batch_is_cancelled) {
 TEST(a_commit_that_was_ahead_of_the_cancel_stays) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
-    talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
-    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK);
     CHECK_INT(talk_view(&t, 1).done, 1);
     CHECK_INT(talk_view(&t, 1).state, KN_BATCH_CANCELLED);
     talk_end(&t);
@@ -89,17 +89,17 @@ TEST(a_refused_failure_is_asked_for_until_it_is_written) {
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     t.store_silent = true;
-    talk_failed(&t, 7, 1, 0, s.id, KN_ENAN);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     for (int i = 0; i < 12; i++) {
         CHECK_INT(talk_count(&t, FX_FAIL), 1);
-        talk_stored(&t, FX_FAIL, 1, 0, KN_EIO);
+        STORED(&t, FX_FAIL, .batch = 1, .task = 0, .code = KN_EIO);
         CHECK_INT(talk_view(&t, 1).running, 1);
         t.now += 8000;
         farm_effects_clear(&t.fx);
         struct farm_event tick = {.type = EV_TICK};
         CHECK_INT(farm_step(t.farm, &tick, t.now, &t.fx), 0);
     }
-    talk_stored(&t, FX_FAIL, 1, 0, 0);
+    STORED(&t, FX_FAIL, .batch = 1, .task = 0, .code = KN_OK);
     CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
     talk_end(&t);
 }
@@ -107,14 +107,14 @@ TEST(a_refused_failure_is_asked_for_until_it_is_written) {
 TEST(a_state_that_was_refused_is_asked_for_again_and_the_newest_wins) {
     struct talk t;
     open_one(&t);
-    talk_batch_event(&t, EV_BATCH_PAUSE, 1, 0);
+    BATCH(&t, EV_BATCH_PAUSE, .id = 1);
     CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_PAUSED);
-    talk_batch_event(&t, EV_BATCH_RESUME, 1, 0);
+    BATCH(&t, EV_BATCH_RESUME, .id = 1);
     CHECK_INT(talk_count(&t, FX_BATCH_STATE), 0); /* one at a time */
-    talk_stored(&t, FX_BATCH_STATE, 1, 0, KN_EIO);
+    STORED(&t, FX_BATCH_STATE, .batch = 1, .code = KN_EIO);
     talk_wait(&t, 1500);
     CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_ACTIVE);
-    talk_stored(&t, FX_BATCH_STATE, 1, 0, 0);
+    STORED(&t, FX_BATCH_STATE, .batch = 1, .code = KN_OK);
     CHECK_INT(talk_count(&t, FX_BATCH_STATE), 0);
     talk_end(&t);
 }
@@ -122,11 +122,11 @@ TEST(a_state_that_was_refused_is_asked_for_again_and_the_newest_wins) {
 TEST(who_lost_the_lead_hands_out_nothing_any_more) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
-    talk_stored(&t, FX_COMMIT, 1, 0, KN_ETERM);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_ETERM);
     HELLO(&t, .name = "a", .conn = 7);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
-    talk_result(&t, 7, "a", "cpu-a", 1, 1, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 1);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
     talk_end(&t);
 }
@@ -134,9 +134,9 @@ TEST(who_lost_the_lead_hands_out_nothing_any_more) {
 TEST(a_result_for_an_unknown_batch_or_task_is_refused) {
     struct talk t;
     open_one(&t);
-    talk_result(&t, 7, "a", "cpu-a", 2, 0, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 2, .task = 0);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EGONE);
-    talk_result(&t, 7, "a", "cpu-a", 1, 2, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 2);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_EINVAL);
     talk_end(&t);
 }
@@ -149,10 +149,10 @@ TEST(what_is_wanted_can_be_asked_before_the_bytes_are_taken) {
     talk_id(2, other, sizeof other);
     OPEN(&t, .id = 1, .tasks = 2);
     CHECK_INT(farm_wants(t.farm, id, 0), 0);
-    talk_result(&t, 7, "a", "cpu-a", 1, 0, 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
     CHECK_INT(farm_wants(t.farm, id, 0), KN_EEXIST);
     CHECK_INT(farm_wants(t.farm, other, 0), KN_EGONE);
-    talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
     CHECK_INT(farm_wants(t.farm, id, 1), KN_EGONE);
     talk_end(&t);
 }
@@ -171,7 +171,7 @@ TEST(nothing_more_is_handed_out_while_the_store_does_not_keep_up) {
     }
     HELLO(&t, .name = "a", .conn = 7);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
-    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK);
     talk_wait(&t, 100);
     CHECK(talk_count(&t, FX_GRANT) > 0);
     talk_end(&t);

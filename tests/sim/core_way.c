@@ -11,12 +11,12 @@ TEST(a_task_goes_from_queue_to_done) {
     CHECK_INT(s.count, 1);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
     t.store_silent = true;
-    talk_started(&t, 7, s.id);
-    talk_result(&t, 7, "w", "cpu-a", 1, 0, 0);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    RESULT(&t, .conn = 7, .worker = "w", .batch = 1, .task = 0);
     CHECK_INT(talk_count(&t, FX_COMMIT), 1);
     CHECK_INT(talk_count(&t, FX_ACK), 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_COMMITTING);
-    talk_stored(&t, FX_COMMIT, 1, 0, 0);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
     CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_DONE);
@@ -33,11 +33,12 @@ static void render_all(struct talk *t, uint64_t conn, const char *worker, int ba
             queue[tail++ % 64] = talk_shard(talk_grant(t, conn, n));
         if (head == tail) return;
         struct talk_shard s = queue[head++ % 64];
-        talk_started(t, conn, s.id);
+        STARTED(t, .conn = conn, .shard = s.id);
         for (uint32_t i = 0; i < s.count; i++)
-            talk_result(t, conn, worker, "cpu-a", batch, s.tasks[i], (int)s.tasks[i]);
+            RESULT(t, .conn = conn, .worker = worker, .batch = batch, .task = s.tasks[i],
+                   .pixels = (int)s.tasks[i]);
         t->now += 10 * s.count;
-        talk_done(t, conn, s.id, 10 * s.count, s.count);
+        DONE(t, .conn = conn, .shard = s.id, .render_ms = 10 * s.count, .images = s.count);
     }
 }
 
@@ -57,7 +58,7 @@ TEST(cancel_takes_everything_back_and_ends_the_rest) {
     talk_begin(&t);
     HELLO(&t, .name = "w", .conn = 7);
     OPEN(&t, .id = 1, .tasks = 10);
-    talk_batch_event(&t, EV_BATCH_CANCEL, 1, 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 2);
     CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_view(&t, 1).cancelled, 10);

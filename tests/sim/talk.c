@@ -24,6 +24,12 @@ void talk_id(int n, uint8_t *id, size_t size) {
     memcpy(id, &n, sizeof n);
 }
 
+int talk_number(const kn_id id) {
+    int n;
+    memcpy(&n, id, sizeof n);
+    return n;
+}
+
 /* The store says yes to what is asked, in the order of the effects, and the effects of that come behind. */
 static void store_answers(struct talk *t) {
     for (size_t i = 0; i < t->fx.count; i++) {
@@ -114,78 +120,66 @@ int talk_hello(struct talk *t, struct talk_worker w) {
     return talk_step(t, ev);
 }
 
-int talk_batch_event(struct talk *t, enum farm_event_type type, int batch, int priority) {
+int talk_wish(struct talk *t, enum farm_event_type type, struct talk_wish w) {
     struct farm_event ev = {.type = type};
-    talk_id(batch, ev.u.batch.id, sizeof ev.u.batch.id);
-    ev.u.batch.priority = priority;
+    talk_id(w.id, ev.u.batch.id, sizeof ev.u.batch.id);
+    ev.u.batch.priority = w.priority;
     return talk_step(t, ev);
 }
 
-void talk_heartbeat(struct talk *t, uint64_t conn, uint64_t shard, uint32_t age_ms) {
-    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = conn};
-    ev.u.heartbeat.shard = shard;
-    ev.u.heartbeat.progress_age_ms = age_ms;
+void talk_heartbeat(struct talk *t, struct talk_heartbeat h) {
+    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = h.conn};
+    ev.u.heartbeat.shard = h.shard;
+    ev.u.heartbeat.progress_age_ms = h.age_ms;
     CHECK_INT(talk_step(t, ev), 0);
 }
 
-static void shard_event(struct talk *t, enum farm_event_type type, uint64_t conn, struct ev_shard e) {
-    struct farm_event ev = {.type = type, .conn = conn};
-    ev.u.shard = e;
-    ev.u.shard.term = 1;
+void talk_shard_event(struct talk *t, enum farm_event_type type, struct talk_shard_event e) {
+    struct farm_event ev = {.type = type, .conn = e.conn};
+    ev.u.shard = (struct ev_shard){
+        .shard = e.shard,
+        .term = 1,
+        .out_of_memory = e.out_of_memory,
+        .render_ms = e.render_ms,
+        .images = e.images,
+    };
     CHECK_INT(talk_step(t, ev), 0);
 }
 
-void talk_started(struct talk *t, uint64_t conn, uint64_t shard) {
-    shard_event(t, EV_SHARD_STARTED, conn, (struct ev_shard){.shard = shard});
-}
-
-void talk_returned(struct talk *t, uint64_t conn, uint64_t shard, bool oom) {
-    shard_event(t, EV_SHARD_RETURNED, conn, (struct ev_shard){.shard = shard, .out_of_memory = oom});
-}
-
-void talk_done(struct talk *t, uint64_t conn, uint64_t shard, uint32_t ms, uint32_t images) {
-    shard_event(t, EV_SHARD_DONE, conn, (struct ev_shard){.shard = shard, .render_ms = ms, .images = images});
-}
-
-void talk_failed(struct talk *t, uint64_t conn, int batch, uint32_t task, uint64_t shard, int code) {
-    struct farm_event ev = {.type = EV_TASK_FAILED, .conn = conn};
-    talk_id(batch, ev.u.task_failed.batch, sizeof ev.u.task_failed.batch);
-    ev.u.task_failed.task = task;
-    ev.u.task_failed.shard = shard;
-    ev.u.task_failed.term = 1;
-    ev.u.task_failed.code = code;
-    ev.u.task_failed.reason = "it went wrong";
+void talk_failed(struct talk *t, struct talk_failure e) {
+    struct farm_event ev = {.type = EV_TASK_FAILED, .conn = e.conn};
+    ev.u.task_failed = (struct ev_task_failed){
+        .task = e.task,
+        .shard = e.shard,
+        .term = 1,
+        .code = e.code,
+        .reason = "it went wrong",
+    };
+    talk_id(e.batch, ev.u.task_failed.batch, sizeof ev.u.task_failed.batch);
     CHECK_INT(talk_step(t, ev), 0);
 }
 
-void talk_gone(struct talk *t, uint64_t conn, bool bye) {
-    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = conn};
-    ev.u.gone.reason = bye ? "bye" : "unreachable";
-    ev.u.gone.bye = bye;
+void talk_gone(struct talk *t, struct talk_gone g) {
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = g.conn};
+    ev.u.gone.reason = g.bye ? "bye" : "unreachable";
+    ev.u.gone.bye = g.bye;
     CHECK_INT(talk_step(t, ev), 0);
 }
 
-void talk_result(struct talk *t, uint64_t conn, const char *worker, const char *backend, int batch,
-                 uint32_t task, int pixels) {
-    struct farm_event ev = {.type = EV_RESULT, .conn = conn};
-    struct ev_result *r = &ev.u.result;
-    talk_id(batch, r->batch, sizeof r->batch);
-    talk_id(pixels, r->pixels, sizeof r->pixels);
-    talk_id(pixels, r->sha256, sizeof r->sha256);
-    r->task = task;
-    r->attempt = 1;
-    r->worker = worker;
-    r->engine = "kiln";
-    CHECK_INT(farm_backend(t->farm, backend, &r->backend), 0);
+void talk_result(struct talk *t, struct talk_result r) {
+    struct farm_event ev = {.type = EV_RESULT, .conn = r.conn};
+    ev.u.result = (struct ev_result){.task = r.task, .attempt = 1, .worker = r.worker, .engine = "kiln"};
+    talk_id(r.batch, ev.u.result.batch, sizeof ev.u.result.batch);
+    talk_id(r.pixels, ev.u.result.pixels, sizeof ev.u.result.pixels);
+    talk_id(r.pixels, ev.u.result.sha256, sizeof ev.u.result.sha256);
+    CHECK_INT(farm_backend(t->farm, r.backend ? r.backend : "cpu-a", &ev.u.result.backend), 0);
     CHECK_INT(talk_step(t, ev), 0);
 }
 
-void talk_stored(struct talk *t, enum farm_effect_type what, int batch, uint32_t task, int code) {
+void talk_stored(struct talk *t, enum farm_effect_type what, struct talk_stored s) {
     struct farm_event ev = {.type = EV_STORED};
-    ev.u.stored.what = what;
-    talk_id(batch, ev.u.stored.batch, sizeof ev.u.stored.batch);
-    ev.u.stored.task = task;
-    ev.u.stored.code = code;
+    ev.u.stored = (struct ev_stored){.what = what, .task = s.task, .code = s.code};
+    talk_id(s.batch, ev.u.stored.batch, sizeof ev.u.stored.batch);
     CHECK_INT(talk_step(t, ev), 0);
 }
 
@@ -242,11 +236,12 @@ struct talk_shard talk_shard(const struct farm_effect *grant) {
     return s;
 }
 
-void talk_render(struct talk *t, uint64_t conn, const char *worker, const char *backend, int batch,
-                 struct talk_shard s) {
-    talk_started(t, conn, s.id);
-    t->now += 10 * s.count;
-    for (uint32_t i = 0; i < s.count; i++)
-        talk_result(t, conn, worker, backend, batch, s.tasks[i], (int)s.tasks[i]);
-    talk_done(t, conn, s.id, 10 * s.count, s.count);
+void talk_render(struct talk *t, struct talk_render r) {
+    uint32_t ms = (r.ms ? r.ms : 10) * r.shard.count;
+    STARTED(t, .conn = r.conn, .shard = r.shard.id);
+    t->now += ms;
+    for (uint32_t i = 0; i < r.shard.count; i++)
+        RESULT(t, .conn = r.conn, .worker = r.worker, .backend = r.backend, .batch = r.batch,
+               .task = r.shard.tasks[i], .pixels = (int)r.shard.tasks[i]);
+    DONE(t, .conn = r.conn, .shard = r.shard.id, .render_ms = ms, .images = r.shard.count);
 }

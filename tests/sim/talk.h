@@ -1,5 +1,12 @@
-/* Talking to a farm in a test: one line an event, the effects looked up by type. After each event farm_check
- * runs. Digests and ids are made of one number. */
+/* Talking to a farm in a test: one line an event, with named arguments; then its effects are looked up by type. After
+ * each event farm_check runs. Digests and ids are made of one number.
+ *
+ *     OPEN(&t, .id = 1, .tasks = 1);
+ *     HELLO(&t, .name = "a", .conn = 7);
+ *     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+ *     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+ *     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
+ */
 #ifndef KN_TESTS_SIM_TALK_H
 #define KN_TESTS_SIM_TALK_H
 
@@ -10,18 +17,18 @@
 
 struct talk {
     struct farm *farm;
-    struct farm_effects fx; /* of the last event */
+    struct farm_effects fx; /* of the last event, and of the store's answers to it */
     uint64_t now;
-    bool store_silent; /* the test answers for the store itself; else it says yes at once */
+    bool store_silent; /* the test answers for the store, with STORED; else the store says yes at once */
     int rc;            /* of the last event */
 };
 
-struct talk_batch { /* what is not set is 0: one group of model 1, 64x64, 20 steps */
+struct talk_batch { /* what is not named is 0: one group of model 1, 64x64, 20 steps */
     int id;
     uint32_t tasks;
     int priority;
     const char *pin;
-    uint32_t group_count; /* groups differ in steps: 20, 21, … ; tasks take turns */
+    uint32_t group_count; /* groups differ in steps (20, 21, …); tasks take turns among them */
     int model;
     uint32_t size;
     const struct farm_done_task *ended;
@@ -47,25 +54,75 @@ void talk_begin(struct talk *t);
 void talk_begin_with(struct talk *t, const struct farm_config *c);
 void talk_end(struct talk *t);
 int talk_step(struct talk *t, struct farm_event ev);
-void talk_wait(struct talk *t, uint64_t ms); /* ticks as often as the farm asks for */
-void talk_id(int n, uint8_t *id, size_t size);
+void talk_wait(struct talk *t, uint64_t ms);   /* ticks as often as the farm asks for */
+void talk_id(int n, uint8_t *id, size_t size); /* the id or digest that stands for n */
+int talk_number(const kn_id id);               /* …and back */
+
+/* Events, with named arguments: RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0). What is not named is 0, or
+ * as the struct says. */
+struct talk_heartbeat {
+    uint64_t conn;
+    uint64_t shard;  /* 0: idle */
+    uint32_t age_ms; /* since it last made progress */
+};
+struct talk_shard_event {
+    uint64_t conn, shard;
+    bool out_of_memory;         /* RETURNED */
+    uint32_t render_ms, images; /* DONE */
+};
+struct talk_failure {
+    uint64_t conn;
+    int batch;
+    uint32_t task;
+    uint64_t shard;
+    int code;
+};
+struct talk_gone {
+    uint64_t conn;
+    bool bye; /* it said so; else its connection broke */
+};
+struct talk_wish {
+    int id;
+    int priority;
+};
+struct talk_result {
+    uint64_t conn;
+    const char *worker;
+    const char *backend; /* "cpu-a" */
+    int batch;
+    uint32_t task;
+    int pixels; /* any number; results with the same number have the same pixels */
+};
+struct talk_stored {
+    int batch;
+    uint32_t task;
+    int code;
+};
 
 #define OPEN(t, ...) talk_open(t, (struct talk_batch){__VA_ARGS__})
 #define HELLO(t, ...) talk_hello(t, (struct talk_worker){__VA_ARGS__})
+#define HEARTBEAT(t, ...) talk_heartbeat(t, (struct talk_heartbeat){__VA_ARGS__})
+#define STARTED(t, ...) talk_shard_event(t, EV_SHARD_STARTED, (struct talk_shard_event){__VA_ARGS__})
+#define RETURNED(t, ...) talk_shard_event(t, EV_SHARD_RETURNED, (struct talk_shard_event){__VA_ARGS__})
+#define DONE(t, ...) talk_shard_event(t, EV_SHARD_DONE, (struct talk_shard_event){__VA_ARGS__})
+#define FAILED(t, ...) talk_failed(t, (struct talk_failure){__VA_ARGS__})
+#define GONE(t, ...) talk_gone(t, (struct talk_gone){__VA_ARGS__})
+#define RESULT(t, ...) talk_result(t, (struct talk_result){__VA_ARGS__})
+/* A person's wish: BATCH(&t, EV_BATCH_PRIORITY, .id = 1, .priority = 3). */
+#define BATCH(t, type, ...) talk_wish(t, type, (struct talk_wish){__VA_ARGS__})
+/* The store answers: STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_EIO). */
+#define STORED(t, what, ...) talk_stored(t, what, (struct talk_stored){__VA_ARGS__})
+
+/* These three return what farm_step returned; with the others the test fails where that is not 0. */
 int talk_open(struct talk *t, struct talk_batch b);
 int talk_hello(struct talk *t, struct talk_worker w);
-int talk_batch_event(struct talk *t, enum farm_event_type type, int batch, int priority);
-void talk_heartbeat(struct talk *t, uint64_t conn, uint64_t shard, uint32_t age_ms);
-void talk_started(struct talk *t, uint64_t conn, uint64_t shard);
-void talk_returned(struct talk *t, uint64_t conn, uint64_t shard, bool oom);
-void talk_done(struct talk *t, uint64_t conn, uint64_t shard, uint32_t ms, uint32_t images);
-void talk_failed(struct talk *t, uint64_t conn, int batch, uint32_t task, uint64_t shard, int code);
-void talk_gone(struct talk *t, uint64_t conn, bool bye);
-/* pixels: what is in the picture; a picture is a function of its task, so pass the task unless it is wrong.
- */
-void talk_result(struct talk *t, uint64_t conn, const char *worker, const char *backend, int batch,
-                 uint32_t task, int pixels);
-void talk_stored(struct talk *t, enum farm_effect_type what, int batch, uint32_t task, int code);
+int talk_wish(struct talk *t, enum farm_event_type type, struct talk_wish w);
+void talk_heartbeat(struct talk *t, struct talk_heartbeat h);
+void talk_shard_event(struct talk *t, enum farm_event_type type, struct talk_shard_event e);
+void talk_failed(struct talk *t, struct talk_failure e);
+void talk_gone(struct talk *t, struct talk_gone g);
+void talk_result(struct talk *t, struct talk_result r);
+void talk_stored(struct talk *t, enum farm_effect_type what, struct talk_stored s);
 
 /* The n-th effect of a type among those of the last event, or NULL. */
 const struct farm_effect *talk_fx(const struct talk *t, enum farm_effect_type type, uint32_t n);
@@ -84,8 +141,16 @@ struct talk_shard {
     uint32_t tasks[KN_SHARD_TASKS_MAX], count;
 };
 struct talk_shard talk_shard(const struct farm_effect *grant);
-/* Started, all its results, done: the way of a shard that goes well, 10 ms an image. */
-void talk_render(struct talk *t, uint64_t conn, const char *worker, const char *backend, int batch,
-                 struct talk_shard s);
+/* The way of a shard that goes well: started, all its results, done. */
+struct talk_render {
+    uint64_t conn;
+    const char *worker;
+    const char *backend; /* "cpu-a" */
+    int batch;
+    struct talk_shard shard;
+    uint32_t ms; /* an image; 10 */
+};
+#define RENDER(t, ...) talk_render(t, (struct talk_render){__VA_ARGS__})
+void talk_render(struct talk *t, struct talk_render r);
 
 #endif
