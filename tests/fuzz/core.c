@@ -1,6 +1,6 @@
-/* The core under any events at all: the bytes are a history of peers that make no sense. Nothing that a
- * worker, a store or a person says may break an invariant (farm_check after each event) or be more than
- * refused.
+/* The core under any events at all: the bytes are a history of peers that make no sense. Whatever a worker, a
+ * store or a person says, no invariant breaks (farm_check after each event), and nothing worse happens than
+ * that it is refused.
  *
  * Each event is an operation byte and a few bytes of arguments from small ranges, so that they meet: four
  * worker names, six connections, four batches, shards that were granted, and now and then a number out of

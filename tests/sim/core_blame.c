@@ -9,12 +9,7 @@ static void warm_up(struct talk *t, uint64_t conn, const char *name, int batch) 
     do {
         for (uint32_t n = 0; talk_grant(t, conn, n); n++) queue[tail++] = talk_shard(talk_grant(t, conn, n));
         struct talk_shard s = queue[head++];
-        STARTED(t, .conn = conn, .shard = s.id);
-        for (uint32_t i = 0; i < s.count; i++)
-            RESULT(t, .conn = conn, .worker = name, .batch = batch, .task = s.tasks[i],
-                   .pixels = (int)s.tasks[i]);
-        t->now += 10 * s.count;
-        DONE(t, .conn = conn, .shard = s.id, .render_ms = 10 * s.count, .images = s.count);
+        RENDER(t, .conn = conn, .worker = name, .batch = batch, .shard = s);
         for (uint32_t n = 0; talk_grant(t, conn, n); n++) queue[tail++] = talk_shard(talk_grant(t, conn, n));
         farm_effects_clear(&t->fx);
     } while (head < tail);
@@ -32,6 +27,7 @@ TEST(a_task_that_fails_three_times_is_failed_with_its_reason) {
         FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_EDEVICE);
         CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, n);
     }
+    /* The third charge was the last. */
     CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_EDEVICE);
     CHECK_STR(talk_must(&t, FX_FAIL, 0)->u.fail.reason, "it went wrong");
     CHECK_STR(talk_must(&t, FX_FAIL, 0)->u.fail.worker, "a");
@@ -46,10 +42,12 @@ TEST(the_next_try_is_on_another_worker_if_there_is_one) {
     HELLO(&t, .name = "a", .conn = 7);
     OPEN(&t, .id = 1, .tasks = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    /* Another worker comes, and the first one fails the task. */
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
     STARTED(&t, .conn = 7, .shard = s.id);
     FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_EDEVICE);
-    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 0, .images = 0);
+    DONE(&t, .conn = 7, .shard = s.id);
+    /* The task is with the second one now, the only other. */
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
     struct farm_worker_view v;
     CHECK_INT(farm_worker_at(t.farm, 1, t.now, &v), 0);
@@ -63,6 +61,7 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
     talk_begin(&t);
     HELLO(&t, .name = "a", .conn = 7, .credit = 1);
     warm_up(&t, 7, "a", 9);
+    /* Task 5 kills every process that renders it; the worker starts again each time. */
     OPEN(&t, .id = 1, .tasks = 64);
     uint64_t conn = 7;
     uint32_t deaths = 0;
@@ -81,8 +80,7 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
             CHECK(!charge || (charge->task == killer && s.count == 1));
         } else {
             for (uint32_t i = 0; i < s.count; i++)
-                RESULT(&t, .conn = conn, .worker = "a", .batch = 1, .task = s.tasks[i],
-                       .pixels = (int)s.tasks[i]);
+                RESULT(&t, .conn = conn, .worker = "a", .batch = 1, .task = s.tasks[i]);
             t.now += 80;
             DONE(&t, .conn = conn, .shard = s.id, .render_ms = 80, .images = s.count);
         }
@@ -102,6 +100,7 @@ TEST(what_waited_at_a_worker_that_died_is_not_charged) {
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* It executes the first of its two shards when it dies; a new process says hello. */
     HELLO(&t, .name = "a", .conn = 8, .instance = 2);
     CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);
@@ -128,11 +127,13 @@ TEST(a_hang_is_taken_back_and_charged) {
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* It is alive, but what it executes makes no progress: patience lasts 330 s. */
     for (uint32_t age = 1000; age < 329000; age += 1000) {
         t.now += 1000;
         HEARTBEAT(&t, .conn = 7, .shard = s.id, .age_ms = age);
         CHECK_INT(talk_count(&t, FX_REVOKE), 0);
     }
+    /* Then the shard is taken back, by force, and its task charged. */
     t.now += 2000;
     HEARTBEAT(&t, .conn = 7, .shard = s.id, .age_ms = 331000);
     talk_wait(&t, 100);
@@ -148,6 +149,7 @@ TEST(slow_but_alive_is_no_hang) {
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* A thousand seconds, with a step every second or so. */
     for (int i = 0; i < 1000; i++) {
         talk_wait(&t, 1000);
         CHECK_INT(talk_count(&t, FX_REVOKE), 0);
@@ -162,14 +164,12 @@ TEST(nan_fails_at_once_where_there_is_one_class) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     HELLO(&t, .name = "b", .conn = 8);
-    struct talk_shard s = {.count = 0};
-    uint64_t conn = 7;
+    /* Worker a has the task; b, of the same class, would give the same NaN. */
     struct farm_worker_view v;
     CHECK_INT(farm_worker_at(t.farm, 0, t.now, &v), 0);
     CHECK_INT(v.shards, 1);
-    s.id = 1;
-    STARTED(&t, .conn = conn, .shard = s.id);
-    FAILED(&t, .conn = conn, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
+    STARTED(&t, .conn = 7, .shard = 1);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 1, .code = KN_ENAN);
     CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_ENAN);
     talk_end(&t);
 }
@@ -180,14 +180,17 @@ TEST(nan_is_tried_once_on_another_class) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7, .backend = "cpu-a");
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    /* One more of the same class comes, and one of another. */
     HELLO(&t, .name = "a2", .conn = 8, .backend = "cpu-a");
     HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b");
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* NaN: it goes to the other class, and not to the worker of the same. */
     FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
     CHECK(!talk_grant(&t, 8, 0));
     s = talk_shard(talk_grant(&t, 9, 0));
     STARTED(&t, .conn = 9, .shard = s.id);
+    /* NaN there too: no class is left. */
     FAILED(&t, .conn = 9, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 1);
     talk_end(&t);
@@ -202,8 +205,10 @@ TEST(nan_that_waits_for_a_class_that_left_is_failed) {
     OPEN(&t, .id = 2, .tasks = 8);
     HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b", .credit = 1); /* busy with the other batch */
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* The task waits for the other class, which is busy … */
     FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    /* … and leaves: nobody is left who could do better. */
     GONE(&t, .conn = 9, .bye = true);
     talk_wait(&t, 200);
     CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
@@ -219,6 +224,7 @@ TEST(out_of_memory_halves_the_shard_and_charges_nobody) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     CHECK_INT(s.count, 8);
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* Eight at a time were too many; four are tried. */
     RETURNED(&t, .conn = 7, .shard = s.id, .out_of_memory = true);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.task_count, 4);
@@ -231,6 +237,7 @@ TEST(out_of_memory_for_a_single_image_is_a_failure) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    /* There is nothing to halve: each time is a failure. */
     for (int i = 0; i < 3; i++) {
         struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
         STARTED(&t, .conn = 7, .shard = s.id);
@@ -249,6 +256,7 @@ TEST(a_worker_without_memory_for_a_shape_leaves_it_to_others) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* Not even one image fits on a, so it gets none of this shape, while b is there. */
     RETURNED(&t, .conn = 7, .shard = s.id, .out_of_memory = true);
     CHECK(!talk_grant(&t, 7, 0));
     talk_wait(&t, 500);
@@ -264,11 +272,12 @@ TEST(a_worker_that_fails_what_others_do_is_drained_and_its_charges_are_taken_bac
     struct talk_shard bad = talk_shard(talk_grant(&t, 7, 0));
     HELLO(&t, .name = "good", .conn = 8, .credit = 1);
     struct talk_shard good = talk_shard(talk_grant(&t, 8, 0));
+    /* The bad one fails each task that it gets; the good one then renders it, among others. */
     bool drained = false;
     for (int i = 0; i < 12 && !drained; i++) {
         STARTED(&t, .conn = 7, .shard = bad.id);
         FAILED(&t, .conn = 7, .batch = 1, .task = bad.tasks[0], .shard = bad.id, .code = KN_EDEVICE);
-        DONE(&t, .conn = 7, .shard = bad.id, .render_ms = 0, .images = 0);
+        DONE(&t, .conn = 7, .shard = bad.id);
         if (talk_grant(&t, 7, 0)) bad = talk_shard(talk_grant(&t, 7, 0));
         for (int k = 0; k < 3 && !drained; k++) {
             STARTED(&t, .conn = 8, .shard = good.id);
@@ -279,11 +288,12 @@ TEST(a_worker_that_fails_what_others_do_is_drained_and_its_charges_are_taken_bac
             if (drained) break;
             t.now += 20000;
             HEARTBEAT(&t, .conn = 7);
-            DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000,
-                 .images = good.count); /* slow: shards of one image */
+            /* So slow that its shards stay at one image. */
+            DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000, .images = good.count);
             if (talk_grant(&t, 8, 0)) good = talk_shard(talk_grant(&t, 8, 0));
         }
     }
+    /* Five times in a row it was not the task. */
     CHECK(drained);
     CHECK_INT(talk_must(&t, FX_DRAIN, 0)->conn, 7);
     CHECK_INT(talk_count(&t, FX_ALARM), 1);
@@ -299,6 +309,7 @@ TEST(charges_from_before_a_restart_count) {
     const struct farm_charge charges[] = {{3, 2}};
     OPEN(&t, .id = 1, .tasks = 4, .charges = charges, .charge_count = 1);
     HELLO(&t, .name = "a", .conn = 7, .credit = 4);
+    /* Task 3, charged twice before the restart, travels alone; one more charge is enough. */
     for (uint32_t n = 0; talk_grant(&t, 7, n); n++) {
         const struct farm_effect *e = talk_grant(&t, 7, n);
         if (e->u.grant.tasks[0] != 3) continue;

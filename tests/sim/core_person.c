@@ -27,15 +27,18 @@ TEST(pause_takes_back_what_waits_and_lets_finish_what_runs) {
     OPEN(&t, .id = 1, .tasks = 5);
     struct talk_shard runs = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
     STARTED(&t, .conn = 7, .shard = runs.id);
+    /* One shard runs and one waits; the one that waits is taken back, without force. */
     CHECK_INT(BATCH(&t, EV_BATCH_PAUSE, .id = 1), 0);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
     CHECK_INT(talk_must(&t, FX_REVOKE, 0)->u.revoke.shard, waits.id);
     CHECK(!talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);
     CHECK_INT(talk_view(&t, 1).state, KN_BATCH_PAUSED);
+    /* The running one is finished, and nothing more is granted … */
     RETURNED(&t, .conn = 7, .shard = waits.id);
     RENDER(&t, .conn = 7, .worker = "a", .batch = 1, .shard = runs);
     CHECK_INT(talk_view(&t, 1).done, 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    /* … until a person wants it. */
     BATCH(&t, EV_BATCH_RESUME, .id = 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
     talk_end(&t);
@@ -58,10 +61,12 @@ TEST(cancel_waits_for_the_worker_before_it_gives_its_place_away) {
     OPEN(&t, .id = 1, .tasks = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* Another batch waits for the place that the cancelled one holds. */
     OPEN(&t, .id = 2, .tasks = 1);
     BATCH(&t, EV_BATCH_CANCEL, .id = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 1);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    /* The worker has let go of it: now there is room. */
     RETURNED(&t, .conn = 7, .shard = s.id);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     talk_end(&t);
@@ -72,6 +77,7 @@ TEST(an_ended_batch_cannot_be_cancelled_and_a_live_one_cannot_be_removed) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
     CHECK_INT(BATCH(&t, EV_BATCH_REMOVE, .id = 1), KN_ESTATE);
+    /* Its only task is done, so the batch is. */
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
     CHECK_INT(BATCH(&t, EV_BATCH_CANCEL, .id = 1), KN_ESTATE);
     CHECK_INT(BATCH(&t, EV_BATCH_PAUSE, .id = 1), KN_ESTATE);
@@ -90,7 +96,7 @@ static void fail_one(struct talk *t, uint32_t *epoch_log, uint64_t *epoch) {
     struct talk_shard s = talk_shard(talk_grant(t, 7, 0)), other = talk_shard(talk_grant(t, 7, 1));
     STARTED(t, .conn = 7, .shard = s.id);
     FAILED(t, .conn = 7, .batch = 1, .task = s.tasks[0], .shard = s.id, .code = KN_ENAN);
-    DONE(t, .conn = 7, .shard = s.id, .render_ms = 0, .images = 0);
+    DONE(t, .conn = 7, .shard = s.id);
     RENDER(t, .conn = 7, .worker = "a", .batch = 1, .shard = other);
     CHECK_INT(talk_view(t, 1).state, KN_BATCH_DONE);
     CHECK_INT(talk_view(t, 1).failed, 1);
@@ -129,10 +135,12 @@ TEST(a_failure_waits_until_the_store_knows_of_the_retry) {
     t.store_silent = true;
     BATCH(&t, EV_BATCH_RETRY, .id = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    /* The task fails again before the store has heard of the retry. */
     FAILED(&t, .conn = 7, .batch = 1, .task = s.tasks[0], .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
     talk_wait(&t, 300);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
+    /* The store knows: this failure is not void. */
     STORED(&t, FX_BATCH_STATE, .batch = 1, .code = KN_OK);
     talk_wait(&t, 300);
     CHECK_INT(talk_count(&t, FX_FAIL), 1);
@@ -146,6 +154,7 @@ TEST(a_failed_task_takes_no_late_result_until_it_is_retried) {
     fail_one(&t, log, &epoch);
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = log[0]);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, KN_ESTATE);
+    /* After a retry the same result is welcome. */
     BATCH(&t, EV_BATCH_RETRY, .id = 1);
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = log[0]);
     CHECK_INT(talk_view(&t, 1).done, 2);
@@ -214,6 +223,7 @@ TEST(speed_and_time_left_are_seen) {
     CHECK_INT(talk_view(&t, 1).eta_ms, -1); /* nothing is known */
     HELLO(&t, .name = "a", .conn = 7, .batch_max = 1);
     struct talk_shard queue[2] = {talk_shard(talk_grant(&t, 7, 0)), talk_shard(talk_grant(&t, 7, 1))};
+    /* A hundred images at ten a second. */
     for (int i = 0; i < 100; i++) { /* ten a second */
         struct talk_shard s = queue[0];
         queue[0] = queue[1];
@@ -223,6 +233,7 @@ TEST(speed_and_time_left_are_seen) {
         DONE(&t, .conn = 7, .shard = s.id, .render_ms = 100, .images = 1);
         queue[1] = talk_shard(talk_grant(&t, 7, 0));
     }
+    /* Nine hundred are left: some ninety seconds. */
     struct farm_batch_view v = talk_view(&t, 1);
     CHECK_MSG(v.images_per_s > 9 && v.images_per_s < 11, "%f", (double)v.images_per_s);
     CHECK_MSG(v.images_per_s_mean > 9 && v.images_per_s_mean < 11, "%f", (double)v.images_per_s_mean);
@@ -232,6 +243,7 @@ TEST(speed_and_time_left_are_seen) {
     CHECK_INT(w.done, 100);
     CHECK_INT(w.state, KN_WORKER_BUSY);
     CHECK_MSG(farm_images_per_s(t.farm, t.now) > 5, "%f", (double)farm_images_per_s(t.farm, t.now));
+    /* The last image is longer ago than the window that speed is measured over. */
     talk_wait(&t, 20000);
     CHECK_INT((int)talk_view(&t, 1).images_per_s, 0); /* the window has passed */
     talk_end(&t);

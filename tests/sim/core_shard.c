@@ -7,10 +7,12 @@ TEST(a_grant_requeues_once_after_worker_silence) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     talk_shard(talk_grant(&t, 7, 0));
+    /* The worker was granted the task and says nothing any more. */
     talk_wait(&t, 9900);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
     talk_wait(&t, 200);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    /* The next worker gets it, as the second attempt. */
     HELLO(&t, .name = "b", .conn = 8);
     CHECK_INT(talk_must_grant(&t, 8, 0)->u.grant.attempt, 2);
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
@@ -25,6 +27,7 @@ TEST(a_worker_never_holds_more_than_its_credit) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 3);
     CHECK_INT(talk_count(&t, FX_GRANT), 3);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    /* Time alone gives it no more; a shard that is done makes room for one. */
     talk_wait(&t, 500);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
     RENDER(&t, .conn = 7, .worker = "a", .batch = 1, .shard = s);
@@ -50,6 +53,7 @@ TEST(a_duplicate_is_acknowledged_and_not_committed_again) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0, .pixels = 5);
+    /* Another worker had rendered the same, with the same pixels. */
     RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = 0, .pixels = 5);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
@@ -73,6 +77,7 @@ TEST(a_duplicate_that_differs_is_noticed_while_the_first_is_being_committed) {
     OPEN(&t, .id = 1, .tasks = 2);
     t.store_silent = true;
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0, .pixels = 5);
+    /* The second comes before the store has answered for the first. */
     RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = 0, .pixels = 6);
     CHECK_INT(talk_count(&t, FX_ALARM), 1);
     CHECK_INT(talk_count(&t, FX_COMMIT), 0);
@@ -98,8 +103,10 @@ TEST(images_that_never_come_are_rendered_again) {
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* All images were sent, says the worker, but none arrives. */
     DONE(&t, .conn = 7, .shard = s.id, .render_ms = 10, .images = 1);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED); /* it may be on its way */
+    /* It stays there, idle, until the images are given up. */
     for (int i = 0; i < 35; i++) {
         talk_wait(&t, 1000);
         if (talk_count(&t, FX_GRANT) > 0) break;
@@ -128,6 +135,7 @@ TEST(a_returned_shard_is_queued_uncharged) {
 TEST(who_is_not_known_is_asked_to_say_hello_again) {
     struct talk t;
     talk_begin(&t);
+    /* Before any hello; after one; and when the worker was given up for its silence. */
     HEARTBEAT(&t, .conn = 7);
     CHECK_INT(talk_must(&t, FX_HELLO_AGAIN, 0)->conn, 7);
     HELLO(&t, .name = "a", .conn = 7);
@@ -156,6 +164,7 @@ TEST(goodbye_requeues_uncharged) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
+    /* It holds two shards of one task each, and begins the first. */
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
     t.now += 1000;
@@ -172,6 +181,7 @@ TEST(goodbye_in_the_middle_of_an_image_charges_it) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    /* It leaves while it executes the first of its two shards. */
     STARTED(&t, .conn = 7, .shard = s.id);
     GONE(&t, .conn = 7, .bye = true); /* its engine failed; else it would have handed the shard back */
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);
@@ -185,6 +195,7 @@ TEST(a_broken_connection_gives_back_what_waits_and_keeps_what_runs) {
     OPEN(&t, .id = 1, .tasks = 2);
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    /* It executes one of its two shards when the connection breaks. */
     STARTED(&t, .conn = 7, .shard = s.id);
     GONE(&t, .conn = 7);
     CHECK_INT(talk_view(&t, 1).running, 1);
@@ -202,12 +213,15 @@ TEST(the_same_process_over_a_new_connection_goes_on) {
     HELLO(&t, .name = "a", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
+    /* The connection breaks while it executes one of its two shards … */
     GONE(&t, .conn = 7);
+    /* … and the process comes back, still holding that one. */
     struct farm_held held = {.shard = s.id, .term = 1, .tasks = s.tasks, .task_count = s.count};
     talk_id(1, held.batch, sizeof held.batch);
     HELLO(&t, .name = "a", .conn = 8, .held = &held, .held_count = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 0);
     CHECK_INT(talk_count(&t, FX_GRANT), 1); /* the one that waited */
+    /* It finishes as if nothing had happened. */
     RESULT(&t, .conn = 8, .worker = "a", .batch = 1, .task = s.tasks[0]);
     DONE(&t, .conn = 8, .shard = s.id, .render_ms = 10, .images = 1);
     CHECK_INT(talk_view(&t, 1).done, 1);
@@ -247,6 +261,7 @@ TEST(a_new_coordinator_adopts_what_workers_hold) {
     c.term = 5;
     talk_begin_with(&t, &c);
     OPEN(&t, .id = 1, .tasks = 3);
+    /* The worker holds tasks 1 and 2 by a grant of the coordinator before, of term 4. */
     const uint32_t tasks[] = {1, 2};
     struct farm_held held = {.shard = 77, .term = 4, .tasks = tasks, .task_count = 2};
     talk_id(1, held.batch, sizeof held.batch);
@@ -254,6 +269,7 @@ TEST(a_new_coordinator_adopts_what_workers_hold) {
     CHECK_INT(talk_count(&t, FX_GRANT), 1);
     CHECK_INT(talk_must_grant(&t, 7, 0)->u.grant.tasks[0], 0); /* the rest is its own already */
     CHECK_INT(talk_task(&t, 1, 1), TASK_GRANTED);
+    /* A result of an adopted shard counts as any other. */
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 1, .pixels = 1);
     CHECK_INT(talk_task(&t, 1, 1), TASK_DONE);
     talk_end(&t);
@@ -277,6 +293,7 @@ TEST(a_shard_that_an_idle_worker_never_begins_was_lost) {
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
     uint64_t first = talk_must_grant(&t, 7, 0)->u.grant.shard;
+    /* Its heartbeats say that it is idle: the grant never arrived. */
     uint32_t grants = 0;
     for (int i = 0; i < 30 && grants == 0; i++) {
         HEARTBEAT(&t, .conn = 7);
@@ -298,10 +315,12 @@ TEST(a_draining_worker_gets_nothing_more) {
     ev.u.drain.exit = true;
     CHECK_INT(talk_step(&t, ev), 0);
     CHECK(talk_must(&t, FX_DRAIN, 0)->u.drain.exit);
+    /* Work comes, but not to the one that drains. */
     OPEN(&t, .id = 1, .tasks = 5);
     CHECK_INT(talk_count(&t, FX_GRANT), 0);
     ev.u.drain.worker = "nobody";
     CHECK_INT(talk_step(&t, ev), KN_ENOENT);
+    /* A new process under the same name does not drain. */
     HELLO(&t, .name = "a", .conn = 8, .instance = 2); /* started again */
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
     talk_end(&t);
@@ -314,6 +333,7 @@ TEST(who_hands_everything_back_is_asked_less_and_less_often) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 1);
     uint32_t grants = 1;
     uint64_t shard = talk_must_grant(&t, 7, 0)->u.grant.shard;
+    /* For a minute it returns each shard at once. */
     for (int i = 0; i < 600; i++) { /* a minute */
         if (shard) RETURNED(&t, .conn = 7, .shard = shard);
         shard = 0;

@@ -6,16 +6,19 @@ TEST(a_task_goes_from_queue_to_done) {
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
     CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    /* A worker comes and is granted the task. */
     HELLO(&t, .name = "w", .conn = 7);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     CHECK_INT(s.count, 1);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED);
+    /* It renders the task; the store is asked, and has not answered yet. */
     t.store_silent = true;
     STARTED(&t, .conn = 7, .shard = s.id);
     RESULT(&t, .conn = 7, .worker = "w", .batch = 1, .task = 0);
     CHECK_INT(talk_count(&t, FX_COMMIT), 1);
     CHECK_INT(talk_count(&t, FX_ACK), 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_COMMITTING);
+    /* The store has it: the worker may forget the bytes, and the batch is done. */
     STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK);
     CHECK_INT(talk_must(&t, FX_ACK, 0)->u.ack.code, 0);
     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
@@ -33,12 +36,7 @@ static void render_all(struct talk *t, uint64_t conn, const char *worker, int ba
             queue[tail++ % 64] = talk_shard(talk_grant(t, conn, n));
         if (head == tail) return;
         struct talk_shard s = queue[head++ % 64];
-        STARTED(t, .conn = conn, .shard = s.id);
-        for (uint32_t i = 0; i < s.count; i++)
-            RESULT(t, .conn = conn, .worker = worker, .batch = batch, .task = s.tasks[i],
-                   .pixels = (int)s.tasks[i]);
-        t->now += 10 * s.count;
-        DONE(t, .conn = conn, .shard = s.id, .render_ms = 10 * s.count, .images = s.count);
+        RENDER(t, .conn = conn, .worker = worker, .batch = batch, .shard = s);
     }
 }
 
@@ -58,6 +56,7 @@ TEST(cancel_takes_everything_back_and_ends_the_rest) {
     talk_begin(&t);
     HELLO(&t, .name = "w", .conn = 7);
     OPEN(&t, .id = 1, .tasks = 10);
+    /* Two shards wait at the worker, eight tasks are queued. */
     BATCH(&t, EV_BATCH_CANCEL, .id = 1);
     CHECK_INT(talk_count(&t, FX_REVOKE), 2);
     CHECK(talk_must(&t, FX_REVOKE, 0)->u.revoke.abort);

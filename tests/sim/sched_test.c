@@ -1,5 +1,6 @@
-/* How well the scheduler does in a fleet where nothing fails: the time of a whole batch against the best that the
- * fleet could do, and the shares of batches that compete. Time is virtual; a message takes LATENCY_MS each way. */
+/* How well the scheduler does in a fleet where nothing fails: the time of a whole batch against the best that
+ * the fleet could do, and the shares of batches that compete. Time is virtual; a message takes LATENCY_MS
+ * each way. */
 #include <stdlib.h>
 
 #include "coordinator/core/farm.h"
@@ -14,7 +15,7 @@
 struct sched_worker {
     char name[16];
     double ms_per_image; /* alone */
-    double batch_gain;   /* share of the work that a batch does once for all its images: 0 for a CPU */
+    double batch_gain;   /* share of the work that a minibatch does once for all its images; a CPU: 0 */
     uint32_t batch_max, credit;
     uint64_t joins_ms;
     bool models[MODELS];
@@ -26,7 +27,7 @@ struct sched_worker {
     } queue[QUEUE_MAX]; /* the first one runs */
     uint32_t queued;
     bool joined, begun;
-    double next_ms, began_ms; /* when the running image (or batch) is through */
+    double next_ms, began_ms; /* when the running image (or minibatch) is through */
     uint32_t images;
 };
 
@@ -57,7 +58,8 @@ static struct sched_worker *worker_of(struct fleet *t, uint64_t conn) {
     return &t->workers[conn - 1];
 }
 
-/* What the running shard of a worker does next; batches are rendered as a whole. */
+/* Begins the first shard in the queue: sets when its next image, or on a GPU its whole minibatch, is
+ * through. */
 static void begin(struct fleet *t, struct sched_worker *w) {
     if (w->queued == 0 || w->begun) return;
     w->begun = true;
@@ -184,7 +186,7 @@ static void open_batch(struct fleet *t, int batch, uint32_t tasks, int model, in
     free(task_group);
 }
 
-/* The worker is through with an image, or with the batch. */
+/* The worker is through with an image, or with the minibatch. */
 static void finish(struct fleet *t, struct sched_worker *w) {
     uint64_t conn = (uint64_t)(w - t->workers) + 1, id = w->queue[0].id;
     uint32_t images = w->batch_gain > 0 ? w->queue[0].count : 1;
@@ -260,7 +262,7 @@ static void run(struct fleet *t, uint64_t until_ms) {
     }
 }
 
-/* Images a millisecond of the whole fleet, at the largest batch of each. */
+/* Images a millisecond of the whole fleet, at the largest minibatch of each. */
 static double fleet_speed(const struct fleet *t) {
     double speed = 0;
     for (uint32_t i = 0; i < t->count; i++) {

@@ -3,12 +3,11 @@
  *     sim-farm --seeds 1..200 --steps 3000      each seed twice: both must have the same effects, bit for bit
  *     sim-farm --workers 2000 --steps 50000     a crowd
  *     sim-farm --seeds 17..17 --trace           tells the story of one
- *     sim-farm --seeds 1..40 --digests          one line a history: its seed and the digest of all its effects
- *     sim-farm --compare tests/sim/digests.txt  plays the histories of such a list: each digest must be the same
+ *     sim-farm --seeds 1..40 --digests          a line a history: its seed and the digest of all its effects
+ *     sim-farm --compare FILE                   plays the histories of such a list and compares the digests
  *
  * A change that means to keep the core's behaviour leaves the digests alone. A change that means to change it
- * writes the list again, and its commit says why.
- */
+ * writes the list (tests/sim/digests.txt) again, and its commit says why. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -170,8 +170,9 @@ void talk_result(struct talk *t, struct talk_result r) {
     struct farm_event ev = {.type = EV_RESULT, .conn = r.conn};
     ev.u.result = (struct ev_result){.task = r.task, .attempt = 1, .worker = r.worker, .engine = "kiln"};
     talk_id(r.batch, ev.u.result.batch, sizeof ev.u.result.batch);
-    talk_id(r.pixels, ev.u.result.pixels, sizeof ev.u.result.pixels);
-    talk_id(r.pixels, ev.u.result.sha256, sizeof ev.u.result.sha256);
+    int pixels = r.pixels ? r.pixels : (int)r.task;
+    talk_id(pixels, ev.u.result.pixels, sizeof ev.u.result.pixels);
+    talk_id(pixels, ev.u.result.sha256, sizeof ev.u.result.sha256);
     CHECK_INT(farm_backend(t->farm, r.backend ? r.backend : "cpu-a", &ev.u.result.backend), 0);
     CHECK_INT(talk_step(t, ev), 0);
 }
@@ -242,6 +243,6 @@ void talk_render(struct talk *t, struct talk_render r) {
     t->now += ms;
     for (uint32_t i = 0; i < r.shard.count; i++)
         RESULT(t, .conn = r.conn, .worker = r.worker, .backend = r.backend, .batch = r.batch,
-               .task = r.shard.tasks[i], .pixels = (int)r.shard.tasks[i]);
+               .task = r.shard.tasks[i]);
     DONE(t, .conn = r.conn, .shard = r.shard.id, .render_ms = ms, .images = r.shard.count);
 }

@@ -1,12 +1,11 @@
-/* Talking to a farm in a test: one line an event, with named arguments; then its effects are looked up by type. After
- * each event farm_check runs. Digests and ids are made of one number.
+/* Talking to a farm in a test: one line an event, with named arguments; then its effects are looked up by
+ * type. After each event farm_check runs. Digests and ids are made of one number.
  *
  *     OPEN(&t, .id = 1, .tasks = 1);
  *     HELLO(&t, .name = "a", .conn = 7);
  *     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
  *     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
- *     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE);
- */
+ *     CHECK_INT(talk_task(&t, 1, 0), TASK_DONE); */
 #ifndef KN_TESTS_SIM_TALK_H
 #define KN_TESTS_SIM_TALK_H
 
@@ -58,8 +57,8 @@ void talk_wait(struct talk *t, uint64_t ms);   /* ticks as often as the farm ask
 void talk_id(int n, uint8_t *id, size_t size); /* the id or digest that stands for n */
 int talk_number(const kn_id id);               /* …and back */
 
-/* Events, with named arguments: RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0). What is not named is 0, or
- * as the struct says. */
+/* Events, with named arguments: RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0). What is not
+ * named is 0, or as the struct says. */
 struct talk_heartbeat {
     uint64_t conn;
     uint64_t shard;  /* 0: idle */
@@ -91,7 +90,7 @@ struct talk_result {
     const char *backend; /* "cpu-a" */
     int batch;
     uint32_t task;
-    int pixels; /* any number; results with the same number have the same pixels */
+    int pixels; /* what is in the picture; 0: the picture that every worker makes of this task */
 };
 struct talk_stored {
     int batch;
@@ -142,7 +141,7 @@ struct talk_shard {
 };
 struct talk_shard talk_shard(const struct farm_effect *grant);
 /* The way of a shard that goes well: started, all its results, done. */
-struct talk_render {
+struct talk_render { /* RENDER */
     uint64_t conn;
     const char *worker;
     const char *backend; /* "cpu-a" */

@@ -37,7 +37,7 @@ bool world_chance(struct world *w, uint32_t percent) {
     return world_below(w, 100) < percent;
 }
 
-/* ---- what is yet to happen: a heap by time, then by order of making */
+/* ---- events to come: a heap by time, then by order of making */
 
 static bool before(const struct w_event *a, const struct w_event *b) {
     return a->at != b->at ? a->at < b->at : a->seq < b->seq;
@@ -286,7 +286,7 @@ static void coordinator_crash(struct world *w) {
     e->boot = w->boot; /* comes up again there */
 }
 
-/* ---- the person, and what goes wrong */
+/* ---- the person, and misfortunes */
 
 static void open_batch(struct world *w) {
     int i = 0;

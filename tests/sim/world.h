@@ -1,5 +1,5 @@
-/* A simulated farm around the real core: a virtual clock, a queue of what is yet to happen, workers that die,
- * a network that loses, a store that refuses, a person who changes their mind. All randomness comes from one
+/* A simulated farm around the real core: a virtual clock, a queue of events to come, workers that die, a
+ * network that loses, a store that refuses, a person who changes their mind. All randomness comes from one
  * seed, so that a history can be played again, bit for bit. */
 #ifndef KN_TESTS_SIM_WORLD_H
 #define KN_TESTS_SIM_WORLD_H
@@ -24,9 +24,16 @@
 _Noreturn void world_fail(const char *file, int line, const char *cond, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
-/* ---- what is asked: each task has a nature that no retry changes */
+/* ---- batches: each task has a nature that no retry changes */
 
-enum nature { GOOD, KILLS, HANGS, FAILS, NAN_EVERYWHERE, NAN_ON_CLASS_0 };
+enum nature {
+    GOOD,           /* renders everywhere */
+    KILLS,          /* kills the process that renders it */
+    HANGS,          /* never ends */
+    FAILS,          /* is reported as failed */
+    NAN_EVERYWHERE, /* gives NaN */
+    NAN_ON_CLASS_0, /* gives NaN on workers of class 0, a picture on others */
+};
 
 struct w_group {
     uint32_t model, size, steps;
@@ -39,8 +46,7 @@ struct w_batch {
     struct w_group groups[4];
     uint16_t group[W_TASKS];
     enum nature nature[W_TASKS];
-    uint8_t unlucky[W_TASKS]; /* how often a worker died or fell silent with it in hand, for no fault of its
-                                 own */
+    uint8_t unlucky[W_TASKS]; /* how often a worker that had it in hand was lost for another reason */
     int pin;                  /* class, or -1 */
     /* in the store, durable */
     enum kn_batch_state state;
@@ -53,7 +59,7 @@ struct w_batch {
     uint32_t log[W_TASKS], log_count;
 };
 
-/* ---- who renders */
+/* ---- workers */
 
 enum w_phase {
     PHASE_WAITS,   /* granted, behind others */
@@ -78,7 +84,11 @@ struct w_shard {
     uint64_t order, begun_ms;
 };
 
-enum defect { SOUND, CRASHES, GIVES_NAN };
+enum defect {
+    SOUND,
+    CRASHES,   /* with every task */
+    GIVES_NAN, /* for every task */
+};
 
 struct w_worker {
     bool used, alive;
@@ -98,7 +108,7 @@ struct w_worker {
     uint32_t serial; /* of the run that the next image belongs to */
 };
 
-/* ---- what will happen */
+/* ---- events to come */
 
 enum w_event_type {
     W_TO_FARM,   /* a message arrives at the coordinator */
@@ -133,7 +143,7 @@ struct world {
     uint64_t seed, rng, now, seq;
     bool chaos;   /* things go wrong; at the end they do not any more */
     bool lossy;   /* single messages are lost too, not only connections */
-    bool broken;  /* a worker is defect */
+    bool broken;  /* one worker has a defect */
     bool starved; /* memory runs out now and then */
     uint64_t memory_rng, refused;
     bool trace;

@@ -67,7 +67,7 @@ static bool shard_over(const struct w_shard *s) {
     return s->phase == PHASE_THROUGH;
 }
 
-/* What an image of this shard takes; larger ones take longer, in proportion. */
+/* The time that an image of this shard takes; larger ones take longer, in proportion. */
 static uint64_t image_ms(const struct world *w, const struct w_worker *v, const struct w_shard *s) {
     const struct w_batch *b = &w->batches[s->batch];
     const struct w_group *g = &b->groups[b->group[s->tasks[0]]];
@@ -216,8 +216,8 @@ static void hello(struct world *w, uint32_t i) {
     for (uint32_t m = 0; m < W_MODELS; m++)
         if (v->models[m]) memcpy(block->models[h->model_count++], &m, sizeof m);
     h->held = block->held;
-    for (int pass = 0; pass < 3;
-         pass++) /* what runs first, then what waits, then what is only unacknowledged */
+    /* The running shard first, then those that wait, then those that are only unacknowledged. */
+    for (int pass = 0; pass < 3; pass++)
         for (int k = 0; k < W_HELD; k++) {
             struct w_shard *s = &v->held[k];
             static const enum w_phase phase[] = {PHASE_RUNS, PHASE_WAITS, PHASE_THROUGH};
@@ -247,7 +247,7 @@ void worker_connect(struct world *w, uint32_t i) {
         hello(w, i);
 }
 
-/* The connection breaks; what was on its way may or may not arrive. */
+/* The connection breaks; messages on their way may or may not arrive. */
 void worker_cut(struct world *w, uint32_t i, bool tell) {
     struct w_worker *v = &w->workers[i];
     if (!v->conn) return;
@@ -312,7 +312,7 @@ void worker_beat(struct world *w, uint32_t i) {
     e->ev.u.heartbeat.progress_age_ms = (uint32_t)(w->now - v->progress_ms);
 }
 
-/* ---- what the coordinator says */
+/* ---- messages of the coordinator */
 
 void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
     struct w_worker *v = &w->workers[i];
