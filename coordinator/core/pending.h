@@ -26,8 +26,7 @@ void pending_retry(struct farm *f, struct farm_effects *fx);
 /* This task, in no queue and no shard, is failed as soon as the store knows. */
 void pending_fail(struct farm *f, struct batch *b, uint32_t t, int code, const char *reason,
                   const char *worker, struct farm_effects *fx);
-/* A retry came while this task was about to fail: it is queued again as soon as no question about it is open.
- *  */
+/* A retry came while this task was failing: it is queued again as soon as no question about it is open. */
 void pending_void(struct farm *f, struct batch *b, uint32_t t);
 /* A failure that a retry has overtaken: the task is queued again, and nothing is held against it. */
 void pending_requeue(struct farm *f, struct batch *b, uint32_t t);

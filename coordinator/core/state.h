@@ -1,7 +1,7 @@
 /* The farm's data model: everything that the core knows, in one place. Private to coordinator/core.
  *
- * Read in this order: task, piece, group, lane, batch (what is asked); shard (what is out); model, pool,
- * worker (who renders); then the tables of struct farm.
+ * Read in this order: task, piece, group, lane, batch; shard; model, pool, worker; then the tables of struct
+ * farm.
  *
  * The code is built in floors. A file calls functions of the files above it in this list, never of those
  * below it: the lowest floor comes first. tests/lint/core_floors.py reads the list and checks every call.
@@ -75,7 +75,7 @@
 #define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */
 #define BARRED_MS 60000      /* a worker drained for its faults stays away at least so long */
 
-/* ---- what is asked */
+/* ---- batches and their tasks */
 
 struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
     uint32_t pixels[2]; /* done: the first 8 bytes of the digest, to notice a duplicate that differs */
@@ -83,21 +83,21 @@ struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
        committing and failing: a is the slot in farm.pendings. */
     uint32_t a, b;
     uint32_t trouble; /* slot in farm.troubles, or NONE: it failed, or shared a shard that did */
-    uint16_t group;
+    uint16_t group;   /* index in batch.groups */
     uint8_t state;    /* enum farm_task_state */
     uint8_t backend;  /* done: class of its result */
     uint8_t attempts; /* grants so far; stays at 255 */
-    uint8_t charges;
-    uint8_t losses; /* grants that ended without result and without a charge; stays at 255 */
+    uint8_t charges;  /* failures that counted; stays at 255 */
+    uint8_t losses;   /* grants that were lost uncharged (FATE_LOST); stays at 255 */
     uint8_t spare;
 };
 
-struct trouble {               /* of a task under suspicion */
-    uint32_t piece;            /* slot of the piece that it is queued in, or NONE */
-    uint32_t fault;            /* slot of the fault that is to be explained, or NONE */
-    uint32_t avoid;            /* uid of the worker that failed it last: others are tried first */
-    uint32_t by[CHARGERS_MAX]; /* workers that charged it, each once */
-    uint8_t by_charges[CHARGERS_MAX];
+struct trouble {                      /* of a task under suspicion */
+    uint32_t piece;                   /* slot of the piece that it is queued in, or NONE */
+    uint32_t fault;                   /* slot of the fault that is to be explained, or NONE */
+    uint32_t avoid;                   /* uid of the worker that failed it last: others are tried first */
+    uint32_t by[CHARGERS_MAX];        /* workers that charged it, each once */
+    uint8_t by_charges[CHARGERS_MAX]; /* how often each did */
     uint8_t by_count;
     uint8_t by_nan[CHARGERS_MAX]; /* class of that worker if it got NaN; else BACKEND_NONE */
     bool waits;                   /* in the list of tasks that may be left with nobody to render them */
@@ -125,35 +125,35 @@ struct piece { /* suspects that travel together and with nobody else; a bad end 
     uint32_t prev, next; /* in the group */
 };
 
-struct group {
-    uint32_t shape; /* slot in farm.shapes */
-    uint16_t lane;  /* index in batch.lanes */
-    bool listed;    /* in the lane's list: something is queued */
-    struct tasklist queue;
-    uint32_t piece_head, piece_tail; /* suspects, before the queue */
-    uint32_t piece_tasks;
-    uint32_t prev, next; /* in the lane's list of groups with queued tasks */
+struct group {                       /* tasks of a batch that can share a minibatch */
+    uint32_t shape;                  /* slot in farm.shapes */
+    uint16_t lane;                   /* index in batch.lanes */
+    bool listed;                     /* in the lane's list: something is queued */
+    struct tasklist queue;           /* tasks that are no suspects */
+    uint32_t piece_head, piece_tail; /* suspects; they go before the queue */
+    uint32_t piece_tasks;            /* in all pieces */
+    uint32_t prev, next;             /* in the lane's list of groups with queued tasks */
 };
 
 struct lane { /* the part of a batch that waits for one pool */
     struct batch *batch;
     struct pool *pool;
-    bool ready; /* in the pool's order */
-    uint32_t queued;
-    uint64_t queued_units;
-    uint64_t open_units; /* of tasks that have not ended */
-    uint32_t head, tail; /* groups with queued tasks */
+    bool ready;            /* in the pool's order */
+    uint32_t queued;       /* tasks */
+    uint64_t queued_units; /* their work, in steps x pixels */
+    uint64_t open_units;   /* work of all tasks that have not ended */
+    uint32_t head, tail;   /* groups with queued tasks */
 };
 
-struct rate { /* images in the last seconds */
-    uint64_t second;
-    uint32_t bucket[RATE_WINDOW_S + 1];
+struct rate {                           /* images in the last seconds */
+    uint64_t second;                    /* of the newest bucket */
+    uint32_t bucket[RATE_WINDOW_S + 1]; /* images of each second, a ring */
 };
 
 struct level { /* a priority in use, with the virtual time that its batches have reached */
     int priority;
-    uint32_t batches;
-    uint64_t vtime;
+    uint32_t batches; /* that have it */
+    uint64_t vtime;   /* microseconds of work handed out; a batch that comes later begins there */
 };
 
 struct batch {
@@ -163,7 +163,7 @@ struct batch {
     struct level *level; /* its priority */
     enum kn_batch_state state;
     bool cancelled_by_person;
-    uint16_t pin;
+    uint16_t pin;         /* class that must render it, or PIN_ANY */
     struct task *tasks;   /* owns */
     struct group *groups; /* owns */
     struct lane *lanes;   /* owns */
@@ -171,25 +171,26 @@ struct batch {
     uint32_t counts[TASK_CANCELLED + 1]; /* by state */
     uint32_t *log;                       /* owns; task numbers in the order of their ends */
     uint32_t log_count;
-    uint64_t epoch;
+    uint64_t epoch;       /* of the log: another one after a retry or a restart */
     struct shard *shards; /* those with tasks of this batch, newest first */
     /* fair share: microseconds of work handed out */
     uint64_t vtime;
     uint64_t starved_since; /* last time that it was given anything, or got ready */
     /* the store */
-    bool state_sent;   /* an FX_BATCH_STATE waits for its answer */
-    bool state_dirty;  /* the state has changed since: another must follow */
-    bool retried;      /* the next one must say that failures and charges are void */
-    bool retried_sent; /* the one that waits for its answer said so */
-    uint32_t state_tries;
-    uint64_t state_due; /* 0, or when it is to be asked again */
+    bool state_sent;      /* an FX_BATCH_STATE waits for its answer */
+    bool state_dirty;     /* the state has changed since: another must follow */
+    bool retried;         /* the next one must say that failures and charges are void */
+    bool retried_sent;    /* the one that waits for its answer said so */
+    uint32_t state_tries; /* refusals in a row */
+    uint64_t state_due;   /* 0, or when it is to be asked again */
     /* for the views */
     struct rate rate;
-    uint64_t first_ms, ended_ms, paused_ms, paused_since;
-    uint32_t done_here; /* since this coordinator began */
+    uint64_t first_ms, ended_ms;      /* the first grant, the end; 0: not yet */
+    uint64_t paused_ms, paused_since; /* all pauses so far; 0, or when the present one began */
+    uint32_t done_here;               /* images since this coordinator began */
 };
 
-/* ---- what is out */
+/* ---- shards */
 
 enum shard_state {
     SHARD_WAITING, /* granted, not begun as far as we know */
@@ -202,8 +203,8 @@ struct shard {
     uint64_t id, term;   /* unique within a worker */
     struct batch *batch; /* NULL once it holds no task */
     struct worker *worker;
-    uint32_t slot;
-    uint32_t group;
+    uint32_t slot;  /* its own, in farm.shards */
+    uint32_t group; /* index in batch.groups */
     uint32_t shape_uid;
     const struct model *model; /* only to be compared: it may be gone */
     uint64_t units;            /* work of one image */
@@ -214,17 +215,17 @@ struct shard {
     uint32_t count, left; /* granted; still held */
     uint64_t cost;        /* microseconds that it was expected to take */
     uint64_t granted_ms, started_ms, alive_ms; /* alive: the last sign of life */
-    uint32_t step, steps;
-    struct shard *worker_prev, *worker_next; /* in the order of the grants */
-    struct shard *batch_prev, *batch_next;
+    uint32_t step, steps;                      /* as the last heartbeat said */
+    struct shard *worker_prev, *worker_next;   /* in the order of the grants */
+    struct shard *batch_prev, *batch_next;     /* in batch.shards */
 };
 
-/* ---- who renders */
+/* ---- workers, and what they can render */
 
 struct model {
     kn_digest digest;
-    uint32_t refs; /* of pools and workers */
-    struct pool *pools;
+    uint32_t refs;      /* of pools and workers */
+    struct pool *pools; /* of this model */
 };
 
 struct shape { /* one kind of minibatch, shared by all batches that want it */
@@ -236,12 +237,12 @@ struct shape { /* one kind of minibatch, shared by all batches that want it */
 /* The workers that can render a model, of one class or of any, and the batches that wait for them. */
 struct pool {
     struct model *model;
-    uint16_t pin;
+    uint16_t pin;        /* class, or PIN_ANY */
     struct pool *next;   /* of the same model */
     uint32_t refs;       /* lanes */
     struct lane **ready; /* owns; best first */
     uint32_t ready_count, ready_cap;
-    uint64_t ready_units;
+    uint64_t ready_units; /* queued work of those lanes */
     uint32_t able, known; /* workers that may be given work; those of them whose speed is known */
     uint64_t speed;       /* the sum of the known speeds, units a second */
 };
@@ -256,35 +257,37 @@ struct worker_shape {
     uint32_t us_per_image; /* 0: unknown */
     uint16_t limit;        /* after out of memory: images at a time; UINT16_MAX: none, 0: not even one */
     uint16_t last_count;   /* of the last shard that was measured */
-    uint32_t used;         /* for the choice of what to forget */
+    uint32_t used;         /* when it was measured, by shape_clock: the oldest is forgotten first */
 };
 
 struct worker {
     char name[KN_NAME_MAX + 1];
-    uint32_t uid; /* never used twice */
-    kn_id instance;
-    uint64_t conn;   /* 0: not connected */
-    bool lost;       /* given up; kept to be shown, and for its faults */
-    bool left;       /* …and not to be expected back: it said bye */
-    bool drain_wish; /* a person wants it drained */
-    bool drain_said; /* its heartbeats say that it drains */
-    bool barred;     /* drained for its faults */
-    uint16_t backend;
-    uint32_t credit, batch_max;
+    uint32_t uid;                /* never used twice */
+    kn_id instance;              /* of its process */
+    uint64_t conn;               /* 0: not connected */
+    bool lost;                   /* given up; kept to be shown, and for its faults */
+    bool left;                   /* …and not to be expected back: it said bye */
+    bool drain_wish;             /* a person wants it drained */
+    bool drain_said;             /* its heartbeats say that it drains */
+    bool barred;                 /* drained for its faults */
+    uint16_t backend;            /* class: index in farm.backends */
+    uint32_t credit;             /* shards that it may hold */
+    uint32_t batch_max;          /* images that it may be granted in a shard */
     struct worker_model *models; /* owns */
     uint32_t model_count;
-    bool counted;         /* in its pools' sums */
-    struct model *loaded; /* one of models, as far as we know; or NULL */
-    uint32_t last_shape;  /* uid of the shape granted last */
-    struct shard *shards, *shards_last;
-    uint32_t held;    /* shards that use credit */
-    uint32_t sent;    /* shards in SHARD_SENT */
-    uint64_t running; /* shard named by the last heartbeat */
-    uint64_t beat_ms; /* when that heartbeat came */
-    uint64_t seen_ms, lost_ms;
-    uint64_t idle_since;    /* heartbeats say so since then; 0: not */
-    uint64_t unknown_since; /* heartbeats name a shard that is not ours since then; 0: not */
-    bool resync;            /* it was asked to say again what it holds */
+    bool counted;                       /* in its pools' sums */
+    struct model *loaded;               /* one of models, as far as we know; or NULL */
+    uint32_t last_shape;                /* uid of the shape granted last */
+    struct shard *shards, *shards_last; /* in the order of the grants */
+    uint32_t held;                      /* shards that use credit */
+    uint32_t sent;                      /* shards in SHARD_SENT */
+    uint64_t running;                   /* shard named by the last heartbeat */
+    uint64_t beat_ms;                   /* when that heartbeat came */
+    uint64_t seen_ms;                   /* when it was heard of last */
+    uint64_t lost_ms;                   /* when it was given up */
+    uint64_t idle_since;                /* heartbeats say so since then; 0: not */
+    uint64_t unknown_since;             /* heartbeats name a shard that is not ours since then; 0: not */
+    bool resync;                        /* it was asked to say again what it holds */
     struct worker_shape shapes[SPEEDS_MAX];
     uint32_t shape_count, shape_clock;
     bool woken; /* in the farm's list of those to be given work */
@@ -292,27 +295,27 @@ struct worker {
     uint64_t cool_until; /* it handed something back: nothing is given to it before */
     uint32_t returns;    /* shards it handed back since its last result */
     /* faults */
-    uint32_t run;        /* number of its run of faults; a result of its own begins another */
-    uint32_t faults;     /* in this run */
-    uint32_t disproved;  /* faults of this run that others did without fault */
-    uint32_t nans;       /* NaN in this run */
-    uint32_t class_done; /* results of its class when the run began */
-    uint64_t barred_until;
+    uint32_t run;          /* number of its run of faults; a result of its own begins another */
+    uint32_t faults;       /* in this run */
+    uint32_t disproved;    /* faults of this run that others did without fault */
+    uint32_t nans;         /* NaN in this run */
+    uint32_t class_done;   /* results of its class when the run began */
+    uint64_t barred_until; /* a new process under its name is barred until then too */
     /* for the views */
     struct rate rate;
-    uint32_t done, failed;
-    uint32_t step, steps;
+    uint32_t done, failed; /* images committed; tasks that failed on it */
+    uint32_t step, steps;  /* as the last heartbeat said */
 };
 
 /* ---- on the way to the store */
 
-struct pending {
-    bool fail;
+struct pending { /* a result or a failure that is not durable yet */
+    bool fail;   /* a failure */
     bool flying; /* the store has been asked and has not answered */
     bool voided; /* a failure that a retry has overtaken */
     struct batch *batch;
     uint32_t task;
-    uint32_t tries;
+    uint32_t tries;      /* refusals */
     uint64_t due_ms;     /* not flying: when to ask again */
     uint32_t prev, next; /* in the list of those that wait */
     uint32_t attempt, render_ms, backend;
@@ -320,31 +323,31 @@ struct pending {
     kn_digest sha256, pixels;
     bool flat;
     uint8_t ack_count;
-    uint64_t acks[ACKS_MAX];
+    uint64_t acks[ACKS_MAX]; /* connections that wait for the answer */
     char worker[KN_NAME_MAX + 1], engine[KN_NAME_MAX + 1];
     char *reason; /* owns; failures */
 };
 
 struct backend {
-    char *name; /* owns */
-    uint32_t done;
+    char *name;    /* owns */
+    uint32_t done; /* images committed */
 };
 
 struct farm {
     struct farm_config config;
-    uint64_t now;
+    uint64_t now; /* of this step */
     bool deposed; /* another coordinator leads: nothing is granted or written any more */
     struct kn_map *batch_by_id;
     struct batch **batches; /* owns; in the order they were opened */
     size_t batch_count, batch_cap;
-    uint64_t batch_seq;
+    uint64_t batch_seq;    /* of the batch opened last */
     uint32_t states_due;   /* batches whose state is to be asked for again */
     struct level **levels; /* owns */
     uint32_t level_count, level_cap;
     struct kn_map *worker_by_name, *worker_by_conn;
     struct worker **workers; /* owns; in the order they came */
     size_t worker_count, worker_cap;
-    uint32_t worker_uid;
+    uint32_t worker_uid; /* the one given out last; shape_uid and shard_seq likewise */
     struct kn_map *model_by_digest, *shape_by_key;
     struct slab shapes, shards, pieces, troubles, faults, pendings;
     uint32_t shape_uid;
@@ -354,11 +357,11 @@ struct farm {
     uint32_t trouble_head, trouble_tail; /* tasks that may be left with nobody */
     struct backend backends[BACKENDS_MAX];
     uint32_t backend_count;
-    struct rate rate;
-    struct worker *woken; /* workers that may have credit left since sched.c looked last */
-    bool work_arrived;    /* something was queued: sched.c looks at every worker with credit left */
-    bool outranked;       /* something was queued that may outrank what waits at workers */
-    uint64_t tail_due;
+    struct rate rate;        /* of the whole farm */
+    struct worker *woken;    /* workers that may have credit left since sched.c looked last */
+    bool work_arrived;       /* something was queued: sched.c looks at every worker with credit left */
+    bool outranked;          /* something was queued that may outrank what waits at workers */
+    uint64_t tail_due;       /* when tail.c looks next */
     struct worker **order;   /* owns; room to sort all workers in */
     struct tail_shard *tail; /* owns; room to sort shards in */
     size_t tail_cap;

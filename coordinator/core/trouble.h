@@ -1,5 +1,5 @@
-/* The bookkeeping of suspicion: a `trouble` for each task under suspicion, a `fault` for each bad
- * end of a shard. Only the bookkeeping is here; the judgement is in blame.c. Private to coordinator/core. */
+/* The bookkeeping of suspicion: a `trouble` for each task under suspicion, a `fault` for each bad end of a
+ * shard. The judgement is in blame.c. Private to coordinator/core. */
 #ifndef KILN_COORDINATOR_CORE_TROUBLE_H
 #define KILN_COORDINATOR_CORE_TROUBLE_H
 
