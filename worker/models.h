@@ -18,7 +18,7 @@ KN_MUST_USE int models_add_folder(struct model_list *l, const char *dir, struct 
  * log and left out. KN_ENOENT: there is no model in it. */
 KN_MUST_USE int models_add_tree(struct model_list *l, const char *dir, struct kn_err *err);
 void models_fini(struct model_list *l);
-/* What `kiln-worker --describe-model` prints; cli/model.c reads it. */
+/* What `kiln-worker --describe-model` prints; cli/talk/model.c reads it. */
 KN_MUST_USE int models_describe(const struct kn_model_info *m, struct kn_buf *out);
 
 #endif

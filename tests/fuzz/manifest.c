@@ -1,6 +1,6 @@
 /* A line of manifest.jsonl. What must hold whatever it says: a failure has words, a success is within its
  * ranges and says the same when it is read again, and a line that was cut is never read as a whole one. */
-#include "cli/manifest.h"
+#include "cli/folder/manifest.h"
 
 #include <string.h>
 

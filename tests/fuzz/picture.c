@@ -4,7 +4,7 @@
 #include <zlib.h>
 
 #include "base/limits.h"
-#include "cli/verify.h"
+#include "cli/folder/verify.h"
 #include "tests/fuzz/fuzz.h"
 
 static uint32_t read32(const uint8_t *p) {

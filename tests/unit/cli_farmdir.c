@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "cli/args.h"
-#include "cli/farmdir.h"
+#include "cli/farm/farmdir.h"
 #include "tests/unit/check.h"
 
 const struct cli_command cli_commands[] = {{0}};

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "base/fs.h"
-#include "cli/output.h"
+#include "cli/folder/folder.h"
 #include "tests/unit/check.h"
 
 #define FOLDER_TASKS_MAX 64

@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include "cli/args.h"
-#include "cli/submit.h"
+#include "cli/talk/submission.h"
 #include "tests/unit/check.h"
 
 const struct cli_command cli_commands[] = {{0}};

@@ -1,8 +1,8 @@
 /* What a person reads: durations, cut texts, numbers in JSON, the line of progress; and how long the
  * supervisor pauses. */
 #include "cli/args.h"
-#include "cli/progress.h"
-#include "cli/supervise.h"
+#include "cli/print/progress.h"
+#include "cli/farm/supervise.h"
 #include "cli/text.h"
 #include "tests/unit/check.h"
 

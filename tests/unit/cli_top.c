@@ -1,8 +1,8 @@
 /* kiln top's screen, as text. */
 #include "tests/unit/check.h"
 
-#include "cli/batch.h"
-#include "cli/top.h"
+#include "cli/talk/batch.h"
+#include "cli/commands/top_screen.h"
 
 static char rows[TOP_ROWS_MAX][TOP_ROW_MAX];
 static struct kn_batch_status batches[60];

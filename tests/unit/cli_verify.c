@@ -6,8 +6,8 @@
 #include <zlib.h>
 
 #include "cli/cli.h"
-#include "cli/manifest.h"
-#include "cli/verify.h"
+#include "cli/folder/manifest.h"
+#include "cli/folder/verify.h"
 
 static struct verify_report report;
 

@@ -1,0 +1,178 @@
+/* kiln doctor: whether this machine has what a farm needs, line by line, with what to do where it has not. */
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cli/talk/batch.h"
+#include "cli/farm/farmdir.h"
+#include "cli/talk/model.h"
+
+#define REDIS_MAJOR_MIN 7 /* scripts that begin with #!lua */
+#define DISK_MIB_MIN 1024
+#define MEMORY_MIB_MIN 1024
+
+struct doctor {
+    const struct cli_options *o;
+    int faults;
+};
+
+static void line(struct doctor *d, bool good, const char *what, const char *fmt, ...) KN_PRINTF(4, 5);
+static void line(struct doctor *d, bool good, const char *what, const char *fmt, ...) {
+    va_list ap;
+    printf("%-5s %-16s ", good ? "ok" : "FAULT", what);
+    va_start(ap, fmt);
+    vprintf(fmt, ap);
+    va_end(ap);
+    putchar('\n');
+    d->faults += !good;
+}
+
+/* The first line that `program --version` prints; false: it cannot be run. */
+static bool version_line(const char *program, char *out, size_t out_max) {
+    int fds[2], status = 1;
+    if (pipe2(fds, O_CLOEXEC)) return false;
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int none = open("/dev/null", O_WRONLY);
+        if (dup2(fds[1], 1) >= 0 && dup2(none, 2) >= 0) execlp(program, program, "--version", (char *)NULL);
+        _exit(127);
+    }
+    close(fds[1]);
+    FILE *f = fdopen(fds[0], "r");
+    bool got = pid > 0 && f && fgets(out, (int)out_max, f);
+    if (f)
+        fclose(f);
+    else
+        close(fds[0]);
+    if (pid > 0 && (waitpid(pid, &status, 0) != pid || status != 0)) got = false;
+    if (got) out[strcspn(out, "\n")] = '\0';
+    return got;
+}
+
+static void check_redis(struct doctor *d) {
+    char text[256], program[KN_PATH_MAX];
+    farmdir_redis(program);
+    if (!version_line(program, text, sizeof text)) {
+        line(d, false, "redis-server", "not found; install the package redis-server");
+        return;
+    }
+    const char *v = strstr(text, "v=");
+    int major = v ? atoi(v + 2) : 0;
+    line(d, major >= REDIS_MAJOR_MIN, "redis-server", "%.*s%s", v ? (int)strcspn(v + 2, " ") : 0,
+         v ? v + 2 : "", major >= REDIS_MAJOR_MIN ? "" : "; 7 or later is needed");
+}
+
+static void check_programs(struct doctor *d) {
+    static const char *const names[] = {"kiln-coordinator", "kiln-worker"};
+    char path[KN_PATH_MAX];
+    struct kn_err err = {0};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        bool there = farmdir_sibling(names[i], path, &err) == KN_OK;
+        line(d, there, names[i], "%s", there ? path : err.text);
+    }
+}
+
+static void check_model(struct doctor *d) {
+    char path[KN_PATH_MAX], hex[KN_SHA256_HEX];
+    struct kn_model_info m;
+    struct kn_err err = {0};
+    if (!farmdir_shipped_model(path)) {
+        line(d, false, "shipped model", "not found beside the programs; --model DIR names another");
+    } else if (model_describe(path, &m, &err)) {
+        line(d, false, "shipped model", "%s", err.text);
+    } else {
+        kn_hex(m.sha256, KN_SHA256_BYTES, hex);
+        line(d, true, "shipped model", "%s, %ux%u, %.10s, %s", m.name, m.defaults.width, m.defaults.height,
+             hex, path);
+    }
+}
+
+static void check_machine(struct doctor *d) {
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    struct utsname u = {0};
+    if (uname(&u)) u.machine[0] = '\0';
+    line(d, true, "cores", "%d, %s", cores, u.machine);
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    long long mib = pages > 0 && size > 0 ? (long long)pages * size / (1 << 20) : 0;
+    line(d, mib >= MEMORY_MIB_MIN, "memory", "%lld MiB%s", mib,
+         mib >= MEMORY_MIB_MIN ? "" : "; that is little");
+    glob_t g = {0};
+    size_t gpus = glob("/dev/nvidia[0-9]*", 0, NULL, &g) == 0 ? g.gl_pathc : 0;
+    globfree(&g);
+    if (gpus)
+        line(d, true, "GPU", "%zu by NVIDIA; kiln-worker --list-devices names them", gpus);
+    else
+        line(d, true, "GPU", "none; kiln renders on the CPU");
+}
+
+/* The nearest folder above path that exists. */
+static void existing(const char *path, char out[KN_PATH_MAX]) {
+    snprintf(out, KN_PATH_MAX, "%s", path);
+    while (out[0] && !kn_fs_exists(out)) {
+        char *slash = strrchr(out, '/');
+        if (!slash)
+            strcpy(out, ".");
+        else if (slash == out)
+            strcpy(out, "/");
+        else
+            *slash = '\0';
+    }
+}
+
+static void check_farm(struct doctor *d) {
+    char dir[KN_PATH_MAX], there[KN_PATH_MAX];
+    bool is_endpoint;
+    struct kn_err err = {0};
+    struct client *c = NULL;
+    if (farmdir_choose(d->o->farm, dir, &is_endpoint, &err)) {
+        line(d, false, "farm", "%s", err.text);
+        return;
+    }
+    if (!is_endpoint) {
+        struct statvfs st;
+        existing(dir, there);
+        if (access(there, W_OK | X_OK))
+            line(d, false, "farm's folder", "%s: %s", there, strerror(errno));
+        else if (statvfs(there, &st) == 0) {
+            unsigned long long mib = (unsigned long long)st.f_bavail * st.f_frsize / (1 << 20);
+            line(d, mib >= DISK_MIB_MIN, "farm's folder", "%s, %llu MiB free", dir, mib);
+        }
+    }
+    if (!is_endpoint && !farmdir_is_locked(dir)) {
+        line(d, true, "farm", "not up; kiln render starts one for itself, kiln up one that stays");
+        return;
+    }
+    int rc = farm_connect(d->o, &c, &err);
+    struct kn_msg q = {.type = KN_MSG_WORKERS_QUERY}, *r = NULL;
+    if (rc == KN_OK) rc = client_call(c, &q, KN_MSG_WORKER_LIST, CLIENT_PATIENCE_MS, &r, &err);
+    if (rc)
+        line(d, false, "farm", "%s", err.text);
+    else
+        line(d, r->u.worker_list.count > 0, "farm", "up at %s, %zu worker%s", client_endpoint(c),
+             r->u.worker_list.count, r->u.worker_list.count == 1 ? "" : "s");
+    kn_msg_destroy(r);
+    client_close(c);
+}
+
+int cmd_doctor(const struct cli_options *o) {
+    struct doctor d = {.o = o};
+    cli_catch_signals();
+    line(&d, true, "kiln", KILN_VERSION);
+    check_programs(&d);
+    check_redis(&d);
+    check_model(&d);
+    check_machine(&d);
+    check_farm(&d);
+    return d.faults ? CLI_FAILED : CLI_DONE;
+}

@@ -1,0 +1,601 @@
+/* kiln render: prompts in, a folder of pictures out.
+ *
+ * In order: the input is read; the farm that is up is found, or it is settled that a private one will be
+ * started; every task is resolved; the folder says what it has already; only then, and only if something is
+ * missing, is anything started. What an earlier run handed in and could not collect is collected first. Then
+ * the rest is handed in as one batch and followed to its end, the folder filling meanwhile.
+ *
+ * Ctrl-C cancels the batch, collects what had ended, and ends a private farm; the same command then goes on
+ * where it was. A private farm lives in the farm's folder like any other, so that a second render can use it:
+ * it ends when nobody renders on it any more. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "cli/talk/batch.h"
+#include "cli/folder/folder.h"
+#include "cli/print/progress.h"
+#include "cli/talk/submission.h"
+#include "cli/farm/supervise.h"
+#include "cli/text.h"
+
+#define FARM_WAIT_MS 90000 /* for a farm that another is just starting or ending */
+#define NAMED_MS 5000      /* for an endpoint that a person names */
+#define HAND_MADE_MS 1000  /* for one that only an endpoint file tells of */
+#define WORKERS_WAIT_MS 15000
+#define POLL_MS 50
+#define ALIVE_EVERY_MS 1000
+#define ROUNDS_MAX 4       /* the farm lost bytes of what it had committed: rendered again, so often */
+#define DEATHS_START_MAX 4 /* of every worker, in a row, before one has come up: they cannot */
+#define DEATHS_MAX 30  /* the same later, with no image ending between; a killer task takes three at most */
+#define ENDING_MS 4000 /* after Ctrl-C, for the farm to answer */
+#define TOLD_MAX 10    /* failures that are listed; the manifest has them all */
+#define NOTES_MAX 6    /* deaths of processes that are told */
+#define WORKERS_MAX 256
+#define NOBODY UINT32_MAX
+
+struct render {
+    const struct cli_options *o;
+    char farm_dir[KN_PATH_MAX];
+    bool is_endpoint;
+    struct job job;
+    struct models farm_models;
+    struct output out;
+    bool out_open;
+
+    struct client *client;
+    bool watched; /* the farm has a lock in farm_dir, which tells whether it lives */
+    int users_fd; /* held while we use a farm that is not our own */
+    struct farmdir dir;
+    struct supervise_handle farm;
+    bool own, no_farm;
+    bool joined; /* a worker has announced the models */
+    int workers, deaths[WORKERS_MAX], notes;
+    uint64_t alive_ms;
+
+    bool sent; /* the batch `id` is on the farm and ours to cancel */
+    kn_id id;
+    char old_id[KN_UUID_TEXT]; /* of the run before, from batch.json */
+    struct progress progress;
+    size_t lost;
+    uint64_t sent_ms, rendered_ms;
+};
+
+/* ---- the farm */
+
+/* News of our own farm's processes, and whether the farm is there at all. */
+static int watch(struct render *r, struct kn_err *err) {
+    const char *line;
+    while (r->own && supervise_news(&r->farm, &line)) {
+        int count, n = 0, w;
+        char process[32];
+        if (!line) break;
+        if (sscanf(line, "died %d %31s %n", &count, process, &n) == 2 && n > 0) {
+            if (sscanf(process, "worker-%d", &w) == 1 && w >= 0 && w < WORKERS_MAX) r->deaths[w] = count;
+            if (++r->notes <= NOTES_MAX)
+                progress_note(&r->progress, "%s %s; started again", process, line + n);
+            if (r->notes == NOTES_MAX) progress_note(&r->progress, "further ends are in %s/log", r->dir.dir);
+        }
+    }
+    if (r->own && r->farm.news_fd < 0)
+        return kn_err_set(err, KN_EGONE, "the private farm has ended; see %s/log", r->dir.dir);
+    bool dead = r->own && r->workers > 0;
+    for (int w = 0; dead && w < r->workers; w++)
+        dead = r->deaths[w] >= (r->joined ? DEATHS_MAX : DEATHS_START_MAX);
+    if (dead) {
+        char words[512];
+        supervise_last_words(&r->dir, "worker-0", words, sizeof words);
+        return kn_err_set(err, KN_EDEVICE, "no worker stays alive; the last words of worker-0: %s",
+                          words[0] ? words : "none");
+    }
+    uint64_t now = kn_clock_ms();
+    if (!r->own && r->watched && now - r->alive_ms >= ALIVE_EVERY_MS) {
+        r->alive_ms = now;
+        if (!farmdir_is_locked(r->farm_dir))
+            return kn_err_set(err, KN_EGONE,
+                              "the farm at %s has ended; the same command goes on where this was",
+                              r->farm_dir);
+    }
+    return KN_OK;
+}
+
+static int on_idle(void *ctx, int silent_ms, struct kn_err *err) {
+    struct render *r = ctx;
+    progress_silent(&r->progress, silent_ms);
+    return watch(r, err);
+}
+
+static int attach(struct render *r, const char *endpoint, int patience_ms, struct kn_err *err) {
+    int rc = client_open(endpoint, patience_ms, &r->client, err);
+    if (rc == KN_OK) client_on_idle(r->client, on_idle, r);
+    return rc;
+}
+
+/* Attaches to the farm if one is up. r->client stays NULL when none is; waits out one that is starting or
+ * ending. */
+static int find_farm(struct render *r, struct kn_err *err) {
+    char endpoint[KN_ENDPOINT_MAX + 1];
+    uint64_t end = kn_clock_ms() + FARM_WAIT_MS;
+    if (r->is_endpoint) {
+        int rc = attach(r, r->farm_dir, NAMED_MS, err);
+        return rc == KN_ETIMEOUT ? kn_err_set(err, rc, "no farm answers at %s", r->farm_dir) : rc;
+    }
+    for (;;) {
+        struct kn_err why = {0};
+        bool up = farmdir_is_locked(r->farm_dir);
+        int rc = farmdir_endpoint(r->o->farm, 0, endpoint, &why);
+        if (!up) {
+            /* a coordinator that was started by hand has no lock; a stale file has no coordinator */
+            if (rc == KN_OK && attach(r, endpoint, HAND_MADE_MS, &why) == KN_ECANCELED)
+                return kn_err_set(err, KN_ECANCELED, "interrupted");
+            return KN_OK;
+        }
+        if (rc == KN_OK && farmdir_use(r->farm_dir, &r->users_fd, &why) == KN_OK) {
+            if (attach(r, endpoint, CLIENT_PATIENCE_MS, &why) == KN_OK) {
+                r->watched = true;
+                return KN_OK;
+            }
+            close(r->users_fd);
+            r->users_fd = -1;
+        }
+        if (cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
+        if (kn_clock_ms() > end)
+            return kn_err_set(err, KN_ETIMEOUT, "the farm at %s neither answers nor ends; see %s/log",
+                              r->farm_dir, r->farm_dir);
+        usleep(POLL_MS * 1000);
+    }
+}
+
+/* The models that the batch is of are announced by a worker. */
+static int await_models(struct render *r, struct kn_err *err) {
+    for (;;) {
+        struct models m;
+        int rc = models_of_farm(r->client, 0, &m, err);
+        if (rc) return rc;
+        size_t have = 0;
+        for (size_t i = 0; i < r->job.model_count; i++)
+            have += models_find_hash(&m, r->job.models[i].sha256) != NULL;
+        models_fini(&m);
+        r->joined = have == r->job.model_count;
+        if (r->joined) return KN_OK;
+        rc = watch(r, err);
+        if (rc == KN_OK) rc = client_sleep(r->client, 20, err);
+        if (rc) return rc;
+    }
+}
+
+/* Starts the private farm, or attaches to one that came up since find_farm(). */
+static int start_farm(struct render *r, struct kn_err *err) {
+    static const char *folders[KN_MODELS_PER_BATCH_MAX];
+    static struct worker_devices devices;
+    const struct cli_options *o = r->o;
+    int lock_fd, rc = devices_choose(o, &devices, err);
+    if (rc == KN_OK) rc = farmdir_create(r->farm_dir, &r->dir, err);
+    if (rc) return rc;
+    while ((rc = farmdir_lock(r->farm_dir, &lock_fd, err)) == KN_EEXIST) {
+        rc = find_farm(r, err);
+        if (rc || r->client) return rc;
+    }
+    if (rc) return rc;
+    struct supervise_config c = {
+        .farm = &r->dir, .lock_fd = lock_fd, .private_farm = true, .devices = &devices, .engine = o->engine};
+    supervise_size(o, &devices, &c.workers, &c.threads);
+    if (c.workers > WORKERS_MAX) c.workers = WORKERS_MAX;
+    for (size_t i = 0; i < r->job.model_count; i++)
+        if (r->job.paths[i]) folders[c.model_dir_count++] = r->job.paths[i];
+    c.models = folders;
+    rc = supervise_start(&c, &r->farm, err);
+    if (rc) return rc;
+    r->own = true;
+    r->workers = c.workers;
+    rc = attach(r, r->dir.endpoint, CLIENT_PATIENCE_MS, err);
+    if (rc == KN_OK) rc = await_models(r, err);
+    return rc;
+}
+
+/* ---- following a batch */
+
+static void show(struct render *r, const struct kn_batch_status *s) {
+    const struct output *out = &r->out;
+    struct progress_state p = {.total = out->count,
+                               .done = out->done,
+                               .failed = out->failed,
+                               .cancelled = out->cancelled,
+                               .running = s->running,
+                               .paused = s->state == KN_BATCH_PAUSED,
+                               .images_per_s = (double)s->images_per_s,
+                               .eta_ms = s->eta_ms};
+    progress_update(&r->progress, &p);
+}
+
+/* One reply's results into the folder. map: the batch's task -> image; done_only leaves out what failed. */
+static int take(struct render *r, const struct kn_results_reply *reply, const uint32_t *map, size_t map_count,
+                bool done_only, struct kn_err *err) {
+    struct kn_result *v = calloc(reply->count + 1, sizeof *v);
+    uint32_t *index = calloc(reply->count + 1, sizeof *index);
+    size_t n = 0;
+    int rc = v && index ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    for (size_t i = 0; rc == KN_OK && i < reply->count; i++) {
+        const struct kn_result *result = &reply->v[i];
+        if (result->index >= map_count) {
+            rc = kn_err_set(err, KN_EPROTO, "the farm tells of task %u of %zu", result->index, map_count);
+        } else if (map[result->index] != NOBODY && (result->status == KN_RESULT_DONE || !done_only)) {
+            if (done_only && r->o->pin_backend && strcmp(result->backend, r->o->pin_backend) != 0) continue;
+            v[n] = *result;
+            index[n++] = map[result->index];
+        }
+    }
+    if (rc == KN_OK) rc = output_take(&r->out, r->client, v, index, n, &r->lost, err);
+    free(v);
+    free(index);
+    return rc;
+}
+
+/* Collects until the batch is over, or (now_only) until there is nothing more at the moment. */
+static int follow(struct render *r, const kn_id id, const uint32_t *map, size_t map_count, bool done_only,
+                  bool now_only, struct kn_err *err) {
+    struct batch_cursor cur = {0};
+    memcpy(cur.id, id, sizeof(kn_id));
+    for (;;) {
+        struct kn_msg *m;
+        size_t before = r->out.done + r->out.failed;
+        int rc = batch_results(r->client, &cur, &m, err);
+        if (rc) return rc;
+        const struct kn_results_reply *reply = &m->u.results_reply;
+        size_t count = reply->count;
+        bool over = count == 0 && (now_only || batch_is_over(&reply->status));
+        r->out.images_per_s =
+            over ? reply->status.images_per_s_mean : reply->status.images_per_s; /* the gallery's */
+        r->out.eta_ms = reply->status.eta_ms;
+        rc = take(r, reply, map, map_count, done_only, err);
+        if (rc == KN_OK && !now_only) show(r, &reply->status);
+        kn_msg_destroy(m);
+        if (r->out.done + r->out.failed != before) memset(r->deaths, 0, sizeof r->deaths);
+        if (rc == KN_OK && !over) rc = output_flush(&r->out, false, err);
+        if (rc == KN_OK && !now_only) rc = watch(r, err);
+        if (rc || over) return rc;
+        if (count < KN_RESULTS_PER_REPLY_MAX / 2 && !now_only) {
+            rc = client_sleep(r->client, POLL_MS, err);
+            if (rc) return rc;
+        }
+    }
+}
+
+/* ---- what an earlier run left on the farm */
+
+struct wanted {
+    const kn_digest *key;
+    uint32_t index;
+};
+
+static int by_key(const void *a, const void *b) {
+    const struct wanted *x = a, *y = b;
+    int c = memcmp(*x->key, *y->key, sizeof(kn_digest));
+    return c ? c : x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* map[task of the old batch] = the image that it is, each image once. *strangers: tasks that nobody asks for
+ * any more. */
+static int match(const struct render *r, const struct batch_tasks *old, uint32_t *map, size_t *strangers,
+                 struct kn_err *err) {
+    size_t n = r->out.count;
+    struct wanted *w = calloc(n + 1, sizeof *w);
+    bool *taken = calloc(n + 1, sizeof *taken);
+    *strangers = 0;
+    if (!w || !taken) {
+        free(w);
+        free(taken);
+        return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    }
+    for (size_t i = 0; i < n; i++) w[i] = (struct wanted){.key = &r->job.keys[i], .index = (uint32_t)i};
+    qsort(w, n, sizeof *w, by_key);
+    for (size_t t = 0; t < old->count; t++) {
+        size_t lo = 0, hi = n;
+        while (lo < hi) {
+            size_t mid = lo + (hi - lo) / 2;
+            if (memcmp(*w[mid].key, old->keys[t], sizeof(kn_digest)) < 0)
+                lo = mid + 1;
+            else
+                hi = mid;
+        }
+        map[t] = NOBODY;
+        bool known = false;
+        for (; lo < n && memcmp(*w[lo].key, old->keys[t], sizeof(kn_digest)) == 0; lo++) {
+            known = true;
+            if (taken[lo] || r->out.entries[w[lo].index].status) continue;
+            taken[lo] = true;
+            map[t] = w[lo].index;
+            break;
+        }
+        *strangers += !known;
+    }
+    free(w);
+    free(taken);
+    return KN_OK;
+}
+
+/* The batch of the run before may still be on the farm: of a run that was killed, or lost its farm. What it
+ * has is taken; if it still runs and all of it is wanted, it is followed, else it is cancelled. `ending`: it
+ * is cancelled already, and not waited for. */
+static int adopt(struct render *r, bool ending, struct kn_err *err) {
+    kn_id id;
+    struct kn_msg *m;
+    if (!r->old_id[0] || kn_uuid_parse(r->old_id, id)) return KN_OK;
+    int rc = batch_query(r->client, id, &m, err);
+    if (rc == KN_ENOENT) return KN_OK;
+    if (rc) return rc;
+    bool over = batch_is_over(&m->u.batch_list.v[0]);
+    kn_msg_destroy(m);
+
+    struct batch_tasks old = {0};
+    size_t strangers = 0;
+    rc = batch_tasks(r->client, id, &old, err);
+    uint32_t *map = calloc(old.count + 1, sizeof *map);
+    if (rc == KN_OK && !map) rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    if (rc == KN_OK) rc = match(r, &old, map, &strangers, err);
+    if (rc == KN_OK && !ending && !over && strangers == 0 && !r->o->pin_backend) {
+        progress_note(&r->progress, "the batch of the run before is on the farm still: going on with it");
+        memcpy(r->id, id, sizeof(kn_id));
+        snprintf(r->out.id, sizeof r->out.id, "%s", r->old_id);
+        r->sent = true;
+        rc = follow(r, id, map, old.count, false, false, err);
+        if (rc == KN_OK) r->sent = false;
+    } else if (rc == KN_OK) {
+        rc = follow(r, id, map, old.count, true, true, err);
+        if (rc == KN_OK && !over && !ending) {
+            rc = batch_command(r->client, id, KN_VERB_CANCEL, err);
+            if (rc == KN_ESTATE || rc == KN_ENOENT) rc = KN_OK; /* it ended meanwhile */
+        }
+    }
+    if (rc == KN_OK && r->own && batch_command(r->client, id, KN_VERB_REMOVE, NULL) != KN_OK) {
+        /* it stays listed; its pictures take no room of their own */
+    }
+    free(map);
+    batch_tasks_fini(&old);
+    return rc;
+}
+
+/* ---- handing in the rest */
+
+/* One batch of all that has not ended. *count: how much that was. */
+static int render_rest(struct render *r, size_t *count, struct kn_err *err) {
+    uint32_t *pick = calloc(r->out.count + 1, sizeof *pick);
+    size_t n = 0;
+    if (!pick) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    for (size_t i = 0; i < r->out.count; i++)
+        if (!r->out.entries[i].status) pick[n++] = (uint32_t)i;
+    *count = n;
+    int rc = KN_OK;
+    if (n > 0) {
+        kn_uuid_random(r->id);
+        kn_uuid_format(r->id, r->out.id);
+        rc = output_describe(&r->out, err); /* before: a run that is killed now can be picked up by its id */
+        r->sent = true;
+        if (rc == KN_OK) rc = job_submit(r->client, &r->job, pick, n, r->id, r->o, err);
+        if (rc == KN_OK) rc = follow(r, r->id, pick, n, false, false, err);
+        if (rc == KN_OK) {
+            r->sent = false;
+            if (r->own && batch_command(r->client, r->id, KN_VERB_REMOVE, NULL) != KN_OK) {
+                /* as above */
+            }
+        }
+    }
+    free(pick);
+    return rc;
+}
+
+static int render_all(struct render *r, struct kn_err *err) {
+    size_t count = 0;
+    int rc = adopt(r, false, err);
+    for (int round = 0; rc == KN_OK; round++) {
+        r->lost = 0;
+        rc = render_rest(r, &count, err);
+        if (rc || r->lost == 0) break;
+        if (round + 1 == ROUNDS_MAX)
+            return kn_err_set(err, KN_ECORRUPT,
+                              "%zu images: the farm committed them and has lost their bytes", r->lost);
+    }
+    return rc;
+}
+
+/* After Ctrl-C: the batch stops, and what it has is not wasted. */
+static void call_off(struct render *r) {
+    struct kn_err err = {0};
+    if (!r->sent || !r->client) return;
+    client_heed_interrupt(r->client, false);
+    client_limit(r->client, ENDING_MS);
+    int rc = batch_command(r->client, r->id, KN_VERB_CANCEL, &err);
+    if (rc) return;
+    /* the images that it had done since the last look: by their keys, as a next run would find them */
+    snprintf(r->old_id, sizeof r->old_id, "%s", r->out.id);
+    rc = adopt(r, true, &err);
+    (void)rc; /* then they are rendered again */
+}
+
+/* ---- what the person is told */
+
+static void tell_failures(const struct render *r) {
+    const struct output *out = &r->out;
+    size_t told = 0;
+    for (size_t i = 0; i < out->count && told < TOLD_MAX; i++) {
+        if (out->entries[i].status != KN_RESULT_FAILED) continue;
+        char prompt[200];
+        text_fit(out->tasks[i].prompt, 40, 0, prompt, sizeof prompt);
+        fprintf(stderr, "kiln:   %06zu  %s  (%s)\n", i,
+                out->entries[i].error[0] ? out->entries[i].error : "failed", prompt);
+        told++;
+    }
+    if (out->failed > told) fprintf(stderr, "kiln:   and %zu more, in manifest.jsonl\n", out->failed - told);
+}
+
+static void tell(const struct render *r, const char *state) {
+    const struct output *out = &r->out;
+    char took[CLI_DURATION_MAX];
+    text_duration((int64_t)r->rendered_ms, took);
+    if (r->rendered_ms < 9950) snprintf(took, sizeof took, "%.1f s", (double)r->rendered_ms / 1000);
+    size_t rendered = out->done - out->kept;
+    double seconds = (double)r->rendered_ms / 1000,
+           rate = rendered && seconds > 0 ? (double)rendered / seconds : 0;
+    size_t left = out->count - out->done - out->failed - out->cancelled;
+
+    if (out->failed) {
+        cli_say("%zu image%s failed:", out->failed, out->failed == 1 ? "" : "s");
+        tell_failures(r);
+    }
+    if (out->cancelled)
+        cli_say("%zu image%s cancelled", out->cancelled, out->cancelled == 1 ? " was" : "s were");
+    if (rendered)
+        cli_say("%zu image%s in %s, %.*f images/s", rendered, rendered == 1 ? "" : "s", took,
+                rate < 100 ? 2 : 0, rate);
+    if (out->kept) cli_say("%zu image%s here already", out->kept, out->kept == 1 ? " was" : "s were");
+    if (left)
+        cli_say("%zu of %zu images are still to be rendered; the same command goes on", left, out->count);
+    cli_say("%s/index.html", out->dir);
+
+    if (!r->o->json) return;
+    json_object *v = json_object_new_object();
+    json_object_object_add(v, "state", json_object_new_string(state));
+    json_object_object_add(v, "id", out->id[0] ? json_object_new_string(out->id) : NULL);
+    json_object_object_add(v, "dir", json_object_new_string(out->dir));
+    json_object_object_add(v, "total", json_object_new_int64((int64_t)out->count));
+    json_object_object_add(v, "done", json_object_new_int64((int64_t)out->done));
+    json_object_object_add(v, "failed", json_object_new_int64((int64_t)out->failed));
+    json_object_object_add(v, "cancelled", json_object_new_int64((int64_t)out->cancelled));
+    json_object_object_add(v, "kept", json_object_new_int64((int64_t)out->kept));
+    json_object_object_add(v, "rendered", json_object_new_int64((int64_t)rendered));
+    json_object_object_add(v, "seconds", text_json_rate(seconds));
+    json_object_object_add(v, "images_per_s", text_json_rate(rate));
+    json_object_object_add(v, "seed", json_object_new_uint64(r->job.seed));
+    json_object_object_add(v, "seed_drawn", json_object_new_boolean(r->job.seed_drawn));
+    struct kn_buf b;
+    kn_buf_init(&b, 1u << 20);
+    if (text_json(v, &b) == KN_OK) puts(b.data);
+    kn_buf_fini(&b);
+    json_object_put(v);
+}
+
+/* ---- the command */
+
+/* Of the run before: the id of its batch, and the seed that was drawn if the same is asked again. */
+static void read_old_batch(struct render *r, json_object *old, uint64_t *seed, bool *drawn) {
+    json_object *request, *v;
+    if (!old) return;
+    if (json_object_object_get_ex(old, "id", &v) && json_object_is_type(v, json_type_string))
+        snprintf(r->old_id, sizeof r->old_id, "%s", json_object_get_string(v));
+    if (r->o->has_seed || !json_object_object_get_ex(old, "request", &request)) return;
+    if (!json_object_object_get_ex(request, "source", &v) || !r->job.source[0] ||
+        strcmp(json_object_get_string(v), r->job.source) != 0)
+        return;
+    if (!json_object_object_get_ex(request, "seed_drawn", &v) || !json_object_get_boolean(v)) return;
+    if (!json_object_object_get_ex(request, "seed", &v) || !json_object_is_type(v, json_type_int)) return;
+    *seed = json_object_get_uint64(v);
+    *drawn = true;
+}
+
+static void warn_unused(const struct cli_options *o) {
+    const char *what = o->workers >= 0      ? "--workers"
+                       : o->threads         ? "--threads"
+                       : o->engine          ? "--engine"
+                       : o->model_dir_count ? "--models"
+                                            : NULL;
+    if (what) cli_say("%s is for a private farm, and a farm is up: not used", what);
+}
+
+/* All that can be wrong, before anything is started. */
+static int prepare(struct render *r, struct kn_err *err) {
+    const struct cli_options *o = r->o;
+    int rc = job_read(o, &r->job, err);
+    if (rc == KN_OK) rc = farmdir_choose(o->farm, r->farm_dir, &r->is_endpoint, err);
+    if (rc == KN_OK) {
+        rc = find_farm(r, err);
+        r->no_farm = rc != KN_OK;
+    }
+    if (rc == KN_OK && r->client) {
+        warn_unused(o);
+        rc = models_of_farm(r->client, WORKERS_WAIT_MS, &r->farm_models, err);
+    }
+    if (rc == KN_OK && !r->client && o->workers == 0)
+        rc = kn_err_set(err, KN_EINVAL, "--workers: 0, and no farm is up that has any");
+    if (rc) return rc;
+    const char *dir = o->out ? o->out : "kiln-out";
+    uint64_t seed = o->has_seed ? o->settings.seed : job_draw_seed();
+    bool drawn = !o->has_seed;
+    static struct output before;
+    snprintf(before.dir, sizeof before.dir, "%s", dir);
+    json_object *old = output_old_batch(&before);
+    read_old_batch(r, old, &seed, &drawn);
+    json_object_put(old);
+    rc = job_resolve(&r->job, o, r->client ? &r->farm_models : NULL, seed, drawn, err);
+    if (rc == KN_OK) rc = output_open(dir, &r->out, err);
+    if (rc) return rc;
+    r->out_open = true;
+    r->out.request = r->job.request;
+    r->out.created_wall_ms = kn_wall_ms();
+    snprintf(r->out.name, sizeof r->out.name, "%s", r->job.name);
+    snprintf(r->out.id, sizeof r->out.id, "%s", r->old_id);
+    return output_begin(&r->out, r->job.tasks.v, r->job.keys, r->job.tasks.count, r->job.models,
+                        o->pin_backend, err);
+}
+
+static int run(struct render *r, struct kn_err *err) {
+    int rc = output_describe(&r->out, err);
+    if (rc || r->out.done == r->out.count) return rc;
+    if (!r->client) rc = start_farm(r, err);
+    if (rc) return rc;
+    r->sent_ms = kn_clock_ms();
+    rc = render_all(r, err);
+    r->rendered_ms = kn_clock_ms() - r->sent_ms;
+    return rc;
+}
+
+int cmd_render(const struct cli_options *o) {
+    static struct render r;
+    struct kn_err err = {0}, last = {0};
+    r.o = o;
+    r.users_fd = -1;
+    cli_catch_signals();
+    int rc = prepare(&r, &err);
+    bool prepared = rc == KN_OK, nothing_started = !prepared;
+    if (prepared) {
+        progress_begin(&r.progress);
+        rc = run(&r, &err);
+        progress_end(&r.progress);
+        nothing_started = rc == KN_ECONFIG && !r.client;
+    }
+    if (rc == KN_ECANCELED && prepared) {
+        cli_say("interrupted: ending (Ctrl-C again: at once)");
+        call_off(&r);
+    }
+    if (prepared) {
+        r.out.finished = r.out.done + r.out.failed + r.out.cancelled == r.out.count;
+        int rc2 = output_flush(&r.out, true, &last);
+        if (rc2 && rc == KN_OK) {
+            rc = rc2;
+            err = last;
+        }
+    }
+    client_close(r.client);
+    if (r.own) supervise_end(&r.farm);
+    if (r.users_fd >= 0) close(r.users_fd);
+
+    int status = CLI_DONE;
+    if (rc) {
+        status = cli_fail(&err);
+        /* a farm that is not there is 3; all else that came to light before anything was started is 1 */
+        if (nothing_started && !r.no_farm && rc != KN_ECANCELED) status = CLI_BAD_INPUT;
+    }
+    if (prepared && !nothing_started) {
+        tell(&r, rc == KN_ECANCELED                ? "interrupted"
+                 : rc                              ? "broken"
+                 : r.out.failed || r.out.cancelled ? "failed"
+                                                   : "done");
+        if (rc == KN_OK && r.out.done < r.out.count) status = CLI_FAILED;
+    }
+    if (r.out_open) output_close(&r.out);
+    models_fini(&r.farm_models);
+    job_fini(&r.job);
+    return status;
+}

@@ -1,0 +1,63 @@
+/* What starts a farm on this machine and keeps it up: redis-server, kiln-coordinator, kiln-workers.
+ *
+ * supervise_start() forks the supervisor: a process of its own session with one thread, which holds the
+ * farm's lock while it lives, starts its children (each in a process group of its own, so that Ctrl-C reaches
+ * the person's command only), writes their pid files and logs, and starts again what dies, after a pause that
+ * grows from 0.2 s to 5 s while it dies young. A child that ends with status 0 on its own wish (a drained
+ * worker) is not started again.
+ *
+ * It ends the farm on SIGTERM (workers drain first), on SIGQUIT (nothing is waited for), and a private farm's
+ * supervisor also when the process that started it is gone (it reads a pipe whose other end only that process
+ * has) and nobody else renders on it (farmdir_use). Children get SIGTERM should the supervisor itself be
+ * killed. */
+#ifndef KILN_CLI_FARM_SUPERVISE_H
+#define KILN_CLI_FARM_SUPERVISE_H
+
+#include "cli/cli.h"
+#include "cli/farm/devices.h"
+#include "cli/farm/farmdir.h"
+
+struct supervise_config {
+    const struct farmdir *farm;
+    int lock_fd;       /* taken over by the supervisor; closed here */
+    bool private_farm; /* ends with its starter */
+    int workers, threads;
+    const struct worker_devices *devices; /* a worker each; none: on the CPU */
+    const char *engine;                   /* NULL: the worker's default */
+    const char *const *models;            /* --models */
+    size_t model_dir_count;
+    const char *model; /* --model, or NULL */
+    const char *const *listen;
+    size_t listen_count;
+    int data_port; /* 0: any */
+    bool insecure, allow_volatile;
+    const char *redis; /* NULL: its own */
+};
+
+struct supervise_handle {
+    pid_t pid;
+    int news_fd; /* lines of the supervisor: "ready", "failed WHY", "note WHAT" */
+    int life_fd; /* private farm: closing it ends the farm; else -1 */
+    char line[1024];
+    size_t line_len;
+};
+
+/* Returns when the coordinator is ready, or with what prevented it. Workers are then starting. */
+KN_MUST_USE int supervise_start(const struct supervise_config *c, struct supervise_handle *out,
+                                struct kn_err *err);
+/* The next line of news if there is one (not "ready"): *out borrows until the next call; NULL when there is
+ * none. False: the supervisor is gone. */
+bool supervise_news(struct supervise_handle *h, const char **out);
+/* Lets go of a private farm and waits for its end, unless others render on it still. */
+void supervise_end(struct supervise_handle *h);
+/* Lets a farm that stays go its way. */
+void supervise_leave(struct supervise_handle *h);
+
+/* How many workers and threads the options mean on this machine. */
+void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads);
+/* The growing pause before the next start, after `deaths` deaths in a row within seconds of a start. */
+int supervise_pause_ms(int deaths);
+/* The last line of a log that says something, for a person. */
+void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max);
+
+#endif

@@ -1,0 +1,45 @@
+/* index.html, the gallery of an output folder. It opens from disk: no server, no network, nothing outside
+ * DIR.
+ *
+ *   DIR/index.html          the page, the same for every batch (cli/folder/gallery.html, built into the program)
+ *   DIR/gallery/status.js   counts, speed, time left, and a version for each part
+ *   DIR/gallery/0000.js …   parts: what is known of GALLERY_PART images each, in order of index
+ *
+ * A page that was opened from disk may not fetch() a file, but it may load a script. So the data are scripts
+ * that call kiln.status(…) and kiln.part(…); while the batch runs, the page loads status.js again every other
+ * second and then those parts whose version has changed. A part is written again only when one of its images
+ * has ended since, so that a batch of 100,000 costs no more at its end than at its beginning.
+ *
+ * Everything a person wrote reaches the page as JSON strings with '<', '>', '&', U+2028 and U+2029 escaped,
+ * and is shown as text, never as HTML. */
+#ifndef KILN_CLI_FOLDER_GALLERY_H
+#define KILN_CLI_FOLDER_GALLERY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define GALLERY_PART 1000
+
+struct output;
+
+struct gallery {
+    uint32_t *changes; /* owns; a part each: how often one of its images has changed */
+    uint32_t *written; /* its value when the part was last written */
+    size_t count;      /* parts */
+    uint64_t run;      /* tells the page that versions begin anew */
+};
+
+/* For o->count images. */
+KN_MUST_USE int gallery_init(struct output *o, struct kn_err *err);
+void gallery_fini(struct output *o);
+void gallery_note(struct output *o, size_t index); /* image `index` has changed */
+/* Writes index.html and removes parts of an older run. */
+KN_MUST_USE int gallery_write_page(struct output *o, struct kn_err *err);
+/* Writes the parts that have changed, then status.js. */
+KN_MUST_USE int gallery_write_data(struct output *o, struct kn_err *err);
+/* status.js alone: a sign of life. */
+KN_MUST_USE int gallery_write_status(struct output *o, struct kn_err *err);
+
+#endif

@@ -1,0 +1,39 @@
+/* How far it is, on standard error: one line that is drawn over and over on a terminal; without one, plain
+ * lines, after 5 seconds and then at doubling intervals of a minute at most. Nothing of it goes to standard
+ * output. */
+#ifndef KILN_CLI_PRINT_PROGRESS_H
+#define KILN_CLI_PRINT_PROGRESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct progress_state {
+    size_t total, done, failed, cancelled, running;
+    bool paused;
+    double images_per_s;
+    int64_t eta_ms; /* -1: unknown */
+    int silent_ms;  /* the farm has not answered for so long */
+};
+
+struct progress {
+    bool terminal, blocks, drawn;
+    uint64_t start_ms, drawn_ms, next_line_ms;
+    unsigned interval_ms;
+    struct progress_state now;
+};
+
+void progress_begin(struct progress *p);
+void progress_update(struct progress *p, const struct progress_state *s);
+/* The farm is silent: shows the last state again, with that. */
+void progress_silent(struct progress *p, int silent_ms);
+/* A line of its own, above the bar. */
+void progress_note(struct progress *p, const char *fmt, ...) KN_PRINTF(2, 3);
+/* Takes the bar away. */
+void progress_end(struct progress *p);
+/* What a state is as one line of at most `columns` (0: a plain line for a log). */
+void progress_line(const struct progress_state *s, int columns, bool blocks, char *out, size_t out_max);
+
+#endif

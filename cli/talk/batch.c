@@ -1,0 +1,236 @@
+/* See batch.h. */
+#include "cli/talk/batch.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/farm/farmdir.h"
+#include "cli/text.h"
+
+/* Patience for an endpoint that is only a file: nothing says that anybody is alive there; and for one that a
+ * person names. */
+#define STALE_MS 1500
+#define NAMED_MS 5000
+
+int farm_connect(const struct cli_options *o, struct client **out, struct kn_err *err) {
+    char farm[KN_PATH_MAX], endpoint[KN_ENDPOINT_MAX + 1];
+    bool is_endpoint;
+    int rc = farmdir_choose(o->farm, farm, &is_endpoint, err);
+    if (rc == KN_OK) rc = farmdir_endpoint(o->farm, CLIENT_PATIENCE_MS, endpoint, err);
+    if (rc) return rc;
+    bool stale = !is_endpoint && !farmdir_is_locked(farm);
+    rc = client_open(endpoint, stale ? STALE_MS : is_endpoint ? NAMED_MS : CLIENT_PATIENCE_MS, out, err);
+    if (rc == KN_ETIMEOUT)
+        kn_err_set(err, rc, "no farm answers at %s%s", endpoint, is_endpoint ? "" : " (kiln up starts one)");
+    return rc;
+}
+
+int batch_query(struct client *c, const uint8_t *id, struct kn_msg **reply, struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_BATCH_QUERY};
+    m.u.batch_query.has_batch = id != NULL;
+    if (id) memcpy(m.u.batch_query.batch, id, sizeof(kn_id));
+    int rc = client_call(c, &m, KN_MSG_BATCH_LIST, CLIENT_RESTART_MS, reply, err);
+    if (rc == KN_OK && id && (*reply)->u.batch_list.count != 1) {
+        kn_msg_destroy(*reply);
+        rc = KN_ENOENT;
+    }
+    if (rc == KN_ENOENT && id) {
+        char text[KN_UUID_TEXT];
+        kn_uuid_format(id, text);
+        kn_err_set(err, rc, "%s: no batch has such an id; kiln status lists them", text);
+    }
+    return rc;
+}
+
+int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err) {
+    char want[KN_UUID_TEXT], have[KN_UUID_TEXT], plain[KN_UUID_TEXT];
+    size_t n = 0, found = 0;
+    for (const char *p = text; *p; p++) { /* with its dashes or without */
+        if (*p == '-') continue;
+        if (!isxdigit((unsigned char)*p) || n == 32)
+            return kn_err_set(err, KN_ENOENT, "%.60s: no batch has such an id; kiln status lists them", text);
+        want[n++] = (char)tolower((unsigned char)*p);
+    }
+    want[n] = '\0';
+    if (n == 0) return kn_err_set(err, KN_EINVAL, "\"%.60s\": not an id", text);
+    if (n == 32) return kn_unhex(want, out, sizeof(kn_id));
+    struct kn_msg *r;
+    int rc = batch_query(c, NULL, &r, err);
+    if (rc) return rc;
+    for (size_t i = 0; i < r->u.batch_list.count; i++) {
+        const struct kn_batch_status *s = &r->u.batch_list.v[i];
+        kn_hex(s->batch, sizeof(kn_id), plain);
+        if (strncmp(plain, want, n) != 0) continue;
+        found++;
+        memcpy(out, s->batch, sizeof(kn_id));
+    }
+    kn_msg_destroy(r);
+    if (found == 1) return KN_OK;
+    if (found == 0)
+        return kn_err_set(err, KN_ENOENT, "%.60s: no batch has such an id; kiln status lists them", text);
+    kn_uuid_format(out, have);
+    return kn_err_set(err, KN_EINVAL, "%.60s: %zu batches have ids that begin so, %s is one; say more of it",
+                      text, found, have);
+}
+
+int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_BATCH_COMMAND};
+    memcpy(m.u.batch_command.batch, id, sizeof(kn_id));
+    m.u.batch_command.verb = verb;
+    return client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+}
+
+bool batch_is_over(const struct kn_batch_status *s) {
+    return s->done + s->failed + s->cancelled >= s->total;
+}
+
+int batch_results(struct client *c, struct batch_cursor *cur, struct kn_msg **reply, struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_RESULTS_QUERY};
+    memcpy(m.u.results_query.batch, cur->id, sizeof(kn_id));
+    m.u.results_query.epoch = cur->epoch;
+    m.u.results_query.cursor = cur->cursor;
+    m.u.results_query.max = KN_RESULTS_PER_REPLY_MAX;
+    int rc = client_call(c, &m, KN_MSG_RESULTS_REPLY, CLIENT_RESTART_MS, reply, err);
+    if (rc) return rc;
+    cur->epoch = (*reply)->u.results_reply.epoch;
+    cur->cursor = (*reply)->u.results_reply.cursor;
+    return KN_OK;
+}
+
+void batch_tasks_fini(struct batch_tasks *t) {
+    for (size_t i = 0; i < t->chunk_count; i++) kn_chunk_fini(&t->chunks[i]);
+    free(t->chunks);
+    free(t->v);
+    free(t->keys);
+    free(t->models);
+    *t = (struct batch_tasks){0};
+}
+
+static int no_memory(struct kn_err *err) {
+    return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+}
+
+static int take_models(struct batch_tasks *t, const struct kn_tasks_reply *r, struct kn_err *err) {
+    t->models = calloc(r->model_count + 1, sizeof *t->models);
+    if (!t->models) return no_memory(err);
+    for (size_t i = 0; i < r->model_count; i++) t->models[i] = r->models[i];
+    t->model_count = r->model_count;
+    t->chunks = calloc(r->chunks + 1, sizeof *t->chunks);
+    return t->chunks ? KN_OK : no_memory(err);
+}
+
+int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err) {
+    struct batch_tasks t = {0};
+    uint32_t chunks = 1;
+    int rc = KN_OK;
+    for (uint32_t k = 0; rc == KN_OK && k < chunks; k++) {
+        struct kn_msg m = {.type = KN_MSG_TASKS_QUERY}, *r;
+        memcpy(m.u.tasks_query.batch, id, sizeof(kn_id));
+        m.u.tasks_query.chunk = k;
+        rc = client_call(c, &m, KN_MSG_TASKS_REPLY, CLIENT_RESTART_MS, &r, err);
+        if (rc) break;
+        const struct kn_tasks_reply *reply = &r->u.tasks_reply;
+        if (k == 0) {
+            chunks = reply->chunks;
+            if (chunks == 0 || chunks > KN_TASKS_PER_BATCH_MAX)
+                rc = kn_err_set(err, KN_EPROTO, "the farm tells of a batch in %u parts", chunks);
+            if (rc == KN_OK) rc = take_models(&t, reply, err);
+        }
+        if (rc == KN_OK) {
+            rc = kn_chunk_unpack(reply->tasks, reply->tasks_len, t.model_count, &t.chunks[k], err);
+            if (rc == KN_OK) t.count += t.chunks[t.chunk_count++].count;
+        }
+        kn_msg_destroy(r);
+    }
+    if (rc == KN_OK) {
+        t.v = calloc(t.count + 1, sizeof *t.v);
+        t.keys = calloc(t.count + 1, sizeof *t.keys);
+        if (!t.v || !t.keys) rc = no_memory(err);
+    }
+    size_t n = 0;
+    for (size_t k = 0; rc == KN_OK && k < t.chunk_count; k++) {
+        for (size_t i = 0; i < t.chunks[k].count; i++, n++) {
+            t.v[n] = t.chunks[k].v[i];
+            kn_task_key(&t.v[n], t.models[t.v[n].model_index].sha256, t.keys[n]);
+        }
+    }
+    if (rc) {
+        batch_tasks_fini(&t);
+        return rc;
+    }
+    *out = t;
+    return KN_OK;
+}
+
+#define ADD(o, name, value)                                                                                  \
+    json_object_object_add_ex(o, name, value, JSON_C_OBJECT_ADD_KEY_IS_NEW | JSON_C_OBJECT_KEY_IS_CONSTANT)
+
+json_object *batch_json(const struct kn_batch_status *s) {
+    json_object *v = json_object_new_object();
+    char id[KN_UUID_TEXT];
+    kn_uuid_format(s->batch, id);
+    ADD(v, "id", json_object_new_string(id));
+    ADD(v, "name", json_object_new_string(s->name));
+    ADD(v, "state", json_object_new_string(kn_batch_state_name(s->state)));
+    ADD(v, "total", json_object_new_int64(s->total));
+    ADD(v, "done", json_object_new_int64(s->done));
+    ADD(v, "failed", json_object_new_int64(s->failed));
+    ADD(v, "cancelled", json_object_new_int64(s->cancelled));
+    ADD(v, "queued", json_object_new_int64(s->queued));
+    ADD(v, "running", json_object_new_int64(s->running));
+    ADD(v, "images_per_s", text_json_rate((double)s->images_per_s));
+    ADD(v, "images_per_s_mean", text_json_rate((double)s->images_per_s_mean));
+    ADD(v, "eta_s", s->eta_ms < 0 ? NULL : text_json_rate((double)s->eta_ms / 1000));
+    ADD(v, "priority", json_object_new_int(s->priority));
+    ADD(v, "created_ms", json_object_new_uint64(s->created_wall_ms));
+    ADD(v, "finished_ms", s->finished_wall_ms ? json_object_new_uint64(s->finished_wall_ms) : NULL);
+    return v;
+}
+
+const char *worker_readings(const struct kn_worker_status *w, char out[64]) {
+    const struct kn_readings *r = &w->readings;
+    const double gib = 1u << 30;
+    size_t n = 0;
+    out[0] = '\0';
+    if (w->state == KN_WORKER_LOST) return out;
+    if (r->temperature_c) n += (size_t)snprintf(out, 64, "%u °C", r->temperature_c);
+    if (r->power_mw)
+        n += (size_t)snprintf(out + n, 64 - n, "%s%u W", n ? " " : "", (r->power_mw + 500) / 1000);
+    if (r->memory_total)
+        snprintf(out + n, 64 - n, "%s%.1f/%.1f GiB", n ? " " : "", (double)r->memory_used / gib,
+                 (double)r->memory_total / gib);
+    return out;
+}
+
+json_object *worker_json(const struct kn_worker_status *w) {
+    json_object *v = json_object_new_object();
+    char id[KN_UUID_TEXT];
+    kn_uuid_format(w->batch, id);
+    ADD(v, "id", json_object_new_string(w->worker));
+    ADD(v, "host", json_object_new_string(w->host));
+    ADD(v, "pid", json_object_new_int64(w->pid));
+    ADD(v, "device", json_object_new_string(w->device));
+    ADD(v, "device_uuid", w->device_uuid[0] ? json_object_new_string(w->device_uuid) : NULL);
+    ADD(v, "backend", json_object_new_string(w->backend));
+    ADD(v, "engine", json_object_new_string(w->engine));
+    ADD(v, "state", json_object_new_string(kn_worker_state_name(w->state)));
+    ADD(v, "model", w->model[0] ? json_object_new_string(w->model) : NULL);
+    ADD(v, "batch", w->has_batch ? json_object_new_string(id) : NULL);
+    ADD(v, "step", json_object_new_int64(w->step));
+    ADD(v, "steps", json_object_new_int64(w->steps));
+    ADD(v, "tasks", json_object_new_int64(w->tasks));
+    ADD(v, "images_per_s", text_json_rate((double)w->images_per_s));
+    ADD(v, "done", json_object_new_int64(w->done));
+    ADD(v, "failed", json_object_new_int64(w->failed));
+    ADD(v, "last_seen_s", text_json_rate((double)w->last_seen_ms / 1000));
+    const struct kn_readings *r = &w->readings;
+    ADD(v, "memory_used", r->memory_total ? json_object_new_uint64(r->memory_used) : NULL);
+    ADD(v, "memory_total", r->memory_total ? json_object_new_uint64(r->memory_total) : NULL);
+    ADD(v, "temperature_c", r->temperature_c ? json_object_new_int64(r->temperature_c) : NULL);
+    ADD(v, "power_w", r->power_mw ? text_json_rate((double)r->power_mw / 1000) : NULL);
+    ADD(v, "sm_mhz", r->sm_mhz ? json_object_new_int64(r->sm_mhz) : NULL);
+    ADD(v, "memory_mhz", r->memory_mhz ? json_object_new_int64(r->memory_mhz) : NULL);
+    return v;
+}

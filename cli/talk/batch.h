@@ -1,0 +1,52 @@
+/* Batches and workers as the farm tells of them: found by a shortened id, followed as their images end, their
+ * tasks read back, shown as JSON. Status, wait, fetch, render and top go through here. */
+#ifndef KILN_CLI_TALK_BATCH_H
+#define KILN_CLI_TALK_BATCH_H
+
+#include <json-c/json.h>
+
+#include "cli/talk/client.h"
+#include "cli/cli.h"
+
+/* Connects to the farm that --farm means; KN_ENOENT or KN_ETIMEOUT with words when none answers. */
+KN_MUST_USE int farm_connect(const struct cli_options *o, struct client **out, struct kn_err *err);
+
+/* All batches (id NULL), newest last and without their requests, or exactly one; *reply (KN_MSG_BATCH_LIST)
+ * is the caller's to destroy. KN_ENOENT: there is none with that id. */
+KN_MUST_USE int batch_query(struct client *c, const uint8_t *id, struct kn_msg **reply, struct kn_err *err);
+/* The id that `text` is or begins. KN_ENOENT: none has it; KN_EINVAL: several have, or it is no id at all. */
+KN_MUST_USE int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err);
+KN_MUST_USE int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, struct kn_err *err);
+/* Whether all its images have ended. */
+bool batch_is_over(const struct kn_batch_status *s);
+
+/* What ended since the last call. The reply (KN_MSG_RESULTS_REPLY) is the caller's to destroy. */
+struct batch_cursor {
+    kn_id id;
+    uint64_t epoch;
+    uint32_t cursor;
+};
+KN_MUST_USE int batch_results(struct client *c, struct batch_cursor *cur, struct kn_msg **reply,
+                              struct kn_err *err);
+
+/* A batch's tasks as they were submitted. */
+struct batch_tasks {
+    struct kn_task *v; /* strings live in the chunks */
+    kn_digest *keys;
+    size_t count;
+    struct kn_model_info *models;
+    size_t model_count;
+    struct kn_chunk *chunks;
+    size_t chunk_count;
+};
+KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
+void batch_tasks_fini(struct batch_tasks *t);
+
+/* The objects that `kiln status --json` and `kiln workers --json` print; the caller's to put. */
+json_object *batch_json(const struct kn_batch_status *s);
+json_object *worker_json(const struct kn_worker_status *w);
+/* What its device says of itself ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
+ * when it is lost. */
+const char *worker_readings(const struct kn_worker_status *w, char out[64]);
+
+#endif

@@ -1,0 +1,327 @@
+/* See client.h. */
+#include "cli/talk/client.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "cli/cli.h"
+#include "proto/wire.h"
+
+#define TICK_MS 50
+#define RESEND_MS 3000 /* an unanswered request is asked again on a new connection */
+#define FETCH_WINDOW 16
+#define FETCH_TRIES 4
+
+struct client {
+    uv_loop_t loop;
+    uv_timer_t tick;
+    bool ticking;
+    struct kn_wire *wire;
+    struct kn_sock *control, *data;
+    char endpoint[KN_ENDPOINT_MAX + 1];
+    char data_endpoint[KN_ENDPOINT_MAX + 1];
+    struct kn_welcome welcome; /* its strings: below */
+    char data_ipc[KN_ENDPOINT_MAX + 1], objects_dir[4096], version[KN_NAME_MAX + 1];
+    bool welcomed, greet_again;
+    uint64_t next_request;
+    uint64_t waiting_for;
+    struct kn_msg *reply;
+    bool heed_interrupt;
+    int limit_ms;
+    int (*idle)(void *ctx, int silent_ms, struct kn_err *err);
+    void *idle_ctx;
+    struct fetch *fetch; /* while client_fetch runs */
+};
+
+struct fetch {
+    const struct client_objects *o;
+    struct slot {
+        bool used;
+        size_t i;
+        uint64_t request;
+        int tries;
+    } slots[FETCH_WINDOW];
+    size_t next, left;
+    uint64_t heard_ms;
+    int rc;
+    struct kn_err *err;
+};
+
+static void on_tick(uv_timer_t *t) {
+    (void)t; /* it only ends uv_run(UV_RUN_ONCE) */
+}
+
+static void keep_welcome(struct client *c, const struct kn_welcome *w) {
+    c->welcome = *w;
+    snprintf(c->data_ipc, sizeof c->data_ipc, "%s", w->data_ipc);
+    snprintf(c->objects_dir, sizeof c->objects_dir, "%s", w->objects_dir);
+    snprintf(c->version, sizeof c->version, "%s", w->version);
+    c->welcome.data_ipc = c->data_ipc;
+    c->welcome.objects_dir = c->objects_dir;
+    c->welcome.version = c->version;
+    c->welcomed = true;
+}
+
+static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer, struct kn_msg *msg,
+                       struct kn_blob *blob) {
+    struct client *c = ctx;
+    (void)s;
+    (void)peer;
+    (void)blob;
+    if (msg->type == KN_MSG_WELCOME) keep_welcome(c, &msg->u.welcome);
+    if (msg->type == KN_MSG_HELLO_AGAIN) {
+        c->greet_again = true;
+    } else if (msg->request && msg->request == c->waiting_for && !c->reply) {
+        c->reply = msg;
+        return;
+    }
+    kn_msg_destroy(msg);
+}
+
+static void greet(struct client *c) {
+    struct kn_msg m = {.type = KN_MSG_CLIENT_HELLO, .request = ++c->next_request};
+    m.u.client_hello.text = "kiln " KILN_VERSION;
+    int rc = kn_sock_send(c->control, NULL, &m, NULL, NULL);
+    (void)
+        rc; /* no room: the request behind it will not have any either, and is tried again with a greeting */
+}
+
+const struct kn_welcome *client_welcome(const struct client *c) {
+    return &c->welcome;
+}
+
+const char *client_endpoint(const struct client *c) {
+    return c->endpoint;
+}
+
+void client_heed_interrupt(struct client *c, bool on) {
+    c->heed_interrupt = on;
+}
+
+void client_limit(struct client *c, int ms) {
+    c->limit_ms = ms;
+}
+
+void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct kn_err *err), void *ctx) {
+    c->idle = fn;
+    c->idle_ctx = ctx;
+}
+
+/* The answer to m, or why there is none. */
+static int await_reply(struct client *c, const struct kn_msg *m, int timeout_ms, struct kn_err *err) {
+    uint64_t start = kn_clock_ms(), sent = start, idle_at = start + 500;
+    bool taken = false;
+    if (c->limit_ms && timeout_ms > c->limit_ms) timeout_ms = c->limit_ms;
+    while (!c->reply) {
+        uint64_t now = kn_clock_ms();
+        if (c->heed_interrupt && cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
+        if (now - start >= (uint64_t)timeout_ms)
+            return kn_err_set(err, KN_ETIMEOUT, "the farm at %s does not answer", c->endpoint);
+        if (taken && (c->greet_again || now - sent >= RESEND_MS)) {
+            if (!c->greet_again) {
+                int rc = kn_sock_reconnect(c->control, err);
+                if (rc) return rc;
+            }
+            c->greet_again = false;
+            if (m->type != KN_MSG_CLIENT_HELLO) greet(c);
+            taken = false;
+        }
+        if (!taken) {
+            int rc = kn_sock_send(c->control, NULL, m, NULL, err);
+            if (rc && rc != KN_EAGAIN && rc != KN_EGONE) return rc;
+            taken = rc == KN_OK;
+            if (taken) sent = now;
+        }
+        if (c->idle && now >= idle_at) {
+            int rc = c->idle(c->idle_ctx, (int)(now - start), err);
+            if (rc) return rc;
+            idle_at = now + 500;
+        }
+        uv_run(&c->loop, UV_RUN_ONCE);
+    }
+    return KN_OK;
+}
+
+int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
+                struct kn_msg **reply, struct kn_err *err) {
+    m->request = ++c->next_request;
+    c->waiting_for = m->request;
+    assert(!c->reply);
+    int rc = await_reply(c, m, timeout_ms, err);
+    c->waiting_for = 0;
+    if (rc) return rc;
+    struct kn_msg *r = c->reply;
+    c->reply = NULL;
+    if (r->type == KN_MSG_REPLY && r->u.reply.code)
+        rc = kn_err_set(err, r->u.reply.code, "%s",
+                        r->u.reply.text[0] ? r->u.reply.text : kn_err_words(r->u.reply.code));
+    else if (r->type != want)
+        rc = kn_err_set(err, KN_EPROTO, "the farm answered %s with %s", kn_msg_name(m->type),
+                        kn_msg_name(r->type));
+    if (rc == KN_OK && reply)
+        *reply = r;
+    else
+        kn_msg_destroy(r);
+    return rc;
+}
+
+int client_sleep(struct client *c, int ms, struct kn_err *err) {
+    uint64_t end = kn_clock_ms() + (uint64_t)ms;
+    while (kn_clock_ms() < end) {
+        if (c->heed_interrupt && cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
+        uv_run(&c->loop, UV_RUN_ONCE);
+    }
+    return KN_OK;
+}
+
+static int hello(struct client *c, int timeout_ms, struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_CLIENT_HELLO};
+    m.u.client_hello.text = "kiln " KILN_VERSION;
+    return client_call(c, &m, KN_MSG_WELCOME, timeout_ms, NULL, err);
+}
+
+int client_open(const char *endpoint, int timeout_ms, struct client **out, struct kn_err *err) {
+    struct client *c = calloc(1, sizeof *c);
+    if (!c) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    snprintf(c->endpoint, sizeof c->endpoint, "%s", endpoint);
+    c->heed_interrupt = true;
+    if (uv_loop_init(&c->loop)) {
+        free(c);
+        return kn_err_set(err, KN_EIO, "no event loop");
+    }
+    uv_timer_init(&c->loop, &c->tick);
+    uv_timer_start(&c->tick, on_tick, TICK_MS, TICK_MS);
+    c->ticking = true;
+    struct kn_sock_options opt = {.recv = on_control, .ctx = c};
+    int rc = kn_wire_create(&c->loop, &c->wire, err);
+    if (rc == KN_OK) rc = kn_sock_create(c->wire, &opt, &c->control, err);
+    if (rc == KN_OK) rc = kn_sock_connect(c->control, endpoint, err);
+    if (rc == KN_OK) rc = hello(c, timeout_ms, err);
+    if (rc) {
+        client_close(c);
+        return rc;
+    }
+    *out = c;
+    return KN_OK;
+}
+
+void client_close(struct client *c) {
+    if (!c) return;
+    kn_msg_destroy(c->reply);
+    kn_sock_destroy(c->data);
+    kn_sock_destroy(c->control);
+    if (c->wire) kn_wire_destroy(c->wire);
+    if (c->ticking) uv_close((uv_handle_t *)&c->tick, NULL);
+    for (int i = 0; i < 100 && uv_run(&c->loop, UV_RUN_NOWAIT); i++) {
+    }
+    if (uv_loop_close(&c->loop) == 0)
+        free(c); /* else handles of ZeroMQ are still closing: the process ends soon */
+}
+
+/* ---- objects ---- */
+
+static void on_data(struct kn_sock *s, void *ctx, const struct kn_peer *peer, struct kn_msg *msg,
+                    struct kn_blob *blob) {
+    struct client *c = ctx;
+    struct fetch *f = c->fetch;
+    (void)s;
+    (void)peer;
+    if (!f || msg->type != KN_MSG_OBJECT_REPLY) goto out;
+    for (size_t k = 0; k < FETCH_WINDOW; k++) {
+        struct slot *slot = &f->slots[k];
+        if (!slot->used || slot->request != msg->request) continue;
+        f->heard_ms = kn_clock_ms();
+        size_t i = slot->i;
+        const struct kn_object_ref *r = &msg->u.object_reply;
+        uint8_t digest[KN_SHA256_BYTES];
+        if (r->code || !blob || !blob->data) {
+            slot->used = false;
+            f->left--;
+            f->o->missing(f->o->ctx, i,
+                          r->text && r->text[0] ? r->text : kn_err_words(r->code ? r->code : KN_EPROTO));
+            break;
+        }
+        kn_sha256(blob->data, blob->len, digest);
+        if (memcmp(digest, f->o->digests[i], sizeof digest) != 0) {
+            slot->request = 0; /* asked again */
+            if (++slot->tries < FETCH_TRIES) break;
+            slot->used = false;
+            f->left--;
+            f->o->missing(f->o->ctx, i, kn_err_words(KN_ECORRUPT));
+            break;
+        }
+        slot->used = false;
+        f->left--;
+        if (f->rc == KN_OK) f->rc = f->o->got(f->o->ctx, i, blob->data, blob->len, f->err);
+        break;
+    }
+out:
+    kn_msg_destroy(msg);
+}
+
+static int open_data(struct client *c, struct kn_err *err) {
+    char endpoint[KN_ENDPOINT_MAX + 1];
+    int rc = kn_endpoint_data(c->endpoint, &c->welcome, endpoint, err);
+    if (rc) return rc;
+    kn_sock_destroy(c->data);
+    c->data = NULL;
+    struct kn_sock_options opt = {.blobs = true, .recv = on_data, .ctx = c};
+    rc = kn_sock_create(c->wire, &opt, &c->data, err);
+    if (rc == KN_OK) rc = kn_sock_connect(c->data, endpoint, err);
+    return rc;
+}
+
+int client_fetch(struct client *c, const struct client_objects *objects, struct kn_err *err) {
+    struct fetch f = {.o = objects, .left = objects->count, .heard_ms = kn_clock_ms(), .err = err};
+    uint64_t start = kn_clock_ms(), idle_at = start + 500;
+    if (!c->data) {
+        int rc = open_data(c, err);
+        if (rc) return rc;
+    }
+    c->fetch = &f;
+    while (f.left > 0 && f.rc == KN_OK) {
+        uint64_t now = kn_clock_ms();
+        if (c->heed_interrupt && cli_interrupted) {
+            f.rc = kn_err_set(err, KN_ECANCELED, "interrupted");
+            break;
+        }
+        if (now - f.heard_ms >
+            RESEND_MS) { /* greet again: a coordinator that came back may have another data port */
+            f.rc = hello(c, CLIENT_RESTART_MS, err);
+            if (f.rc == KN_OK) f.rc = open_data(c, err);
+            if (f.rc) break;
+            f.heard_ms = kn_clock_ms();
+            for (size_t k = 0; k < FETCH_WINDOW; k++) f.slots[k].request = 0;
+        }
+        for (size_t k = 0; k < FETCH_WINDOW; k++) {
+            struct slot *s = &f.slots[k];
+            if (!s->used && f.next < objects->count) *s = (struct slot){.used = true, .i = f.next++};
+            if (!s->used || s->request) continue;
+            struct kn_msg m = {.type = KN_MSG_OBJECT_GET, .request = ++c->next_request};
+            memcpy(m.u.object_get.sha256, objects->digests[s->i], KN_SHA256_BYTES);
+            m.u.object_get.text = "";
+            int rc = kn_sock_send(c->data, NULL, &m, NULL, err);
+            if (rc == KN_OK)
+                s->request = m.request;
+            else if (rc == KN_EAGAIN || rc == KN_EGONE)
+                break;
+            else {
+                f.rc = rc;
+                break;
+            }
+        }
+        if (c->idle && now >= idle_at) {
+            int rc = c->idle(c->idle_ctx, (int)(now - f.heard_ms), err);
+            if (rc) f.rc = rc;
+            idle_at = now + 500;
+        }
+        if (f.rc == KN_OK && f.left > 0) uv_run(&c->loop, UV_RUN_ONCE);
+    }
+    c->fetch = NULL;
+    return f.rc;
+}

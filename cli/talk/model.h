@@ -1,0 +1,34 @@
+/* What models there are: those that a farm's workers announce, or what kiln-worker says of a folder on this
+ * machine. The cli never links the engine. */
+#ifndef KILN_CLI_TALK_MODEL_H
+#define KILN_CLI_TALK_MODEL_H
+
+#include "base/fs.h"
+#include "cli/talk/client.h"
+#include "cli/cli.h"
+
+struct models {
+    struct kn_model_info *v; /* owns */
+    size_t count;
+};
+void models_fini(struct models *m);
+/* Asks again for wait_ms while there is none: workers may be on their way. */
+KN_MUST_USE int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_err *err);
+/* By name; NULL: none. */
+const struct kn_model_info *models_find(const struct models *m, const char *name);
+const struct kn_model_info *models_find_hash(const struct models *m, const uint8_t sha256[KN_SHA256_BYTES]);
+/* "a, b and 3 more", for messages. */
+void models_list(const struct models *m, char *out, size_t out_max);
+
+/* Runs kiln-worker --describe-model DIR ("sim:…": the simulated engine's model). Reads every file once. */
+KN_MUST_USE int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *err);
+/* The line that it prints. */
+KN_MUST_USE int model_parse(const char *text, size_t len, struct kn_model_info *out, struct kn_err *err);
+/* The model folders below o's --models (or among them) that are called `name` (NULL: any): how many, the
+ * first one's path, and their names for messages. */
+size_t models_local(const struct cli_options *o, const char *name, char path[KN_PATH_MAX], char *list,
+                    size_t list_max);
+/* Whether `name` is a folder rather than a model's name. */
+bool model_is_folder(const char *name);
+
+#endif

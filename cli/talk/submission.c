@@ -1,0 +1,434 @@
+/* See submission.h. */
+#include "cli/talk/submission.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/clock.h"
+#include "base/utf8.h"
+#include "cli/talk/batch.h"
+#include "cli/farm/farmdir.h"
+#include "cli/text.h"
+
+#define REQUEST_INPUTS_MAX 16
+#define SUBMIT_TRIES 5
+#define WORKERS_WAIT_MS 10000 /* for the first one to tell of its models */
+
+static bool is_sim(const struct cli_options *o) {
+    return o->engine && strncmp(o->engine, "sim", 3) == 0;
+}
+
+/* "task 17: steps: …" -> "prompts.txt:18: steps: …" for a person, who counts lines of files. */
+static int name_line(const struct job *j, struct kn_err *err) {
+    size_t task;
+    int n = 0;
+    if (sscanf(err->text, "task %zu: %n", &task, &n) != 1 || n == 0 || task >= j->tasks.count)
+        return err->code;
+    char rest[KN_ERR_TEXT_MAX];
+    snprintf(rest, sizeof rest, "%s", err->text + n);
+    size_t k = j->input_count;
+    while (k > 0 && (j->first[k - 1] > task)) k--;
+    const char *file = k > 0 ? j->inputs[k - 1] : NULL;
+    if (!file) return kn_err_set(err, err->code, "prompt %zu: %s", task + 1, rest);
+    return kn_err_set(err, err->code, "%s:%u: %s", strcmp(file, "-") == 0 ? "stdin" : file,
+                      j->tasks.v[task].line, rest);
+}
+
+static int remember_input(struct job *j, const char *file) {
+    j->inputs[j->input_count] = file;
+    j->first[j->input_count++] = j->tasks.count;
+    return KN_OK;
+}
+
+/* File names may be any bytes; what travels and what stands in JSON is UTF-8. */
+static void make_utf8(char *s) {
+    if (kn_utf8_span(s, strlen(s)) == strlen(s)) return;
+    for (; *s; s++)
+        if ((unsigned char)*s >= 0x80) *s = '?';
+}
+
+static void note_source(struct job *j, const struct cli_options *o) {
+    kn_digest d;
+    struct kn_sha256 *h = kn_sha256_create();
+    if (!h) return; /* a new seed, then */
+    for (int i = 0; i < o->arg_count; i++) kn_sha256_update(h, o->args[i], strlen(o->args[i]) + 1);
+    kn_sha256_update(h, "", 1);
+    for (size_t i = 0; i < o->prompt_count; i++)
+        kn_sha256_update(h, o->prompts[i], strlen(o->prompts[i]) + 1);
+    kn_sha256_final(h, d);
+    kn_hex(d, sizeof d, j->source);
+}
+
+int job_read(const struct cli_options *o, struct job *out, struct kn_err *err) {
+    memset(out, 0, sizeof *out);
+    size_t inputs = (size_t)o->arg_count + 1;
+    out->inputs = calloc(inputs, sizeof *out->inputs);
+    out->first = calloc(inputs, sizeof *out->first);
+    if (!out->inputs || !out->first) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    if (o->arg_count == 0 && o->prompt_count == 0)
+        return kn_err_set(err, KN_EINVAL, "no prompts: give a file, - or -p \"text\"");
+    int rc = KN_OK, from_stdin = 0;
+    for (int i = 0; i < o->arg_count; i++) {
+        if (strcmp(o->args[i], "-") == 0 && from_stdin++)
+            return kn_err_set(err, KN_EINVAL, "-: standard input can be read once only");
+        size_t before = out->tasks.count;
+        remember_input(out, o->args[i]);
+        rc = kn_prompts_read(o->args[i], o->format, &out->tasks, err);
+        if (rc) return rc;
+        if (out->tasks.count == before) return kn_err_set(err, KN_EPARSE, "%s: no prompt in it", o->args[i]);
+    }
+    remember_input(out, NULL);
+    for (size_t i = 0; i < o->prompt_count; i++) {
+        rc = kn_tasks_add(&out->tasks, o->prompts[i], err);
+        if (rc) return kn_err_prefix(err, "-p");
+    }
+    rc = kn_tasks_apply(&out->tasks,
+                        &(struct kn_task){.set = o->settings.set & ~(uint32_t)KN_SET_SEED,
+                                          .negative = o->settings.negative,
+                                          .model = o->settings.model,
+                                          .sampler = o->settings.sampler,
+                                          .schedule = o->settings.schedule,
+                                          .steps = o->settings.steps,
+                                          .cfg = o->settings.cfg,
+                                          .width = o->settings.width,
+                                          .height = o->settings.height},
+                        err);
+    if (rc) return name_line(out, err);
+
+    if (o->name) {
+        snprintf(out->name, sizeof out->name, "%s", o->name);
+    } else if (o->arg_count > 0 && strcmp(o->args[0], "-") != 0) {
+        char *copy = strdup(o->args[0]);
+        if (copy) text_fit(basename(copy), 40, 0, out->name, sizeof out->name);
+        free(copy);
+    } else {
+        text_fit(out->tasks.v[0].prompt, 40, 0, out->name, sizeof out->name);
+    }
+    make_utf8(out->name);
+    note_source(out, o);
+    return KN_OK;
+}
+
+uint64_t job_draw_seed(void) {
+    uint32_t v = 0;
+    if (getrandom(&v, sizeof v, 0) != (ssize_t)sizeof v) v = (uint32_t)(kn_wall_ms() * 2654435761u);
+    return v;
+}
+
+/* Adds a model to the batch's table, once. path: "" when the farm has it. */
+static int add_model(struct job *j, const struct kn_model_info *m, const char *path, uint32_t *index,
+                     struct kn_err *err) {
+    for (size_t i = 0; i < j->model_count; i++) {
+        if (memcmp(j->models[i].sha256, m->sha256, KN_SHA256_BYTES) != 0) continue;
+        *index = (uint32_t)i;
+        return KN_OK;
+    }
+    if (j->model_count == KN_MODELS_PER_BATCH_MAX)
+        return kn_err_set(err, KN_ELIMIT, "model: more than %d models in a batch", KN_MODELS_PER_BATCH_MAX);
+    if (path[0] && !(j->paths[j->model_count] = realpath(path, NULL)))
+        return kn_err_set(err, KN_EMODEL, "model: %s: %s", path, strerror(errno));
+    j->models[j->model_count] = *m;
+    *index = (uint32_t)j->model_count++;
+    return KN_OK;
+}
+
+/* The model that `name` means (NULL: none was named) on a farm that is up. */
+static int find_on_farm(const struct models *farm, const char *name, struct kn_model_info *out,
+                        struct kn_err *err) {
+    char list[512];
+    const struct kn_model_info *m = NULL;
+    models_list(farm, list, sizeof list);
+    if (!name) {
+        m = farm->count == 1 ? &farm->v[0] : models_find(farm, "tiny");
+        if (!m && farm->count > 0)
+            return kn_err_set(err, KN_EMODEL, "model: not given, and the farm has several: %s", list);
+    } else if (!(m = models_find(farm, name)) && model_is_folder(name)) {
+        int rc = model_describe(name, out, err);
+        if (rc) return rc;
+        m = models_find_hash(farm, out->sha256);
+    }
+    if (!m)
+        return kn_err_set(err, KN_EMODEL, "model: %s%sthis farm has %s", name ? name : "",
+                          name ? " is not there; " : "none given; ", list);
+    *out = *m;
+    return KN_OK;
+}
+
+/* The same for a private farm that is yet to be started: a folder of this machine; *path gets it. */
+static int find_here(const struct cli_options *o, const char *name, struct kn_model_info *out,
+                     char path[KN_PATH_MAX], struct kn_err *err) {
+    char list[512];
+    path[0] = '\0';
+    if (is_sim(o)) {
+        int rc = model_describe(o->engine, out, err);
+        if (rc == KN_OK && name && strcmp(name, out->name) != 0)
+            return kn_err_set(err, KN_EMODEL, "model: %s is not there; the simulated engine has: %s", name,
+                              out->name);
+        return rc;
+    }
+    if (name && model_is_folder(name)) {
+        snprintf(path, KN_PATH_MAX, "%s", name);
+    } else if (o->model_dir_count > 0) {
+        size_t n = models_local(o, name, path, list, sizeof list);
+        if (n == 0 && name && farmdir_shipped_model(path) && strcmp(strrchr(path, '/') + 1, name) == 0) n = 1;
+        if (n > 1)
+            return kn_err_set(err, KN_EMODEL, "model: %s, and --models has several: %s",
+                              name ? "by a name alone" : "not given", list);
+        if (n == 0) {
+            models_local(o, NULL, path, list, sizeof list);
+            return kn_err_set(err, KN_EMODEL, "model: %s%s--models has %s", name ? name : "",
+                              name ? " is not there; " : "none given; ", list[0] ? list : "none");
+        }
+    } else {
+        bool shipped = farmdir_shipped_model(path);
+        if (name && (!shipped || strcmp(strrchr(path, '/') + 1, name) != 0))
+            return kn_err_set(err, KN_EMODEL,
+                              "model: %s is not a folder, and there is no --models to look for it in", name);
+        if (!shipped)
+            return kn_err_set(err, KN_EMODEL,
+                              "model: not given, and the one that ships is not there; say --model DIR");
+    }
+    return model_describe(path, out, err);
+}
+
+static int write_request(struct job *j, const struct cli_options *o, struct kn_err *err) {
+    json_object *r = json_object_new_object(), *in = json_object_new_array(), *s = json_object_new_object();
+    for (size_t k = 0; k < j->input_count && k < REQUEST_INPUTS_MAX; k++)
+        if (j->inputs[k]) {
+            char name[KN_PATH_MAX];
+            snprintf(name, sizeof name, "%s", j->inputs[k]);
+            make_utf8(name);
+            json_object_array_add(in, json_object_new_string(name));
+        }
+    json_object_object_add(r, "name", json_object_new_string(j->name));
+    json_object_object_add(r, "inputs", in);
+    json_object_object_add(r, "prompts", json_object_new_int64((int64_t)o->prompt_count));
+    json_object_object_add(r, "source", json_object_new_string(j->source));
+    json_object_object_add(r, "images", json_object_new_int64((int64_t)o->images));
+    json_object_object_add(r, "seed", json_object_new_uint64(j->seed));
+    json_object_object_add(r, "seed_drawn", json_object_new_boolean(j->seed_drawn));
+    uint32_t set = o->settings.set;
+    if (set & KN_SET_MODEL) json_object_object_add(s, "model", json_object_new_string(o->settings.model));
+    if (set & KN_SET_STEPS) json_object_object_add(s, "steps", json_object_new_int64(o->settings.steps));
+    if (set & KN_SET_CFG) json_object_object_add(s, "cfg", text_json_float(o->settings.cfg));
+    if (set & KN_SET_SIZE) {
+        char size[32];
+        snprintf(size, sizeof size, "%ux%u", o->settings.width, o->settings.height);
+        json_object_object_add(s, "size", json_object_new_string(size));
+    }
+    if (set & KN_SET_SAMPLER)
+        json_object_object_add(s, "sampler", json_object_new_string(kn_sampler_name(o->settings.sampler)));
+    if (set & KN_SET_SCHEDULE)
+        json_object_object_add(s, "schedule", json_object_new_string(kn_schedule_name(o->settings.schedule)));
+    if (set & KN_SET_NEGATIVE)
+        json_object_object_add(s, "negative", json_object_new_string(o->settings.negative));
+    json_object_object_add(r, "settings", s);
+    if (o->pin_backend) json_object_object_add(r, "pin_backend", json_object_new_string(o->pin_backend));
+    if (o->priority) json_object_object_add(r, "priority", json_object_new_int(o->priority));
+    struct kn_buf b;
+    kn_buf_init(&b, 1u << 20);
+    int rc = text_json(r, &b);
+    json_object_put(r);
+    j->request = b.data;
+    return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : KN_OK;
+}
+
+int job_resolve(struct job *j, const struct cli_options *o, const struct models *farm, uint64_t seed,
+                bool seed_drawn, struct kn_err *err) {
+    j->seed = seed;
+    j->seed_drawn = seed_drawn;
+    /* First with any seed and before images are counted out: a task is still a line of a file. */
+    struct { /* models are found once, however often and in what turn the lines name them */
+        const char *name;
+        uint32_t index;
+    } known[KN_MODELS_PER_BATCH_MAX + 1];
+    size_t known_count = 0;
+    for (size_t i = 0; i < j->tasks.count; i++) {
+        struct kn_task *t = &j->tasks.v[i], trial;
+        const char *name = t->set & KN_SET_MODEL ? t->model : NULL;
+        uint32_t index = 0;
+        size_t k = 0;
+        int rc = KN_OK;
+        bool have; /* its model */
+        while (k < known_count &&
+               (known[k].name && name ? strcmp(known[k].name, name) != 0 : known[k].name != name))
+            k++;
+        if (k < known_count) {
+            index = known[k].index;
+        } else {
+            struct kn_model_info m;
+            char path[KN_PATH_MAX] = "";
+            rc = farm ? find_on_farm(farm, name, &m, err) : find_here(o, name, &m, path, err);
+            if (rc == KN_OK) rc = add_model(j, &m, path, &index, err);
+            if (rc == KN_OK && known_count == KN_MODELS_PER_BATCH_MAX + 1)
+                rc = kn_err_set(err, KN_ELIMIT, "model: more than %d names of models in a batch",
+                                KN_MODELS_PER_BATCH_MAX);
+            if (rc == KN_OK) {
+                known[known_count].name = name;
+                known[known_count++].index = index;
+            }
+        }
+        have = rc == KN_OK;
+        if (have) {
+            t->model_index = index;
+            trial = *t;
+            trial.set |= KN_SET_SEED;
+            rc = kn_task_resolve(&trial, &j->models[index], err);
+        }
+        if (rc) {
+            /* a model that the command line named, or that nobody did, is no line's mistake */
+            if (!have && (!name || (o->settings.model && strcmp(name, o->settings.model) == 0))) return rc;
+            kn_err_prefix(err, "task %zu", i);
+            return name_line(j, err);
+        }
+    }
+    int rc = kn_tasks_expand(&j->tasks, o->images, seed, err);
+    if (rc) return name_line(j, err);
+    j->keys = calloc(j->tasks.count, sizeof *j->keys);
+    if (!j->keys) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    for (size_t i = 0; i < j->tasks.count; i++) {
+        struct kn_task *t = &j->tasks.v[i];
+        rc = kn_task_resolve(t, &j->models[t->model_index], err);
+        if (rc) return rc;
+        kn_task_key(t, j->models[t->model_index].sha256, j->keys[i]);
+    }
+    return write_request(j, o, err);
+}
+
+void job_fini(struct job *j) {
+    kn_tasks_fini(&j->tasks);
+    for (size_t i = 0; i < j->model_count; i++) free(j->paths[i]);
+    free(j->keys);
+    free(j->request);
+    free(j->inputs);
+    free(j->first);
+    *j = (struct job){0};
+}
+
+static int send_chunks(struct client *c, const struct job *j, const uint32_t *pick, size_t count,
+                       const kn_id id, struct kn_err *err) {
+    struct kn_task *tasks = calloc(KN_TASKS_PER_CHUNK_MAX, sizeof *tasks);
+    if (!tasks) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    struct kn_buf packed;
+    kn_buf_init(&packed, KN_FRAME_BYTES_MAX);
+    int rc = KN_OK;
+    for (size_t from = 0; rc == KN_OK && from < count; from += KN_TASKS_PER_CHUNK_MAX) {
+        size_t n = count - from < KN_TASKS_PER_CHUNK_MAX ? count - from : KN_TASKS_PER_CHUNK_MAX;
+        for (size_t i = 0; i < n; i++) tasks[i] = j->tasks.v[pick ? pick[from + i] : from + i];
+        kn_buf_clear(&packed);
+        rc = kn_chunk_pack(tasks, n, &packed, err);
+        if (rc) break;
+        struct kn_msg s = {.type = KN_MSG_SUBMIT_CHUNK};
+        memcpy(s.u.submit_chunk.batch, id, sizeof(kn_id));
+        s.u.submit_chunk.chunk = (uint32_t)(from / KN_TASKS_PER_CHUNK_MAX);
+        s.u.submit_chunk.count = (uint32_t)n;
+        s.u.submit_chunk.tasks = (const uint8_t *)packed.data;
+        s.u.submit_chunk.tasks_len = packed.len;
+        rc = client_call(c, &s, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+    }
+    kn_buf_fini(&packed);
+    free(tasks);
+    return rc;
+}
+
+int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size_t count, const kn_id id,
+               const struct cli_options *o, struct kn_err *err) {
+    int rc = KN_OK;
+    for (int tries = 0; tries < SUBMIT_TRIES; tries++) {
+        struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
+        struct kn_submit_begin *b = &m.u.submit_begin;
+        memcpy(b->batch, id, sizeof(kn_id));
+        b->name = j->name;
+        b->pin_backend = o->pin_backend ? o->pin_backend : "";
+        b->request = j->request;
+        b->tasks = (uint32_t)count;
+        b->chunks = (uint32_t)((count + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX);
+        b->priority = o->priority;
+        b->models = (struct kn_model_info *)j->models;
+        b->model_count = j->model_count;
+        rc = client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+        if (rc) return rc;
+        rc = send_chunks(c, j, pick, count, id, err);
+        if (rc == KN_OK) {
+            struct kn_msg seal = {.type = KN_MSG_SUBMIT_SEAL};
+            seal.u.submit_seal.has_batch = true;
+            memcpy(seal.u.submit_seal.batch, id, sizeof(kn_id));
+            rc = client_call(c, &seal, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+        }
+        /* a coordinator that came back meanwhile may not know all of it: the same again, which doubles
+         * nothing */
+        if (rc != KN_ENOENT && rc != KN_ESTATE && rc != KN_EIO) break;
+        int rc2 = client_sleep(c, 200, err);
+        if (rc2) return rc2;
+    }
+    return rc;
+}
+
+int job_folders(const struct cli_options *o, struct job_folders *out, struct kn_err *err) {
+    static char paths[CLI_MODELS_MAX + 1][KN_PATH_MAX];
+    memset(out, 0, sizeof *out);
+    if (is_sim(o)) return KN_OK;
+    for (size_t i = 0; i < o->model_dir_count; i++) {
+        if (!realpath(o->models[i], paths[i]))
+            return kn_err_set(err, KN_EINVAL, "--models %s: %s", o->models[i], strerror(errno));
+        out->models[out->count++] = paths[i];
+    }
+    const char *m = o->settings.set & KN_SET_MODEL ? o->settings.model : NULL;
+    char *path = paths[CLI_MODELS_MAX];
+    if (m && model_is_folder(m)) {
+        if (!realpath(m, path)) return kn_err_set(err, KN_EINVAL, "--model %s: %s", m, strerror(errno));
+        out->model = path;
+    } else if (farmdir_shipped_model(path) &&
+               (!m ? out->count == 0 : strcmp(strrchr(path, '/') + 1, m) == 0)) {
+        out->model = path;
+    } else if (out->count == 0) {
+        return kn_err_set(err, KN_EMODEL, "no model: say --model DIR or --models DIR");
+    }
+    return KN_OK;
+}
+
+int cmd_submit(const struct cli_options *o) {
+    static struct job j;
+    struct kn_err err = {0};
+    struct client *c = NULL;
+    struct models farm = {0};
+    kn_id id;
+    cli_catch_signals();
+    bool input = true; /* a mistake is the input's, not the farm's */
+    int rc = job_read(o, &j, &err);
+    if (rc == KN_OK) {
+        input = false;
+        rc = farm_connect(o, &c, &err);
+    }
+    if (rc == KN_OK) rc = models_of_farm(c, WORKERS_WAIT_MS, &farm, &err);
+    if (rc == KN_OK) {
+        uint64_t seed = o->has_seed ? o->settings.seed : job_draw_seed();
+        rc = job_resolve(&j, o, &farm, seed, !o->has_seed, &err);
+        input = rc != KN_OK;
+    }
+    if (rc == KN_OK) {
+        kn_uuid_random(id);
+        rc = job_submit(c, &j, NULL, j.tasks.count, id, o, &err);
+    }
+    if (rc == KN_OK) {
+        char text[KN_UUID_TEXT];
+        kn_uuid_format(id, text);
+        printf("%s\n", text);
+        fprintf(stderr, "kiln: %zu image%s submitted; kiln wait %.8s, kiln fetch %.8s -o DIR\n",
+                j.tasks.count, j.tasks.count == 1 ? "" : "s", text, text);
+    }
+    client_close(c);
+    models_fini(&farm);
+    job_fini(&j);
+    if (rc && input) {
+        cli_fail(&err);
+        return err.code == KN_ECANCELED ? CLI_INTERRUPTED : CLI_BAD_INPUT;
+    }
+    return rc ? cli_fail(&err) : CLI_DONE;
+}

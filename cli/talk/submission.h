@@ -1,0 +1,54 @@
+/* From a command line to what a farm is asked: prompts read, settings applied, models found, images counted
+ * out, seeds given, keys computed; then the batch in chunks and its seal.
+ *
+ * Every mistake is found before anything is started, and its message names file, line and field. */
+#ifndef KILN_CLI_TALK_SUBMISSION_H
+#define KILN_CLI_TALK_SUBMISSION_H
+
+#include "cli/talk/client.h"
+#include "cli/cli.h"
+#include "cli/talk/model.h"
+
+struct job {
+    struct kn_tasks tasks;
+    struct kn_model_info models[KN_MODELS_PER_BATCH_MAX];
+    char *paths[KN_MODELS_PER_BATCH_MAX]; /* their folders on this machine; NULL: the farm has them */
+    size_t model_count;
+    kn_digest *keys; /* a task's each */
+    uint64_t seed;   /* of what sets none itself */
+    bool seed_drawn;
+    char name[KN_NAME_MAX + 1];
+    char *request; /* JSON: what was asked */
+    /* SHA-256 over the inputs' names and the prompts of -p: the same command has the same one, and gets again
+     * the seed that was drawn for it */
+    char source[KN_SHA256_HEX];
+    /* which file a task came from: inputs[k] gave those from first[k] on, before they were counted out */
+    const char **inputs;
+    size_t *first, input_count;
+};
+
+/* Reads the inputs and applies the options: all that can be done without knowing the models. */
+KN_MUST_USE int job_read(const struct cli_options *o, struct job *out, struct kn_err *err);
+/* Finds each task's model: on the farm (`farm` not NULL), else as a folder or a folder's name below --models.
+ * Then resolves, counts out images and computes keys. `seed` is for what sets none itself. */
+KN_MUST_USE int job_resolve(struct job *j, const struct cli_options *o, const struct models *farm,
+                            uint64_t seed, bool seed_drawn, struct kn_err *err);
+void job_fini(struct job *j);
+/* 32 random bits: as large as the seeds that people pass on to each other. */
+uint64_t job_draw_seed(void);
+
+/* Hands in the tasks with numbers pick[0…count) (NULL: all) as the batch `id`. Returns when they are durable.
+ */
+KN_MUST_USE int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size_t count,
+                           const kn_id id, const struct cli_options *o, struct kn_err *err);
+
+/* The models' folders for private workers: --models and --model when it is a folder, or the one that ships.
+ * Absolute paths in static memory. */
+struct job_folders {
+    const char *models[CLI_MODELS_MAX];
+    size_t count;
+    const char *model; /* NULL: none */
+};
+KN_MUST_USE int job_folders(const struct cli_options *o, struct job_folders *out, struct kn_err *err);
+
+#endif
