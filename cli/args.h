@@ -28,6 +28,7 @@ enum {
     CLI_G_EXIT = 1u << 8,
     CLI_G_TIMEOUT = 1u << 9,
     CLI_G_MODEL = 1u << 10, /* --model alone (up) */
+    CLI_G_HELP = 1u << 31,
 };
 
 extern const struct cli_command cli_commands[]; /* ends with a NULL name */

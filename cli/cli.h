@@ -22,12 +22,13 @@ enum cli_exit {
 #define CLI_PROMPTS_MAX 256 /* -p on one command line */
 #define CLI_LISTEN_MAX 8
 #define CLI_MODELS_MAX 32
+#define CLI_WORKERS_MAX 256 /* of one farm on this machine */
 
 struct cli_options {
     /* where */
     const char *farm; /* --farm, else $KILN_HOME, else ~/.kiln; a folder or an endpoint */
     const char *out;  /* -o */
-    bool json;
+    bool json, help;
     /* what to render */
     const char *prompts[CLI_PROMPTS_MAX];
     size_t prompt_count;
