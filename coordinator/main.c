@@ -1,7 +1,5 @@
 /* kiln-coordinator: flags and wiring; the work is in server.h. Exit: 0 ended by a signal, 1 bad usage or
  * configuration, 3 the store cannot be used (not there, another coordinator leads), 4 the lead was lost. */
-#include <errno.h>
-#include <getopt.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,36 +8,26 @@
 
 #include "base/fs.h"
 #include "base/log.h"
-#include "base/spec.h"
+#include "base/options.h"
 #include "coordinator/server.h"
 
-static const char usage[] =
+static const char usage_head[] =
     "usage: kiln-coordinator --dir DIR --redis WHERE --listen ENDPOINT [options]\n"
     "\n"
-    "Takes batches of prompts, hands them out to workers, keeps their pictures. `kiln up` starts one by "
-    "itself.\n"
+    "Takes batches of prompts, hands them out to workers, keeps their pictures. `kiln up`\n"
+    "starts one by itself.\n"
+    "\n";
+
+static const char usage_tail[] =
     "\n"
-    "  --dir DIR            the farm's folder: pictures are kept in DIR/objects\n"
-    "  --redis WHERE        unix:/path or HOST:PORT of the Redis (7.0 or newer) that keeps the farm's state\n"
-    "  --listen ENDPOINT    tcp://HOST:PORT or ipc:///path, for workers and commands; may be given again\n"
-    "  --data-port N        port of the pictures' socket beside tcp endpoints (default: a free one, "
-    "announced)\n"
-    "  --insecure           listen beyond this machine, though nothing checks who connects\n"
-    "  --allow-volatile     do not insist on the Redis settings without which accepted work can be lost\n"
-    "  --standby            while another coordinator leads, wait for its end\n"
-    "  --ready-file FILE    written when it listens and has read its state back\n"
-    "  --log-level LEVEL    error, warn, info (default), debug\n"
-    "  --version, --help\n"
-    "\n"
-    "SIGTERM or SIGINT ends it. Nothing that was accepted is lost by that, nor by kill -9: started again, it "
-    "goes\n"
-    "on where it was.\n"
+    "SIGTERM or SIGINT ends it. Nothing that was accepted is lost by that, nor by kill -9:\n"
+    "started again, it goes on where it was.\n"
     "\n"
     "examples:\n"
-    "  kiln-coordinator --dir /srv/kiln --redis unix:/run/kiln/redis.sock --listen "
-    "ipc:///run/kiln/control.sock\n"
-    "  kiln-coordinator --dir /srv/kiln --redis 127.0.0.1:6379 --listen tcp://0.0.0.0:5600 --data-port 5601 "
-    "--insecure\n";
+    "  kiln-coordinator --dir /srv/kiln --redis unix:/run/kiln/redis.sock \\\n"
+    "      --listen ipc:///run/kiln/control.sock\n"
+    "  kiln-coordinator --dir /srv/kiln --redis 127.0.0.1:6379 \\\n"
+    "      --listen tcp://0.0.0.0:5600 --data-port 5601 --insecure\n";
 
 enum { EXIT_USAGE = 1, EXIT_STORE = 3 };
 
@@ -60,109 +48,60 @@ struct options {
     struct server_options server;
     struct store_redis_options redis;
     enum kn_log_level level;
+    bool version, help;
 };
 
-enum {
-    OPT_DIR = 256,
-    OPT_REDIS,
-    OPT_LISTEN,
-    OPT_DATA_PORT,
-    OPT_INSECURE,
-    OPT_VOLATILE,
-    OPT_STANDBY,
-    OPT_READY,
-    OPT_LOG_LEVEL,
-    OPT_VERSION,
-    OPT_HELP
-};
-
-static const struct option long_options[] = {
-    {"dir", required_argument, NULL, OPT_DIR},
-    {"redis", required_argument, NULL, OPT_REDIS},
-    {"listen", required_argument, NULL, OPT_LISTEN},
-    {"data-port", required_argument, NULL, OPT_DATA_PORT},
-    {"insecure", no_argument, NULL, OPT_INSECURE},
-    {"allow-volatile", no_argument, NULL, OPT_VOLATILE},
-    {"standby", no_argument, NULL, OPT_STANDBY},
-    {"ready-file", required_argument, NULL, OPT_READY},
-    {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
-};
-
-static int unknown_option(const char *arg) {
-    const char *names[sizeof long_options / sizeof long_options[0]];
-    char word[64];
-    size_t n = 0;
-    for (const struct option *o = long_options; o->name; o++) names[n++] = o->name;
-    names[n] = NULL;
-    snprintf(word, sizeof word, "%.*s", (int)strcspn(arg, "="), arg);
-    const char *near = kn_suggest(word + strspn(word, "-"), names);
-    return near ? fail("%s: unknown option, did you mean --%s?", word, near)
-                : fail("%s: unknown option; see kiln-coordinator --help", word);
-}
-
-static int set_port(const char *text, int *out) {
-    char *end;
-    errno = 0;
-    unsigned long v = strtoul(text, &end, 10);
-    if (errno || text[0] < '0' || text[0] > '9' || *end || v < 1 || v > 65535)
-        return fail("--data-port: %.64s is not a port", text);
-    *out = (int)v;
+static int read_listen(void *options, char *endpoint, struct kn_err *err) {
+    struct options *o = options;
+    if (o->server.listen_count == LISTEN_MAX) return kn_err_set(err, KN_ELIMIT, "at most %d", LISTEN_MAX);
+    o->server.listen[o->server.listen_count++] = endpoint;
     return 0;
 }
 
+static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /* as enum kn_log_level */
+
+#define INTO(member) KN_OPTION_INTO(struct options, member)
+
+static const struct kn_option option_table[] = {
+    {"dir", 0, "DIR", 1, "the farm's folder: pictures are kept in DIR/objects", INTO(server.dir)},
+    {"redis", 0, "WHERE", 1,
+     "unix:/path or HOST:PORT of the Redis (7.0 or newer) that keeps the farm's state", INTO(redis.address)},
+    {"listen", 0, "ENDPOINT", 1,
+     "tcp://HOST:PORT or ipc:///path, for workers and commands; may be given again", .kind = KN_OPTION_OWN,
+     .read = read_listen},
+    {"data-port", 0, "N", 1,
+     "port of the pictures' socket beside tcp endpoints (default: a free one, announced)",
+     INTO(server.data_port), .min = 1, .max = 65535},
+    {"insecure", 0, NULL, 1, "listen beyond this machine, though nothing checks who connects",
+     INTO(server.insecure)},
+    {"allow-volatile", 0, NULL, 1,
+     "do not insist on the Redis settings without which accepted work can be lost",
+     INTO(redis.allow_volatile)},
+    {"standby", 0, NULL, 1, "while another coordinator leads, wait for its end", INTO(redis.standby)},
+    {"ready-file", 0, "FILE", 1, "written when it listens and has read its state back",
+     INTO(server.ready_file)},
+    {"log-level", 0, "LEVEL", 1, "error, warn, info (default), debug",
+     KN_OPTION_CHOICE_INTO(struct options, level, levels)},
+    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct options, version)},
+    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct options, help)},
+};
+
+static const struct kn_options command_line = {"kiln-coordinator", option_table,
+                                               sizeof option_table / sizeof option_table[0], 1};
+
 /* 0: go on; <0: end with success; else the exit status. */
 static int parse(int argc, char **argv, struct options *o) {
-    opterr = 0;
-    for (;;) {
-        int at = optind, opt = getopt_long(argc, argv, ":", long_options, NULL), rc = 0;
-        if (opt == -1) break;
-        switch (opt) {
-        case OPT_DIR:
-            o->server.dir = optarg;
-            break;
-        case OPT_REDIS:
-            o->redis.address = optarg;
-            break;
-        case OPT_LISTEN:
-            if (o->server.listen_count == LISTEN_MAX) return fail("--listen: at most %d", LISTEN_MAX);
-            o->server.listen[o->server.listen_count++] = optarg;
-            break;
-        case OPT_DATA_PORT:
-            rc = set_port(optarg, &o->server.data_port);
-            break;
-        case OPT_INSECURE:
-            o->server.insecure = true;
-            break;
-        case OPT_VOLATILE:
-            o->redis.allow_volatile = true;
-            break;
-        case OPT_STANDBY:
-            o->redis.standby = true;
-            break;
-        case OPT_READY:
-            o->server.ready_file = optarg;
-            break;
-        case OPT_LOG_LEVEL:
-            if (kn_log_level_parse(optarg, &o->level) != 0)
-                return fail("--log-level: %.64s is none of error, warn, info, debug", optarg);
-            break;
-        case OPT_VERSION:
-            puts("kiln-coordinator " KILN_VERSION);
-            return -1;
-        case OPT_HELP:
-            fputs(usage, stdout);
-            return -1;
-        case ':':
-            return fail("%s: needs a value", argv[at]);
-        default:
-            return unknown_option(argv[at]);
-        }
-        if (rc != 0) return rc;
+    struct kn_err err = {0};
+    int operands, rc = kn_options_parse(&command_line, argc, argv, o, &operands, &err);
+    if (rc < 0) return fail("%s", err.text);
+    if (o->version) puts("kiln-coordinator " KILN_VERSION);
+    if (o->help) {
+        fputs(usage_head, stdout);
+        kn_options_help(&command_line, stdout);
+        fputs(usage_tail, stdout);
     }
-    if (optind < argc) return fail("%.100s: not expected; see kiln-coordinator --help", argv[optind]);
+    if (rc == 1) return -1;
+    if (operands > 0) return fail("%.100s: not expected; see kiln-coordinator --help", argv[1]);
     if (!o->server.dir) return fail("--dir is missing; see kiln-coordinator --help");
     if (!o->redis.address) return fail("--redis is missing; see kiln-coordinator --help");
     if (o->server.listen_count == 0) return fail("--listen is missing; see kiln-coordinator --help");

@@ -1,8 +1,6 @@
 /* kiln-render: pictures from a model's folder with no farm. Flags and wiring; the work is in the engine
  * (kiln.h) and in base's reader of prompt files. One thread, but for the engine's own. Exit: 0 all done, 1
  * bad usage or input (nothing was started), 2 some images failed, 130 interrupted. */
-#include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <math.h>
@@ -18,7 +16,9 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/log.h"
+#include "base/options.h"
 #include "base/prompts.h"
+#include "base/settings.h"
 #include "kernels/io/safetensors.h"
 #include "kernels/kiln.h"
 
@@ -33,7 +33,7 @@ struct options {
     struct kiln_engine_options engine;
     struct kiln_lora loras[KILN_LORAS_MAX]; /* their paths are argv's, cut */
     int lora_count;
-    bool json, describe, quiet, calibrate;
+    bool json, describe, quiet, calibrate, version, help;
 };
 
 static volatile sig_atomic_t interrupted;
@@ -43,53 +43,26 @@ static void on_signal(int sig) {
     interrupted = 1;
 }
 
-static const char usage[] =
+static const char usage_head[] =
     "usage: kiln-render --model DIR --prompt TEXT [options] -o FILE.png\n"
     "       kiln-render --model DIR --prompts FILE [options] -o DIR\n"
     "       kiln-render --model DIR --device cuda --calibrate FILE\n"
     "       kiln-render --model DIR --describe\n"
     "\n"
-    "Renders pictures with a diffusion model's folder (diffusers layout, safetensors), in this process.\n"
+    "Renders pictures with a diffusion model's folder (diffusers layout, safetensors), in\n"
+    "this process.\n"
+    "\n";
+
+static const char usage_tail[] =
     "\n"
-    "  --model DIR         the model's folder\n"
-    "  -p, --prompt TEXT   one prompt\n"
-    "  --prompts FILE      many: .txt (a prompt a line), .jsonl, .csv, .tsv; - is standard input\n"
-    "  --input-format F    txt, jsonl, csv or tsv (for - and other endings)\n"
-    "  --negative TEXT     what the picture should not show\n"
-    "  --seed N            seed; drawn and printed when not given\n"
-    "  --images N          pictures a prompt, of seeds N, N+1, …\n"
-    "  --steps N           denoising steps\n"
-    "  --sampler NAME      DDIM, PNDM, Euler, Euler a, DPM++ 2M\n"
-    "  --schedule NAME     normal, karras\n"
-    "  --cfg X             guidance; 1 and below is none\n"
-    "  --size WxH          pixels\n"
-    "  -o, --output PATH   the file, or with --prompts or --images the folder (000000.png, …)\n"
-    "  --dump FILE         every intermediate tensor of one picture, as safetensors\n"
-    "  --batch N           pictures rendered at once (default: what the engine deems best; never changes a "
-    "picture)\n"
-    "  --device WHICH      cpu (default), cuda, or cuda:N for the N-th GPU\n"
-    "  --precision TYPE    GPU: auto (default), f16, bf16, or fp8 (after --calibrate)\n"
-    "  --calibrate FILE    GPU: renders these prompts, writes the scales that --precision fp8 needs to the "
-    "model's "
-    "folder, renders\n"
-    "                      them again with those and tells how far apart the pictures are\n"
-    "  --fastest           GPU: a picture may depend on its batch, for speed\n"
-    "  --lora FILE[:X]     a LoRA, X times as strong as it was trained; may be given again\n"
-    "  --threads N         threads (default: all cores)\n"
-    "  --cache DIR         where the model's hash is remembered (default: $XDG_CACHE_HOME/kiln or "
-    "~/.cache/kiln)\n"
-    "  --describe          prints what the folder says of itself, as JSON, and ends\n"
-    "  --json              a line of JSON with the figures at the end, on standard output\n"
-    "  -q, --quiet         no progress on standard error\n"
-    "  --version, --help\n"
-    "\n"
-    "What is not given comes from the model's folder (kiln.json, else its scheduler and native size), 20 "
-    "steps, guidance 7.\n"
+    "What is not given comes from the model's folder (kiln.json, else its scheduler and\n"
+    "native size), 20 steps, guidance 7.\n"
     "\n"
     "examples:\n"
-    "  kiln-render --model models/tiny -p \"a red circle above a blue square\" --seed 7 -o circle.png\n"
-    "  kiln-render --model ~/sd15 --prompts prompts.txt --steps 30 --sampler \"dpm++ 2m\" --schedule karras "
-    "-o out\n"
+    "  kiln-render --model models/tiny -p \"a red circle above a blue square\" --seed 7 \\\n"
+    "      -o circle.png\n"
+    "  kiln-render --model ~/sd15 --prompts prompts.txt --steps 30 --sampler \"dpm++ 2m\" \\\n"
+    "      --schedule karras -o out\n"
     "  kiln-render --model ~/sd15 -p \"a lighthouse\" --seed 1 --images 4 -o out\n";
 
 /* ---- options ---- */
@@ -105,24 +78,16 @@ static int fail(const char *fmt, ...) {
     return EXIT_USAGE;
 }
 
-/* A whole number between min and max, nothing behind it. */
-static bool parse_number(const char *s, uint64_t min, uint64_t max, uint64_t *out) {
-    char *end;
-    errno = 0;
-    unsigned long long v = strtoull(s, &end, 10);
-    if (errno || end == s || *end || s[0] == '-' || s[0] == ' ' || s[0] == '+' || v < min || v > max)
-        return false;
-    *out = v;
-    return true;
-}
-
-static int bad_number(const char *flag, const char *text, uint64_t min, uint64_t max) {
-    return fail("%s: %.64s is not between %" PRIu64 " and %" PRIu64, flag, text, min, max);
+static int read_seed(void *task, char *value, struct kn_err *err) {
+    struct kn_task *t = task;
+    t->set |= KN_SET_SEED;
+    return kn_option_number(value, 0, UINT64_MAX, &t->seed, err);
 }
 
 /* FILE or FILE:X; a colon that no number follows is the name's. */
-static int add_lora(struct options *o, char *arg) {
-    if (o->lora_count == KILN_LORAS_MAX) return fail("--lora: more than %d", KILN_LORAS_MAX);
+static int read_lora(void *options, char *arg, struct kn_err *err) {
+    struct options *o = options;
+    if (o->lora_count == KILN_LORAS_MAX) return kn_err_set(err, KN_ELIMIT, "more than %d", KILN_LORAS_MAX);
     struct kiln_lora *l = &o->loras[o->lora_count++];
     *l = (struct kiln_lora){arg, 1};
     char *colon = strrchr(arg, ':'), *end;
@@ -130,221 +95,100 @@ static int add_lora(struct options *o, char *arg) {
     float scale = strtof(colon + 1, &end);
     if (*end) return 0;
     if (!isfinite(scale) || fabsf(scale) > 100)
-        return fail("--lora: %s is not between -100 and 100", colon + 1);
+        return kn_err_set(err, KN_EINVAL, "%s is not between -100 and 100", colon + 1);
     *colon = 0;
     l->scale = scale;
     return 0;
 }
 
-static const char *const precisions[] = {"auto", "f16", "bf16", "fp8"}; /* as enum kiln_precision */
+static int read_calibrate(void *options, char *file, struct kn_err *err) {
+    struct options *o = options;
+    (void)err;
+    o->prompts = file;
+    o->calibrate = true;
+    return 0;
+}
 
-static int parse_device(const char *arg, struct kiln_engine_options *out) {
+static int read_device(void *engine, char *arg, struct kn_err *err) {
+    struct kiln_engine_options *out = engine;
     uint64_t n = 0;
     if (!strcmp(arg, "cpu")) {
         out->device = KILN_DEVICE_CPU;
         return 0;
     }
-    if (strncmp(arg, "cuda", 4) || (arg[4] && (arg[4] != ':' || !parse_number(arg + 5, 0, 1023, &n))))
-        return fail("--device: %.64s is none of cpu, cuda, cuda:N", arg);
+    if (strncmp(arg, "cuda", 4) ||
+        (arg[4] && (arg[4] != ':' || kn_option_number(arg + 5, 0, 1023, &n, NULL))))
+        return kn_err_set(err, KN_EINVAL, "%.64s is none of cpu, cuda, cuda:N", arg);
     out->device = KILN_DEVICE_CUDA;
     out->device_index = (int)n;
     return 0;
 }
 
-enum {
-    OPT_MODEL = 256,
-    OPT_PROMPTS,
-    OPT_DEVICE,
-    OPT_LORA,
-    OPT_CALIBRATE,
-    OPT_PRECISION,
-    OPT_FASTEST,
-    OPT_FORMAT,
-    OPT_NEGATIVE,
-    OPT_SEED,
-    OPT_IMAGES,
-    OPT_STEPS,
-    OPT_SAMPLER,
-    OPT_SCHEDULE,
-    OPT_CFG,
-    OPT_SIZE,
-    OPT_DUMP,
-    OPT_BATCH,
-    OPT_THREADS,
-    OPT_CACHE,
-    OPT_DESCRIBE,
-    OPT_JSON,
-    OPT_VERSION,
-    OPT_HELP
+static const char *const precisions[] = {"auto", "f16", "bf16", "fp8", NULL}; /* as enum kiln_precision */
+
+#define INTO(member) KN_OPTION_INTO(struct options, member)
+#define SETTING(function) KN_OPTION_READ(struct options, settings, function)
+#define WHOLE(function) .kind = KN_OPTION_OWN, .read = (function) /* is given all of the options */
+
+static const struct kn_option option_table[] = {
+    {"model", 0, "DIR", 1, "the model's folder", INTO(model)},
+    {"prompt", 'p', "TEXT", 1, "one prompt", INTO(prompt)},
+    {"prompts", 0, "FILE", 1, "many: .txt (a prompt a line), .jsonl, .csv, .tsv; - is standard input",
+     INTO(prompts)},
+    {"input-format", 0, "F", 1, "txt, jsonl, csv or tsv (for - and other endings)",
+     KN_OPTION_READ(struct options, format, kn_setting_input_format)},
+    {"negative", 0, "TEXT", 1, "what the picture should not show", SETTING(kn_setting_negative)},
+    {"seed", 0, "N", 1, "seed; drawn and printed when not given", SETTING(read_seed)},
+    {"images", 0, "N", 1, "pictures a prompt, of seeds N, N+1, …", INTO(images), .min = 1,
+     .max = KN_IMAGES_MAX},
+    {"steps", 0, "N", 1, "denoising steps", SETTING(kn_setting_steps)},
+    {"sampler", 0, "NAME", 1, "DDIM, PNDM, Euler, Euler a, DPM++ 2M", SETTING(kn_setting_sampler)},
+    {"schedule", 0, "NAME", 1, "normal, karras", SETTING(kn_setting_schedule)},
+    {"cfg", 0, "X", 1, "guidance; 1 and below is none", SETTING(kn_setting_cfg)},
+    {"size", 0, "WxH", 1, "pixels", SETTING(kn_setting_size)},
+    {"output", 'o', "PATH", 1, "the file, or with --prompts or --images the folder (000000.png, …)",
+     INTO(output)},
+    {"dump", 0, "FILE", 1, "every intermediate tensor of one picture, as safetensors", INTO(dump)},
+    {"batch", 0, "N", 1,
+     "pictures rendered at once (default: what the engine deems best; never changes a picture)", INTO(batch),
+     .min = 1, .max = KN_SHARD_TASKS_MAX},
+    {"device", 0, "WHICH", 1, "cpu (default), cuda, or cuda:N for the N-th GPU",
+     KN_OPTION_READ(struct options, engine, read_device)},
+    {"precision", 0, "TYPE", 1, "GPU: auto (default), f16, bf16, or fp8 (after --calibrate)",
+     KN_OPTION_CHOICE_INTO(struct options, engine.precision, precisions)},
+    {"calibrate", 0, "FILE", 1,
+     "GPU: renders these prompts, writes the scales that --precision fp8 needs to the model's folder, "
+     "renders them again with those and tells how far apart the pictures are",
+     WHOLE(read_calibrate)},
+    {"fastest", 0, NULL, 1, "GPU: a picture may depend on its minibatch, for speed", INTO(engine.fastest)},
+    {"lora", 0, "FILE[:X]", 1, "a LoRA, X times as strong as it was trained; may be given again",
+     WHOLE(read_lora)},
+    {"threads", 0, "N", 1, "threads (default: all cores)", INTO(threads), .min = 1, .max = 1024},
+    {"cache", 0, "DIR", 1,
+     "where the model's hash is remembered (default: $XDG_CACHE_HOME/kiln or ~/.cache/kiln)", INTO(cache)},
+    {"describe", 0, NULL, 1, "prints what the folder says of itself, as JSON, and ends", INTO(describe)},
+    {"json", 0, NULL, 1, "a line of JSON with the figures at the end, on standard output", INTO(json)},
+    {"quiet", 'q', NULL, 1, "no progress on standard error", INTO(quiet)},
+    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct options, version)},
+    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct options, help)},
 };
 
-static const struct option long_options[] = {
-    {"model", required_argument, NULL, OPT_MODEL},
-    {"prompt", required_argument, NULL, 'p'},
-    {"prompts", required_argument, NULL, OPT_PROMPTS},
-    {"input-format", required_argument, NULL, OPT_FORMAT},
-    {"negative", required_argument, NULL, OPT_NEGATIVE},
-    {"seed", required_argument, NULL, OPT_SEED},
-    {"images", required_argument, NULL, OPT_IMAGES},
-    {"steps", required_argument, NULL, OPT_STEPS},
-    {"sampler", required_argument, NULL, OPT_SAMPLER},
-    {"schedule", required_argument, NULL, OPT_SCHEDULE},
-    {"cfg", required_argument, NULL, OPT_CFG},
-    {"size", required_argument, NULL, OPT_SIZE},
-    {"output", required_argument, NULL, 'o'},
-    {"dump", required_argument, NULL, OPT_DUMP},
-    {"batch", required_argument, NULL, OPT_BATCH},
-    {"calibrate", required_argument, NULL, OPT_CALIBRATE},
-    {"lora", required_argument, NULL, OPT_LORA},
-    {"device", required_argument, NULL, OPT_DEVICE},
-    {"precision", required_argument, NULL, OPT_PRECISION},
-    {"fastest", no_argument, NULL, OPT_FASTEST},
-    {"threads", required_argument, NULL, OPT_THREADS},
-    {"cache", required_argument, NULL, OPT_CACHE},
-    {"describe", no_argument, NULL, OPT_DESCRIBE},
-    {"json", no_argument, NULL, OPT_JSON},
-    {"quiet", no_argument, NULL, 'q'},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
-};
+static const struct kn_options command_line = {"kiln-render", option_table,
+                                               sizeof option_table / sizeof option_table[0], 1};
 
-/* 0, or an exit status; −1: done, leave with 0. */
-static int set_option(struct options *o, int opt, char *arg) {
-    struct kn_task *s = &o->settings;
-    struct kn_err err = {0};
-    uint64_t n = 0;
-    switch (opt) {
-    case OPT_MODEL:
-        o->model = arg;
-        return 0;
-    case 'p':
-        o->prompt = arg;
-        return 0;
-    case OPT_PROMPTS:
-        o->prompts = arg;
-        return 0;
-    case 'o':
-        o->output = arg;
-        return 0;
-    case OPT_DUMP:
-        o->dump = arg;
-        return 0;
-    case OPT_CACHE:
-        o->cache = arg;
-        return 0;
-    case OPT_DESCRIBE:
-        o->describe = true;
-        return 0;
-    case OPT_JSON:
-        o->json = true;
-        return 0;
-    case 'q':
-        o->quiet = true;
-        return 0;
-    case OPT_FORMAT:
-        return kn_input_format_parse(arg, &o->format, &err) ? fail("--input-format: %s", err.text) : 0;
-    case OPT_NEGATIVE:
-        s->negative = arg;
-        s->set |= KN_SET_NEGATIVE;
-        return 0;
-    case OPT_SEED:
-        if (!parse_number(arg, 0, UINT64_MAX, &s->seed)) return bad_number("--seed", arg, 0, UINT64_MAX);
-        s->set |= KN_SET_SEED;
-        return 0;
-    case OPT_IMAGES:
-        if (!parse_number(arg, 1, KN_IMAGES_MAX, &n)) return bad_number("--images", arg, 1, KN_IMAGES_MAX);
-        o->images = (uint32_t)n;
-        return 0;
-    case OPT_STEPS:
-        if (!parse_number(arg, KN_STEPS_MIN, KN_STEPS_MAX, &n))
-            return bad_number("--steps", arg, KN_STEPS_MIN, KN_STEPS_MAX);
-        s->steps = (uint32_t)n;
-        s->set |= KN_SET_STEPS;
-        return 0;
-    case OPT_SAMPLER:
-        if (kn_sampler_parse(arg, &s->sampler, &err)) return fail("--sampler: %s", err.text);
-        s->set |= KN_SET_SAMPLER;
-        return 0;
-    case OPT_SCHEDULE:
-        if (kn_schedule_parse(arg, &s->schedule, &err)) return fail("--schedule: %s", err.text);
-        s->set |= KN_SET_SCHEDULE;
-        return 0;
-    case OPT_CFG: {
-        char *end;
-        s->cfg = strtof(arg, &end);
-        if (end == arg || *end || !((double)s->cfg >= KN_CFG_MIN && (double)s->cfg <= KN_CFG_MAX))
-            return fail("--cfg: %.64s is not between %g and %g", arg, KN_CFG_MIN, KN_CFG_MAX);
-        s->set |= KN_SET_CFG;
-        return 0;
-    }
-    case OPT_SIZE:
-        if (kn_size_parse(arg, &s->width, &s->height, &err)) return fail("--size: %s", err.text);
-        s->set |= KN_SET_SIZE;
-        return 0;
-    case OPT_BATCH:
-        if (!parse_number(arg, 1, KN_SHARD_TASKS_MAX, &n))
-            return bad_number("--batch", arg, 1, KN_SHARD_TASKS_MAX);
-        o->batch = (int)n;
-        return 0;
-    case OPT_CALIBRATE:
-        o->prompts = arg;
-        o->calibrate = true;
-        return 0;
-    case OPT_LORA:
-        return add_lora(o, optarg);
-    case OPT_DEVICE:
-        return parse_device(arg, &o->engine);
-    case OPT_PRECISION:
-        for (int i = 0; i < 4; i++)
-            if (!strcmp(arg, precisions[i])) {
-                o->engine.precision = (enum kiln_precision)i;
-                return 0;
-            }
-        return fail("--precision: %.64s is none of auto, f16, bf16, fp8", arg);
-    case OPT_FASTEST:
-        o->engine.fastest = true;
-        return 0;
-    case OPT_THREADS:
-        if (!parse_number(arg, 1, 1024, &n)) return bad_number("--threads", arg, 1, 1024);
-        o->threads = (int)n;
-        return 0;
-    case OPT_VERSION:
-        printf("kiln-render %s\n", KILN_VERSION);
-        return -1;
-    case OPT_HELP:
-        fputs(usage, stdout);
-        return -1;
-    default:
-        return EXIT_USAGE;
-    }
-}
-
-/* What getopt did not take: an option that is not there, or one without its value. */
-static int bad_option(const char *word, int opt) {
-    if (opt == ':') return fail("%s: a value is missing", word);
-    const char *names[sizeof long_options / sizeof *long_options];
-    size_t n = 0;
-    for (; long_options[n].name; n++) names[n] = long_options[n].name;
-    names[n] = NULL;
-    char name[64];
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
-    const char *near = !strncmp(name, "--", 2) ? kn_suggest(name + 2, names) : NULL;
-    if (near) return fail("%s: unknown option, did you mean --%s?", name, near);
-    return fail("%s: unknown option; kiln-render --help lists them", name);
-}
-
+/* 0, or an exit status; -1: done, leave with 0. */
 static int parse_options(int argc, char **argv, struct options *o) {
-    int opt;
-    opterr = 0;
-    while ((opt = getopt_long(argc, argv, ":p:o:q", long_options, NULL)) != -1) {
-        char letter[3] = {'-', (char)optopt, 0};
-        int rc = opt == '?' || opt == ':'
-                     ? bad_option(optopt > 0 && optopt < 256 ? letter : argv[optind - 1], opt)
-                     : set_option(o, opt, optarg);
-        if (rc) return rc;
+    struct kn_err err = {0};
+    int operands, rc = kn_options_parse(&command_line, argc, argv, o, &operands, &err);
+    if (rc < 0) return fail("%s", err.text);
+    if (o->version) puts("kiln-render " KILN_VERSION);
+    if (o->help) {
+        fputs(usage_head, stdout);
+        kn_options_help(&command_line, stdout);
+        fputs(usage_tail, stdout);
     }
-    if (optind < argc) return fail("%s: what is it? A prompt goes behind -p", argv[optind]);
+    if (rc == 1) return -1;
+    if (operands > 0) return fail("%s: what is it? A prompt goes behind -p", argv[1]);
     if (!o->model) return fail("--model is missing; kiln-render --help");
     if (o->describe) return 0;
     if (!o->prompt == !o->prompts) return fail("one of --prompt and --prompts is needed");

@@ -3,7 +3,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <json-c/json.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,6 +14,7 @@
 
 #include "base/fs.h"
 #include "base/log.h"
+#include "base/options.h"
 #include "worker/device.h"
 #include "worker/models.h"
 #include "worker/supervise.h"
@@ -25,46 +25,24 @@
 #define UNACKED_BYTES_MAX (256ull << 20)
 #define LOCAL_WORKERS_MAX 1024
 #define TREES_MAX 64
+#define NAME_LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 #define READINGS_MS 2000 /* between two looks at the GPU */
 
-static const char usage[] =
+static const char usage_head[] =
     "usage: kiln-worker --join ENDPOINT|FARMDIR [options]\n"
     "       kiln-worker --describe-model DIR\n"
     "       kiln-worker --list-devices\n"
     "\n"
-    "Renders for a farm: joins its coordinator, takes shards of a batch, and sends the pictures back.\n"
+    "Renders for a farm: joins its coordinator, takes shards of a batch, and sends the\n"
+    "pictures back.\n"
+    "\n";
+
+static const char usage_tail[] =
     "\n"
-    "  --join WHERE          tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine\n"
-    "  --name NAME           who it is on the farm: unique there, the same after a restart (default: host "
-    "and number)\n"
-    "  --models DIR          a folder of models' folders, or a model's folder itself; may be given again\n"
-    "  --model DIR           a model's folder (diffusers layout, safetensors); may be given again\n"
-    "  --device WHICH        what renders: cpu (default), a GPU by its number or the beginning of its UUID "
-    "(see "
-    "--list-devices),\n"
-    "                        or all: a worker for each GPU, watched over by this process\n"
-    "  --engine ENGINE       cpu, cuda (both follow from --device), or "
-    "sim[:ms=50,crash=0.01,hang=0.002,nan=0.001,flaky=0.01,seed=7,size=64,\n"
-    "                        batch=64,oom=8]: a simulated engine, with a model named sim\n"
-    "  --precision TYPE      GPU: auto (default), f16, bf16, or fp8 (for models that kiln-render --calibrate "
-    "was run on)\n"
-    "  --fastest             GPU: a picture may depend on its batch, for speed; such workers are a class of "
-    "their own\n"
-    "  --threads N           threads of the engine (default: all cores)\n"
-    "  --credit N            shards it holds at once, the running one included: 1 to 8 (default 3, of a GPU "
-    "4)\n"
-    "  --model-memory MIB    how much of models' weights stays in memory (default: half of this machine's, "
-    "or of the GPU's)\n"
-    "  --log-level LEVEL     error, warn, info (default), debug\n"
-    "  --describe-model DIR  prints what a model's folder says of itself, as a line of JSON, and ends; "
-    "sim[:…] too\n"
-    "  --list-devices        prints the GPUs that it may use, a line of JSON each, and ends\n"
-    "  --version, --help\n"
-    "\n"
-    "GPUs are numbered as nvidia-smi numbers them, among those that CUDA_VISIBLE_DEVICES leaves over.\n"
-    "SIGTERM drains: what has not begun is handed back, what runs is finished or handed back within 15 s. A "
-    "second one\n"
-    "ends it at once.\n"
+    "GPUs are numbered as nvidia-smi numbers them, among those that\n"
+    "CUDA_VISIBLE_DEVICES leaves over.\n"
+    "SIGTERM drains: what has not begun is handed back, what runs is finished or handed\n"
+    "back within 15 s. A second one ends it at once.\n"
     "\n"
     "examples:\n"
     "  kiln-worker --join tcp://render1:5600 --models ~/models\n"
@@ -78,9 +56,9 @@ struct options {
     bool tree[TREES_MAX]; /* beside models: --models, not --model */
     int model_count, threads;
     uint32_t credit;
-    uint64_t model_bytes_max;
+    uint64_t model_mib_max;
     enum kn_log_level level;
-    bool list_devices, fastest;
+    bool list_devices, fastest, version, help;
     enum kiln_precision precision;
 };
 
@@ -97,163 +75,89 @@ static int fail(const char *fmt, ...) {
 
 /* ---- options */
 
-enum {
-    OPT_JOIN = 256,
-    OPT_NAME,
-    OPT_MODELS,
-    OPT_MODEL,
-    OPT_DEVICE,
-    OPT_ENGINE,
-    OPT_PRECISION,
-    OPT_FASTEST,
-    OPT_THREADS,
-    OPT_CREDIT,
-    OPT_MEMORY,
-    OPT_LOG_LEVEL,
-    OPT_DESCRIBE,
-    OPT_LIST_DEVICES,
-    OPT_VERSION,
-    OPT_HELP
-};
-
-static const struct option long_options[] = {
-    {"join", required_argument, NULL, OPT_JOIN},
-    {"name", required_argument, NULL, OPT_NAME},
-    {"models", required_argument, NULL, OPT_MODELS},
-    {"model", required_argument, NULL, OPT_MODEL},
-    {"device", required_argument, NULL, OPT_DEVICE},
-    {"engine", required_argument, NULL, OPT_ENGINE},
-    {"precision", required_argument, NULL, OPT_PRECISION},
-    {"fastest", no_argument, NULL, OPT_FASTEST},
-    {"threads", required_argument, NULL, OPT_THREADS},
-    {"credit", required_argument, NULL, OPT_CREDIT},
-    {"model-memory", required_argument, NULL, OPT_MEMORY},
-    {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
-    {"describe-model", required_argument, NULL, OPT_DESCRIBE},
-    {"list-devices", no_argument, NULL, OPT_LIST_DEVICES},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
-};
-
+/* Whole numbers of a device's name; options have the parser's. */
 static bool plain_number(const char *text, uint64_t min, uint64_t max, uint64_t *out) {
-    char *end;
-    errno = 0;
-    unsigned long long v = strtoull(text, &end, 10);
-    if (errno || text[0] < '0' || text[0] > '9' || *end || v < min || v > max) return false;
-    *out = v;
-    return true;
+    return kn_option_number(text, (int64_t)min, max, out, NULL) == 0;
 }
 
-static bool number(const char *flag, const char *text, uint64_t min, uint64_t max, uint64_t *out) {
-    if (!plain_number(text, min, max, out)) {
-        fail("%s: %.64s is not between %llu and %llu", flag, text, (unsigned long long)min,
-             (unsigned long long)max);
-        return false;
-    }
-    return true;
-}
-
-static int unknown_option(const char *arg) {
-    const char *names[sizeof long_options / sizeof long_options[0]];
-    char word[64];
-    size_t n = 0;
-    for (const struct option *o = long_options; o->name; o++) names[n++] = o->name;
-    names[n] = NULL;
-    snprintf(word, sizeof word, "%.*s", (int)strcspn(arg, "="), arg);
-    const char *near = kn_suggest(word + strspn(word, "-"), names);
-    return near ? fail("%s: unknown option, did you mean --%s?", word, near)
-                : fail("%s: unknown option; see kiln-worker --help", word);
-}
-
-static bool name_is_good(const char *name) {
+static int check_name(const char *name, struct kn_err *err) {
     size_t len = strlen(name);
-    if (len == 0 || len > KN_NAME_MAX) return false;
-    for (; *name; name++)
-        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *name)) return false;
-    return true;
+    if (len > 0 && len <= KN_NAME_MAX && strspn(name, NAME_LETTERS) == len) return 0;
+    return kn_err_set(err, KN_EINVAL, "%.80s: expected up to %d letters, digits, '.', '_' and '-'", name,
+                      KN_NAME_MAX);
 }
 
-/* 0; an exit status; -1: done, leave with 0. */
-static int set_option(struct options *o, int opt, const char *arg) {
-    uint64_t n = 0;
-    switch (opt) {
-    case OPT_JOIN:
-        o->join = arg;
-        return 0;
-    case OPT_NAME:
-        o->name = arg;
-        return name_is_good(arg) ? 0
-                                 : fail("--name: %.80s: expected up to %d letters, digits, '.', '_' and '-'",
-                                        arg, KN_NAME_MAX);
-    case OPT_MODELS:
-    case OPT_MODEL:
-        if (o->model_count == TREES_MAX) return fail("more than %d --model and --models", TREES_MAX);
-        o->tree[o->model_count] = opt == OPT_MODELS;
-        o->models[o->model_count++] = arg;
-        return 0;
-    case OPT_DEVICE:
-        o->device = arg;
-        return arg[0] ? 0 : fail("--device: expected cpu, all, a number or a UUID");
-    case OPT_ENGINE:
-        o->engine = arg;
-        return 0;
-    case OPT_PRECISION: {
-        static const char *const names[] = {"auto", "f16", "bf16", "fp8"}; /* as enum kiln_precision */
-        for (int i = 0; i < 4; i++)
-            if (strcmp(arg, names[i]) == 0) {
-                o->precision = (enum kiln_precision)i;
-                return 0;
-            }
-        return fail("--precision: %.64s is none of auto, f16, bf16, fp8", arg);
-    }
-    case OPT_FASTEST:
-        o->fastest = true;
-        return 0;
-    case OPT_THREADS: /* 0: all cores */
-        if (!number("--threads", arg, 0, 1024, &n)) return WORKER_EXIT_USAGE;
-        o->threads = (int)n;
-        return 0;
-    case OPT_CREDIT:
-        if (!number("--credit", arg, 1, KN_SHARDS_PER_WORKER_MAX, &n)) return WORKER_EXIT_USAGE;
-        o->credit = (uint32_t)n;
-        return 0;
-    case OPT_MEMORY:
-        if (!number("--model-memory", arg, 1, 1ull << 30, &n)) return WORKER_EXIT_USAGE;
-        o->model_bytes_max = n << 20;
-        return 0;
-    case OPT_LOG_LEVEL:
-        return kn_log_level_parse(arg, &o->level)
-                   ? fail("--log-level: %.64s: expected error, warn, info or debug", arg)
-                   : 0;
-    case OPT_DESCRIBE:
-        o->describe = arg;
-        return 0;
-    case OPT_LIST_DEVICES:
-        o->list_devices = true;
-        return 0;
-    case OPT_VERSION:
-        puts("kiln-worker " KILN_VERSION);
-        return -1;
-    case OPT_HELP:
-        fputs(usage, stdout);
-        return -1;
-    default:
-        return WORKER_EXIT_USAGE;
-    }
+static int check_device(const char *which, struct kn_err *err) {
+    return which[0] ? 0 : kn_err_set(err, KN_EINVAL, "expected cpu, all, a number or a UUID");
 }
 
-static int parse(struct options *o, int argc, char **argv) {
-    opterr = 0;
-    for (;;) {
-        int at = optind, opt = getopt_long(argc, argv, ":", long_options, NULL);
-        if (opt == -1) break;
-        if (opt == ':') return fail("%s: expects a value", argv[optind - 1]);
-        if (opt == '?') return unknown_option(argv[optind > at ? optind - 1 : at]);
-        int rc = set_option(o, opt, optarg);
-        if (rc != 0) return rc;
-    }
-    if (optind < argc) return fail("%.64s: unexpected argument; see kiln-worker --help", argv[optind]);
+/* --model and --models share a list: the models are loaded in the order in which they were named. */
+static int add_models(struct options *o, const char *path, bool tree, struct kn_err *err) {
+    if (o->model_count == TREES_MAX)
+        return kn_err_set(err, KN_ELIMIT, "more than %d --model and --models", TREES_MAX);
+    o->tree[o->model_count] = tree;
+    o->models[o->model_count++] = path;
+    return 0;
+}
+
+static int read_model(void *options, char *path, struct kn_err *err) {
+    return add_models(options, path, false, err);
+}
+
+static int read_models(void *options, char *path, struct kn_err *err) {
+    return add_models(options, path, true, err);
+}
+
+static const char *const precisions[] = {"auto", "f16", "bf16", "fp8", NULL}; /* as enum kiln_precision */
+static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /* as enum kn_log_level */
+
+#define INTO(member) KN_OPTION_INTO(struct options, member)
+#define CHOICE(member, names) KN_OPTION_CHOICE_INTO(struct options, member, names)
+
+static const struct kn_option option_table[] = {
+    {"join", 0, "WHERE", 1, "tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine",
+     INTO(join)},
+    {"name", 0, "NAME", 1,
+     "who it is on the farm: unique there, the same after a restart (default: host and number)", INTO(name),
+     .check = check_name},
+    {"models", 0, "DIR", 1, "a folder of models' folders, or a model's folder itself; may be given again",
+     .kind = KN_OPTION_OWN, .read = read_models},
+    {"model", 0, "DIR", 1, "a model's folder (diffusers layout, safetensors); may be given again",
+     .kind = KN_OPTION_OWN, .read = read_model},
+    {"device", 0, "WHICH", 1,
+     "what renders: cpu (default), a GPU by its number or the beginning of its UUID (see --list-devices), or "
+     "all: a worker for each GPU, watched over by this process",
+     INTO(device), .check = check_device},
+    {"engine", 0, "ENGINE", 1,
+     "cpu, cuda (both follow from --device), or sim: a simulated engine, with a model named sim; "
+     "sim:KEY=VALUE,… of ms=50 crash=0.01 hang=0.002 nan=0.001 flaky=0.01 seed=7 size=64 batch=64 oom=8",
+     INTO(engine)},
+    {"precision", 0, "TYPE", 1,
+     "GPU: auto (default), f16, bf16, or fp8 (for models that kiln-render --calibrate was run on)",
+     CHOICE(precision, precisions)},
+    {"fastest", 0, NULL, 1,
+     "GPU: a picture may depend on its minibatch, for speed; such workers are a class of their own",
+     INTO(fastest)},
+    {"threads", 0, "N", 1, "threads of the engine (default: all cores)", INTO(threads), .max = 1024},
+    {"credit", 0, "N", 1, "shards it holds at once, the running one included: 1 to 8 (default 3, of a GPU 4)",
+     INTO(credit), .min = 1, .max = KN_SHARDS_PER_WORKER_MAX},
+    {"model-memory", 0, "MIB", 1,
+     "how much of models' weights stays in memory (default: half of this machine's, or of the GPU's)",
+     INTO(model_mib_max), .min = 1, .max = 1u << 30},
+    {"log-level", 0, "LEVEL", 1, "error, warn, info (default), debug", CHOICE(level, levels)},
+    {"describe-model", 0, "DIR", 1,
+     "prints what a model's folder says of itself, as a line of JSON, and ends; sim[:…] too", INTO(describe)},
+    {"list-devices", 0, NULL, 1, "prints the GPUs that it may use, a line of JSON each, and ends",
+     INTO(list_devices)},
+    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct options, version)},
+    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct options, help)},
+};
+
+static const struct kn_options command_line = {"kiln-worker", option_table,
+                                               sizeof option_table / sizeof option_table[0], 1};
+
+/* What follows from the options together. */
+static int complete(struct options *o) {
     if (!o->join && !o->describe && !o->list_devices)
         return fail("--join ENDPOINT|FARMDIR is missing; see kiln-worker --help");
     bool gpu = o->device && strcmp(o->device, "cpu") != 0;
@@ -268,6 +172,22 @@ static int parse(struct options *o, int argc, char **argv) {
     return 0;
 }
 
+/* 0; an exit status; -1: done, leave with 0. */
+static int parse(struct options *o, int argc, char **argv) {
+    struct kn_err err = {0};
+    int operands, rc = kn_options_parse(&command_line, argc, argv, o, &operands, &err);
+    if (rc < 0) return fail("%s", err.text);
+    if (o->version) puts("kiln-worker " KILN_VERSION);
+    if (o->help) {
+        fputs(usage_head, stdout);
+        kn_options_help(&command_line, stdout);
+        fputs(usage_tail, stdout);
+    }
+    if (rc == 1) return -1;
+    if (operands > 0) return fail("%.64s: unexpected argument; see kiln-worker --help", argv[1]);
+    return complete(o);
+}
+
 /* ---- who it is */
 
 static void host_name(char *out, size_t max) {
@@ -275,7 +195,7 @@ static void host_name(char *out, size_t max) {
     if (gethostname(out, max - 1) != 0 || !out[0]) snprintf(out, max, "worker");
     out[max - 1] = '\0';
     for (char *p = out; *p; p++)
-        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *p)) *p = '-';
+        if (!strchr(NAME_LETTERS, *p)) *p = '-';
 }
 
 /* The host's name and the first number that no other worker of this user holds here: two workers never share
@@ -524,7 +444,7 @@ int main(int argc, char **argv) {
                                 .precision = o.precision,
                                 .fastest = o.fastest,
                                 .threads = o.threads,
-                                .model_bytes_max = o.model_bytes_max};
+                                .model_bytes_max = o.model_mib_max << 20};
     if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);
     rc = rc == 0 ? run(&o, engine, &gpu) : fail("%s", err.text);
