@@ -1,170 +1,120 @@
-/* See supervise.h. */
+/* See supervise.h. Keeping processes running is base/supervise.h's; here is which ones, and what is logged. */
 #include "worker/supervise.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "base/clock.h"
 #include "base/log.h"
+#include "base/supervise.h"
 
-struct child {
-    const char *uuid;
-    char name[KN_NAME_MAX + 16];
-    char **argv; /* owned; the words are borrowed */
-    pid_t pid;   /* 0: not running */
-    uint64_t started_ms, start_at_ms;
-    int starts, deaths; /* deaths: in a row, young */
-    bool over;          /* will not be started again */
-    bool refused;       /* and that because it could not be started */
-};
+#define WAIT_MS 1000
 
-struct supervisor {
+struct gpu_workers {
     struct supervise_options opt;
-    struct child v[DEVICES_MAX];
-    sigset_t before, mine;
-    int signals;
-    uint64_t kill_at_ms; /* 0: nobody asked for the end */
+    struct kn_supervisor supervisor;
+    struct kn_child v[DEVICES_MAX];
+    char **argv[DEVICES_MAX]; /* a child's each; owned, but for the words in it */
+    bool refused;             /* one could not be started at all */
+    bool ending, told;        /* told: that some are killed */
 };
 
-/* In the child: from here to exec, nothing but plain system calls. */
-static _Noreturn void become(const struct supervisor *s, const struct child *c, pid_t parent) {
-    setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(1);
-    sigprocmask(SIG_SETMASK, &s->before, NULL);
-    execv(s->opt.program, c->argv);
-    dprintf(2, "kiln-worker: %s: %s\n", s->opt.program, strerror(errno));
-    _exit(127);
+static const char *device_of(const struct gpu_workers *w, const struct kn_child *c) {
+    return w->opt.uuids[c - w->v];
 }
 
-static void start(struct supervisor *s, struct child *c) {
-    fflush(NULL);
-    pid_t parent = getpid(), pid = fork();
-    if (pid == 0) become(s, c, parent);
-    c->started_ms = kn_clock_ms();
-    if (pid < 0) {
+static void on_event(void *ctx, struct kn_child *c, enum kn_child_event e) {
+    struct gpu_workers *w = ctx;
+    if (e == KN_CHILD_NOT_STARTED)
         kn_error("fork_failed worker=%s error=%s", c->name, strerror(errno));
-        c->start_at_ms = c->started_ms + 1000;
-        return;
-    }
-    c->pid = pid;
-    c->starts++;
-    kn_info("worker_started worker=%s device=%s pid=%d starts=%d", c->name, c->uuid, (int)pid, c->starts);
-}
-
-static int pause_ms(const struct supervise_options *o, int deaths) {
-    int ms = o->pause_ms;
-    for (int i = 1; i < deaths && ms < o->pause_max_ms; i++) ms *= 2;
-    return ms < o->pause_max_ms ? ms : o->pause_max_ms;
-}
-
-static void ended(struct supervisor *s, struct child *c, int status) {
-    uint64_t now = kn_clock_ms();
-    int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    c->pid = 0;
-    c->deaths = now - c->started_ms < (uint64_t)s->opt.young_ms ? c->deaths + 1 : 1;
-    c->refused = (code == 1 || code == 127) && c->starts == 1;
-    c->over = code == 0 || c->refused || s->kill_at_ms;
-    int pause = c->over ? 0 : pause_ms(&s->opt, c->deaths);
-    c->start_at_ms = now + (uint64_t)pause;
-    kn_log(code == 0 ? KN_LOG_INFO : KN_LOG_WARN,
-           "worker_ended worker=%s device=%s %s=%d deaths=%d again=%d pause_ms=%d", c->name, c->uuid,
-           code < 0 ? "signal" : "status", code < 0 ? WTERMSIG(status) : code, c->deaths, !c->over, pause);
-}
-
-static void reap(struct supervisor *s) {
-    int status;
-    pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        for (int i = 0; i < s->opt.count; i++)
-            if (s->v[i].pid == pid) ended(s, &s->v[i], status);
-}
-
-static void pass_on(struct supervisor *s, int sig) {
-    for (int i = 0; i < s->opt.count; i++)
-        if (s->v[i].pid) kill(s->v[i].pid, sig);
-}
-
-/* Somebody asks for the end; the second time the workers leave at once, as one alone does. */
-static void on_signal(struct supervisor *s) {
-    if (s->signals++ == 0) {
-        kn_info("ending workers=%d", s->opt.count);
-        s->kill_at_ms = kn_clock_ms() + (uint64_t)s->opt.patience_ms;
-        for (int i = 0; i < s->opt.count; i++)
-            if (!s->v[i].pid) s->v[i].over = true;
-    }
-    pass_on(s, SIGTERM);
-}
-
-/* Starts what is due; how long until there is something to do, -1: nobody is left. */
-static int advance(struct supervisor *s) {
-    uint64_t now = kn_clock_ms();
-    int wait = -1;
-    if (s->kill_at_ms && now >= s->kill_at_ms) {
+    else if (e == KN_CHILD_STARTED)
+        kn_info("worker_started worker=%s device=%s pid=%d starts=%d", c->name, device_of(w, c), (int)c->pid,
+                c->starts);
+    else if (e == KN_CHILD_KILLED && !w->told)
         kn_warn("killing reason=\"they do not end\"");
-        pass_on(s, SIGKILL);
-        s->kill_at_ms = now + 1000;
-    }
-    for (int i = 0; i < s->opt.count; i++) {
-        struct child *c = &s->v[i];
-        if (!c->pid && !c->over && now >= c->start_at_ms) start(s, c);
-        if (c->over) continue;
-        int due = 1000;
-        if (!c->pid && c->start_at_ms > now && c->start_at_ms - now < 1000) due = (int)(c->start_at_ms - now);
-        if (wait < 0 || due < wait) wait = due;
-    }
-    return wait;
+    w->told = w->told || e == KN_CHILD_KILLED;
 }
 
-static bool prepare(struct supervisor *s) {
+/* Status 0 is a worker that drained; 1 or 127 at its first start, one that can never work as it was told. */
+static bool on_end(void *ctx, struct kn_child *c, int status) {
+    struct gpu_workers *w = ctx;
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    bool refused = (code == 1 || code == 127) && c->starts == 1;
+    bool again = code != 0 && !refused && !w->ending;
+    w->refused = w->refused || refused;
+    kn_log(code == 0 ? KN_LOG_INFO : KN_LOG_WARN,
+           "worker_ended worker=%s device=%s %s=%d deaths=%d again=%d pause_ms=%d", c->name, device_of(w, c),
+           code < 0 ? "signal" : "status", code < 0 ? WTERMSIG(status) : code, c->deaths, again,
+           again ? c->pause_ms : 0);
+    return again;
+}
+
+static bool prepare(struct gpu_workers *w) {
     int words = 0;
-    while (s->opt.words[words] && strcmp(s->opt.words[words], "--") != 0) words++;
-    for (int i = 0; i < s->opt.count; i++) {
-        struct child *c = &s->v[i];
-        c->uuid = s->opt.uuids[i];
-        snprintf(c->name, sizeof c->name, "%.*s-gpu%d", KN_NAME_MAX - 6, s->opt.name, i);
-        c->argv = calloc((size_t)words + 5, sizeof *c->argv);
-        if (!c->argv) return false;
-        memcpy(c->argv, s->opt.words, (size_t)words * sizeof *c->argv);
-        const char *const more[] = {"--device", c->uuid, "--name", c->name}; /* the last one counts */
-        for (size_t k = 0; k < 4; k++) c->argv[(size_t)words + k] = (char *)(uintptr_t)more[k];
+    while (w->opt.words[words] && strcmp(w->opt.words[words], "--") != 0) words++;
+    for (int i = 0; i < w->opt.count; i++) {
+        struct kn_child *c = &w->v[i];
+        snprintf(c->name, sizeof c->name, "%.*s-gpu%d", KN_NAME_MAX - 6, w->opt.name, i);
+        char **argv = calloc((size_t)words + 5, sizeof *argv);
+        if (!argv) return false;
+        memcpy(argv, w->opt.words, (size_t)words * sizeof *argv);
+        const char *const more[] = {"--device", w->opt.uuids[i], "--name", c->name}; /* the last one counts */
+        for (size_t k = 0; k < 4; k++) argv[(size_t)words + k] = (char *)(uintptr_t)more[k];
+        w->argv[i] = argv;
+        c->program = w->opt.program;
+        c->argv = argv;
     }
     return true;
 }
 
+static bool all_over(const struct gpu_workers *w) {
+    for (int i = 0; i < w->opt.count; i++)
+        if (!w->v[i].over) return false;
+    return true;
+}
+
+/* Until all are over. Somebody asks for the end with a signal; the second time the workers leave at once, as
+ * one alone does. */
+static void watch(struct gpu_workers *w) {
+    struct kn_supervisor *s = &w->supervisor;
+    for (;;) {
+        kn_supervise_start(s, 0, s->count);
+        uint64_t signals = kn_supervise_wait(s, NULL, 0, WAIT_MS);
+        if (signals) {
+            const uint64_t any = KN_SIGNAL_BIT(SIGTERM) | KN_SIGNAL_BIT(SIGINT) | KN_SIGNAL_BIT(SIGHUP);
+            struct kn_ending ending = {.patience_ms = w->opt.patience_ms, .pass_on = any};
+            kn_info("ending workers=%d", w->opt.count);
+            w->ending = true;
+            kn_supervise_end(s, 0, s->count, &ending);
+            return;
+        }
+        if (all_over(w)) return;
+    }
+}
+
 int supervise_run(const struct supervise_options *opt) {
-    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP, SIGCHLD};
-    static struct supervisor s; /* large; one a process */
-    int wait, status = 0;
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, 0};
+    static struct gpu_workers w; /* large; one a process */
     assert(opt->count > 0 && opt->count <= DEVICES_MAX);
-    memset(&s, 0, sizeof s);
-    s.opt = *opt;
-    if (!s.opt.pause_ms) s.opt.pause_ms = 500;
-    if (!s.opt.pause_max_ms) s.opt.pause_max_ms = 30000;
-    if (!s.opt.young_ms) s.opt.young_ms = 60000;
-    if (!s.opt.patience_ms) s.opt.patience_ms = 25000;
-    if (!prepare(&s)) return 1;
-    sigemptyset(&s.mine);
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&s.mine, numbers[i]);
-    sigprocmask(SIG_BLOCK, &s.mine, &s.before);
-    while ((wait = advance(&s)) >= 0) {
-        struct timespec t = {.tv_sec = wait / 1000, .tv_nsec = wait % 1000 * 1000000L};
-        int sig = sigtimedwait(&s.mine, NULL, &t);
-        reap(&s);
-        if (sig > 0 && sig != SIGCHLD) on_signal(&s);
+    memset(&w, 0, sizeof w);
+    w.opt = *opt;
+    if (!w.opt.patience_ms) w.opt.patience_ms = 25000;
+    w.supervisor = (struct kn_supervisor){.v = w.v,
+                                          .count = (size_t)opt->count,
+                                          .pause_ms = opt->pause_ms ? opt->pause_ms : 500,
+                                          .pause_max_ms = opt->pause_max_ms ? opt->pause_max_ms : 30000,
+                                          .young_ms = opt->young_ms ? opt->young_ms : 60000,
+                                          .event = on_event,
+                                          .ended = on_end,
+                                          .ctx = &w};
+    bool begun = prepare(&w) && kn_supervise_begin(&w.supervisor, signals) == 0;
+    if (begun) {
+        watch(&w);
+        kn_supervise_close(&w.supervisor);
     }
-    sigprocmask(SIG_SETMASK, &s.before, NULL);
-    for (int i = 0; i < s.opt.count; i++) {
-        if (s.v[i].refused) status = 1;
-        free(s.v[i].argv);
-    }
-    return status;
+    for (int i = 0; i < w.opt.count; i++) free(w.argv[i]);
+    return w.refused || !begun;
 }

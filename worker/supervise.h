@@ -13,7 +13,7 @@
 struct supervise_options {
     const char *program;
     char *const *words; /* argv, its [0] too; each child gets them with --device UUID and --name NAME-gpuN */
-    const char *name;   /* of this node */
+    const char *name;   /* of this machine's workers: NAME-gpu0, NAME-gpu1 … */
     const char *const *uuids;   /* one a child */
     int count;                  /* up to DEVICES_MAX */
     int pause_ms, pause_max_ms; /* before the first start again, and the longest; 0: 500 and 30,000 */

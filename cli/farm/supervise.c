@@ -10,56 +10,58 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/supervise.h"
 
 #define ARGS_MAX 128
 #define CHILDREN_MAX 258
+#define PAUSE_MS 200
+#define PAUSE_MAX_MS 5000
+/* A worker that was killed was most likely killed by a task; it takes several deaths to find out by which, and
+ * the batch waits for it. */
 #define KILLED_PAUSE_MAX_MS 800
 #define YOUNG_MS 4000  /* who dies younger than this waits longer the next time */
 #define READY_MS 60000 /* for Redis to load its file, then for the coordinator to read it back */
+#define DEATHS_START_MAX 3
 #define DRAIN_MS 20000
 #define END_MS 15000
+#define WAIT_START_MS 20 /* between two looks while the farm starts, and later */
+#define WAIT_MS 500
 #define FDS_MAX 1024 /* more than a starter has open */
 
 enum phase { STARTING_REDIS, STARTING_COORDINATOR, UP };
 
-struct child {
-    char name[24];
+struct process {              /* what the farm knows of a child beside the supervisor */
     char *argv[ARGS_MAX + 1]; /* strings: owned */
     int argc;
-    pid_t pid; /* 0: not running */
-    uint64_t started_ms, start_at_ms;
-    off_t log_at;    /* where its log ended when it was started */
-    int deaths;      /* in a row, young */
     char words[512]; /* its last ones */
-    bool refused;  /* ended with status 1 the last time: what it was told is wrong, not what happened to it */
-    bool finished; /* ended on its own wish */
+    bool refused; /* ended with status 1 the last time: what it was told is wrong, not what happened to it */
 };
 
-struct supervisor {
+struct farm {
     const struct supervise_config *c;
     const struct farmdir *f;
-    char ready_file[KN_PATH_MAX], endpoint_file[KN_PATH_MAX];
-    struct child children[CHILDREN_MAX];
-    size_t count, redis, coordinator, workers; /* indexes; SIZE_MAX: none */
+    char ready_file[KN_PATH_MAX], endpoint_file[KN_PATH_MAX], log_dir[KN_PATH_MAX], run_dir[KN_PATH_MAX];
+    struct kn_supervisor supervisor;
+    struct kn_child v[CHILDREN_MAX];
+    struct process processes[CHILDREN_MAX]; /* v[i]'s */
+    size_t redis, coordinator, workers;     /* indexes; redis: SIZE_MAX when it is not ours */
     enum phase phase;
     uint64_t phase_ms;
-    int signal_fd, news_fd, life_fd;
+    int news_fd, life_fd;
     bool ending;
     bool abandoned; /* a private farm whose starter is gone: it ends when nobody renders on it any more */
     int users_fd;
 };
 
-static void news(struct supervisor *s, const char *fmt, ...) KN_PRINTF(2, 3);
-static void news(struct supervisor *s, const char *fmt, ...) {
+static void news(struct farm *s, const char *fmt, ...) KN_PRINTF(2, 3);
+static void news(struct farm *s, const char *fmt, ...) {
     char text[1000];
     va_list ap;
     va_start(ap, fmt);
@@ -76,141 +78,87 @@ static void news(struct supervisor *s, const char *fmt, ...) {
     }
 }
 
-static void add_arg(struct child *ch, const char *fmt, ...) KN_PRINTF(2, 3);
-static void add_arg(struct child *ch, const char *fmt, ...) {
-    if (ch->argc == ARGS_MAX) return;
+/* ---- processes ---- */
+
+static void add_arg(struct process *p, const char *fmt, ...) KN_PRINTF(2, 3);
+static void add_arg(struct process *p, const char *fmt, ...) {
+    if (p->argc == ARGS_MAX) return;
     va_list ap;
     va_start(ap, fmt);
     char *text = NULL;
     if (vasprintf(&text, fmt, ap) < 0) abort();
     va_end(ap);
-    ch->argv[ch->argc++] = text;
+    p->argv[p->argc++] = text;
 }
 
-static struct child *add_child(struct supervisor *s, const char *fmt, int number) {
-    struct child *ch = &s->children[s->count++];
-    snprintf(ch->name, sizeof ch->name, fmt, number);
-    return ch;
+static struct process *add_process(struct farm *s, const char *name, const char *program) {
+    size_t i = s->supervisor.count++;
+    struct process *p = &s->processes[i];
+    add_arg(p, "%s", program);
+    s->v[i].program = p->argv[0];
+    s->v[i].argv = p->argv;
+    snprintf(s->v[i].name, sizeof s->v[i].name, "%s", name);
+    return p;
 }
 
-/* In the child: from here to exec, nothing but plain system calls. */
-static _Noreturn void become(const struct child *ch, const char *log, pid_t parent) {
-    setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(1);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
-    int in = open("/dev/null", O_RDONLY), out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-    if (in < 0 || out < 0) _exit(126);
-    dup2(in, 0);
-    dup2(out, 1);
-    dup2(out, 2);
-    if (in > 2) close(in);
-    if (out > 2) close(out);
-    execvp(ch->argv[0], ch->argv);
-    dprintf(2, "%s: %s\n", ch->argv[0], strerror(errno));
-    _exit(127);
+static void read_last_words(struct farm *s, size_t i) {
+    char log[KN_PATH_MAX + sizeof s->v[i].name + 8];
+    snprintf(log, sizeof log, "%s/%s.log", s->log_dir, s->v[i].name);
+    kn_supervise_last_words(log, s->v[i].log_at, s->processes[i].words, sizeof s->processes[i].words);
 }
 
-static void start(struct supervisor *s, struct child *ch) {
-    char log[KN_PATH_MAX + 64];
-    snprintf(log, sizeof log, "%s/log/%s.log", s->f->dir, ch->name);
-    struct stat st;
-    ch->log_at = stat(log, &st) == 0 ? st.st_size : 0;
-    pid_t parent = getpid(), pid = fork();
-    if (pid == 0) become(ch, log, parent);
-    ch->started_ms = kn_clock_ms();
-    if (pid < 0) {
+static void on_event(void *ctx, struct kn_child *ch, enum kn_child_event e) {
+    struct farm *s = ctx;
+    size_t i = (size_t)(ch - s->v);
+    switch (e) {
+    case KN_CHILD_STARTING: /* what is there of an earlier one would be taken for a sign of the new one */
+        if (i == s->redis) unlink(s->f->redis_socket);
+        if (i == s->coordinator) unlink(s->ready_file);
+        break;
+    case KN_CHILD_STARTED:
+        kn_info("started process=%s pid=%d", ch->name, (int)ch->pid);
+        break;
+    case KN_CHILD_NOT_STARTED:
         kn_error("fork_failed process=%s error=%s", ch->name, strerror(errno));
-        ch->start_at_ms = ch->started_ms + 1000;
-        return;
-    }
-    ch->pid = pid;
-    ch->start_at_ms = 0;
-    int rc = farmdir_write_pid(s->f, ch->name, pid, NULL);
-    if (rc) kn_warn("pid_file_not_written process=%s", ch->name);
-    kn_info("started process=%s pid=%d", ch->name, (int)pid);
-}
-
-int supervise_pause_ms(int deaths) {
-    int ms = 200;
-    for (int i = 1; i < deaths && ms < 5000; i++) ms *= 2;
-    return ms < 5000 ? ms : 5000;
-}
-
-/* The last line behind `from` that is no everyday event; "" if there is none. */
-static void last_words(const struct farmdir *f, const char *process, off_t from, char *out, size_t out_max) {
-    char path[KN_PATH_MAX + 64], tail[4097];
-    snprintf(path, sizeof path, "%s/log/%s.log", f->dir, process);
-    out[0] = '\0';
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    off_t size = lseek(fd, 0, SEEK_END);
-    if (size - from > 4096) from = size - 4096;
-    ssize_t n = pread(fd, tail, sizeof tail - 1, from);
-    close(fd);
-    if (n <= 0) return;
-    tail[n] = '\0';
-    for (char *line; n > 0; n = line - tail) {
-        tail[n] = '\0';
-        while (n > 0 && (tail[n - 1] == '\n' || tail[n - 1] == '\r')) tail[--n] = '\0';
-        line = strrchr(tail, '\n');
-        line = line ? line + 1 : tail;
-        char level[8] = "";
-        if (line[0] && (sscanf(line, "%*s %7s", level) != 1 ||
-                        (strcmp(level, "info") != 0 && strcmp(level, "debug") != 0))) {
-            snprintf(out, out_max, "%s", line);
-            return;
-        }
+        break;
+    case KN_CHILD_NO_PID_FILE:
+        kn_warn("pid_file_not_written process=%s", ch->name);
+        break;
+    case KN_CHILD_KILLED:
+        kn_warn("killed process=%s", ch->name);
+        break;
     }
 }
 
-void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max) {
-    last_words(f, process, 0, out, out_max);
-}
-
-static void reap(struct supervisor *s) {
-    int status;
-    pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        for (size_t i = 0; i < s->count; i++) {
-            struct child *ch = &s->children[i];
-            if (ch->pid != pid) continue;
-            uint64_t now = kn_clock_ms();
-            ch->pid = 0;
-            farmdir_remove_pid(s->f, ch->name);
-            ch->deaths = now - ch->started_ms < YOUNG_MS ? ch->deaths + 1 : 1;
-            ch->refused = WIFEXITED(status) && WEXITSTATUS(status) == 1;
-            ch->finished = WIFEXITED(status) && WEXITSTATUS(status) == 0 && i >= s->workers;
-            int pause = supervise_pause_ms(ch->deaths);
-            /* A worker that was killed was most likely killed by a task; it takes several deaths to find out
-             * by which, and the batch waits for it. */
-            if (i >= s->workers && WIFSIGNALED(status) && pause > KILLED_PAUSE_MAX_MS)
-                pause = KILLED_PAUSE_MAX_MS;
-            ch->start_at_ms = now + (uint64_t)pause;
-            char how[64];
-            if (WIFSIGNALED(status))
-                snprintf(how, sizeof how, "was ended by signal %d", WTERMSIG(status));
-            else
-                snprintf(how, sizeof how, "ended with status %d", WEXITSTATUS(status));
-            last_words(s->f, ch->name, ch->log_at, ch->words, sizeof ch->words);
-            if (s->ending) {
-                kn_info("ended process=%s pid=%d how=\"%s\"", ch->name, (int)pid, how);
-                continue;
-            }
-            kn_warn("process_ended process=%s pid=%d how=\"%s\" deaths=%d pause_ms=%d", ch->name, (int)pid,
-                    how, ch->deaths, ch->finished ? 0 : pause);
-            if (ch->finished)
-                news(s, "note %s has ended", ch->name);
-            else
-                news(s, "died %d %s %s%s%s", ch->deaths, ch->name, how, ch->words[0] ? ": " : "", ch->words);
-        }
+/* A worker that ends with status 0 does so on its own wish (it was drained) and is not started again. */
+static bool on_end(void *ctx, struct kn_child *ch, int status) {
+    struct farm *s = ctx;
+    size_t i = (size_t)(ch - s->v);
+    struct process *p = &s->processes[i];
+    bool finished = WIFEXITED(status) && WEXITSTATUS(status) == 0 && i >= s->workers;
+    char how[64];
+    p->refused = WIFEXITED(status) && WEXITSTATUS(status) == 1;
+    if (WIFSIGNALED(status))
+        snprintf(how, sizeof how, "was ended by signal %d", WTERMSIG(status));
+    else
+        snprintf(how, sizeof how, "ended with status %d", WEXITSTATUS(status));
+    read_last_words(s, i);
+    if (s->ending) {
+        kn_info("ended process=%s pid=%d how=\"%s\"", ch->name, (int)ch->pid, how);
+        return false;
     }
+    kn_warn("process_ended process=%s pid=%d how=\"%s\" deaths=%d pause_ms=%d", ch->name, (int)ch->pid, how,
+            ch->deaths, finished ? 0 : ch->pause_ms);
+    if (finished)
+        news(s, "note %s has ended", ch->name);
+    else
+        news(s, "died %d %s %s%s%s", ch->deaths, ch->name, how, p->words[0] ? ": " : "", p->words);
+    return !finished;
 }
 
-/* Whether Redis answers PING; it says -LOADING while it reads its file. */
+/* ---- the farm's start and end ---- */
+
+/* True when Redis answers PING; it says -LOADING while it reads its file. */
 static bool redis_answers(const char *path) {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof a.sun_path) return false;
@@ -227,24 +175,31 @@ static bool redis_answers(const char *path) {
     return ok;
 }
 
-static void move(struct supervisor *s, enum phase p) {
+static void move(struct farm *s, enum phase p) {
     s->phase = p;
     s->phase_ms = kn_clock_ms();
 }
 
-/* 0: go on; <0: it cannot be started (told). */
-static int advance(struct supervisor *s) {
-    uint64_t now = kn_clock_ms();
+/* Which processes may run in this phase: v[0…that). */
+static size_t allowed(const struct farm *s) {
+    return s->phase == STARTING_REDIS         ? s->coordinator
+           : s->phase == STARTING_COORDINATOR ? s->workers
+                                              : s->supervisor.count;
+}
+
+/* 0: go on; <0: the farm cannot be started (told). */
+static int advance(struct farm *s) {
     if (s->phase != UP) {
-        struct child *ch = &s->children[s->phase == STARTING_REDIS ? s->redis : s->coordinator];
-        if (ch->refused || ch->deaths >= 3 || now - s->phase_ms > READY_MS) {
-            if (ch->pid) last_words(s->f, ch->name, ch->log_at, ch->words, sizeof ch->words);
-            news(s, "failed %s does not start: %s", ch->name, ch->words[0] ? ch->words : "no answer");
+        size_t i = s->phase == STARTING_REDIS ? s->redis : s->coordinator;
+        const struct process *p = &s->processes[i];
+        if (p->refused || s->v[i].deaths >= DEATHS_START_MAX || kn_clock_ms() - s->phase_ms > READY_MS) {
+            if (s->v[i].pid) read_last_words(s, i);
+            news(s, "failed %s does not start: %s", s->v[i].name, p->words[0] ? p->words : "no answer");
             return KN_ECONFIG;
         }
     }
     if (s->phase == STARTING_REDIS && redis_answers(s->f->redis_socket)) move(s, STARTING_COORDINATOR);
-    if (s->phase == STARTING_COORDINATOR && s->children[s->coordinator].pid && kn_fs_exists(s->ready_file)) {
+    if (s->phase == STARTING_COORDINATOR && s->v[s->coordinator].pid && kn_fs_exists(s->ready_file)) {
         struct kn_err err = {0};
         char line[KN_ENDPOINT_MAX + 2];
         int n = snprintf(line, sizeof line, "%s\n", s->f->endpoint);
@@ -255,65 +210,30 @@ static int advance(struct supervisor *s) {
         move(s, UP);
         news(s, "ready");
     }
-    for (size_t i = 0; i < s->count; i++) {
-        struct child *ch = &s->children[i];
-        if (ch->pid || ch->finished || now < ch->start_at_ms) continue;
-        if (i != s->redis && s->phase == STARTING_REDIS) continue;
-        if (i >= s->workers && s->phase != UP) continue;
-        if (i == s->redis) unlink(s->f->redis_socket);
-        if (i == s->coordinator) unlink(s->ready_file);
-        start(s, ch);
-    }
+    kn_supervise_start(&s->supervisor, 0, allowed(s));
     return KN_OK;
 }
 
-static bool any_left(const struct supervisor *s, size_t from, size_t to) {
-    for (size_t i = from; i < to; i++)
-        if (s->children[i].pid) return true;
-    return false;
-}
-
-/* Sends sig to children[from…to) and waits for their ends; then kills. SIGQUIT meanwhile ends the patience.
- */
-static void end_children(struct supervisor *s, size_t from, size_t to, int sig, int patience_ms, bool *now) {
-    uint64_t end = kn_clock_ms() + (uint64_t)patience_ms;
-    for (size_t i = from; i < to; i++)
-        if (s->children[i].pid) kill(s->children[i].pid, *now ? SIGKILL : sig);
-    bool killed = *now;
-    while (any_left(s, from, to)) {
-        struct pollfd p = {.fd = s->signal_fd, .events = POLLIN};
-        struct signalfd_siginfo si;
-        poll(&p, 1, 100);
-        while (read(s->signal_fd, &si, sizeof si) == (ssize_t)sizeof si)
-            if (si.ssi_signo == SIGQUIT) *now = true;
-        reap(s);
-        if (!killed && (*now || kn_clock_ms() > end)) {
-            for (size_t i = from; i < to; i++) {
-                if (!s->children[i].pid) continue;
-                kn_warn("killed process=%s", s->children[i].name);
-                kill(s->children[i].pid, SIGKILL);
-            }
-            killed = true;
-        }
-    }
-}
-
 /* `now`: what is being rendered is not waited for. The coordinator and Redis are never killed in haste: they
- * have little to do, and they are the ones with the data. */
-static void end_farm(struct supervisor *s, bool now) {
-    bool haste = false;
+ * have little to do, and they are the ones with the data. A SIGQUIT that comes meanwhile ends the patience. */
+static void end_farm(struct farm *s, bool now) {
+    const uint64_t quit = KN_SIGNAL_BIT(SIGQUIT);
+    struct kn_ending workers = {.patience_ms = DRAIN_MS, .kill_on = quit, .now = now};
+    struct kn_ending coordinator = {.patience_ms = END_MS, .kill_on = quit};
+    struct kn_ending redis = {.patience_ms = END_MS, .kill_on = quit};
     s->ending = true;
     unlink(s->endpoint_file);
-    end_children(s, s->workers, s->count, SIGTERM, DRAIN_MS, &now);
-    end_children(s, s->coordinator, s->workers, SIGTERM, END_MS, &haste);
-    haste = false;
-    if (s->redis != SIZE_MAX) end_children(s, s->redis, s->coordinator, SIGTERM, END_MS, &haste);
+    kn_supervise_end(&s->supervisor, s->workers, s->supervisor.count, &workers);
+    kn_supervise_end(&s->supervisor, s->coordinator, s->workers, &coordinator);
+    if (s->redis != SIZE_MAX) kn_supervise_end(&s->supervisor, s->redis, s->coordinator, &redis);
 }
 
-/* What a supervisor that was killed may have left running: two Redis on one file would be the end of it. */
-static void end_leftovers(struct supervisor *s) {
-    for (size_t i = s->count; i-- > 0;) {
-        pid_t pid = farmdir_pid(s->f->dir, s->children[i].name);
+/* Ends what a supervisor that was killed may have left running: two Redis on one file would be the end of
+ * it. */
+static void end_leftovers(const struct farm *s) {
+    for (size_t i = s->supervisor.count; i-- > 0;) {
+        const char *name = s->v[i].name;
+        pid_t pid = farmdir_pid(s->f->dir, name);
         if (!pid) continue;
         char path[64], comm[32] = "";
         snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
@@ -324,7 +244,7 @@ static void end_leftovers(struct supervisor *s) {
         }
         if (strncmp(comm, "redis-server", 12) != 0 && strncmp(comm, "kiln-", 5) != 0)
             continue; /* the number was given to another */
-        kn_warn("ending_leftover process=%s pid=%d", s->children[i].name, (int)pid);
+        kn_warn("ending_leftover process=%s pid=%d", name, (int)pid);
         kill(pid, SIGTERM);
         for (int k = 0; k < 150 && kill(pid, 0) == 0; k++) {
             if (k == 100) kill(pid, SIGKILL);
@@ -333,131 +253,146 @@ static void end_leftovers(struct supervisor *s) {
     }
 }
 
-static int plan(struct supervisor *s, struct kn_err *err) {
+/* ---- what is started, and with which words ---- */
+
+static void plan_redis(struct farm *s) {
+    static const char *const fixed[] = {"--port",
+                                        "0",
+                                        "--unixsocketperm",
+                                        "600",
+                                        "--appendonly",
+                                        "yes",
+                                        "--appendfsync",
+                                        "always",
+                                        "--no-appendfsync-on-rewrite",
+                                        "no",
+                                        "--maxmemory-policy",
+                                        "noeviction",
+                                        "--save",
+                                        "",
+                                        "--daemonize",
+                                        "no"};
+    char program[KN_PATH_MAX];
+    farmdir_redis(program);
+    s->redis = s->supervisor.count;
+    struct process *p = add_process(s, "redis", program);
+    for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) add_arg(p, "%s", fixed[i]);
+    add_arg(p, "--unixsocket");
+    add_arg(p, "%s", s->f->redis_socket);
+    add_arg(p, "--dir");
+    add_arg(p, "%s/redis", s->f->dir);
+}
+
+static int plan_coordinator(struct farm *s, struct kn_err *err) {
     const struct supervise_config *c = s->c;
-    char program[KN_PATH_MAX], name[32];
-    int rc = farmdir_path(s->f, "run/ready", s->ready_file);
-    if (rc == KN_OK) rc = farmdir_path(s->f, "endpoint", s->endpoint_file);
-    if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", s->f->dir);
-    s->redis = SIZE_MAX;
-    if (!c->redis) {
-        s->redis = s->count;
-        struct child *ch = add_child(s, "redis", 0);
-        static const char *const fixed[] = {"--port",
-                                            "0",
-                                            "--unixsocketperm",
-                                            "600",
-                                            "--appendonly",
-                                            "yes",
-                                            "--appendfsync",
-                                            "always",
-                                            "--no-appendfsync-on-rewrite",
-                                            "no",
-                                            "--maxmemory-policy",
-                                            "noeviction",
-                                            "--save",
-                                            "",
-                                            "--daemonize",
-                                            "no"};
-        farmdir_redis(program);
-        add_arg(ch, "%s", program);
-        for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) add_arg(ch, "%s", fixed[i]);
-        add_arg(ch, "--unixsocket");
-        add_arg(ch, "%s", s->f->redis_socket);
-        add_arg(ch, "--dir");
-        add_arg(ch, "%s/redis", s->f->dir);
-    }
-    s->coordinator = s->count;
-    struct child *ch = add_child(s, "coordinator", 0);
-    rc = farmdir_sibling("kiln-coordinator", program, err);
+    char program[KN_PATH_MAX];
+    int rc = farmdir_sibling("kiln-coordinator", program, err);
     if (rc) return rc;
-    add_arg(ch, "%s", program);
-    add_arg(ch, "--dir");
-    add_arg(ch, "%s", s->f->dir);
-    add_arg(ch, "--redis");
+    s->coordinator = s->supervisor.count;
+    struct process *p = add_process(s, "coordinator", program);
+    add_arg(p, "--dir");
+    add_arg(p, "%s", s->f->dir);
+    add_arg(p, "--redis");
     if (c->redis)
-        add_arg(ch, "%s", c->redis);
+        add_arg(p, "%s", c->redis);
     else
-        add_arg(ch, "unix:%s", s->f->redis_socket);
-    add_arg(ch, "--listen");
-    add_arg(ch, "%s", s->f->endpoint);
+        add_arg(p, "unix:%s", s->f->redis_socket);
+    add_arg(p, "--listen");
+    add_arg(p, "%s", s->f->endpoint);
     for (size_t i = 0; i < c->listen_count; i++) {
-        add_arg(ch, "--listen");
-        add_arg(ch, "%s", c->listen[i]);
+        add_arg(p, "--listen");
+        add_arg(p, "%s", c->listen[i]);
     }
     if (c->data_port) {
-        add_arg(ch, "--data-port");
-        add_arg(ch, "%d", c->data_port);
+        add_arg(p, "--data-port");
+        add_arg(p, "%d", c->data_port);
     }
-    if (c->insecure) add_arg(ch, "--insecure");
-    if (c->allow_volatile) add_arg(ch, "--allow-volatile");
-    add_arg(ch, "--ready-file");
-    add_arg(ch, "%s", s->ready_file);
+    if (c->insecure) add_arg(p, "--insecure");
+    if (c->allow_volatile) add_arg(p, "--allow-volatile");
+    add_arg(p, "--ready-file");
+    add_arg(p, "%s", s->ready_file);
+    return KN_OK;
+}
 
-    s->workers = s->count;
-    rc = farmdir_sibling("kiln-worker", program, err);
+static int plan_workers(struct farm *s, struct kn_err *err) {
+    const struct supervise_config *c = s->c;
+    char program[KN_PATH_MAX], name[32];
+    int rc = farmdir_sibling("kiln-worker", program, err);
     if (rc) return rc;
-    for (int w = 0; w < c->workers && s->count < CHILDREN_MAX; w++) {
-        ch = add_child(s, "worker-%d", w);
+    s->workers = s->supervisor.count;
+    for (int w = 0; w < c->workers && s->supervisor.count < CHILDREN_MAX; w++) {
         snprintf(name, sizeof name, "worker-%d", w);
-        add_arg(ch, "%s", program);
-        add_arg(ch, "--join");
-        add_arg(ch, "%s", s->f->endpoint);
-        add_arg(ch, "--name");
-        add_arg(ch, "%s", name);
-        add_arg(ch, "--threads");
-        add_arg(ch, "%d", c->threads);
+        s->v[s->supervisor.count].killed_pause_max_ms = KILLED_PAUSE_MAX_MS;
+        struct process *p = add_process(s, name, program);
+        add_arg(p, "--join");
+        add_arg(p, "%s", s->f->endpoint);
+        add_arg(p, "--name");
+        add_arg(p, "%s", name);
+        add_arg(p, "--threads");
+        add_arg(p, "%d", c->threads);
         if (c->devices && w < c->devices->count) {
-            add_arg(ch, "--device");
-            add_arg(ch, "%s", c->devices->v[w]);
+            add_arg(p, "--device");
+            add_arg(p, "%s", c->devices->v[w]);
         }
         if (c->engine) {
-            add_arg(ch, "--engine");
-            add_arg(ch, "%s", c->engine);
+            add_arg(p, "--engine");
+            add_arg(p, "%s", c->engine);
         }
         if (c->model) {
-            add_arg(ch, "--model");
-            add_arg(ch, "%s", c->model);
+            add_arg(p, "--model");
+            add_arg(p, "%s", c->model);
         }
         for (size_t i = 0; i < c->model_dir_count; i++) {
-            add_arg(ch, "--models");
-            add_arg(ch, "%s", c->models[i]);
+            add_arg(p, "--models");
+            add_arg(p, "%s", c->models[i]);
         }
     }
     return KN_OK;
 }
 
-static void watch(struct supervisor *s) {
+static int plan(struct farm *s, struct kn_err *err) {
+    int rc = farmdir_path(s->f, "run/ready", s->ready_file);
+    if (rc == KN_OK) rc = farmdir_path(s->f, "endpoint", s->endpoint_file);
+    if (rc == KN_OK) rc = farmdir_path(s->f, "log", s->log_dir);
+    if (rc == KN_OK) rc = farmdir_path(s->f, "run", s->run_dir);
+    if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", s->f->dir);
+    s->supervisor = (struct kn_supervisor){.v = s->v,
+                                           .pause_ms = PAUSE_MS,
+                                           .pause_max_ms = PAUSE_MAX_MS,
+                                           .young_ms = YOUNG_MS,
+                                           .log_dir = s->log_dir,
+                                           .pid_dir = s->run_dir,
+                                           .event = on_event,
+                                           .ended = on_end,
+                                           .ctx = s};
+    s->redis = SIZE_MAX;
+    if (!s->c->redis) plan_redis(s);
+    rc = plan_coordinator(s, err);
+    return rc ? rc : plan_workers(s, err);
+}
+
+/* ---- the supervisor's process ---- */
+
+/* True when the process that started a private farm is gone. */
+static bool starter_is_gone(struct farm *s) {
+    char byte;
+    if (read(s->life_fd, &byte, 1) < 0) return false;
+    close(s->life_fd);
+    s->life_fd = -1;
+    return true;
+}
+
+static void watch(struct farm *s) {
     move(s, s->redis == SIZE_MAX ? STARTING_COORDINATOR : STARTING_REDIS);
     bool now = false, told = false;
     for (;;) {
         if (advance(s)) break;
-        struct pollfd p[2] = {{.fd = s->signal_fd, .events = POLLIN}, {.fd = s->life_fd, .events = POLLIN}};
-        int timeout = s->phase == UP ? 500 : 20;
-        uint64_t at = kn_clock_ms();
-        for (size_t i = 0; i < s->count; i++) {
-            struct child *ch = &s->children[i];
-            if (ch->pid || ch->finished || ch->start_at_ms == 0) continue;
-            int due = ch->start_at_ms > at ? (int)(ch->start_at_ms - at) : 1;
-            if (due < timeout) timeout = due;
-        }
-        poll(p, s->life_fd >= 0 ? 2 : 1, timeout);
-        struct signalfd_siginfo si;
-        bool end = false;
-        while (read(s->signal_fd, &si, sizeof si) == (ssize_t)sizeof si) {
-            if (si.ssi_signo == SIGCHLD) continue;
-            end = true;
-            now = now || si.ssi_signo == SIGQUIT;
-        }
-        reap(s);
-        if (s->life_fd >= 0 && p[1].revents) {
-            char byte;
-            if (read(s->life_fd, &byte, 1) >= 0) {
-                close(s->life_fd);
-                s->life_fd = -1;
-                s->abandoned = true;
-            }
-        }
+        struct pollfd life = {.fd = s->life_fd, .events = POLLIN};
+        uint64_t signals = kn_supervise_wait(&s->supervisor, &life, s->life_fd >= 0,
+                                             s->phase == UP ? WAIT_MS : WAIT_START_MS);
+        bool end = signals != 0;
+        now = now || signals & KN_SIGNAL_BIT(SIGQUIT);
+        if (s->life_fd >= 0 && life.revents && starter_is_gone(s)) s->abandoned = true;
         if (s->abandoned) {
             if (farmdir_end_use(s->f->dir, &s->users_fd))
                 end = now = true; /* nobody waits for what is being rendered */
@@ -470,7 +405,7 @@ static void watch(struct supervisor *s) {
     end_farm(s, now);
 }
 
-static _Noreturn void supervise(struct supervisor *s) {
+static _Noreturn void supervise(struct farm *s) {
     char log[KN_PATH_MAX + 64];
     setsid();
     prctl(PR_SET_NAME, "kiln-supervisor"); /* for ps: it is not the command that started it */
@@ -489,16 +424,9 @@ static _Noreturn void supervise(struct supervisor *s) {
     if (out > 2) close(out);
     kn_log_init("supervisor", KN_LOG_INFO);
 
-    sigset_t mask;
-    sigemptyset(&mask);
-    sigaddset(&mask, SIGCHLD);
-    sigaddset(&mask, SIGTERM);
-    sigaddset(&mask, SIGINT);
-    sigaddset(&mask, SIGHUP);
-    sigaddset(&mask, SIGQUIT);
-    sigprocmask(SIG_BLOCK, &mask, NULL);
-    s->signal_fd = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
-    int rc = s->signal_fd < 0 ? KN_EIO : farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, 0};
+    int rc = kn_supervise_begin(&s->supervisor, signals);
+    if (rc == KN_OK) rc = farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
     farmdir_remove_pid(s->f, "private");
     if (rc == KN_OK && s->c->private_farm) rc = farmdir_write_pid(s->f, "private", getpid(), NULL);
     if (rc == KN_OK) {
@@ -515,7 +443,7 @@ static _Noreturn void supervise(struct supervisor *s) {
 }
 
 int supervise_start(const struct supervise_config *c, struct supervise_handle *out, struct kn_err *err) {
-    static struct supervisor s; /* large; one farm a process */
+    static struct farm s; /* large; one farm a process */
     int pipe_news[2], pipe_life[2] = {-1, -1};
     memset(&s, 0, sizeof s);
     s.c = c;
@@ -547,8 +475,8 @@ int supervise_start(const struct supervise_config *c, struct supervise_handle *o
     close(pipe_news[1]);
     if (pipe_life[0] >= 0) close(pipe_life[0]);
     *out = (struct supervise_handle){.pid = pid, .news_fd = pipe_news[0], .life_fd = pipe_life[1]};
-    for (size_t i = 0; i < s.count; i++)
-        for (int k = 0; k < s.children[i].argc; k++) free(s.children[i].argv[k]);
+    for (size_t i = 0; i < s.supervisor.count; i++)
+        for (int k = 0; k < s.processes[i].argc; k++) free(s.processes[i].argv[k]);
 
     for (;;) {
         const char *line;
@@ -622,6 +550,12 @@ out:
 void supervise_leave(struct supervise_handle *h) {
     if (h->news_fd >= 0) close(h->news_fd);
     h->news_fd = -1;
+}
+
+void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max) {
+    char path[KN_PATH_MAX + 64];
+    snprintf(path, sizeof path, "%s/log/%s.log", f->dir, process);
+    kn_supervise_last_words(path, 0, out, out_max);
 }
 
 void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads) {

@@ -55,8 +55,6 @@ void supervise_leave(struct supervise_handle *h);
 
 /* How many workers and threads the options mean on this machine. */
 void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads);
-/* The growing pause before the next start, after `deaths` deaths in a row within seconds of a start. */
-int supervise_pause_ms(int deaths);
 /* The last line of a log that says something, for a person. */
 void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max);
 

@@ -2,7 +2,6 @@
  * supervisor pauses. */
 #include "cli/args.h"
 #include "cli/print/progress.h"
-#include "cli/farm/supervise.h"
 #include "cli/text.h"
 #include "tests/unit/check.h"
 
@@ -85,12 +84,6 @@ TEST(a_bar_fits_the_columns_that_there_are) {
     CHECK_STR(out, " 25% [#######.......................] 2/8  1.0 images/s  6 s left");
     progress_line(&s, 79, true, out, sizeof out);
     CHECK_STR(out, " 25% ▕███████▌                      ▏ 2/8  1.0 images/s  6 s left");
-}
-
-TEST(the_pause_grows_to_five_seconds) {
-    static const int want[] = {200, 200, 400, 800, 1600, 3200, 5000, 5000};
-    for (int i = 0; i < 8; i++) CHECK_INT(supervise_pause_ms(i), want[i]);
-    CHECK_INT(supervise_pause_ms(1000000), 5000);
 }
 
 TEST(every_code_has_its_exit_status) {

@@ -28,7 +28,7 @@ static pid_t supervised(const char *script, int count) {
         kn_log_init("test", KN_LOG_ERROR);
         struct supervise_options o = {.program = "/bin/sh",
                                       .words = words,
-                                      .name = "node",
+                                      .name = "host",
                                       .uuids = uuids,
                                       .count = count,
                                       .pause_ms = 20,
@@ -68,8 +68,8 @@ static int end_of(pid_t pid) {
 TEST(each_gpu_gets_a_worker_of_its_own_name_and_a_signal_ends_all) {
     pid_t pid = supervised("trap 'exit 0' TERM; while :; do sleep 0.05; done", 3);
     await_lines(3);
-    CHECK(strstr(text, "GPU-a node-gpu0 ") && strstr(text, "GPU-b node-gpu1 ") &&
-          strstr(text, "GPU-c node-gpu2 "));
+    CHECK(strstr(text, "GPU-a host-gpu0 ") && strstr(text, "GPU-b host-gpu1 ") &&
+          strstr(text, "GPU-c host-gpu2 "));
     kill(pid, SIGINT);
     CHECK_INT(end_of(pid), 0);
 }
@@ -78,13 +78,13 @@ TEST(a_worker_that_is_killed_is_started_again_and_the_others_stay) {
     int victim = 0, other = 0;
     pid_t pid = supervised("trap 'exit 0' TERM; while :; do sleep 0.05; done", 2);
     await_lines(2);
-    CHECK_INT(sscanf(strstr(text, "GPU-a"), "GPU-a node-gpu0 %d", &victim), 1);
-    CHECK_INT(sscanf(strstr(text, "GPU-b"), "GPU-b node-gpu1 %d", &other), 1);
+    CHECK_INT(sscanf(strstr(text, "GPU-a"), "GPU-a host-gpu0 %d", &victim), 1);
+    CHECK_INT(sscanf(strstr(text, "GPU-b"), "GPU-b host-gpu1 %d", &other), 1);
     CHECK_INT(kill(victim, SIGKILL), 0);
     await_lines(3);
     CHECK_INT(lines(), 3);
     CHECK_INT(kill(other, 0), 0);
-    const char *last = strstr(strchr(strchr(text, '\n') + 1, '\n'), "GPU-a node-gpu0 ");
+    const char *last = strstr(strchr(strchr(text, '\n') + 1, '\n'), "GPU-a host-gpu0 ");
     CHECK_MSG(last && atoi(last + 16) != victim, "%s", text);
     kill(pid, SIGTERM);
     CHECK_INT(end_of(pid), 0);
