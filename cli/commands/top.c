@@ -14,7 +14,7 @@
 #include "cli/talk/batch.h"
 #include "cli/cli.h"
 #include "cli/text.h"
-#include "cli/commands/top_screen.h"
+#include "cli/print/top_screen.h"
 
 #define ASK_EVERY_MS 1000
 #define KEY_WAIT_MS 100

@@ -2,7 +2,7 @@
 #include "tests/unit/check.h"
 
 #include "cli/talk/batch.h"
-#include "cli/commands/top_screen.h"
+#include "cli/print/top_screen.h"
 
 static char rows[TOP_ROWS_MAX][TOP_ROW_MAX];
 static struct kn_batch_status batches[60];

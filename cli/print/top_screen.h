@@ -1,7 +1,7 @@
 /* kiln top's screen as a pure function: what the farm says and what the person has chosen -> rows of text
  * with marks for colours. top.c paints them with ncurses; without a terminal they are printed plain. */
-#ifndef KILN_CLI_COMMANDS_TOP_SCREEN_H
-#define KILN_CLI_COMMANDS_TOP_SCREEN_H
+#ifndef KILN_CLI_PRINT_TOP_SCREEN_H
+#define KILN_CLI_PRINT_TOP_SCREEN_H
 
 #include <json-c/json.h>
 #include <stdbool.h>

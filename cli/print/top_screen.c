@@ -1,5 +1,5 @@
 /* See top.h. */
-#include "cli/commands/top_screen.h"
+#include "cli/print/top_screen.h"
 
 #include <stdarg.h>
 #include <stdio.h>
