@@ -41,9 +41,9 @@ struct render {
     const struct cli_options *o;
     char farm_dir[KN_PATH_MAX];
     bool is_endpoint;
-    struct job job;
+    struct submission submission;
     struct models farm_models;
-    struct output out;
+    struct folder out;
     bool out_open;
 
     struct client *client;
@@ -156,10 +156,10 @@ static int await_models(struct render *r, struct kn_err *err) {
         int rc = models_of_farm(r->client, 0, &m, err);
         if (rc) return rc;
         size_t have = 0;
-        for (size_t i = 0; i < r->job.model_count; i++)
-            have += models_find_hash(&m, r->job.models[i].sha256) != NULL;
+        for (size_t i = 0; i < r->submission.model_count; i++)
+            have += models_find_hash(&m, r->submission.models[i].sha256) != NULL;
         models_fini(&m);
-        r->joined = have == r->job.model_count;
+        r->joined = have == r->submission.model_count;
         if (r->joined) return KN_OK;
         rc = watch(r, err);
         if (rc == KN_OK) rc = client_sleep(r->client, 20, err);
@@ -184,8 +184,8 @@ static int start_farm(struct render *r, struct kn_err *err) {
         .farm = &r->dir, .lock_fd = lock_fd, .private_farm = true, .devices = &devices, .engine = o->engine};
     supervise_size(o, &devices, &c.workers, &c.threads);
     if (c.workers > WORKERS_MAX) c.workers = WORKERS_MAX;
-    for (size_t i = 0; i < r->job.model_count; i++)
-        if (r->job.paths[i]) folders[c.model_dir_count++] = r->job.paths[i];
+    for (size_t i = 0; i < r->submission.model_count; i++)
+        if (r->submission.paths[i]) folders[c.model_dir_count++] = r->submission.paths[i];
     c.models = folders;
     rc = supervise_start(&c, &r->farm, err);
     if (rc) return rc;
@@ -199,7 +199,7 @@ static int start_farm(struct render *r, struct kn_err *err) {
 /* ---- following a batch */
 
 static void show(struct render *r, const struct kn_batch_status *s) {
-    const struct output *out = &r->out;
+    const struct folder *out = &r->out;
     struct progress_state p = {.total = out->count,
                                .done = out->done,
                                .failed = out->failed,
@@ -228,7 +228,7 @@ static int take(struct render *r, const struct kn_results_reply *reply, const ui
             index[n++] = map[result->index];
         }
     }
-    if (rc == KN_OK) rc = output_take(&r->out, r->client, v, index, n, &r->lost, err);
+    if (rc == KN_OK) rc = folder_take(&r->out, r->client, v, index, n, &r->lost, err);
     free(v);
     free(index);
     return rc;
@@ -254,7 +254,7 @@ static int follow(struct render *r, const kn_id id, const uint32_t *map, size_t 
         if (rc == KN_OK && !now_only) show(r, &reply->status);
         kn_msg_destroy(m);
         if (r->out.done + r->out.failed != before) memset(r->deaths, 0, sizeof r->deaths);
-        if (rc == KN_OK && !over) rc = output_flush(&r->out, false, err);
+        if (rc == KN_OK && !over) rc = folder_flush(&r->out, false, err);
         if (rc == KN_OK && !now_only) rc = watch(r, err);
         if (rc || over) return rc;
         if (count < KN_RESULTS_PER_REPLY_MAX / 2 && !now_only) {
@@ -290,7 +290,8 @@ static int match(const struct render *r, const struct batch_tasks *old, uint32_t
         free(taken);
         return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     }
-    for (size_t i = 0; i < n; i++) w[i] = (struct wanted){.key = &r->job.keys[i], .index = (uint32_t)i};
+    for (size_t i = 0; i < n; i++)
+        w[i] = (struct wanted){.key = &r->submission.keys[i], .index = (uint32_t)i};
     qsort(w, n, sizeof *w, by_key);
     for (size_t t = 0; t < old->count; t++) {
         size_t lo = 0, hi = n;
@@ -372,9 +373,9 @@ static int render_rest(struct render *r, size_t *count, struct kn_err *err) {
     if (n > 0) {
         kn_uuid_random(r->id);
         kn_uuid_format(r->id, r->out.id);
-        rc = output_describe(&r->out, err); /* before: a run that is killed now can be picked up by its id */
+        rc = folder_describe(&r->out, err); /* before: a run that is killed now can be picked up by its id */
         r->sent = true;
-        if (rc == KN_OK) rc = job_submit(r->client, &r->job, pick, n, r->id, r->o, err);
+        if (rc == KN_OK) rc = submission_send(r->client, &r->submission, pick, n, r->id, r->o, err);
         if (rc == KN_OK) rc = follow(r, r->id, pick, n, false, false, err);
         if (rc == KN_OK) {
             r->sent = false;
@@ -418,7 +419,7 @@ static void call_off(struct render *r) {
 /* ---- what the person is told */
 
 static void tell_failures(const struct render *r) {
-    const struct output *out = &r->out;
+    const struct folder *out = &r->out;
     size_t told = 0;
     for (size_t i = 0; i < out->count && told < TOLD_MAX; i++) {
         if (out->entries[i].status != KN_RESULT_FAILED) continue;
@@ -432,7 +433,7 @@ static void tell_failures(const struct render *r) {
 }
 
 static void tell(const struct render *r, const char *state) {
-    const struct output *out = &r->out;
+    const struct folder *out = &r->out;
     char took[CLI_DURATION_MAX];
     text_duration((int64_t)r->rendered_ms, took);
     if (r->rendered_ms < 9950) snprintf(took, sizeof took, "%.1f s", (double)r->rendered_ms / 1000);
@@ -468,8 +469,8 @@ static void tell(const struct render *r, const char *state) {
     json_object_object_add(v, "rendered", json_object_new_int64((int64_t)rendered));
     json_object_object_add(v, "seconds", text_json_rate(seconds));
     json_object_object_add(v, "images_per_s", text_json_rate(rate));
-    json_object_object_add(v, "seed", json_object_new_uint64(r->job.seed));
-    json_object_object_add(v, "seed_drawn", json_object_new_boolean(r->job.seed_drawn));
+    json_object_object_add(v, "seed", json_object_new_uint64(r->submission.seed));
+    json_object_object_add(v, "seed_drawn", json_object_new_boolean(r->submission.seed_drawn));
     struct kn_buf b;
     kn_buf_init(&b, 1u << 20);
     if (text_json(v, &b) == KN_OK) puts(b.data);
@@ -486,8 +487,8 @@ static void read_old_batch(struct render *r, json_object *old, uint64_t *seed, b
     if (json_object_object_get_ex(old, "id", &v) && json_object_is_type(v, json_type_string))
         snprintf(r->old_id, sizeof r->old_id, "%s", json_object_get_string(v));
     if (r->o->has_seed || !json_object_object_get_ex(old, "request", &request)) return;
-    if (!json_object_object_get_ex(request, "source", &v) || !r->job.source[0] ||
-        strcmp(json_object_get_string(v), r->job.source) != 0)
+    if (!json_object_object_get_ex(request, "source", &v) || !r->submission.source[0] ||
+        strcmp(json_object_get_string(v), r->submission.source) != 0)
         return;
     if (!json_object_object_get_ex(request, "seed_drawn", &v) || !json_object_get_boolean(v)) return;
     if (!json_object_object_get_ex(request, "seed", &v) || !json_object_is_type(v, json_type_int)) return;
@@ -507,7 +508,7 @@ static void warn_unused(const struct cli_options *o) {
 /* All that can be wrong, before anything is started. */
 static int prepare(struct render *r, struct kn_err *err) {
     const struct cli_options *o = r->o;
-    int rc = job_read(o, &r->job, err);
+    int rc = submission_read(o, &r->submission, err);
     if (rc == KN_OK) rc = farmdir_choose(o->farm, r->farm_dir, &r->is_endpoint, err);
     if (rc == KN_OK) {
         rc = find_farm(r, err);
@@ -521,27 +522,27 @@ static int prepare(struct render *r, struct kn_err *err) {
         rc = kn_err_set(err, KN_EINVAL, "--workers: 0, and no farm is up that has any");
     if (rc) return rc;
     const char *dir = o->out ? o->out : "kiln-out";
-    uint64_t seed = o->has_seed ? o->settings.seed : job_draw_seed();
+    uint64_t seed = o->has_seed ? o->settings.seed : draw_seed();
     bool drawn = !o->has_seed;
-    static struct output before;
+    static struct folder before;
     snprintf(before.dir, sizeof before.dir, "%s", dir);
-    json_object *old = output_old_batch(&before);
+    json_object *old = folder_old_batch(&before);
     read_old_batch(r, old, &seed, &drawn);
     json_object_put(old);
-    rc = job_resolve(&r->job, o, r->client ? &r->farm_models : NULL, seed, drawn, err);
-    if (rc == KN_OK) rc = output_open(dir, &r->out, err);
+    rc = submission_resolve(&r->submission, o, r->client ? &r->farm_models : NULL, seed, drawn, err);
+    if (rc == KN_OK) rc = folder_open(dir, &r->out, err);
     if (rc) return rc;
     r->out_open = true;
-    r->out.request = r->job.request;
+    r->out.request = r->submission.request;
     r->out.created_wall_ms = kn_wall_ms();
-    snprintf(r->out.name, sizeof r->out.name, "%s", r->job.name);
+    snprintf(r->out.name, sizeof r->out.name, "%s", r->submission.name);
     snprintf(r->out.id, sizeof r->out.id, "%s", r->old_id);
-    return output_begin(&r->out, r->job.tasks.v, r->job.keys, r->job.tasks.count, r->job.models,
-                        o->pin_backend, err);
+    return folder_begin(&r->out, r->submission.tasks.v, r->submission.keys, r->submission.tasks.count,
+                        r->submission.models, o->pin_backend, err);
 }
 
 static int run(struct render *r, struct kn_err *err) {
-    int rc = output_describe(&r->out, err);
+    int rc = folder_describe(&r->out, err);
     if (rc || r->out.done == r->out.count) return rc;
     if (!r->client) rc = start_farm(r, err);
     if (rc) return rc;
@@ -571,7 +572,7 @@ int cmd_render(const struct cli_options *o) {
     }
     if (prepared) {
         r.out.finished = r.out.done + r.out.failed + r.out.cancelled == r.out.count;
-        int rc2 = output_flush(&r.out, true, &last);
+        int rc2 = folder_flush(&r.out, true, &last);
         if (rc2 && rc == KN_OK) {
             rc = rc2;
             err = last;
@@ -594,8 +595,8 @@ int cmd_render(const struct cli_options *o) {
                                                    : "done");
         if (rc == KN_OK && r.out.done < r.out.count) status = CLI_FAILED;
     }
-    if (r.out_open) output_close(&r.out);
+    if (r.out_open) folder_close(&r.out);
     models_fini(&r.farm_models);
-    job_fini(&r.job);
+    submission_fini(&r.submission);
     return status;
 }

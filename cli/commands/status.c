@@ -207,7 +207,7 @@ int cmd_wait(const struct cli_options *o) {
 /* ---- fetch */
 
 /* Results until there are no more at the moment. */
-static int collect(struct client *c, const kn_id id, struct output *out, struct progress *progress,
+static int collect(struct client *c, const kn_id id, struct folder *out, struct progress *progress,
                    size_t *lost, struct kn_err *err) {
     struct batch_cursor cur = {0};
     memcpy(cur.id, id, sizeof(kn_id));
@@ -220,7 +220,7 @@ static int collect(struct client *c, const kn_id id, struct output *out, struct 
         uint32_t *index = calloc(count + 1, sizeof *index);
         if (!index) rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
         for (size_t i = 0; rc == KN_OK && i < count; i++) index[i] = reply->v[i].index;
-        if (rc == KN_OK) rc = output_take(out, c, reply->v, index, count, lost, err);
+        if (rc == KN_OK) rc = folder_take(out, c, reply->v, index, count, lost, err);
         free(index);
         kn_msg_destroy(m);
         struct progress_state p = {.total = out->count,
@@ -229,12 +229,12 @@ static int collect(struct client *c, const kn_id id, struct output *out, struct 
                                    .cancelled = out->cancelled,
                                    .eta_ms = -1};
         progress_update(progress, &p);
-        if (rc == KN_OK) rc = output_flush(out, false, err);
+        if (rc == KN_OK) rc = folder_flush(out, false, err);
         if (rc || count == 0) return rc;
     }
 }
 
-static void tell_fetched(const struct cli_options *o, const struct output *out, size_t lost) {
+static void tell_fetched(const struct cli_options *o, const struct folder *out, size_t lost) {
     size_t ended = out->done + out->failed + out->cancelled;
     cli_say("%zu of %zu images are in %s%s", out->done, out->count, out->dir,
             ended + lost < out->count ? "; the batch is still being rendered" : "");
@@ -253,7 +253,7 @@ static void tell_fetched(const struct cli_options *o, const struct output *out, 
 }
 
 int cmd_fetch(const struct cli_options *o) {
-    static struct output out;
+    static struct folder out;
     struct kn_err err = {0};
     struct client *c = NULL;
     struct batch_tasks tasks = {0};
@@ -268,7 +268,7 @@ int cmd_fetch(const struct cli_options *o) {
     if (rc == KN_OK) rc = batch_query(c, id, &about, &err);
     if (rc == KN_OK) rc = batch_tasks(c, id, &tasks, &err);
     if (rc == KN_OK) {
-        rc = output_open(o->out ? o->out : "kiln-out", &out, &err);
+        rc = folder_open(o->out ? o->out : "kiln-out", &out, &err);
         opened = rc == KN_OK;
         if (rc) err.code = rc = KN_EINVAL; /* a folder that cannot be used is the command line's mistake */
     }
@@ -279,17 +279,17 @@ int cmd_fetch(const struct cli_options *o) {
         out.created_wall_ms = s->created_wall_ms;
         out.request = s->request;
         rc =
-            output_begin(&out, tasks.v, (const kn_digest *)tasks.keys, tasks.count, tasks.models, NULL, &err);
+            folder_begin(&out, tasks.v, (const kn_digest *)tasks.keys, tasks.count, tasks.models, NULL, &err);
     }
     progress_begin(&progress);
     if (c) client_on_idle(c, on_idle, &progress);
-    if (rc == KN_OK) rc = output_describe(&out, &err);
+    if (rc == KN_OK) rc = folder_describe(&out, &err);
     if (rc == KN_OK) rc = collect(c, id, &out, &progress, &lost, &err);
     progress_end(&progress);
     if (opened && out.entries) {
         struct kn_err last = {0};
         out.finished = out.done + out.failed + out.cancelled == out.count;
-        int rc2 = output_flush(&out, true, &last);
+        int rc2 = folder_flush(&out, true, &last);
         if (rc2 && rc == KN_OK) {
             rc = rc2;
             err = last;
@@ -300,7 +300,7 @@ int cmd_fetch(const struct cli_options *o) {
         tell_fetched(o, &out, lost);
         if (out.failed || lost) status = CLI_FAILED;
     }
-    if (opened) output_close(&out);
+    if (opened) folder_close(&out);
     kn_msg_destroy(about);
     batch_tasks_fini(&tasks);
     client_close(c);

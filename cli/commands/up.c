@@ -173,7 +173,7 @@ int cmd_up(const struct cli_options *o) {
     static struct worker_devices devices;
     struct kn_err err = {0};
     struct client *c = NULL;
-    struct job_folders folders;
+    struct model_folders folders;
     char dir[KN_PATH_MAX];
     bool is_endpoint;
     int lock_fd = -1, there = 0;
@@ -197,7 +197,7 @@ int cmd_up(const struct cli_options *o) {
         rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln up takes a folder", dir);
     if (rc == KN_OK && o->redis) rc = check_redis(o->redis, &err);
     if (rc == KN_OK && s.workers > 0) {
-        rc = job_folders(o, &folders, &err);
+        rc = model_folders_choose(o, &folders, &err);
         s.model = folders.model;
         s.models = folders.models;
         s.model_dir_count = folders.count;

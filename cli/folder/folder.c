@@ -25,12 +25,12 @@
 
 /* ---- interned strings: thousands of images name the same worker, backend and engine ---- */
 
-struct output_strings {
+struct folder_strings {
     struct kn_map *map;
 };
 
 /* NULL: no memory. */
-static const char *intern(struct output *o, const char *s) {
+static const char *intern(struct folder *o, const char *s) {
     if (!s || !s[0]) return "";
     size_t len = strlen(s);
     char *have = kn_map_get(o->strings->map, s, len);
@@ -43,13 +43,13 @@ static const char *intern(struct output *o, const char *s) {
     return have;
 }
 
-void output_file_name(uint32_t index, char out[32]) {
+void folder_file_name(uint32_t index, char out[32]) {
     snprintf(out, 32, "images/%06u.png", index);
 }
 
 /* ---- opening ---- */
 
-int output_open(const char *dir, struct output *out, struct kn_err *err) {
+int folder_open(const char *dir, struct folder *out, struct kn_err *err) {
     memset(out, 0, sizeof *out);
     out->lock_fd = -1;
     out->eta_ms = -1;
@@ -75,7 +75,7 @@ int output_open(const char *dir, struct output *out, struct kn_err *err) {
     return KN_OK;
 }
 
-void output_close(struct output *o) {
+void folder_close(struct folder *o) {
     if (o->strings) {
         size_t pos = 0;
         char *s;
@@ -92,7 +92,7 @@ void output_close(struct output *o) {
     o->lock_fd = -1;
 }
 
-json_object *output_old_batch(const struct output *o) {
+json_object *folder_old_batch(const struct folder *o) {
     char path[KN_PATH_MAX];
     struct kn_buf b;
     json_object *v = NULL;
@@ -127,7 +127,7 @@ static uint32_t number_of(json_object *o, const char *name) {
 
 struct old_image {
     uint32_t index;
-    struct output_entry e;
+    struct folder_image e;
     bool used;
 };
 
@@ -139,7 +139,7 @@ struct old_images {
 };
 
 /* One line of the old manifest; lines that say nothing usable are passed over: their images are rendered. */
-static int old_line(struct output *o, struct old_images *old, const char *line, size_t len) {
+static int old_line(struct folder *o, struct old_images *old, const char *line, size_t len) {
     json_object *v = manifest_parse(line, len, 32);
     struct old_image img = {0};
     kn_digest key;
@@ -147,7 +147,7 @@ static int old_line(struct output *o, struct old_images *old, const char *line, 
     int rc = KN_OK;
     if (!json_object_is_type(v, json_type_object) || strcmp(string_of(v, "status"), "done") != 0) goto out;
     img.index = number_of(v, "index");
-    output_file_name(img.index, want);
+    folder_file_name(img.index, want);
     if (img.index >= KN_TASKS_PER_BATCH_MAX || strcmp(string_of(v, "file"), want) != 0) goto out;
     if (kn_unhex(string_of(v, "key"), key, sizeof key) ||
         kn_unhex(string_of(v, "sha256"), img.e.sha256, sizeof(kn_digest)) ||
@@ -185,7 +185,7 @@ out:
     return rc;
 }
 
-static int read_old(struct output *o, struct old_images *old, struct kn_err *err) {
+static int read_old(struct folder *o, struct old_images *old, struct kn_err *err) {
     char path[KN_PATH_MAX];
     int rc = kn_fs_join(path, sizeof path, o->dir, "manifest.jsonl");
     if (rc) return kn_err_set(err, rc, "the path is too long");
@@ -210,7 +210,7 @@ static int read_old(struct output *o, struct old_images *old, struct kn_err *err
     return KN_OK;
 }
 
-static int image_path(const struct output *o, const char *fmt, uint32_t index, char out[KN_PATH_MAX + 64]) {
+static int image_path(const struct folder *o, const char *fmt, uint32_t index, char out[KN_PATH_MAX + 64]) {
     char name[40];
     snprintf(name, sizeof name, fmt, index);
     snprintf(out, KN_PATH_MAX + 64, "%s/%s", o->images, name);
@@ -229,7 +229,7 @@ static bool intact(const char *path, const kn_digest sha256) {
 
 /* Keeps what is asked for, first under names of their own where numbers have moved, then removes what the old
  * run left under numbers that are to be rendered, then gives the moved ones their numbers. */
-static int keep(struct output *o, struct old_images *old, const char *pin_backend, struct kn_err *err) {
+static int keep(struct folder *o, struct old_images *old, const char *pin_backend, struct kn_err *err) {
     char from[KN_PATH_MAX + 64], to[KN_PATH_MAX + 64];
     uint8_t *state = calloc(old->count + 1, 1); /* 1: intact, 2: not */
     bool *moved = calloc(o->count + 1, sizeof *moved);
@@ -276,7 +276,7 @@ static int keep(struct output *o, struct old_images *old, const char *pin_backen
 }
 
 /* Removes what a run that was killed left unfinished: names that only this file makes. */
-static int sweep(struct output *o, struct kn_err *err) {
+static int sweep(struct folder *o, struct kn_err *err) {
     char path[KN_PATH_MAX];
     DIR *d = opendir(o->images);
     if (!d) return kn_err_set(err, KN_EIO, "%s: %s", o->images, strerror(errno));
@@ -293,7 +293,7 @@ static int sweep(struct output *o, struct kn_err *err) {
     return KN_OK;
 }
 
-int output_begin(struct output *o, const struct kn_task *tasks, const kn_digest *keys, size_t count,
+int folder_begin(struct folder *o, const struct kn_task *tasks, const kn_digest *keys, size_t count,
                  const struct kn_model_info *models, const char *pin_backend, struct kn_err *err) {
     struct old_images old = {0};
     o->tasks = tasks;
@@ -316,7 +316,7 @@ int output_begin(struct output *o, const struct kn_task *tasks, const kn_digest 
 
 /* ---- batch.json ---- */
 
-int output_describe(struct output *o, struct kn_err *err) {
+int folder_describe(struct folder *o, struct kn_err *err) {
     char path[KN_PATH_MAX], hex[KN_SHA256_HEX];
     json_object *b = json_object_new_object(), *models = json_object_new_array();
     size_t model_count = 0;
@@ -359,9 +359,9 @@ int output_describe(struct output *o, struct kn_err *err) {
 
 /* ---- results ---- */
 
-int output_note(struct output *o, uint32_t index, const struct kn_result *r) {
+int folder_note(struct folder *o, uint32_t index, const struct kn_result *r) {
     if (index >= o->count) return KN_EPROTO;
-    struct output_entry *e = &o->entries[index];
+    struct folder_image *e = &o->entries[index];
     if (e->status == KN_RESULT_DONE) return KN_OK; /* kept, or told twice */
     const char *worker = intern(o, r->worker), *backend = intern(o, r->backend),
                *engine = intern(o, r->engine), *error = intern(o, r->error);
@@ -387,7 +387,7 @@ int output_note(struct output *o, uint32_t index, const struct kn_result *r) {
 }
 
 /* Writes to a name of its own, then to its number: a picture that is there is whole. */
-static int put_file(const struct output *o, uint32_t index, const void *data, size_t len,
+static int put_file(const struct folder *o, uint32_t index, const void *data, size_t len,
                     struct kn_err *err) {
     char fresh[KN_PATH_MAX + 64], path[KN_PATH_MAX + 64];
     image_path(o, FRESH, index, fresh);
@@ -417,7 +417,7 @@ static void object_path(const char *objects_dir, const char *hex, char out[KN_PA
 }
 
 /* A hard link to the farm's object, or a copy of it. False: it is not within reach here. */
-static bool put_local(const struct output *o, const char *objects_dir, uint32_t index,
+static bool put_local(const struct folder *o, const char *objects_dir, uint32_t index,
                       const kn_digest sha256) {
     char hex[KN_SHA256_HEX], from[KN_PATH_MAX + 80], fresh[KN_PATH_MAX + 64], path[KN_PATH_MAX + 64];
     if (!objects_dir[0]) return false;
@@ -440,13 +440,13 @@ static bool put_local(const struct output *o, const char *objects_dir, uint32_t 
     return ok;
 }
 
-static int note(struct output *o, uint32_t index, const struct kn_result *r, struct kn_err *err) {
-    int rc = output_note(o, index, r);
+static int note(struct folder *o, uint32_t index, const struct kn_result *r, struct kn_err *err) {
+    int rc = folder_note(o, index, r);
     return rc ? kn_err_set(err, rc, "image %u: %s", index, kn_err_words(rc)) : KN_OK;
 }
 
 struct fetching {
-    struct output *o;
+    struct folder *o;
     const struct kn_result *v;
     const uint32_t *index;
     const uint32_t *which; /* of v */
@@ -467,7 +467,7 @@ static void missing_object(void *ctx, size_t i, const char *why) {
     cli_say("image %u cannot be fetched: %s", f->index[f->which[i]], why);
 }
 
-int output_take(struct output *o, struct client *c, const struct kn_result *v, const uint32_t *index,
+int folder_take(struct folder *o, struct client *c, const struct kn_result *v, const uint32_t *index,
                 size_t count, size_t *lost, struct kn_err *err) {
     kn_digest *digests = calloc(count + 1, sizeof *digests);
     uint32_t *which = calloc(count + 1, sizeof *which);
@@ -505,8 +505,8 @@ int output_take(struct output *o, struct client *c, const struct kn_result *v, c
 /* ---- manifest ---- */
 
 /* The manifest is a stream of lines like this one; built with json-c, so that strings are quoted right. */
-static int manifest_line(const struct output *o, size_t i, struct kn_buf *out) {
-    const struct output_entry *e = &o->entries[i];
+static int manifest_line(const struct folder *o, size_t i, struct kn_buf *out) {
+    const struct folder_image *e = &o->entries[i];
     const struct kn_task *t = &o->tasks[i];
     const struct kn_model_info *m = &o->models[t->model_index];
     char hex[KN_SHA256_HEX], file[32];
@@ -532,7 +532,7 @@ static int manifest_line(const struct output *o, size_t i, struct kn_buf *out) {
     ADD("engine", done ? json_object_new_string(e->engine) : NULL);
     kn_hex(o->keys[i], sizeof(kn_digest), hex);
     ADD("key", json_object_new_string(hex));
-    output_file_name((uint32_t)i, file);
+    folder_file_name((uint32_t)i, file);
     ADD("file", done ? json_object_new_string(file) : NULL);
     kn_hex(e->sha256, KN_SHA256_BYTES, hex);
     ADD("sha256", done ? json_object_new_string(hex) : NULL);
@@ -556,7 +556,7 @@ static int manifest_line(const struct output *o, size_t i, struct kn_buf *out) {
     return rc ? rc : kn_buf_append(out, "\n", 1);
 }
 
-static int write_manifest(struct output *o, bool durable, struct kn_err *err) {
+static int write_manifest(struct folder *o, bool durable, struct kn_err *err) {
     char path[KN_PATH_MAX], temp[KN_PATH_MAX];
     int rc = kn_fs_join(path, sizeof path, o->dir, "manifest.jsonl");
     if (rc == KN_OK)
@@ -587,7 +587,7 @@ static int write_manifest(struct output *o, bool durable, struct kn_err *err) {
     return durable ? kn_fs_sync_dir(o->dir, err) : KN_OK;
 }
 
-int output_flush(struct output *o, bool last, struct kn_err *err) {
+int folder_flush(struct folder *o, bool last, struct kn_err *err) {
     uint64_t now = kn_clock_ms(), pause = FLUSH_EVERY_MS;
     if (o->flush_cost_ms * FLUSH_COST_SHARE > pause) pause = o->flush_cost_ms * FLUSH_COST_SHARE;
     if (!last && o->changes == 0 && now - o->flushed_ms >= LIFE_EVERY_MS) {

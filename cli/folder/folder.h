@@ -2,7 +2,7 @@
  * committed; any of it but the pictures can be made again.
  *
  * An image is in the manifest as soon as it has ended. manifest.jsonl and the gallery's data are replaced
- * whole, so that a reader never sees half a file, and not for every image: output_flush() does it when enough
+ * whole, so that a reader never sees half a file, and not for every image: folder_flush() does it when enough
  * time has passed for its cost. A run into a folder that has pictures keeps those whose key is asked for and
  * whose bytes are intact, wherever their number was.
  *
@@ -18,7 +18,7 @@
 #include "cli/folder/gallery.h"
 #include "proto/codec.h"
 
-struct output_entry { /* an image */
+struct folder_image { /* an image */
     uint8_t status;   /* 0: not ended yet; enum kn_result_status */
     bool flat;
     uint32_t attempt, render_ms;
@@ -26,7 +26,7 @@ struct output_entry { /* an image */
     const char *worker, *backend, *engine, *error; /* interned */
 };
 
-struct output {
+struct folder {
     char dir[KN_PATH_MAX], images[KN_PATH_MAX];
     int lock_fd;
     /* what is asked for; borrowed */
@@ -37,9 +37,9 @@ struct output {
     const char *request; /* JSON, borrowed; may be NULL */
     char name[KN_NAME_MAX + 1], id[KN_UUID_TEXT];
     uint64_t created_wall_ms;
-    struct output_entry *entries;
+    struct folder_image *entries;
     size_t done, failed, cancelled, kept;
-    struct output_strings *strings;
+    struct folder_strings *strings;
     struct gallery gallery;
     /* writing */
     uint64_t flushed_ms, flush_cost_ms, changes;
@@ -49,29 +49,29 @@ struct output {
 };
 
 /* Makes the folder and takes its lock. KN_ESTATE: another kiln is at work in it. */
-KN_MUST_USE int output_open(const char *dir, struct output *out, struct kn_err *err);
-void output_close(struct output *o);
+KN_MUST_USE int folder_open(const char *dir, struct folder *out, struct kn_err *err);
+void folder_close(struct folder *o);
 /* DIR/batch.json of the last run, parsed (the caller puts it back), or NULL. */
-json_object *output_old_batch(const struct output *o);
+json_object *folder_old_batch(const struct folder *o);
 /* What is asked for now. Reads the old manifest and keeps what is intact; pin_backend (NULL: any): of that
  * class only. */
-KN_MUST_USE int output_begin(struct output *o, const struct kn_task *tasks, const kn_digest *keys,
+KN_MUST_USE int folder_begin(struct folder *o, const struct kn_task *tasks, const kn_digest *keys,
                              size_t count, const struct kn_model_info *models, const char *pin_backend,
                              struct kn_err *err);
 /* Writes batch.json. */
-KN_MUST_USE int output_describe(struct output *o, struct kn_err *err);
+KN_MUST_USE int folder_describe(struct folder *o, struct kn_err *err);
 
 /* Results of the farm: index[i] is the image that v[i] speaks of. Links or fetches the pictures. An object
  * that the farm has lost leaves its image unended, and *lost counts it. */
-KN_MUST_USE int output_take(struct output *o, struct client *c, const struct kn_result *v,
+KN_MUST_USE int folder_take(struct folder *o, struct client *c, const struct kn_result *v,
                             const uint32_t *index, size_t count, size_t *lost, struct kn_err *err);
 /* An image's end as in a result of its own. */
-KN_MUST_USE int output_note(struct output *o, uint32_t index, const struct kn_result *r);
+KN_MUST_USE int folder_note(struct folder *o, uint32_t index, const struct kn_result *r);
 
 /* Replaces manifest and gallery data; `last`: for good, durably, else only when it is due. */
-KN_MUST_USE int output_flush(struct output *o, bool last, struct kn_err *err);
+KN_MUST_USE int folder_flush(struct folder *o, bool last, struct kn_err *err);
 
 /* images/000017.png */
-void output_file_name(uint32_t index, char out[32]);
+void folder_file_name(uint32_t index, char out[32]);
 
 #endif

@@ -18,7 +18,7 @@
 #define PART_BYTES_MAX (64u << 20) /* 1,000 images with the longest prompts, escaped */
 #define LOOK_BACK 64 /* how many settings are compared before an image gets an entry of its own */
 
-int gallery_init(struct output *o, struct kn_err *err) {
+int gallery_init(struct folder *o, struct kn_err *err) {
     struct gallery *g = &o->gallery;
     g->count = (o->count + GALLERY_PART - 1) / GALLERY_PART;
     g->changes = calloc(g->count + 1, sizeof *g->changes);
@@ -28,13 +28,13 @@ int gallery_init(struct output *o, struct kn_err *err) {
     return KN_OK;
 }
 
-void gallery_fini(struct output *o) {
+void gallery_fini(struct folder *o) {
     free(o->gallery.changes);
     free(o->gallery.written);
     memset(&o->gallery, 0, sizeof o->gallery);
 }
 
-void gallery_note(struct output *o, size_t index) {
+void gallery_note(struct folder *o, size_t index) {
     o->gallery.changes[index / GALLERY_PART]++;
 }
 
@@ -72,7 +72,7 @@ static int append_object(struct kn_buf *out, json_object *v) {
     return text ? append_script(out, text, len) : KN_ENOMEM;
 }
 
-static int replace(const struct output *o, const char *name, const struct kn_buf *b, struct kn_err *err) {
+static int replace(const struct folder *o, const char *name, const struct kn_buf *b, struct kn_err *err) {
     char path[KN_PATH_MAX];
     int rc = kn_fs_join(path, sizeof path, o->dir, name);
     if (rc) return kn_err_set(err, rc, "%s: the path is too long", name);
@@ -86,7 +86,7 @@ static bool is_part(const char *name) {
     return digits >= 4 && digits <= 6 && strcmp(name + digits, ".js") == 0;
 }
 
-int gallery_write_page(struct output *o, struct kn_err *err) {
+int gallery_write_page(struct folder *o, struct kn_err *err) {
     char dir[KN_PATH_MAX], path[KN_PATH_MAX];
     int rc = kn_fs_join(dir, sizeof dir, o->dir, "gallery");
     if (rc) return kn_err_set(err, rc, "gallery: the path is too long");
@@ -109,13 +109,13 @@ int gallery_write_page(struct output *o, struct kn_err *err) {
 
 /* What thousands of images share stands once in a part: the place of image i's settings in `table`. `seen`
  * names an image for each entry. */
-static size_t settings_of(const struct output *o, size_t i, size_t *seen, json_object *table) {
+static size_t settings_of(const struct folder *o, size_t i, size_t *seen, json_object *table) {
     const struct kn_task *t = &o->tasks[i];
-    const struct output_entry *e = &o->entries[i];
+    const struct folder_image *e = &o->entries[i];
     size_t count = json_object_array_length(table);
     for (size_t k = count; k-- > 0 && count - k <= LOOK_BACK;) {
         const struct kn_task *u = &o->tasks[seen[k]];
-        const struct output_entry *f = &o->entries[seen[k]];
+        const struct folder_image *f = &o->entries[seen[k]];
         if (t->sampler == u->sampler && t->schedule == u->schedule && t->steps == u->steps &&
             memcmp(&t->cfg, &u->cfg, sizeof t->cfg) == 0 && t->width == u->width && t->height == u->height &&
             t->model_index == u->model_index && e->backend == f->backend && e->engine == f->engine &&
@@ -145,9 +145,9 @@ static size_t settings_of(const struct output *o, size_t i, size_t *seen, json_o
 
 /* [index, status, prompt, negative, seed, settings, attempt, render_ms, digest's first digits, flat, error,
  * extra]; the seed is text, since JavaScript's numbers end at 2^53. */
-static json_object *row_of(const struct output *o, size_t i, size_t settings) {
+static json_object *row_of(const struct folder *o, size_t i, size_t settings) {
     const struct kn_task *t = &o->tasks[i];
-    const struct output_entry *e = &o->entries[i];
+    const struct folder_image *e = &o->entries[i];
     char text[KN_SHA256_HEX];
     json_object *r = json_object_new_array();
     json_object_array_add(r, json_object_new_int64((int64_t)i));
@@ -173,7 +173,7 @@ static json_object *row_of(const struct output *o, size_t i, size_t settings) {
     return r;
 }
 
-static int write_part(struct output *o, size_t part, struct kn_err *err) {
+static int write_part(struct folder *o, size_t part, struct kn_err *err) {
     size_t seen[GALLERY_PART], first = part * GALLERY_PART, end = first + GALLERY_PART;
     if (end > o->count) end = o->count;
     struct kn_buf b, rows;
@@ -205,7 +205,7 @@ static int write_part(struct output *o, size_t part, struct kn_err *err) {
     return rc;
 }
 
-int gallery_write_status(struct output *o, struct kn_err *err) {
+int gallery_write_status(struct folder *o, struct kn_err *err) {
     const struct gallery *g = &o->gallery;
     json_object *s = json_object_new_object(), *parts = json_object_new_array();
     char run[32];
@@ -241,7 +241,7 @@ int gallery_write_status(struct output *o, struct kn_err *err) {
     return rc;
 }
 
-int gallery_write_data(struct output *o, struct kn_err *err) {
+int gallery_write_data(struct folder *o, struct kn_err *err) {
     struct gallery *g = &o->gallery;
     int rc = KN_OK;
     for (size_t i = 0; rc == KN_OK && i < g->count; i++) {

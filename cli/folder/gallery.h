@@ -22,7 +22,7 @@
 
 #define GALLERY_PART 1000
 
-struct output;
+struct folder;
 
 struct gallery {
     uint32_t *changes; /* owns; a part each: how often one of its images has changed */
@@ -32,14 +32,14 @@ struct gallery {
 };
 
 /* For o->count images. */
-KN_MUST_USE int gallery_init(struct output *o, struct kn_err *err);
-void gallery_fini(struct output *o);
-void gallery_note(struct output *o, size_t index); /* image `index` has changed */
+KN_MUST_USE int gallery_init(struct folder *o, struct kn_err *err);
+void gallery_fini(struct folder *o);
+void gallery_note(struct folder *o, size_t index); /* image `index` has changed */
 /* Writes index.html and removes parts of an older run. */
-KN_MUST_USE int gallery_write_page(struct output *o, struct kn_err *err);
+KN_MUST_USE int gallery_write_page(struct folder *o, struct kn_err *err);
 /* Writes the parts that have changed, then status.js. */
-KN_MUST_USE int gallery_write_data(struct output *o, struct kn_err *err);
+KN_MUST_USE int gallery_write_data(struct folder *o, struct kn_err *err);
 /* status.js alone: a sign of life. */
-KN_MUST_USE int gallery_write_status(struct output *o, struct kn_err *err);
+KN_MUST_USE int gallery_write_status(struct folder *o, struct kn_err *err);
 
 #endif

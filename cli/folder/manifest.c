@@ -208,7 +208,7 @@ static int read_object(json_object *v, struct manifest_line *out, struct kn_err 
         if (fields[i].done && !get(v, fields[i].name))
             return kn_err_set(err, KN_EPARSE, "%s: is null, but the image is done", fields[i].name);
     char name[32];
-    output_file_name(out->index, name);
+    folder_file_name(out->index, name);
     if (strcmp(text_of(v, "file"), name) != 0) return kn_err_set(err, KN_EPARSE, "file: is not %s", name);
     rc = kn_unhex(text_of(v, "sha256"), out->sha256, sizeof(kn_digest));
     if (rc == KN_OK) rc = kn_unhex(text_of(v, "pixels_sha256"), out->pixels_sha256, sizeof(kn_digest));

@@ -280,7 +280,7 @@ static char *check_picture(const struct verify_report *r, const struct manifest_
     struct kn_err err = {0};
     struct stat st;
     kn_buf_clear(file);
-    output_file_name(l->index, name);
+    folder_file_name(l->index, name);
     if (kn_fs_join(path, sizeof path, r->dir, name)) return words("the path is too long");
     if (lstat(path, &st)) return words(errno == ENOENT ? "is not there" : "%s", strerror(errno));
     if (!S_ISREG(st.st_mode)) return words("is not a regular file");
@@ -329,7 +329,7 @@ static int read_pictures(struct audit *a, int threads) {
     int rc = cli_interrupted ? KN_ECANCELED : KN_OK;
     for (size_t i = 0; i < a->count; i++) {
         char name[32];
-        output_file_name(a->lines[i].index, name);
+        folder_file_name(a->lines[i].index, name);
         if (a->found[i] && rc == KN_OK) rc = fault(a->r, name, a->lines[i].number, "%s", a->found[i]);
         words_free(a->found[i]);
     }
@@ -362,7 +362,7 @@ static int strays(struct audit *a) {
         if (e->d_name[0] == '.') continue;
         if (sscanf(e->d_name, "%7u.png%n", &index, &end) == 1 && end > 0 && !e->d_name[end] &&
             index < KN_TASKS_PER_BATCH_MAX) {
-            output_file_name(index, same);
+            folder_file_name(index, same);
             if (strcmp(same + strlen("images/"), e->d_name) == 0 && listed[index]) continue;
         }
         if (count == cap) {

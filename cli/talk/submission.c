@@ -25,24 +25,24 @@ static bool is_sim(const struct cli_options *o) {
 }
 
 /* "task 17: steps: …" -> "prompts.txt:18: steps: …" for a person, who counts lines of files. */
-static int name_line(const struct job *j, struct kn_err *err) {
+static int name_line(const struct submission *sub, struct kn_err *err) {
     size_t task;
     int n = 0;
-    if (sscanf(err->text, "task %zu: %n", &task, &n) != 1 || n == 0 || task >= j->tasks.count)
+    if (sscanf(err->text, "task %zu: %n", &task, &n) != 1 || n == 0 || task >= sub->tasks.count)
         return err->code;
     char rest[KN_ERR_TEXT_MAX];
     snprintf(rest, sizeof rest, "%s", err->text + n);
-    size_t k = j->input_count;
-    while (k > 0 && (j->first[k - 1] > task)) k--;
-    const char *file = k > 0 ? j->inputs[k - 1] : NULL;
+    size_t k = sub->input_count;
+    while (k > 0 && (sub->first[k - 1] > task)) k--;
+    const char *file = k > 0 ? sub->inputs[k - 1] : NULL;
     if (!file) return kn_err_set(err, err->code, "prompt %zu: %s", task + 1, rest);
     return kn_err_set(err, err->code, "%s:%u: %s", strcmp(file, "-") == 0 ? "stdin" : file,
-                      j->tasks.v[task].line, rest);
+                      sub->tasks.v[task].line, rest);
 }
 
-static int remember_input(struct job *j, const char *file) {
-    j->inputs[j->input_count] = file;
-    j->first[j->input_count++] = j->tasks.count;
+static int remember_input(struct submission *sub, const char *file) {
+    sub->inputs[sub->input_count] = file;
+    sub->first[sub->input_count++] = sub->tasks.count;
     return KN_OK;
 }
 
@@ -53,7 +53,7 @@ static void make_utf8(char *s) {
         if ((unsigned char)*s >= 0x80) *s = '?';
 }
 
-static void note_source(struct job *j, const struct cli_options *o) {
+static void note_source(struct submission *sub, const struct cli_options *o) {
     kn_digest d;
     struct kn_sha256 *h = kn_sha256_create();
     if (!h) return; /* a new seed, then */
@@ -62,10 +62,10 @@ static void note_source(struct job *j, const struct cli_options *o) {
     for (size_t i = 0; i < o->prompt_count; i++)
         kn_sha256_update(h, o->prompts[i], strlen(o->prompts[i]) + 1);
     kn_sha256_final(h, d);
-    kn_hex(d, sizeof d, j->source);
+    kn_hex(d, sizeof d, sub->source);
 }
 
-int job_read(const struct cli_options *o, struct job *out, struct kn_err *err) {
+int submission_read(const struct cli_options *o, struct submission *out, struct kn_err *err) {
     memset(out, 0, sizeof *out);
     size_t inputs = (size_t)o->arg_count + 1;
     out->inputs = calloc(inputs, sizeof *out->inputs);
@@ -115,26 +115,26 @@ int job_read(const struct cli_options *o, struct job *out, struct kn_err *err) {
     return KN_OK;
 }
 
-uint64_t job_draw_seed(void) {
+uint64_t draw_seed(void) {
     uint32_t v = 0;
     if (getrandom(&v, sizeof v, 0) != (ssize_t)sizeof v) v = (uint32_t)(kn_wall_ms() * 2654435761u);
     return v;
 }
 
 /* Adds a model to the batch's table, once. path: "" when the farm has it. */
-static int add_model(struct job *j, const struct kn_model_info *m, const char *path, uint32_t *index,
+static int add_model(struct submission *sub, const struct kn_model_info *m, const char *path, uint32_t *index,
                      struct kn_err *err) {
-    for (size_t i = 0; i < j->model_count; i++) {
-        if (memcmp(j->models[i].sha256, m->sha256, KN_SHA256_BYTES) != 0) continue;
+    for (size_t i = 0; i < sub->model_count; i++) {
+        if (memcmp(sub->models[i].sha256, m->sha256, KN_SHA256_BYTES) != 0) continue;
         *index = (uint32_t)i;
         return KN_OK;
     }
-    if (j->model_count == KN_MODELS_PER_BATCH_MAX)
+    if (sub->model_count == KN_MODELS_PER_BATCH_MAX)
         return kn_err_set(err, KN_ELIMIT, "model: more than %d models in a batch", KN_MODELS_PER_BATCH_MAX);
-    if (path[0] && !(j->paths[j->model_count] = realpath(path, NULL)))
+    if (path[0] && !(sub->paths[sub->model_count] = realpath(path, NULL)))
         return kn_err_set(err, KN_EMODEL, "model: %s: %s", path, strerror(errno));
-    j->models[j->model_count] = *m;
-    *index = (uint32_t)j->model_count++;
+    sub->models[sub->model_count] = *m;
+    *index = (uint32_t)sub->model_count++;
     return KN_OK;
 }
 
@@ -197,22 +197,22 @@ static int find_here(const struct cli_options *o, const char *name, struct kn_mo
     return model_describe(path, out, err);
 }
 
-static int write_request(struct job *j, const struct cli_options *o, struct kn_err *err) {
+static int write_request(struct submission *sub, const struct cli_options *o, struct kn_err *err) {
     json_object *r = json_object_new_object(), *in = json_object_new_array(), *s = json_object_new_object();
-    for (size_t k = 0; k < j->input_count && k < REQUEST_INPUTS_MAX; k++)
-        if (j->inputs[k]) {
+    for (size_t k = 0; k < sub->input_count && k < REQUEST_INPUTS_MAX; k++)
+        if (sub->inputs[k]) {
             char name[KN_PATH_MAX];
-            snprintf(name, sizeof name, "%s", j->inputs[k]);
+            snprintf(name, sizeof name, "%s", sub->inputs[k]);
             make_utf8(name);
             json_object_array_add(in, json_object_new_string(name));
         }
-    json_object_object_add(r, "name", json_object_new_string(j->name));
+    json_object_object_add(r, "name", json_object_new_string(sub->name));
     json_object_object_add(r, "inputs", in);
     json_object_object_add(r, "prompts", json_object_new_int64((int64_t)o->prompt_count));
-    json_object_object_add(r, "source", json_object_new_string(j->source));
+    json_object_object_add(r, "source", json_object_new_string(sub->source));
     json_object_object_add(r, "images", json_object_new_int64((int64_t)o->images));
-    json_object_object_add(r, "seed", json_object_new_uint64(j->seed));
-    json_object_object_add(r, "seed_drawn", json_object_new_boolean(j->seed_drawn));
+    json_object_object_add(r, "seed", json_object_new_uint64(sub->seed));
+    json_object_object_add(r, "seed_drawn", json_object_new_boolean(sub->seed_drawn));
     uint32_t set = o->settings.set;
     if (set & KN_SET_MODEL) json_object_object_add(s, "model", json_object_new_string(o->settings.model));
     if (set & KN_SET_STEPS) json_object_object_add(s, "steps", json_object_new_int64(o->settings.steps));
@@ -235,22 +235,22 @@ static int write_request(struct job *j, const struct cli_options *o, struct kn_e
     kn_buf_init(&b, 1u << 20);
     int rc = text_json(r, &b);
     json_object_put(r);
-    j->request = b.data;
+    sub->request = b.data;
     return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : KN_OK;
 }
 
-int job_resolve(struct job *j, const struct cli_options *o, const struct models *farm, uint64_t seed,
-                bool seed_drawn, struct kn_err *err) {
-    j->seed = seed;
-    j->seed_drawn = seed_drawn;
+int submission_resolve(struct submission *sub, const struct cli_options *o, const struct models *farm,
+                       uint64_t seed, bool seed_drawn, struct kn_err *err) {
+    sub->seed = seed;
+    sub->seed_drawn = seed_drawn;
     /* First with any seed and before images are counted out: a task is still a line of a file. */
     struct { /* models are found once, however often and in what turn the lines name them */
         const char *name;
         uint32_t index;
     } known[KN_MODELS_PER_BATCH_MAX + 1];
     size_t known_count = 0;
-    for (size_t i = 0; i < j->tasks.count; i++) {
-        struct kn_task *t = &j->tasks.v[i], trial;
+    for (size_t i = 0; i < sub->tasks.count; i++) {
+        struct kn_task *t = &sub->tasks.v[i], trial;
         const char *name = t->set & KN_SET_MODEL ? t->model : NULL;
         uint32_t index = 0;
         size_t k = 0;
@@ -265,7 +265,7 @@ int job_resolve(struct job *j, const struct cli_options *o, const struct models 
             struct kn_model_info m;
             char path[KN_PATH_MAX] = "";
             rc = farm ? find_on_farm(farm, name, &m, err) : find_here(o, name, &m, path, err);
-            if (rc == KN_OK) rc = add_model(j, &m, path, &index, err);
+            if (rc == KN_OK) rc = add_model(sub, &m, path, &index, err);
             if (rc == KN_OK && known_count == KN_MODELS_PER_BATCH_MAX + 1)
                 rc = kn_err_set(err, KN_ELIMIT, "model: more than %d names of models in a batch",
                                 KN_MODELS_PER_BATCH_MAX);
@@ -279,39 +279,39 @@ int job_resolve(struct job *j, const struct cli_options *o, const struct models 
             t->model_index = index;
             trial = *t;
             trial.set |= KN_SET_SEED;
-            rc = kn_task_resolve(&trial, &j->models[index], err);
+            rc = kn_task_resolve(&trial, &sub->models[index], err);
         }
         if (rc) {
             /* a model that the command line named, or that nobody did, is no line's mistake */
             if (!have && (!name || (o->settings.model && strcmp(name, o->settings.model) == 0))) return rc;
             kn_err_prefix(err, "task %zu", i);
-            return name_line(j, err);
+            return name_line(sub, err);
         }
     }
-    int rc = kn_tasks_expand(&j->tasks, o->images, seed, err);
-    if (rc) return name_line(j, err);
-    j->keys = calloc(j->tasks.count, sizeof *j->keys);
-    if (!j->keys) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
-    for (size_t i = 0; i < j->tasks.count; i++) {
-        struct kn_task *t = &j->tasks.v[i];
-        rc = kn_task_resolve(t, &j->models[t->model_index], err);
+    int rc = kn_tasks_expand(&sub->tasks, o->images, seed, err);
+    if (rc) return name_line(sub, err);
+    sub->keys = calloc(sub->tasks.count, sizeof *sub->keys);
+    if (!sub->keys) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    for (size_t i = 0; i < sub->tasks.count; i++) {
+        struct kn_task *t = &sub->tasks.v[i];
+        rc = kn_task_resolve(t, &sub->models[t->model_index], err);
         if (rc) return rc;
-        kn_task_key(t, j->models[t->model_index].sha256, j->keys[i]);
+        kn_task_key(t, sub->models[t->model_index].sha256, sub->keys[i]);
     }
-    return write_request(j, o, err);
+    return write_request(sub, o, err);
 }
 
-void job_fini(struct job *j) {
-    kn_tasks_fini(&j->tasks);
-    for (size_t i = 0; i < j->model_count; i++) free(j->paths[i]);
-    free(j->keys);
-    free(j->request);
-    free(j->inputs);
-    free(j->first);
-    *j = (struct job){0};
+void submission_fini(struct submission *sub) {
+    kn_tasks_fini(&sub->tasks);
+    for (size_t i = 0; i < sub->model_count; i++) free(sub->paths[i]);
+    free(sub->keys);
+    free(sub->request);
+    free(sub->inputs);
+    free(sub->first);
+    *sub = (struct submission){0};
 }
 
-static int send_chunks(struct client *c, const struct job *j, const uint32_t *pick, size_t count,
+static int send_chunks(struct client *c, const struct submission *sub, const uint32_t *pick, size_t count,
                        const kn_id id, struct kn_err *err) {
     struct kn_task *tasks = calloc(KN_TASKS_PER_CHUNK_MAX, sizeof *tasks);
     if (!tasks) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
@@ -320,7 +320,7 @@ static int send_chunks(struct client *c, const struct job *j, const uint32_t *pi
     int rc = KN_OK;
     for (size_t from = 0; rc == KN_OK && from < count; from += KN_TASKS_PER_CHUNK_MAX) {
         size_t n = count - from < KN_TASKS_PER_CHUNK_MAX ? count - from : KN_TASKS_PER_CHUNK_MAX;
-        for (size_t i = 0; i < n; i++) tasks[i] = j->tasks.v[pick ? pick[from + i] : from + i];
+        for (size_t i = 0; i < n; i++) tasks[i] = sub->tasks.v[pick ? pick[from + i] : from + i];
         kn_buf_clear(&packed);
         rc = kn_chunk_pack(tasks, n, &packed, err);
         if (rc) break;
@@ -337,24 +337,24 @@ static int send_chunks(struct client *c, const struct job *j, const uint32_t *pi
     return rc;
 }
 
-int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size_t count, const kn_id id,
-               const struct cli_options *o, struct kn_err *err) {
+int submission_send(struct client *c, const struct submission *sub, const uint32_t *pick, size_t count,
+                    const kn_id id, const struct cli_options *o, struct kn_err *err) {
     int rc = KN_OK;
     for (int tries = 0; tries < SUBMIT_TRIES; tries++) {
         struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
         struct kn_submit_begin *b = &m.u.submit_begin;
         memcpy(b->batch, id, sizeof(kn_id));
-        b->name = j->name;
+        b->name = sub->name;
         b->pin_backend = o->pin_backend ? o->pin_backend : "";
-        b->request = j->request;
+        b->request = sub->request;
         b->tasks = (uint32_t)count;
         b->chunks = (uint32_t)((count + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX);
         b->priority = o->priority;
-        b->models = (struct kn_model_info *)j->models;
-        b->model_count = j->model_count;
+        b->models = (struct kn_model_info *)sub->models;
+        b->model_count = sub->model_count;
         rc = client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
         if (rc) return rc;
-        rc = send_chunks(c, j, pick, count, id, err);
+        rc = send_chunks(c, sub, pick, count, id, err);
         if (rc == KN_OK) {
             struct kn_msg seal = {.type = KN_MSG_SUBMIT_SEAL};
             seal.u.submit_seal.has_batch = true;
@@ -370,7 +370,7 @@ int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size
     return rc;
 }
 
-int job_folders(const struct cli_options *o, struct job_folders *out, struct kn_err *err) {
+int model_folders_choose(const struct cli_options *o, struct model_folders *out, struct kn_err *err) {
     static char paths[CLI_MODELS_MAX + 1][KN_PATH_MAX];
     memset(out, 0, sizeof *out);
     if (is_sim(o)) return KN_OK;
@@ -394,38 +394,38 @@ int job_folders(const struct cli_options *o, struct job_folders *out, struct kn_
 }
 
 int cmd_submit(const struct cli_options *o) {
-    static struct job j;
+    static struct submission sub;
     struct kn_err err = {0};
     struct client *c = NULL;
     struct models farm = {0};
     kn_id id;
     cli_catch_signals();
     bool input = true; /* a mistake is the input's, not the farm's */
-    int rc = job_read(o, &j, &err);
+    int rc = submission_read(o, &sub, &err);
     if (rc == KN_OK) {
         input = false;
         rc = farm_connect(o, &c, &err);
     }
     if (rc == KN_OK) rc = models_of_farm(c, WORKERS_WAIT_MS, &farm, &err);
     if (rc == KN_OK) {
-        uint64_t seed = o->has_seed ? o->settings.seed : job_draw_seed();
-        rc = job_resolve(&j, o, &farm, seed, !o->has_seed, &err);
+        uint64_t seed = o->has_seed ? o->settings.seed : draw_seed();
+        rc = submission_resolve(&sub, o, &farm, seed, !o->has_seed, &err);
         input = rc != KN_OK;
     }
     if (rc == KN_OK) {
         kn_uuid_random(id);
-        rc = job_submit(c, &j, NULL, j.tasks.count, id, o, &err);
+        rc = submission_send(c, &sub, NULL, sub.tasks.count, id, o, &err);
     }
     if (rc == KN_OK) {
         char text[KN_UUID_TEXT];
         kn_uuid_format(id, text);
         printf("%s\n", text);
         fprintf(stderr, "kiln: %zu image%s submitted; kiln wait %.8s, kiln fetch %.8s -o DIR\n",
-                j.tasks.count, j.tasks.count == 1 ? "" : "s", text, text);
+                sub.tasks.count, sub.tasks.count == 1 ? "" : "s", text, text);
     }
     client_close(c);
     models_fini(&farm);
-    job_fini(&j);
+    submission_fini(&sub);
     if (rc && input) {
         cli_fail(&err);
         return err.code == KN_ECANCELED ? CLI_INTERRUPTED : CLI_BAD_INPUT;

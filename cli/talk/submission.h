@@ -9,7 +9,7 @@
 #include "cli/cli.h"
 #include "cli/talk/model.h"
 
-struct job {
+struct submission {
     struct kn_tasks tasks;
     struct kn_model_info models[KN_MODELS_PER_BATCH_MAX];
     char *paths[KN_MODELS_PER_BATCH_MAX]; /* their folders on this machine; NULL: the farm has them */
@@ -28,27 +28,30 @@ struct job {
 };
 
 /* Reads the inputs and applies the options: all that can be done without knowing the models. */
-KN_MUST_USE int job_read(const struct cli_options *o, struct job *out, struct kn_err *err);
+KN_MUST_USE int submission_read(const struct cli_options *o, struct submission *out, struct kn_err *err);
 /* Finds each task's model: on the farm (`farm` not NULL), else as a folder or a folder's name below --models.
  * Then resolves, counts out images and computes keys. `seed` is for what sets none itself. */
-KN_MUST_USE int job_resolve(struct job *j, const struct cli_options *o, const struct models *farm,
-                            uint64_t seed, bool seed_drawn, struct kn_err *err);
-void job_fini(struct job *j);
+KN_MUST_USE int submission_resolve(struct submission *sub, const struct cli_options *o,
+                                   const struct models *farm, uint64_t seed, bool seed_drawn,
+                                   struct kn_err *err);
+void submission_fini(struct submission *sub);
 /* 32 random bits: as large as the seeds that people pass on to each other. */
-uint64_t job_draw_seed(void);
+uint64_t draw_seed(void);
 
 /* Hands in the tasks with numbers pick[0…count) (NULL: all) as the batch `id`. Returns when they are durable.
  */
-KN_MUST_USE int job_submit(struct client *c, const struct job *j, const uint32_t *pick, size_t count,
-                           const kn_id id, const struct cli_options *o, struct kn_err *err);
+KN_MUST_USE int submission_send(struct client *c, const struct submission *sub, const uint32_t *pick,
+                                size_t count, const kn_id id, const struct cli_options *o,
+                                struct kn_err *err);
 
 /* The models' folders for private workers: --models and --model when it is a folder, or the one that ships.
  * Absolute paths in static memory. */
-struct job_folders {
+struct model_folders {
     const char *models[CLI_MODELS_MAX];
     size_t count;
     const char *model; /* NULL: none */
 };
-KN_MUST_USE int job_folders(const struct cli_options *o, struct job_folders *out, struct kn_err *err);
+KN_MUST_USE int model_folders_choose(const struct cli_options *o, struct model_folders *out,
+                                     struct kn_err *err);
 
 #endif

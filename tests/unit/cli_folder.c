@@ -3,7 +3,7 @@
 
 #include "base/clock.h"
 
-static struct output o;
+static struct folder o;
 
 static json_object *line_of(const char *manifest, size_t number) {
     for (; number > 1; number--) manifest = strchr(manifest, '\n') + 1;
@@ -17,7 +17,7 @@ static json_object *line_of(const char *manifest, size_t number) {
 static bool has(const char *name) {
     char path[512];
     struct stat st;
-    folder_path(name, path);
+    trial_path(name, path);
     return lstat(path, &st) == 0;
 }
 
@@ -26,8 +26,8 @@ TEST(a_manifest_line_has_every_field_in_its_order) {
         "index", "status", "prompt",        "negative", "seed",         "sampler",   "schedule", "steps",
         "cfg",   "width",  "height",        "model",    "model_sha256", "backend",   "engine",   "key",
         "file",  "sha256", "pixels_sha256", "worker",   "attempt",      "render_ms", "error",    "extra"};
-    folder_finished(2, true);
-    char *m = folder_read("manifest.jsonl");
+    trial_finished(2, true);
+    char *m = trial_read("manifest.jsonl");
     for (size_t number = 1; number <= 2; number++) {
         json_object *v = line_of(m, number);
         size_t k = 0;
@@ -43,15 +43,15 @@ TEST(a_manifest_line_has_every_field_in_its_order) {
 }
 
 TEST(lines_stand_in_order_of_index_whatever_the_order_of_their_ends) {
-    folder_begin();
-    folder_ask(4, 7);
-    folder_open(&o, 4, NULL);
-    folder_take(&o, 3, KN_RESULT_DONE, "");
-    folder_take(&o, 0, KN_RESULT_DONE, "");
-    folder_take(&o, 2, KN_RESULT_CANCELLED, "");
+    trial_begin();
+    trial_ask(4, 7);
+    trial_open(&o, 4, NULL);
+    trial_take(&o, 3, KN_RESULT_DONE, "");
+    trial_take(&o, 0, KN_RESULT_DONE, "");
+    trial_take(&o, 2, KN_RESULT_CANCELLED, "");
     struct kn_err err = {0};
-    CHECK_INT(output_flush(&o, true, &err), KN_OK);
-    char *m = folder_read("manifest.jsonl"); /* image 1 has not ended: no line yet */
+    CHECK_INT(folder_flush(&o, true, &err), KN_OK);
+    char *m = trial_read("manifest.jsonl"); /* image 1 has not ended: no line yet */
     static const int want[] = {0, 2, 3};
     for (size_t k = 0; k < 3; k++) {
         json_object *v = line_of(m, k + 1);
@@ -59,12 +59,12 @@ TEST(lines_stand_in_order_of_index_whatever_the_order_of_their_ends) {
         json_object_put(v);
     }
     free(m);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(a_failed_line_has_its_reason_and_no_file) {
-    folder_finished(2, true);
-    char *m = folder_read("manifest.jsonl");
+    trial_finished(2, true);
+    char *m = trial_read("manifest.jsonl");
     json_object *v = line_of(m, 2);
     CHECK_STR(json_object_get_string(json_object_object_get(v, "error")), "out of luck");
     CHECK(json_object_object_get(v, "file") == NULL);
@@ -77,15 +77,15 @@ TEST(a_failed_line_has_its_reason_and_no_file) {
 TEST(a_picture_on_the_same_machine_is_a_hard_link) {
     char path[512], object[512];
     struct stat a, b;
-    folder_finished(1, false);
+    trial_finished(1, false);
     struct kn_result r;
-    folder_path("images/000000.png", path);
+    trial_path("images/000000.png", path);
     CHECK_INT(stat(path, &a), 0);
     CHECK_INT(a.st_nlink, 2);
-    char *m = folder_read("manifest.jsonl");
+    char *m = trial_read("manifest.jsonl");
     json_object *v = line_of(m, 1);
     CHECK_INT(kn_unhex(json_object_get_string(json_object_object_get(v, "sha256")), r.sha256, 32), KN_OK);
-    folder_object_path(r.sha256, object);
+    trial_object_path(r.sha256, object);
     CHECK_INT(stat(object, &b), 0);
     CHECK(a.st_ino == b.st_ino);
     json_object_put(v);
@@ -95,14 +95,14 @@ TEST(a_picture_on_the_same_machine_is_a_hard_link) {
 TEST(a_picture_out_of_reach_is_fetched) {
     char path[512];
     struct stat st;
-    folder_begin();
-    folder_far = true;
-    folder_ask(1, 7);
-    folder_open(&o, 1, NULL);
-    folder_take(&o, 0, KN_RESULT_DONE, "");
-    folder_close(&o);
-    CHECK_INT(folder_fetches, 1);
-    folder_path("images/000000.png", path);
+    trial_begin();
+    trial_far = true;
+    trial_ask(1, 7);
+    trial_open(&o, 1, NULL);
+    trial_take(&o, 0, KN_RESULT_DONE, "");
+    trial_close(&o);
+    CHECK_INT(trial_fetches, 1);
+    trial_path("images/000000.png", path);
     CHECK_INT(stat(path, &st), 0);
     CHECK_INT(st.st_nlink, 1);
 }
@@ -113,18 +113,18 @@ TEST(an_object_that_the_farm_has_lost_leaves_its_image_unended) {
     uint32_t index[2] = {0, 1};
     size_t lost = 0;
     char object[512];
-    folder_begin();
-    folder_ask(2, 7);
-    folder_open(&o, 2, NULL);
-    folder_render(0, &r[0]);
-    folder_render(1, &r[1]);
-    folder_object_path(r[0].sha256, object);
+    trial_begin();
+    trial_ask(2, 7);
+    trial_open(&o, 2, NULL);
+    trial_render(0, &r[0]);
+    trial_render(1, &r[1]);
+    trial_object_path(r[0].sha256, object);
     CHECK_INT(unlink(object), 0);
-    CHECK_INT(output_take(&o, NULL, r, index, 2, &lost, &err), KN_OK);
+    CHECK_INT(folder_take(&o, NULL, r, index, 2, &lost, &err), KN_OK);
     CHECK_INT(lost, 1);
     CHECK_INT(o.entries[0].status, 0);
     CHECK_INT(o.entries[1].status, KN_RESULT_DONE);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(an_object_that_was_damaged_is_neither_linked_nor_copied) {
@@ -133,86 +133,86 @@ TEST(an_object_that_was_damaged_is_neither_linked_nor_copied) {
     uint32_t index = 0;
     size_t lost = 0;
     char object[512];
-    folder_begin();
-    folder_ask(1, 7);
-    folder_open(&o, 1, NULL);
-    folder_render(0, &r);
-    folder_object_path(r.sha256, object);
-    folder_write(object, "damaged", 7);
-    CHECK_INT(output_take(&o, NULL, &r, &index, 1, &lost, &err), KN_OK);
+    trial_begin();
+    trial_ask(1, 7);
+    trial_open(&o, 1, NULL);
+    trial_render(0, &r);
+    trial_object_path(r.sha256, object);
+    trial_write(object, "damaged", 7);
+    CHECK_INT(folder_take(&o, NULL, &r, &index, 1, &lost, &err), KN_OK);
     CHECK_INT(lost, 1);
     CHECK_INT(o.entries[0].status, 0);
     CHECK(!has("images/000000.png"));
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(a_second_run_keeps_what_is_intact) {
-    folder_finished(3, true);
-    folder_open(&o, 3, NULL);
+    trial_finished(3, true);
+    trial_open(&o, 3, NULL);
     CHECK_INT(o.kept, 2);
     CHECK_INT(o.entries[0].status, KN_RESULT_DONE);
     CHECK_INT(o.entries[2].status, 0); /* what failed is asked for again */
     CHECK_STR(o.entries[0].worker, "worker-0");
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(a_second_run_renders_again_what_was_changed_or_removed) {
     char path[512];
-    folder_finished(3, false);
-    folder_path("images/000000.png", path);
+    trial_finished(3, false);
+    trial_path("images/000000.png", path);
     CHECK_INT(unlink(path), 0);
-    folder_path("images/000001.png", path);
+    trial_path("images/000001.png", path);
     CHECK_INT(unlink(path), 0); /* else the farm's object would be written through the link */
-    folder_write(path, "not a picture", 13);
-    folder_open(&o, 3, NULL);
+    trial_write(path, "not a picture", 13);
+    trial_open(&o, 3, NULL);
     CHECK_INT(o.kept, 1);
     CHECK_INT(o.entries[2].status, KN_RESULT_DONE);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(pictures_keep_their_bytes_when_their_numbers_move) {
-    folder_finished(4, false); /* seeds 7, 8, 9, 10 */
-    folder_ask(4, 5);          /* seeds 5, 6, 7, 8 */
-    folder_open(&o, 4, NULL);
+    trial_finished(4, false); /* seeds 7, 8, 9, 10 */
+    trial_ask(4, 5);          /* seeds 5, 6, 7, 8 */
+    trial_open(&o, 4, NULL);
     CHECK_INT(o.kept, 2);
     for (uint32_t i = 2; i < 4; i++) {
         char name[32], path[512];
         kn_digest now;
-        output_file_name(i, name);
-        folder_path(name, path);
+        folder_file_name(i, name);
+        trial_path(name, path);
         CHECK_INT(kn_sha256_file(path, now, NULL), KN_OK);
         CHECK_MEM(now, o.entries[i].sha256, sizeof now);
     }
     CHECK(!has("images/000000.png")); /* the numbers of what is to be rendered are free */
     CHECK(!has("images/000001.png"));
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(pictures_that_changed_places_are_both_kept) {
-    folder_finished(2, false);
-    struct kn_task t = folder_tasks[0];
-    folder_tasks[0] = folder_tasks[1];
-    folder_tasks[1] = t;
-    for (size_t i = 0; i < 2; i++) kn_task_key(&folder_tasks[i], folder_model.sha256, folder_keys[i]);
-    folder_open(&o, 2, NULL);
+    trial_finished(2, false);
+    struct kn_task t = trial_tasks[0];
+    trial_tasks[0] = trial_tasks[1];
+    trial_tasks[1] = t;
+    for (size_t i = 0; i < 2; i++) kn_task_key(&trial_tasks[i], trial_model.sha256, trial_keys[i]);
+    trial_open(&o, 2, NULL);
     CHECK_INT(o.kept, 2);
-    folder_close(&o);
+    trial_close(&o);
     CHECK(has("images/000000.png"));
     CHECK(has("images/000001.png"));
 }
 
 TEST(a_smaller_run_removes_what_is_not_asked_for_and_nothing_else) {
     char path[512];
-    folder_finished(3, false);
-    folder_path("images/holiday.png", path);
-    folder_write(path, "mine", 4);
-    folder_path("notes.txt", path);
-    folder_write(path, "mine", 4);
-    folder_path("images/000009.png", path); /* a name like ours that no manifest lists */
-    folder_write(path, "mine", 4);
-    folder_ask(1, 7);
-    folder_open(&o, 1, NULL);
-    folder_close(&o);
+    trial_finished(3, false);
+    trial_path("images/holiday.png", path);
+    trial_write(path, "mine", 4);
+    trial_path("notes.txt", path);
+    trial_write(path, "mine", 4);
+    trial_path("images/000009.png", path); /* a name like ours that no manifest lists */
+    trial_write(path, "mine", 4);
+    trial_ask(1, 7);
+    trial_open(&o, 1, NULL);
+    trial_close(&o);
     CHECK(has("images/000000.png"));
     CHECK(!has("images/000001.png"));
     CHECK(!has("images/000002.png"));
@@ -222,69 +222,69 @@ TEST(a_smaller_run_removes_what_is_not_asked_for_and_nothing_else) {
 }
 
 TEST(a_pinned_backend_keeps_its_own_class_only) {
-    folder_finished(2, false);
-    folder_open(&o, 2, "cuda-sm90-9b07e4");
+    trial_finished(2, false);
+    trial_open(&o, 2, "cuda-sm90-9b07e4");
     CHECK_INT(o.kept, 0);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(a_second_kiln_is_kept_out) {
-    static struct output second;
+    static struct folder second;
     struct kn_err err = {0};
-    folder_begin();
-    folder_ask(1, 7);
-    folder_open(&o, 1, NULL);
-    CHECK_INT(output_open(folder_out, &second, &err), KN_ESTATE);
+    trial_begin();
+    trial_ask(1, 7);
+    trial_open(&o, 1, NULL);
+    CHECK_INT(folder_open(trial_out, &second, &err), KN_ESTATE);
     CHECK(strstr(err.text, "another kiln is at work in it") != NULL);
-    output_close(&second);
-    output_close(&o);
-    CHECK_INT(output_open(folder_out, &second, &err), KN_OK);
-    output_close(&second);
+    folder_close(&second);
+    folder_close(&o);
+    CHECK_INT(folder_open(trial_out, &second, &err), KN_OK);
+    folder_close(&second);
 }
 
 TEST(what_a_killed_run_left_is_swept) {
     char path[512];
-    folder_finished(1, false);
-    folder_path("images/.new-000003", path);
-    folder_write(path, "half", 4);
-    folder_path("images/.new-holiday", path);
-    folder_write(path, "mine", 4);
-    folder_open(&o, 1, NULL);
+    trial_finished(1, false);
+    trial_path("images/.new-000003", path);
+    trial_write(path, "half", 4);
+    trial_path("images/.new-holiday", path);
+    trial_write(path, "mine", 4);
+    trial_open(&o, 1, NULL);
     CHECK(!has("images/.new-000003"));
     CHECK(has("images/.new-holiday"));
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(a_retried_image_is_counted_once) {
-    folder_begin();
-    folder_ask(1, 7);
-    folder_open(&o, 1, NULL);
-    folder_take(&o, 0, KN_RESULT_FAILED, "out of luck");
+    trial_begin();
+    trial_ask(1, 7);
+    trial_open(&o, 1, NULL);
+    trial_take(&o, 0, KN_RESULT_FAILED, "out of luck");
     CHECK_INT(o.failed, 1);
-    folder_take(&o, 0, KN_RESULT_DONE, "");
-    folder_take(&o, 0, KN_RESULT_DONE, "");
+    trial_take(&o, 0, KN_RESULT_DONE, "");
+    trial_take(&o, 0, KN_RESULT_DONE, "");
     CHECK_INT(o.failed, 0);
     CHECK_INT(o.done, 1);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(a_seed_of_64_bits_and_a_float_come_back_from_the_manifest) {
-    folder_begin();
-    folder_ask(1, UINT64_MAX);
-    folder_tasks[0].cfg = 1.1f;
-    kn_task_key(&folder_tasks[0], folder_model.sha256, folder_keys[0]);
-    folder_open(&o, 1, NULL);
-    folder_take(&o, 0, KN_RESULT_DONE, "");
-    folder_close(&o);
-    char *m = folder_read("manifest.jsonl");
+    trial_begin();
+    trial_ask(1, UINT64_MAX);
+    trial_tasks[0].cfg = 1.1f;
+    kn_task_key(&trial_tasks[0], trial_model.sha256, trial_keys[0]);
+    trial_open(&o, 1, NULL);
+    trial_take(&o, 0, KN_RESULT_DONE, "");
+    trial_close(&o);
+    char *m = trial_read("manifest.jsonl");
     CHECK(strstr(m, "\"seed\":18446744073709551615,") != NULL);
     CHECK(strstr(m, "\"cfg\":1.1,") != NULL);
     free(m);
 }
 
 TEST(batch_json_counts_and_names_the_models) {
-    folder_finished(3, false);
-    char *text = folder_read("batch.json");
+    trial_finished(3, false);
+    char *text = trial_read("batch.json");
     json_object *v = json_tokener_parse(text);
     CHECK_INT(json_object_get_int(json_object_object_get(v, "count")), 3);
     json_object *m = json_object_array_get_idx(json_object_object_get(v, "models"), 0);
@@ -299,23 +299,23 @@ static char hostile[] =
     "</script><script>alert(1)</script> \"a\" 'b' & \\ \xe2\x80\xa8 \xe2\x80\xa9 \n\t\x01 ü";
 
 TEST(the_gallery_data_hold_no_byte_that_could_end_a_script) {
-    folder_begin();
-    folder_ask(1, 7);
-    folder_tasks[0].prompt = folder_tasks[0].negative = hostile;
-    folder_tasks[0].extra = (char[]){"{\"</script>\":\"<!--\"}"};
-    folder_open(&o, 1, NULL);
+    trial_begin();
+    trial_ask(1, 7);
+    trial_tasks[0].prompt = trial_tasks[0].negative = hostile;
+    trial_tasks[0].extra = (char[]){"{\"</script>\":\"<!--\"}"};
+    trial_open(&o, 1, NULL);
     snprintf(o.name, sizeof o.name, "</script>");
-    folder_take(&o, 0, KN_RESULT_FAILED, "</script>");
-    folder_close(&o);
+    trial_take(&o, 0, KN_RESULT_FAILED, "</script>");
+    trial_close(&o);
     static const char *const files[] = {"gallery/0000.js", "gallery/status.js"};
     for (size_t k = 0; k < 2; k++) {
-        char *text = folder_read(files[k]);
+        char *text = trial_read(files[k]);
         CHECK_MSG(!strpbrk(text, "<>&"), "%s", files[k]);
         CHECK(!strstr(text, "\xe2\x80\xa8") && !strstr(text, "\xe2\x80\xa9"));
         free(text);
     }
     /* and it is still what it was */
-    char *text = folder_read("gallery/0000.js");
+    char *text = trial_read("gallery/0000.js");
     char *from = strstr(text, ",[\n[") + 3, *end = strstr(from, "\n]);");
     CHECK(from && end);
     *end = '\0';
@@ -331,46 +331,46 @@ TEST(a_part_is_written_again_only_when_it_has_changed) {
     static kn_digest keys[COUNT];
     struct kn_err err = {0};
     char path[512];
-    folder_begin();
-    folder_ask(1, 7);
+    trial_begin();
+    trial_ask(1, 7);
     for (size_t i = 0; i < COUNT; i++) {
-        tasks[i] = folder_tasks[0];
+        tasks[i] = trial_tasks[0];
         tasks[i].seed = i;
-        kn_task_key(&tasks[i], folder_model.sha256, keys[i]);
+        kn_task_key(&tasks[i], trial_model.sha256, keys[i]);
     }
-    CHECK_INT(output_open(folder_out, &o, &err), KN_OK);
-    CHECK_INT(output_begin(&o, tasks, keys, COUNT, &folder_model, NULL, &err), KN_OK);
-    CHECK_INT(output_describe(&o, &err), KN_OK);
+    CHECK_INT(folder_open(trial_out, &o, &err), KN_OK);
+    CHECK_INT(folder_begin(&o, tasks, keys, COUNT, &trial_model, NULL, &err), KN_OK);
+    CHECK_INT(folder_describe(&o, &err), KN_OK);
     struct kn_result r = {
         .attempt = 3, .status = KN_RESULT_FAILED, .worker = "", .backend = "", .engine = ""};
     r.error = "out of luck";
-    CHECK_INT(output_note(&o, 0, &r), KN_OK);
-    CHECK_INT(output_note(&o, 2400, &r), KN_OK);
-    CHECK_INT(output_flush(&o, true, &err), KN_OK);
+    CHECK_INT(folder_note(&o, 0, &r), KN_OK);
+    CHECK_INT(folder_note(&o, 2400, &r), KN_OK);
+    CHECK_INT(folder_flush(&o, true, &err), KN_OK);
     CHECK(has("gallery/0000.js"));
     CHECK(!has("gallery/0001.js")); /* none of its images has ended */
-    folder_path("gallery/0000.js", path);
+    trial_path("gallery/0000.js", path);
     CHECK_INT(unlink(path), 0);
-    CHECK_INT(output_note(&o, 2401, &r), KN_OK);
-    CHECK_INT(output_flush(&o, true, &err), KN_OK);
+    CHECK_INT(folder_note(&o, 2401, &r), KN_OK);
+    CHECK_INT(folder_flush(&o, true, &err), KN_OK);
     CHECK(!has("gallery/0000.js")); /* was not written again */
-    char *status = folder_read("gallery/status.js");
+    char *status = trial_read("gallery/status.js");
     CHECK(strstr(status, "\"parts\":[1,0,2]") != NULL);
     free(status);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(parts_of_a_larger_run_go_away) {
     char path[512];
-    folder_finished(1, false);
-    folder_path("gallery/0007.js", path);
-    folder_write(path, "old", 3);
-    folder_path("gallery/mine.js", path);
-    folder_write(path, "mine", 4);
-    folder_open(&o, 1, NULL);
+    trial_finished(1, false);
+    trial_path("gallery/0007.js", path);
+    trial_write(path, "old", 3);
+    trial_path("gallery/mine.js", path);
+    trial_write(path, "mine", 4);
+    trial_open(&o, 1, NULL);
     CHECK(!has("gallery/0007.js"));
     CHECK(has("gallery/mine.js"));
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(flushes_take_a_small_share_of_the_time) {
@@ -379,12 +379,12 @@ TEST(flushes_take_a_small_share_of_the_time) {
     kn_digest *keys = calloc(COUNT, sizeof *keys);
     struct kn_err err = {0};
     CHECK(tasks && keys);
-    folder_begin();
-    folder_ask(1, 7);
-    for (size_t i = 0; i < COUNT; i++) tasks[i] = folder_tasks[0];
-    CHECK_INT(output_open(folder_out, &o, &err), KN_OK);
-    CHECK_INT(output_begin(&o, tasks, (const kn_digest *)keys, COUNT, &folder_model, NULL, &err), KN_OK);
-    CHECK_INT(output_describe(&o, &err), KN_OK);
+    trial_begin();
+    trial_ask(1, 7);
+    for (size_t i = 0; i < COUNT; i++) tasks[i] = trial_tasks[0];
+    CHECK_INT(folder_open(trial_out, &o, &err), KN_OK);
+    CHECK_INT(folder_begin(&o, tasks, (const kn_digest *)keys, COUNT, &trial_model, NULL, &err), KN_OK);
+    CHECK_INT(folder_describe(&o, &err), KN_OK);
     struct kn_result r = {
         .attempt = 3, .status = KN_RESULT_FAILED, .worker = "", .backend = "", .engine = ""};
     r.error = "out of luck";
@@ -393,10 +393,10 @@ TEST(flushes_take_a_small_share_of_the_time) {
     uint64_t until = kn_clock_ms() + 4000;
     int flushes = 0;
     for (uint32_t i = 0; kn_clock_ms() < until; i++) {
-        if (i < COUNT) CHECK_INT(output_note(&o, i, &r), KN_OK);
+        if (i < COUNT) CHECK_INT(folder_note(&o, i, &r), KN_OK);
         o.changes++;
         uint64_t begun = kn_clock_ms(), last = o.flushed_ms, cost = o.flush_cost_ms;
-        CHECK_INT(output_flush(&o, false, &err), KN_OK);
+        CHECK_INT(folder_flush(&o, false, &err), KN_OK);
         usleep(50);
         if (o.changes) continue; /* not due */
         if (flushes++ > 0)
@@ -406,7 +406,7 @@ TEST(flushes_take_a_small_share_of_the_time) {
         o.flush_cost_ms = 200; /* as if the disk were slow */
     }
     CHECK(flushes > 1);
-    output_close(&o);
+    folder_close(&o);
     free(tasks);
     free(keys);
 }

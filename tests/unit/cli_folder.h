@@ -1,5 +1,5 @@
 /* For the tests of an output folder: a temporary folder, tasks with keys, and a farm that is nothing but a
- * folder of objects (this file stands in for client.c: output.c asks it for these two functions only). */
+ * folder of objects (this file stands in for client.c: folder.c asks it for these two functions only). */
 #ifndef KILN_TESTS_UNIT_CLI_FOLDER_H
 #define KILN_TESTS_UNIT_CLI_FOLDER_H
 
@@ -17,24 +17,24 @@
 
 #define FOLDER_TASKS_MAX 64
 
-static char folder_dir[256], folder_out[300], folder_objects[300];
-static bool folder_far; /* the farm is on another machine: objects must be fetched */
-static struct kn_task folder_tasks[FOLDER_TASKS_MAX];
-static kn_digest folder_keys[FOLDER_TASKS_MAX];
-static struct kn_model_info folder_model;
-static size_t folder_fetches;
+static char trial_dir[256], trial_out[300], trial_objects[300];
+static bool trial_far; /* the farm is on another machine: objects must be fetched */
+static struct kn_task trial_tasks[FOLDER_TASKS_MAX];
+static kn_digest trial_keys[FOLDER_TASKS_MAX];
+static struct kn_model_info trial_model;
+static size_t trial_fetches;
 
 const struct kn_welcome *client_welcome(const struct client *c) {
     static struct kn_welcome w;
     (void)c;
-    w.objects_dir = folder_far ? "" : folder_objects;
+    w.objects_dir = trial_far ? "" : trial_objects;
     return &w;
 }
 
-static void folder_object_path(const kn_digest sha256, char out[512]) {
+static void trial_object_path(const kn_digest sha256, char out[512]) {
     char hex[KN_SHA256_HEX];
     kn_hex(sha256, sizeof(kn_digest), hex);
-    snprintf(out, 512, "%s/%.2s/%s.png", folder_objects, hex, hex);
+    snprintf(out, 512, "%s/%.2s/%s.png", trial_objects, hex, hex);
 }
 
 int client_fetch(struct client *c, const struct client_objects *o, struct kn_err *err) {
@@ -42,7 +42,7 @@ int client_fetch(struct client *c, const struct client_objects *o, struct kn_err
     for (size_t i = o->count; i-- > 0;) { /* in any order */
         char path[512];
         struct kn_buf b;
-        folder_object_path(o->digests[i], path);
+        trial_object_path(o->digests[i], path);
         kn_buf_init(&b, 1u << 20);
         int rc = kn_fs_read(path, &b, NULL);
         kn_digest now = {0};
@@ -52,61 +52,61 @@ int client_fetch(struct client *c, const struct client_objects *o, struct kn_err
         else
             rc = o->got(o->ctx, i, b.data, b.len, err);
         kn_buf_fini(&b);
-        folder_fetches++;
+        trial_fetches++;
         if (rc && rc != KN_ENOENT) return rc;
     }
     return KN_OK;
 }
 
-static int folder_remove(const char *path, const struct stat *st, int type, struct FTW *at) {
+static int trial_remove(const char *path, const struct stat *st, int type, struct FTW *at) {
     (void)st;
     (void)type;
     (void)at;
     return remove(path);
 }
 
-static inline void folder_end(void) {
-    if (folder_dir[0]) nftw(folder_dir, folder_remove, 16, FTW_DEPTH | FTW_PHYS);
-    folder_dir[0] = '\0';
+static inline void trial_end(void) {
+    if (trial_dir[0]) nftw(trial_dir, trial_remove, 16, FTW_DEPTH | FTW_PHYS);
+    trial_dir[0] = '\0';
 }
 
-static inline void folder_begin(void) {
+static inline void trial_begin(void) {
     const char *tmp = getenv("TMPDIR");
-    folder_end();
-    snprintf(folder_dir, sizeof folder_dir, "%.200s/kiln-folder-XXXXXX", tmp ? tmp : "/tmp");
-    CHECK(mkdtemp(folder_dir) != NULL);
-    atexit(folder_end);
-    snprintf(folder_out, sizeof folder_out, "%s/out", folder_dir);
-    snprintf(folder_objects, sizeof folder_objects, "%s/objects", folder_dir);
-    CHECK_INT(mkdir(folder_objects, 0777), 0);
-    folder_far = false;
-    folder_fetches = 0;
+    trial_end();
+    snprintf(trial_dir, sizeof trial_dir, "%.200s/kiln-folder-XXXXXX", tmp ? tmp : "/tmp");
+    CHECK(mkdtemp(trial_dir) != NULL);
+    atexit(trial_end);
+    snprintf(trial_out, sizeof trial_out, "%s/out", trial_dir);
+    snprintf(trial_objects, sizeof trial_objects, "%s/objects", trial_dir);
+    CHECK_INT(mkdir(trial_objects, 0777), 0);
+    trial_far = false;
+    trial_fetches = 0;
 }
 
 /* Tasks that differ in their seeds, from `first_seed` on. */
-static inline void folder_ask(size_t count, uint64_t first_seed) {
+static inline void trial_ask(size_t count, uint64_t first_seed) {
     static char words[] = "a red circle", none[] = "";
-    memset(&folder_model, 0, sizeof folder_model);
-    strcpy(folder_model.name, "tiny");
-    memset(folder_model.sha256, 0xab, sizeof folder_model.sha256);
+    memset(&trial_model, 0, sizeof trial_model);
+    strcpy(trial_model.name, "tiny");
+    memset(trial_model.sha256, 0xab, sizeof trial_model.sha256);
     for (size_t i = 0; i < count; i++) {
-        folder_tasks[i] = (struct kn_task){.prompt = words,
-                                           .negative = none,
-                                           .seed = first_seed + i,
-                                           .cfg = 7.3f,
-                                           .steps = 20,
-                                           .width = 16,
-                                           .height = 24,
-                                           .sampler = KN_SAMPLER_EULER_A,
-                                           .schedule = KN_SCHEDULE_KARRAS,
-                                           .set = KN_SET_ALL};
-        kn_task_key(&folder_tasks[i], folder_model.sha256, folder_keys[i]);
+        trial_tasks[i] = (struct kn_task){.prompt = words,
+                                          .negative = none,
+                                          .seed = first_seed + i,
+                                          .cfg = 7.3f,
+                                          .steps = 20,
+                                          .width = 16,
+                                          .height = 24,
+                                          .sampler = KN_SAMPLER_EULER_A,
+                                          .schedule = KN_SCHEDULE_KARRAS,
+                                          .set = KN_SET_ALL};
+        kn_task_key(&trial_tasks[i], trial_model.sha256, trial_keys[i]);
     }
 }
 
 /* A PNG of that format whose pixels come from the seed, with its digests. The caller frees. */
-static inline void *folder_png(uint64_t seed, uint32_t width, uint32_t height, uint32_t format, size_t *len,
-                               kn_digest pixels) {
+static inline void *trial_png(uint64_t seed, uint32_t width, uint32_t height, uint32_t format, size_t *len,
+                              kn_digest pixels) {
     static uint8_t px[64 * 64 * 4];
     uint32_t channels = PNG_IMAGE_SAMPLE_CHANNELS(format);
     for (size_t i = 0; i < (size_t)width * height * channels; i++)
@@ -121,13 +121,13 @@ static inline void *folder_png(uint64_t seed, uint32_t width, uint32_t height, u
     return out;
 }
 
-static inline void folder_write(const char *path, const void *data, size_t len) {
+static inline void trial_write(const char *path, const void *data, size_t len) {
     FILE *f = fopen(path, "w");
     CHECK(f && fwrite(data, 1, len, f) == len && fclose(f) == 0);
 }
 
 /* The farm renders image i: its object is there, and *r says so. */
-static inline void folder_render(size_t i, struct kn_result *r) {
+static inline void trial_render(size_t i, struct kn_result *r) {
     size_t len;
     char path[512];
     *r = (struct kn_result){.index = (uint32_t)i,
@@ -138,34 +138,34 @@ static inline void folder_render(size_t i, struct kn_result *r) {
                             .backend = "cpu-avx2-3fa1c2",
                             .engine = "kiln 0.1.0",
                             .error = ""};
-    void *png = folder_png(folder_tasks[i].seed, folder_tasks[i].width, folder_tasks[i].height,
-                           PNG_FORMAT_RGB, &len, r->pixels_sha256);
+    void *png = trial_png(trial_tasks[i].seed, trial_tasks[i].width, trial_tasks[i].height, PNG_FORMAT_RGB,
+                          &len, r->pixels_sha256);
     kn_sha256(png, len, r->sha256);
-    folder_object_path(r->sha256, path);
+    trial_object_path(r->sha256, path);
     char *slash = strrchr(path, '/');
     *slash = '\0';
     mkdir(path, 0777);
     *slash = '/';
-    folder_write(path, png, len);
+    trial_write(path, png, len);
     free(png);
 }
 
-static inline void folder_open(struct output *o, size_t count, const char *pin_backend) {
+static inline void trial_open(struct folder *o, size_t count, const char *pin_backend) {
     struct kn_err err = {0};
-    CHECK_MSG(output_open(folder_out, o, &err) == KN_OK, "%s", err.text);
+    CHECK_MSG(folder_open(trial_out, o, &err) == KN_OK, "%s", err.text);
     strcpy(o->name, "prompts.txt");
-    CHECK_MSG(output_begin(o, folder_tasks, folder_keys, count, &folder_model, pin_backend, &err) == KN_OK,
-              "%s", err.text);
-    CHECK_MSG(output_describe(o, &err) == KN_OK, "%s", err.text);
+    CHECK_MSG(folder_begin(o, trial_tasks, trial_keys, count, &trial_model, pin_backend, &err) == KN_OK, "%s",
+              err.text);
+    CHECK_MSG(folder_describe(o, &err) == KN_OK, "%s", err.text);
 }
 
 /* Image i has ended so; done: it is rendered. */
-static inline void folder_take(struct output *o, size_t i, enum kn_result_status status, const char *error) {
+static inline void trial_take(struct folder *o, size_t i, enum kn_result_status status, const char *error) {
     struct kn_err err = {0};
     struct kn_result r;
     uint32_t index = (uint32_t)i;
     size_t lost = 0;
-    folder_render(i, &r);
+    trial_render(i, &r);
     if (status != KN_RESULT_DONE)
         r = (struct kn_result){.index = index,
                                .attempt = 3,
@@ -174,37 +174,37 @@ static inline void folder_take(struct output *o, size_t i, enum kn_result_status
                                .backend = "",
                                .engine = "",
                                .error = error};
-    CHECK_MSG(output_take(o, NULL, &r, &index, 1, &lost, &err) == KN_OK, "%s", err.text);
+    CHECK_MSG(folder_take(o, NULL, &r, &index, 1, &lost, &err) == KN_OK, "%s", err.text);
     CHECK_INT(lost, 0);
 }
 
-static inline void folder_close(struct output *o) {
+static inline void trial_close(struct folder *o) {
     struct kn_err err = {0};
     o->finished = true;
-    CHECK_MSG(output_flush(o, true, &err) == KN_OK, "%s", err.text);
-    output_close(o);
+    CHECK_MSG(folder_flush(o, true, &err) == KN_OK, "%s", err.text);
+    folder_close(o);
 }
 
 /* A finished folder of `count` images, the last of them failed when `failed`. */
-static inline void folder_finished(size_t count, bool failed) {
-    static struct output o;
-    folder_begin();
-    folder_ask(count, 7);
-    folder_open(&o, count, NULL);
+static inline void trial_finished(size_t count, bool failed) {
+    static struct folder o;
+    trial_begin();
+    trial_ask(count, 7);
+    trial_open(&o, count, NULL);
     for (size_t i = 0; i < count; i++)
-        folder_take(&o, i, failed && i + 1 == count ? KN_RESULT_FAILED : KN_RESULT_DONE, "out of luck");
-    folder_close(&o);
+        trial_take(&o, i, failed && i + 1 == count ? KN_RESULT_FAILED : KN_RESULT_DONE, "out of luck");
+    trial_close(&o);
 }
 
-static inline void folder_path(const char *name, char out[512]) {
-    snprintf(out, 512, "%s/%s", folder_out, name);
+static inline void trial_path(const char *name, char out[512]) {
+    snprintf(out, 512, "%s/%s", trial_out, name);
 }
 
 /* A file of the folder as text; the caller frees. */
-static inline char *folder_read(const char *name) {
+static inline char *trial_read(const char *name) {
     char path[512];
     struct kn_buf b;
-    folder_path(name, path);
+    trial_path(name, path);
     kn_buf_init(&b, 64u << 20);
     CHECK_MSG(kn_fs_read(path, &b, NULL) == KN_OK, "%s", name);
     return b.data ? b.data : calloc(1, 1);

@@ -14,7 +14,7 @@ static struct verify_report report;
 static void verify_now(void) {
     struct kn_err err = {0};
     verify_report_fini(&report);
-    CHECK_MSG(verify_folder(folder_out, 2, &report, &err) == KN_OK, "%s", err.text);
+    CHECK_MSG(verify_folder(trial_out, 2, &report, &err) == KN_OK, "%s", err.text);
 }
 
 /* "manifest.jsonl:2: words" or "images/000001.png: words". */
@@ -38,14 +38,14 @@ static void expect_only(const char *want) {
 
 static void write_text(const char *name, const char *text) {
     char path[512];
-    folder_path(name, path);
+    trial_path(name, path);
     CHECK(unlink(path) == 0 || errno == ENOENT); /* never through a link into the farm */
-    folder_write(path, text, strlen(text));
+    trial_write(path, text, strlen(text));
 }
 
 /* In line `number` of the manifest, `from` becomes `to`. */
 static void edit(size_t number, const char *from, const char *to) {
-    char *m = folder_read("manifest.jsonl"), *line = m;
+    char *m = trial_read("manifest.jsonl"), *line = m;
     for (; number > 1; number--) line = strchr(line, '\n') + 1;
     char *at = strstr(line, from), *out = NULL;
     CHECK_MSG(at && at < strchr(line, '\n'), "%s", from);
@@ -57,10 +57,10 @@ static void edit(size_t number, const char *from, const char *to) {
 
 static void put_picture(size_t i, const void *data, size_t len) {
     char name[32], path[512];
-    output_file_name((uint32_t)i, name);
-    folder_path(name, path);
+    folder_file_name((uint32_t)i, name);
+    trial_path(name, path);
     unlink(path);
-    folder_write(path, data, len);
+    trial_write(path, data, len);
 }
 
 /* Replaces picture i, and what its line says of its bytes (and of its pixels, if `pixels`). */
@@ -69,7 +69,7 @@ static void replace_picture(size_t i, const void *png, size_t len, const uint8_t
     kn_digest sha;
     put_picture(i, png, len);
     kn_sha256(png, len, sha);
-    char *m = folder_read("manifest.jsonl"), *line = m;
+    char *m = trial_read("manifest.jsonl"), *line = m;
     for (size_t k = 0; k < i; k++) line = strchr(line, '\n') + 1;
     snprintf(from, sizeof from, "%.75s", strstr(line, "\"sha256\":"));
     kn_hex(sha, sizeof sha, hex);
@@ -85,7 +85,7 @@ static void replace_picture(size_t i, const void *png, size_t len, const uint8_t
 }
 
 TEST(a_folder_that_is_right_has_no_fault) {
-    folder_finished(5, true);
+    trial_finished(5, true);
     verify_now();
     CHECK_STR(fault(0), "(no such fault)");
     CHECK_INT(report.count, 5);
@@ -107,32 +107,32 @@ TEST(a_path_that_is_no_folder_is_bad_usage) {
 
 TEST(batch_json_that_is_not_there) {
     char path[512];
-    folder_finished(2, false);
-    folder_path("batch.json", path);
+    trial_finished(2, false);
+    trial_path("batch.json", path);
     CHECK_INT(unlink(path), 0);
     expect_only("batch.json: is not there");
 }
 
 TEST(batch_json_that_is_no_object) {
-    folder_finished(2, false);
+    trial_finished(2, false);
     write_text("batch.json", "[1]\n");
     expect_only("batch.json: is not a JSON object");
 }
 
 TEST(batch_json_without_a_count) {
-    folder_finished(2, false);
+    trial_finished(2, false);
     write_text("batch.json", "{\"models\":[]}\n");
     expect_only("batch.json: count: is not a number of images");
 }
 
 TEST(a_count_that_is_larger_than_the_manifest) {
-    folder_finished(2, false);
+    trial_finished(2, false);
     write_text("batch.json", "{\"count\":5,\"models\":[]}\n");
     expect_only("manifest.jsonl: images 2 to 4 have no line");
 }
 
 TEST(a_count_that_is_smaller_than_the_manifest) {
-    folder_finished(2, true);
+    trial_finished(2, true);
     write_text("batch.json", "{\"count\":1,\"models\":[]}\n");
     expect_only("manifest.jsonl:2: index: 1, but batch.json counts 1 images");
 }
@@ -140,7 +140,7 @@ TEST(a_count_that_is_smaller_than_the_manifest) {
 TEST(a_model_that_the_batch_has_not_pinned) {
     char text[200], hex[KN_SHA256_HEX];
     kn_digest other = {1};
-    folder_finished(1, false);
+    trial_finished(1, false);
     kn_hex(other, sizeof other, hex);
     snprintf(text, sizeof text, "{\"count\":1,\"models\":[{\"name\":\"tiny\",\"sha256\":\"%s\"}]}\n", hex);
     write_text("batch.json", text);
@@ -151,15 +151,15 @@ TEST(a_model_that_the_batch_has_not_pinned) {
 
 TEST(a_manifest_that_is_not_there) {
     char path[512];
-    folder_finished(1, true);
-    folder_path("manifest.jsonl", path);
+    trial_finished(1, true);
+    trial_path("manifest.jsonl", path);
     CHECK_INT(unlink(path), 0);
     expect_only("manifest.jsonl: is not there");
 }
 
 TEST(a_line_that_is_gone) {
-    folder_finished(3, true);
-    char *m = folder_read("manifest.jsonl");
+    trial_finished(3, true);
+    char *m = trial_read("manifest.jsonl");
     *(strrchr(m, '{')) = '\0'; /* the last, failed one: it has no picture that would be stray */
     write_text("manifest.jsonl", m);
     free(m);
@@ -167,8 +167,8 @@ TEST(a_line_that_is_gone) {
 }
 
 TEST(a_line_that_stands_twice) {
-    folder_finished(2, true);
-    char *m = folder_read("manifest.jsonl"), *twice = NULL;
+    trial_finished(2, true);
+    char *m = trial_read("manifest.jsonl"), *twice = NULL;
     CHECK(asprintf(&twice, "%s%s", m, strchr(m, '\n') + 1) > 0);
     write_text("manifest.jsonl", twice);
     free(m);
@@ -177,8 +177,8 @@ TEST(a_line_that_stands_twice) {
 }
 
 TEST(lines_that_changed_places) {
-    folder_finished(3, false);
-    char *m = folder_read("manifest.jsonl"), *out = NULL;
+    trial_finished(3, false);
+    char *m = trial_read("manifest.jsonl"), *out = NULL;
     char *second = strchr(m, '\n') + 1, *third = strchr(second, '\n') + 1;
     CHECK(asprintf(&out, "%.*s%s%.*s", (int)(second - m), m, third, (int)(third - second), second) > 0);
     write_text("manifest.jsonl", out);
@@ -188,8 +188,8 @@ TEST(lines_that_changed_places) {
 }
 
 TEST(a_manifest_that_was_cut) {
-    folder_finished(2, false);
-    char *m = folder_read("manifest.jsonl");
+    trial_finished(2, false);
+    char *m = trial_read("manifest.jsonl");
     m[strlen(m) - 1] = '\0';
     write_text("manifest.jsonl", m);
     free(m);
@@ -197,7 +197,7 @@ TEST(a_manifest_that_was_cut) {
 }
 
 TEST(a_line_that_is_no_json) {
-    folder_finished(2, true);
+    trial_finished(2, true);
     edit(2, "{\"index\"", "{index");
     verify_now();
     CHECK_INT(report.fault_count, 2);
@@ -206,7 +206,7 @@ TEST(a_line_that_is_no_json) {
 }
 
 TEST(a_line_with_something_behind_its_object) {
-    folder_finished(2, true);
+    trial_finished(2, true);
     edit(2, "\"extra\":null}", "\"extra\":null} {}");
     verify_now();
     CHECK_STR(fault(0), "manifest.jsonl:2: is not a JSON object");
@@ -220,7 +220,7 @@ TEST(every_field_that_is_missing_is_named) {
     for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) {
         char from[40], to[40], want[100];
         const char *name = fields[k] + (fields[k][0] == '"');
-        folder_finished(1, true);
+        trial_finished(1, true);
         snprintf(from, sizeof from, "\"%s\":", name);
         snprintf(to, sizeof to, "\"x%s\":", name);
         edit(1, from, to);
@@ -246,7 +246,7 @@ TEST(fields_of_another_type_or_range_are_named) {
     };
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         char want[200];
-        folder_finished(1, true);
+        trial_finished(1, true);
         edit(1, cases[k].from, cases[k].to);
         verify_now();
         snprintf(want, sizeof want, "manifest.jsonl:1: %s", cases[k].want);
@@ -255,7 +255,7 @@ TEST(fields_of_another_type_or_range_are_named) {
 }
 
 TEST(a_done_line_names_its_own_file) {
-    folder_finished(2, false);
+    trial_finished(2, false);
     edit(2, "images/000001.png", "../000001.png");
     verify_now();
     CHECK_STR(fault(0), "manifest.jsonl:2: file: is not images/000001.png");
@@ -270,7 +270,7 @@ TEST(a_setting_that_was_changed_does_not_fit_its_key) {
                                            {"\"sampler\":\"Euler a\"", "\"sampler\":\"Euler\""},
                                            {"\"schedule\":\"karras\"", "\"schedule\":\"normal\""}};
     for (size_t k = 0; k < sizeof edits / sizeof *edits; k++) {
-        folder_finished(1, false);
+        trial_finished(1, false);
         edit(1, edits[k][0], edits[k][1]);
         expect_only("manifest.jsonl:1: key: is not that of this line's settings");
     }
@@ -280,27 +280,27 @@ TEST(a_setting_that_was_changed_does_not_fit_its_key) {
 
 TEST(a_picture_that_is_gone) {
     char path[512];
-    folder_finished(3, false);
-    folder_path("images/000001.png", path);
+    trial_finished(3, false);
+    trial_path("images/000001.png", path);
     CHECK_INT(unlink(path), 0);
     expect_only("images/000001.png:2: is not there");
 }
 
 TEST(a_picture_whose_bytes_changed) {
-    folder_finished(2, false);
+    trial_finished(2, false);
     size_t len;
     kn_digest pixels;
-    void *png = folder_png(99, 16, 24, PNG_FORMAT_RGB, &len, pixels);
+    void *png = trial_png(99, 16, 24, PNG_FORMAT_RGB, &len, pixels);
     put_picture(1, png, len);
     free(png);
     expect_only("images/000001.png:2: has another SHA-256 than its line says; its pixels are others");
 }
 
 TEST(a_picture_that_was_cut) {
-    folder_finished(2, false);
+    trial_finished(2, false);
     size_t len;
     kn_digest pixels;
-    void *png = folder_png(8, 16, 24, PNG_FORMAT_RGB, &len, pixels);
+    void *png = trial_png(8, 16, 24, PNG_FORMAT_RGB, &len, pixels);
     put_picture(1, png, len / 2);
     free(png);
     verify_now();
@@ -312,10 +312,10 @@ TEST(a_picture_that_was_cut) {
 }
 
 TEST(a_picture_with_one_bit_flipped_says_so) {
-    folder_finished(1, false);
+    trial_finished(1, false);
     size_t len;
     kn_digest pixels;
-    uint8_t *png = folder_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels);
+    uint8_t *png = trial_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels);
     png[len / 2] ^= 1;
     put_picture(0, png, len);
     free(png);
@@ -325,12 +325,12 @@ TEST(a_picture_with_one_bit_flipped_says_so) {
 }
 
 TEST(a_picture_with_other_words_and_the_same_pixels_says_so) {
-    folder_finished(1, false);
+    trial_finished(1, false);
     size_t len;
     kn_digest pixels;
     /* an empty tEXt chunk "a\0" before IEND, the last 12 bytes */
     static const uint8_t chunk[] = {0, 0, 0, 2, 't', 'E', 'X', 't', 'a', 0, 0xf1, 0x23, 0xd0, 0x6c};
-    uint8_t *png = folder_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels), *more = malloc(len + sizeof chunk);
+    uint8_t *png = trial_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels), *more = malloc(len + sizeof chunk);
     CHECK(more != NULL);
     memcpy(more, png, len - 12);
     memcpy(more + len - 12, chunk, sizeof chunk);
@@ -344,40 +344,40 @@ TEST(a_picture_with_other_words_and_the_same_pixels_says_so) {
 }
 
 TEST(a_picture_of_another_size) {
-    folder_finished(1, false);
+    trial_finished(1, false);
     size_t len;
     kn_digest pixels;
-    void *png = folder_png(7, 16, 16, PNG_FORMAT_RGB, &len, pixels);
+    void *png = trial_png(7, 16, 16, PNG_FORMAT_RGB, &len, pixels);
     replace_picture(0, png, len, pixels);
     free(png);
     expect_only("images/000000.png:1: is 16x16, its line says 16x24");
 }
 
 TEST(a_picture_with_pixels_that_its_line_does_not_name) {
-    folder_finished(1, false);
+    trial_finished(1, false);
     size_t len;
     kn_digest pixels;
-    void *png = folder_png(99, 16, 24, PNG_FORMAT_RGB, &len, pixels);
+    void *png = trial_png(99, 16, 24, PNG_FORMAT_RGB, &len, pixels);
     replace_picture(0, png, len, NULL);
     free(png);
     expect_only("images/000000.png:1: has another pixels_sha256 than its line says");
 }
 
 TEST(a_picture_that_is_not_rgb) {
-    folder_finished(1, false);
+    trial_finished(1, false);
     size_t len;
     kn_digest pixels;
-    void *png = folder_png(7, 16, 24, PNG_FORMAT_GRAY, &len, pixels);
+    void *png = trial_png(7, 16, 24, PNG_FORMAT_GRAY, &len, pixels);
     replace_picture(0, png, len, pixels);
     free(png);
     expect_only("images/000000.png:1: does not decode: it is not 8-bit RGB without interlace");
 }
 
 TEST(a_picture_with_something_behind_its_end) {
-    folder_finished(1, false);
+    trial_finished(1, false);
     size_t len;
     kn_digest pixels;
-    uint8_t *png = folder_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels), *more = calloc(1, len + 3);
+    uint8_t *png = trial_png(7, 16, 24, PNG_FORMAT_RGB, &len, pixels), *more = calloc(1, len + 3);
     CHECK(more != NULL);
     memcpy(more, png, len);
     replace_picture(0, more, len + 3, NULL);
@@ -388,16 +388,16 @@ TEST(a_picture_with_something_behind_its_end) {
 
 TEST(a_picture_that_is_a_link_to_elsewhere) {
     char path[512], to[512];
-    folder_finished(1, false);
-    folder_path("images/000000.png", path);
-    folder_path("moved.png", to);
+    trial_finished(1, false);
+    trial_path("images/000000.png", path);
+    trial_path("moved.png", to);
     CHECK_INT(rename(path, to), 0);
     CHECK_INT(symlink("../moved.png", path), 0);
     expect_only("images/000000.png:1: is not a regular file");
 }
 
 TEST(a_file_that_no_line_speaks_of) {
-    folder_finished(2, true);
+    trial_finished(2, true);
     write_text("images/000001.png", "x"); /* a failed image has none */
     write_text("images/000007.png", "x");
     write_text("images/1.png", "x");
@@ -410,25 +410,25 @@ TEST(a_file_that_no_line_speaks_of) {
 }
 
 TEST(a_folder_at_work_is_said_to_be) {
-    static struct output o;
-    folder_begin();
-    folder_ask(2, 7);
-    folder_open(&o, 2, NULL);
-    folder_take(&o, 0, KN_RESULT_DONE, "");
+    static struct folder o;
+    trial_begin();
+    trial_ask(2, 7);
+    trial_open(&o, 2, NULL);
+    trial_take(&o, 0, KN_RESULT_DONE, "");
     struct kn_err err = {0};
-    CHECK_INT(output_flush(&o, true, &err), KN_OK);
+    CHECK_INT(folder_flush(&o, true, &err), KN_OK);
     expect_only("manifest.jsonl: image 1 has no line");
     CHECK(report.busy);
-    output_close(&o);
+    folder_close(&o);
 }
 
 TEST(the_command_exits_2_with_faults_1_without_a_folder) {
-    char path[512], *args[] = {folder_out, folder_out, NULL};
+    char path[512], *args[] = {trial_out, trial_out, NULL};
     struct cli_options o = {.args = args, .arg_count = 2, .json = true};
     int was = dup(STDOUT_FILENO), null = open("/dev/null", O_WRONLY);
     CHECK(was >= 0 && null >= 0);
-    folder_finished(1, false);
-    folder_path("images/000000.png", path);
+    trial_finished(1, false);
+    trial_path("images/000000.png", path);
     fflush(stdout);
     dup2(null, STDOUT_FILENO);
     int clean = cmd_verify(&o);
@@ -465,8 +465,8 @@ TEST(a_line_that_is_too_long_is_skipped_whole) {
 }
 
 TEST(truncated_lines_are_never_read_as_whole_ones) {
-    folder_finished(1, false);
-    char *m = folder_read("manifest.jsonl");
+    trial_finished(1, false);
+    char *m = trial_read("manifest.jsonl");
     size_t len = strcspn(m, "\n");
     struct manifest_line l;
     CHECK_INT(manifest_read(m, len, &l, NULL), KN_OK);

@@ -8,7 +8,7 @@
 
 const struct cli_command cli_commands[] = {{0}};
 
-static struct job job;
+static struct submission sub;
 static struct kn_err err;
 static struct cli_options o;
 static char dir[64], path[128];
@@ -31,7 +31,7 @@ static void remove_dir(void) {
 }
 
 static void given(const char *name, const char *text) {
-    job_fini(&job);
+    submission_fini(&sub);
     err = (struct kn_err){0};
     o = (struct cli_options){.images = 1, .workers = -1};
     if (!dir[0]) {
@@ -49,30 +49,30 @@ static void given(const char *name, const char *text) {
 }
 
 static void swept(void) {
-    job_fini(&job);
+    submission_fini(&sub);
     if (path[0]) unlink(path);
     path[0] = '\0';
 }
 
 static int resolved(const struct models *farm, uint64_t seed) {
-    int rc = job_read(&o, &job, &err);
-    return rc ? rc : job_resolve(&job, &o, farm, seed, true, &err);
+    int rc = submission_read(&o, &sub, &err);
+    return rc ? rc : submission_resolve(&sub, &o, farm, seed, true, &err);
 }
 
 TEST(what_is_not_said_comes_from_the_line_then_the_options_then_the_model) {
     given("p.txt", "a cat --steps 9\na dog\n");
     o.settings = (struct kn_task){.steps = 12, .cfg = 3, .set = KN_SET_STEPS | KN_SET_CFG};
     CHECK_INT(resolved(&one_model, 70), 0);
-    CHECK_INT(job.tasks.count, 2);
-    CHECK_INT(job.tasks.v[0].steps, 9);
-    CHECK_INT(job.tasks.v[1].steps, 12);
-    CHECK(job.tasks.v[1].cfg == 3);
-    CHECK_INT(job.tasks.v[1].width, 512);
-    CHECK_INT(job.tasks.v[1].sampler, KN_SAMPLER_DDIM);
-    CHECK_U64(job.tasks.v[0].seed, 70);
-    CHECK_U64(job.tasks.v[1].seed, 70);
-    CHECK_STR(job.name, "p.txt");
-    CHECK(memcmp(job.keys[0], job.keys[1], sizeof(kn_digest)) != 0);
+    CHECK_INT(sub.tasks.count, 2);
+    CHECK_INT(sub.tasks.v[0].steps, 9);
+    CHECK_INT(sub.tasks.v[1].steps, 12);
+    CHECK(sub.tasks.v[1].cfg == 3);
+    CHECK_INT(sub.tasks.v[1].width, 512);
+    CHECK_INT(sub.tasks.v[1].sampler, KN_SAMPLER_DDIM);
+    CHECK_U64(sub.tasks.v[0].seed, 70);
+    CHECK_U64(sub.tasks.v[1].seed, 70);
+    CHECK_STR(sub.name, "p.txt");
+    CHECK(memcmp(sub.keys[0], sub.keys[1], sizeof(kn_digest)) != 0);
     swept();
 }
 
@@ -81,8 +81,8 @@ TEST(images_count_up_from_the_seed_prompt_by_prompt) {
     given("p.txt", "a cat\na dog --seed 100\n");
     o.images = 3;
     CHECK_INT(resolved(&one_model, 7), 0);
-    CHECK_INT(job.tasks.count, 6);
-    for (size_t i = 0; i < 6; i++) CHECK_U64(job.tasks.v[i].seed, want[i]);
+    CHECK_INT(sub.tasks.count, 6);
+    for (size_t i = 0; i < 6; i++) CHECK_U64(sub.tasks.v[i].seed, want[i]);
     swept();
 }
 
@@ -91,11 +91,11 @@ TEST(lines_may_name_several_models_each_found_once) {
           "{\"prompt\":\"a\",\"model\":\"v8\"}\n{\"prompt\":\"b\",\"model\":\"sd15\"}\n"
           "{\"prompt\":\"c\",\"model\":\"v8\"}\n");
     CHECK_INT(resolved(&two_models, 1), 0);
-    CHECK_INT(job.model_count, 2);
-    CHECK_STR(job.models[job.tasks.v[0].model_index].name, "v8");
-    CHECK_STR(job.models[job.tasks.v[1].model_index].name, "sd15");
-    CHECK_INT(job.tasks.v[2].model_index, job.tasks.v[0].model_index);
-    CHECK_INT(job.tasks.v[2].steps, 30);
+    CHECK_INT(sub.model_count, 2);
+    CHECK_STR(sub.models[sub.tasks.v[0].model_index].name, "v8");
+    CHECK_STR(sub.models[sub.tasks.v[1].model_index].name, "sd15");
+    CHECK_INT(sub.tasks.v[2].model_index, sub.tasks.v[0].model_index);
+    CHECK_INT(sub.tasks.v[2].steps, 30);
     swept();
 }
 
@@ -154,11 +154,11 @@ TEST(what_the_command_line_names_is_no_lines_mistake) {
 
 TEST(no_prompts_and_missing_files_are_mistakes) {
     given(NULL, NULL);
-    CHECK_INT(job_read(&o, &job, &err), KN_EINVAL);
+    CHECK_INT(submission_read(&o, &sub, &err), KN_EINVAL);
     CHECK_STR(err.text, "no prompts: give a file, - or -p \"text\"");
     given("p.txt", "a\n");
     args[0] = (char *)"nosuch.txt";
-    CHECK(job_read(&o, &job, &err) != 0);
+    CHECK(submission_read(&o, &sub, &err) != 0);
     CHECK(strncmp(err.text, "nosuch.txt: ", 12) == 0);
     swept();
 }
@@ -168,8 +168,8 @@ TEST(prompts_of_the_command_line_come_behind_the_files) {
     o.prompts[0] = "b";
     o.prompt_count = 1;
     CHECK_INT(resolved(&one_model, 1), 0);
-    CHECK_INT(job.tasks.count, 2);
-    CHECK_STR(job.tasks.v[1].prompt, "b");
+    CHECK_INT(sub.tasks.count, 2);
+    CHECK_STR(sub.tasks.v[1].prompt, "b");
     swept();
 }
 
@@ -177,15 +177,15 @@ TEST(the_source_tells_whether_the_same_is_asked_again) {
     char first[KN_SHA256_HEX];
     given("p.txt", "a\n");
     CHECK_INT(resolved(&one_model, 1), 0);
-    strcpy(first, job.source);
+    strcpy(first, sub.source);
     swept();
     given("p.txt", "a\nb\n"); /* a file that has grown is the same source: the seeds of its lines stay */
     CHECK_INT(resolved(&one_model, 2), 0);
-    CHECK_STR(job.source, first);
+    CHECK_STR(sub.source, first);
     swept();
     given("q.txt", "a\n");
     CHECK_INT(resolved(&one_model, 1), 0);
-    CHECK(strcmp(job.source, first) != 0);
+    CHECK(strcmp(sub.source, first) != 0);
     swept();
 }
 
