@@ -132,21 +132,7 @@ static struct kn_options options_of(const struct cli_command *cmd, const char *p
     };
 }
 
-/* ---- commands ---- */
-
-const char *cli_command_suggest(const char *name) {
-    const char *names[64];
-    size_t n = 0;
-    for (const struct cli_command *c = cli_commands; c->name && n < 63; c++) names[n++] = c->name;
-    names[n] = NULL;
-    return kn_suggest(name, names);
-}
-
-const struct cli_command *cli_command_find(const char *name) {
-    for (const struct cli_command *c = cli_commands; c->name; c++)
-        if (strcmp(c->name, name) == 0) return c;
-    return NULL;
-}
+/* ---- parsing and help ---- */
 
 /* A schedule that its sampler cannot follow is seen when both are known. */
 static int check_together(struct kn_task settings, struct kn_err *err) {
@@ -175,20 +161,6 @@ int cli_parse(const struct cli_command *cmd, int argc, char **argv, struct cli_o
         return kn_err_set(err, KN_EINVAL, "\"%.60s\" is one too many; usage: kiln %s %s",
                           out->args[cmd->args_max], cmd->name, cmd->usage);
     return KN_OK;
-}
-
-void cli_help(void) {
-    printf("kiln " KILN_VERSION
-           ": a file of prompts in, pictures out, on one machine or many\n\n"
-           "usage: kiln COMMAND [options]\n\n");
-    for (const struct cli_command *c = cli_commands; c->name; c++) printf("  %-9s %s\n", c->name, c->words);
-    printf(
-        "\nkiln COMMAND --help tells more. kiln --version prints the version.\n\n"
-        "examples:\n"
-        "  kiln render prompts.txt -o pictures      a private farm for this one batch\n"
-        "  kiln up && kiln submit prompts.txt       a farm that stays\n"
-        "\nexit status: 0 all done, 1 bad usage or input (nothing was started), 2 some images failed or\n"
-        "verify found faults, 3 no farm there or no such id, 130 interrupted (the same command resumes)\n");
 }
 
 void cli_help_command(const struct cli_command *cmd) {

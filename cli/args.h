@@ -31,15 +31,10 @@ enum {
     CLI_G_HELP = 1u << 31,
 };
 
-extern const struct cli_command cli_commands[]; /* ends with a NULL name */
-const struct cli_command *cli_command_find(const char *name);
-const char *cli_command_suggest(const char *name); /* the nearest, or NULL */
-
 /* Parses argv[1…] of a command (argv[0] is its name; permuted in place). 0; KN_EINVAL with a text for the
  * person; 1 when --help was asked for. `out` borrows from argv. */
 KN_MUST_USE int cli_parse(const struct cli_command *cmd, int argc, char **argv, struct cli_options *out,
                           struct kn_err *err);
-void cli_help(void);
 void cli_help_command(const struct cli_command *cmd);
 
 #endif

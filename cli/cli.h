@@ -65,22 +65,4 @@ void cli_say(const char *fmt, ...) KN_PRINTF(1, 2);
 int cli_fail(const struct kn_err *err);
 int cli_exit_for(int code);
 
-int cmd_render(const struct cli_options *o);
-int cmd_submit(const struct cli_options *o);
-int cmd_up(const struct cli_options *o);
-int cmd_down(const struct cli_options *o);
-int cmd_status(const struct cli_options *o);
-int cmd_wait(const struct cli_options *o);
-int cmd_fetch(const struct cli_options *o);
-int cmd_cancel(const struct cli_options *o);
-int cmd_pause(const struct cli_options *o);
-int cmd_resume(const struct cli_options *o);
-int cmd_retry(const struct cli_options *o);
-int cmd_rm(const struct cli_options *o);
-int cmd_workers(const struct cli_options *o);
-int cmd_drain(const struct cli_options *o);
-int cmd_top(const struct cli_options *o);
-int cmd_verify(const struct cli_options *o);
-int cmd_doctor(const struct cli_options *o);
-
 #endif

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cli/commands/commands.h"
 #include "cli/talk/batch.h"
 #include "cli/farm/farmdir.h"
 #include "cli/talk/model.h"
@@ -165,7 +166,7 @@ static void check_farm(struct doctor *d) {
     client_close(c);
 }
 
-int cmd_doctor(const struct cli_options *o) {
+static int run(const struct cli_options *o) {
     struct doctor d = {.o = o};
     cli_catch_signals();
     line(&d, true, "kiln", KILN_VERSION);
@@ -176,3 +177,16 @@ int cmd_doctor(const struct cli_options *o) {
     check_farm(&d);
     return d.faults ? CLI_FAILED : CLI_DONE;
 }
+
+const struct cli_command cmd_doctor = {
+    .name = "doctor",
+    .usage = "[options]",
+    .words = "check this machine",
+    .more =
+        "Says whether this machine has what a farm needs: Redis, the programs, the model, "
+        "memory, room on the disk; and whether the farm is up. Status 2 when something is "
+        "missing.",
+    .examples = "  kiln doctor\n",
+    .groups = CLI_G_FARM,
+    .run = run,
+};

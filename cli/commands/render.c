@@ -15,9 +15,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "cli/talk/batch.h"
+#include "cli/commands/commands.h"
 #include "cli/folder/folder.h"
+#include "cli/print/print.h"
 #include "cli/print/progress.h"
+#include "cli/talk/batch.h"
 #include "cli/talk/submission.h"
 #include "cli/farm/supervise.h"
 #include "cli/text.h"
@@ -34,7 +36,6 @@
 #define ENDING_MS 4000 /* after Ctrl-C, for the farm to answer */
 #define TOLD_MAX 10    /* failures that are listed; the manifest has them all */
 #define NOTES_MAX 6    /* deaths of processes that are told */
-#define WORKERS_MAX 256
 #define NOBODY UINT32_MAX
 
 struct render {
@@ -53,7 +54,7 @@ struct render {
     struct supervise_handle farm;
     bool own, no_farm;
     bool joined; /* a worker has announced the models */
-    int workers, deaths[WORKERS_MAX], notes;
+    int workers, deaths[CLI_WORKERS_MAX], notes;
     uint64_t alive_ms;
 
     bool sent; /* the batch `id` is on the farm and ours to cancel */
@@ -74,7 +75,7 @@ static int watch(struct render *r, struct kn_err *err) {
         char process[32];
         if (!line) break;
         if (sscanf(line, "died %d %31s %n", &count, process, &n) == 2 && n > 0) {
-            if (sscanf(process, "worker-%d", &w) == 1 && w >= 0 && w < WORKERS_MAX) r->deaths[w] = count;
+            if (sscanf(process, "worker-%d", &w) == 1 && w >= 0 && w < CLI_WORKERS_MAX) r->deaths[w] = count;
             if (++r->notes <= NOTES_MAX)
                 progress_note(&r->progress, "%s %s; started again", process, line + n);
             if (r->notes == NOTES_MAX) progress_note(&r->progress, "further ends are in %s/log", r->dir.dir);
@@ -183,7 +184,7 @@ static int start_farm(struct render *r, struct kn_err *err) {
     struct supervise_config c = {
         .farm = &r->dir, .lock_fd = lock_fd, .private_farm = true, .devices = &devices, .engine = o->engine};
     supervise_size(o, &devices, &c.workers, &c.threads);
-    if (c.workers > WORKERS_MAX) c.workers = WORKERS_MAX;
+    if (c.workers > CLI_WORKERS_MAX) c.workers = CLI_WORKERS_MAX;
     for (size_t i = 0; i < r->submission.model_count; i++)
         if (r->submission.paths[i]) folders[c.model_dir_count++] = r->submission.paths[i];
     c.models = folders;
@@ -456,26 +457,13 @@ static void tell(const struct render *r, const char *state) {
         cli_say("%zu of %zu images are still to be rendered; the same command goes on", left, out->count);
     cli_say("%s/index.html", out->dir);
 
-    if (!r->o->json) return;
-    json_object *v = json_object_new_object();
-    json_object_object_add(v, "state", json_object_new_string(state));
-    json_object_object_add(v, "id", out->id[0] ? json_object_new_string(out->id) : NULL);
-    json_object_object_add(v, "dir", json_object_new_string(out->dir));
-    json_object_object_add(v, "total", json_object_new_int64((int64_t)out->count));
-    json_object_object_add(v, "done", json_object_new_int64((int64_t)out->done));
-    json_object_object_add(v, "failed", json_object_new_int64((int64_t)out->failed));
-    json_object_object_add(v, "cancelled", json_object_new_int64((int64_t)out->cancelled));
-    json_object_object_add(v, "kept", json_object_new_int64((int64_t)out->kept));
-    json_object_object_add(v, "rendered", json_object_new_int64((int64_t)rendered));
-    json_object_object_add(v, "seconds", text_json_rate(seconds));
-    json_object_object_add(v, "images_per_s", text_json_rate(rate));
-    json_object_object_add(v, "seed", json_object_new_uint64(r->submission.seed));
-    json_object_object_add(v, "seed_drawn", json_object_new_boolean(r->submission.seed_drawn));
-    struct kn_buf b;
-    kn_buf_init(&b, 1u << 20);
-    if (text_json(v, &b) == KN_OK) puts(b.data);
-    kn_buf_fini(&b);
-    json_object_put(v);
+    print_for(r->o)->rendered(&(struct print_render){.state = state,
+                                                     .folder = out,
+                                                     .rendered = rendered,
+                                                     .seconds = seconds,
+                                                     .images_per_s = rate,
+                                                     .seed = r->submission.seed,
+                                                     .seed_drawn = r->submission.seed_drawn});
 }
 
 /* ---- the command */
@@ -541,7 +529,7 @@ static int prepare(struct render *r, struct kn_err *err) {
                         r->submission.models, o->pin_backend, err);
 }
 
-static int run(struct render *r, struct kn_err *err) {
+static int run_render(struct render *r, struct kn_err *err) {
     int rc = folder_describe(&r->out, err);
     if (rc || r->out.done == r->out.count) return rc;
     if (!r->client) rc = start_farm(r, err);
@@ -552,7 +540,7 @@ static int run(struct render *r, struct kn_err *err) {
     return rc;
 }
 
-int cmd_render(const struct cli_options *o) {
+static int run(const struct cli_options *o) {
     static struct render r;
     struct kn_err err = {0}, last = {0};
     r.o = o;
@@ -562,7 +550,7 @@ int cmd_render(const struct cli_options *o) {
     bool prepared = rc == KN_OK, nothing_started = !prepared;
     if (prepared) {
         progress_begin(&r.progress);
-        rc = run(&r, &err);
+        rc = run_render(&r, &err);
         progress_end(&r.progress);
         nothing_started = rc == KN_ECONFIG && !r.client;
     }
@@ -600,3 +588,23 @@ int cmd_render(const struct cli_options *o) {
     submission_fini(&r.submission);
     return status;
 }
+
+const struct cli_command cmd_render = {
+    .name = "render",
+    .usage = CLI_USAGE_INPUT,
+    .words = "render prompts into a folder",
+    .more =
+        "Renders every prompt of the files (.txt: a prompt a line, with A1111's --steps 30 "
+        "--seed 7 …; .jsonl; .csv and .tsv with a header; - for standard input) and of -p into a "
+        "folder: images/, manifest.jsonl, index.html (a gallery), batch.json. Uses the farm that "
+        "is up, else starts a private one and ends it. What the folder has already is not "
+        "rendered again: after an interruption the same command goes on.",
+    .examples =
+        "  kiln render prompts.txt -o pictures\n"
+        "  kiln render -p \"a red circle above a blue square\" --images 8 --seed 7\n"
+        "  kiln render prompts.csv --model ~/sd15 --steps 30 --sampler \"DPM++ 2M\" --schedule karras --workers 1\n"
+        "  head -5 prompts.txt | kiln render - --input-format txt -o try\n",
+    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_OUT | CLI_G_FARM | CLI_G_START | CLI_G_JSON,
+    .args_max = -1,
+    .run = run,
+};

@@ -12,14 +12,14 @@
 
 #include "base/clock.h"
 #include "cli/talk/batch.h"
-#include "cli/cli.h"
+#include "cli/commands/commands.h"
 #include "cli/text.h"
+#include "cli/print/print.h"
 #include "cli/print/top_screen.h"
 
 #define ASK_EVERY_MS 1000
 #define KEY_WAIT_MS 100
 #define MESSAGE_MS 6000
-#define PLAIN_WIDTH 140
 
 struct live {
     struct top t;
@@ -345,33 +345,13 @@ static int snapshot(struct client *c, const struct cli_options *o, struct kn_err
     struct kn_msg *b, *w;
     int rc = ask(c, &b, &w, err);
     if (rc) return rc;
-    if (o->json) {
-        json_object *v = top_json(&b->u.batch_list, &w->u.worker_list);
-        puts(json_object_to_json_string_ext(v, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
-        json_object_put(v);
-    } else {
-        struct live *l = calloc(1, sizeof *l);
-        if (!l) abort();
-        l->t = (struct top){
-            .farm = client_endpoint(c), .batches = &b->u.batch_list, .workers = &w->u.worker_list};
-        top_arrange(&l->t);
-        size_t n = top_draw(&l->t, PLAIN_WIDTH, 0, l->rows);
-        for (size_t i = 0; i < n; i++) {
-            char *to = l->rows[i];
-            for (const char *p = l->rows[i]; *p; p++)
-                if (*p < 0 || *p >= TOP_MARK_END) *to++ = *p;
-            while (to > l->rows[i] && to[-1] == ' ') to--;
-            *to = '\0';
-            puts(l->rows[i]);
-        }
-        free(l);
-    }
+    print_for(o)->snapshot(client_endpoint(c), &b->u.batch_list, &w->u.worker_list);
     kn_msg_destroy(b);
     kn_msg_destroy(w);
     return KN_OK;
 }
 
-int cmd_top(const struct cli_options *o) {
+static int run(const struct cli_options *o) {
     struct kn_err err = {0};
     struct client *c;
     setlocale(LC_CTYPE, "");
@@ -401,3 +381,17 @@ int cmd_top(const struct cli_options *o) {
     client_close(c);
     return rc ? cli_fail(&err) : CLI_DONE;
 }
+
+const struct cli_command cmd_top = {
+    .name = "top",
+    .usage = "[options]",
+    .words = "watch the farm",
+    .more =
+        "A live screen: batches with their progress, workers with what they render. q ends it. "
+        "With --json, or without a terminal: one snapshot.",
+    .examples =
+        "  kiln top\n"
+        "  kiln top --json\n",
+    .groups = CLI_G_FARM | CLI_G_JSON,
+    .run = run,
+};

@@ -1,4 +1,4 @@
-/* kiln up and kiln down: a farm on this machine that stays when the command has returned. */
+/* kiln up: a farm on this machine that stays when the command has returned. */
 #include <errno.h>
 #include <netdb.h>
 #include <signal.h>
@@ -10,22 +10,20 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "cli/commands/commands.h"
 #include "cli/talk/batch.h"
-#include "cli/talk/submission.h"
+#include "cli/talk/model.h"
 #include "cli/farm/supervise.h"
-#include "cli/text.h"
-#include "proto/wire.h"
+#include "cli/print/print.h"
 
 #define WORKERS_READY_MS 120000 /* a large model from a slow disk */
 #define DEATHS_MAX 3            /* of a worker, in a row: it does not start */
-#define DOWN_MS 90000
-#define WORKERS_MAX 256
 
 struct up {
     const struct cli_options *o;
     struct farmdir dir;
     struct supervise_handle farm;
-    int workers, deaths[WORKERS_MAX];
+    int workers, deaths[CLI_WORKERS_MAX];
     char last_words[600];
 };
 
@@ -34,7 +32,7 @@ static void hear(struct up *u) {
     while (supervise_news(&u->farm, &line) && line) {
         int count, w, n = 0;
         if (sscanf(line, "died %d worker-%d %n", &count, &w, &n) != 2 || n == 0) continue;
-        if (w >= 0 && w < WORKERS_MAX) u->deaths[w] = count;
+        if (w >= 0 && w < CLI_WORKERS_MAX) u->deaths[w] = count;
         snprintf(u->last_words, sizeof u->last_words, "worker-%d %s", w, line + n);
     }
 }
@@ -65,49 +63,14 @@ static int await_workers(struct up *u, struct client *c, int *there, struct kn_e
     }
 }
 
-/* The ready file has them as they came to be: with the ports that were free. */
-static void tell_listeners(const struct up *u) {
-    char path[KN_PATH_MAX], *rest, *line;
-    struct kn_buf b;
-    kn_buf_init(&b, 1u << 16);
-    if (farmdir_path(&u->dir, "run/ready", path) == KN_OK && kn_fs_read(path, &b, NULL) == KN_OK &&
-        b.len > 0) {
-        for (line = strtok_r(b.data, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-            if (strcmp(line, u->dir.endpoint) == 0) continue;
-            char host[KN_HOST_MAX + 1] = "";
-            const char *port = strrchr(line, ':');
-            bool any = strncmp(line, "tcp://0.0.0.0:", 14) == 0 || strncmp(line, "tcp://*:", 8) == 0 ||
-                       strncmp(line, "tcp://[::]:", 11) == 0;
-            if (any && gethostname(host, sizeof host - 1) == 0)
-                cli_say("nodes join with: kiln-worker --join tcp://%s%s", host, port);
-            else
-                cli_say("nodes join with: kiln-worker --join %s", line);
-            if (!kn_endpoint_is_loopback(line))
-                cli_say("there are no keys yet: whoever reaches %s can use this farm and read its prompts",
-                        line);
-        }
-    }
-    kn_buf_fini(&b);
-}
-
 static void tell_up(const struct up *u, int there) {
-    if (u->o->json) {
-        json_object *v = json_object_new_object();
-        json_object_object_add(v, "endpoint", json_object_new_string(u->dir.endpoint));
-        json_object_object_add(v, "dir", json_object_new_string(u->dir.dir));
-        json_object_object_add(v, "pid", json_object_new_int64(u->farm.pid));
-        json_object_object_add(v, "workers", json_object_new_int(there));
-        struct kn_buf b;
-        kn_buf_init(&b, 1u << 16);
-        if (text_json(v, &b) == KN_OK) puts(b.data);
-        kn_buf_fini(&b);
-        json_object_put(v);
-        return;
-    }
-    printf("%s\n", u->dir.endpoint);
-    fflush(stdout);
-    cli_say("a farm is up in %s, with %d worker%s", u->dir.dir, there, there == 1 ? "" : "s");
-    if (u->o->listen_count > 0) tell_listeners(u);
+    char ready_file[KN_PATH_MAX];
+    bool listens = u->o->listen_count > 0 && farmdir_path(&u->dir, "run/ready", ready_file) == KN_OK;
+    print_for(u->o)->up(&(struct print_up){.endpoint = u->dir.endpoint,
+                                           .dir = u->dir.dir,
+                                           .pid = u->farm.pid,
+                                           .workers = there,
+                                           .ready_file = listens ? ready_file : NULL});
 }
 
 /* A farm that is up already: that is what was asked for. */
@@ -128,7 +91,8 @@ static int is_up(const struct cli_options *o, const char *dir) {
     return CLI_DONE;
 }
 
-/* Whether anybody is there, before a coordinator tries for half a minute. What the Redis is like, it says. */
+/* Sees that somebody answers there, before a coordinator tries for half a minute. The coordinator says what
+ * the Redis is like. */
 static int check_redis(const char *where, struct kn_err *err) {
     struct sockaddr_un local = {.sun_family = AF_UNIX};
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
@@ -168,7 +132,7 @@ static int check_redis(const char *where, struct kn_err *err) {
     return kn_err_set(err, KN_ECONFIG, "--redis %s: %s", where, strerror(e));
 }
 
-int cmd_up(const struct cli_options *o) {
+static int run(const struct cli_options *o) {
     static struct up u;
     static struct worker_devices devices;
     struct kn_err err = {0};
@@ -190,7 +154,7 @@ int cmd_up(const struct cli_options *o) {
                                  .redis = o->redis};
     int rc = devices_choose(o, &devices, &err);
     supervise_size(o, &devices, &s.workers, &s.threads);
-    if (s.workers > WORKERS_MAX) s.workers = WORKERS_MAX;
+    if (s.workers > CLI_WORKERS_MAX) s.workers = CLI_WORKERS_MAX;
     u.workers = s.workers;
     if (rc == KN_OK) rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
     if (rc == KN_OK && is_endpoint)
@@ -232,40 +196,18 @@ int cmd_up(const struct cli_options *o) {
     return CLI_DONE;
 }
 
-int cmd_down(const struct cli_options *o) {
-    struct kn_err err = {0};
-    char dir[KN_PATH_MAX];
-    bool is_endpoint, told = false;
-    cli_catch_signals();
-    int rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
-    if (rc == KN_OK && is_endpoint)
-        rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln down takes a farm's folder", dir);
-    if (rc) return cli_fail(&err);
-    pid_t pid = farmdir_pid(dir, "supervisor");
-    if (!farmdir_is_locked(dir) || pid == 0) {
-        cli_say("no farm is up at %s", dir);
-        return CLI_NO_FARM;
-    }
-    uint64_t start = kn_clock_ms();
-    if (kill(pid, o->now ? SIGQUIT : SIGTERM)) {
-        cli_say("no farm is up at %s", dir);
-        return CLI_NO_FARM;
-    }
-    while (farmdir_is_locked(dir)) {
-        uint64_t waited = kn_clock_ms() - start;
-        if (cli_interrupted) {
-            cli_say("interrupted; the farm goes on ending");
-            return CLI_INTERRUPTED;
-        }
-        if (waited > 3000 && !told) {
-            cli_say("waiting for the workers to finish what they render");
-            told = true;
-        }
-        if (waited > DOWN_MS) {
-            cli_say("the farm at %s does not end; see %s/log", dir, dir);
-            return CLI_FAILED;
-        }
-        usleep(20000);
-    }
-    return CLI_DONE;
-}
+const struct cli_command cmd_up = {
+    .name = "up",
+    .usage = "[options]",
+    .words = "start a farm that stays",
+    .more =
+        "Starts Redis, the coordinator and workers for this machine, and leaves behind what "
+        "watches them and starts again what dies. Returns when the workers are there, and prints "
+        "the endpoint.",
+    .examples =
+        "  kiln up\n"
+        "  kiln up --workers 2 --models ~/models\n"
+        "  kiln up --workers 0 --listen tcp://0.0.0.0:5600 --insecure\n",
+    .groups = CLI_G_FARM | CLI_G_START | CLI_G_UP | CLI_G_MODEL | CLI_G_JSON,
+    .run = run,
+};

@@ -458,14 +458,3 @@ size_t top_draw(struct top *t, int width, int height, char (*rows)[TOP_ROW_MAX])
     }
     return n;
 }
-
-json_object *top_json(const struct kn_batch_list *b, const struct kn_worker_list *w) {
-    json_object *v = json_object_new_object(), *batches = json_object_new_array(),
-                *workers = json_object_new_array();
-    for (size_t i = 0; i < b->count; i++) json_object_array_add(batches, batch_json(&b->v[i]));
-    for (size_t i = 0; i < w->count; i++) json_object_array_add(workers, worker_json(&w->v[i]));
-    json_object_object_add(v, "batches", batches);
-    json_object_object_add(v, "workers", workers);
-    json_object_object_add(v, "images_per_s", text_json_rate((double)w->images_per_s));
-    return v;
-}

@@ -3,7 +3,6 @@
 #ifndef KILN_CLI_PRINT_TOP_SCREEN_H
 #define KILN_CLI_PRINT_TOP_SCREEN_H
 
-#include <json-c/json.h>
 #include <stdbool.h>
 
 #include "proto/codec.h"
@@ -57,7 +56,5 @@ const struct kn_worker_status *top_selected_worker(const struct top *t);
 /* Draws width × height; height 0: as many rows as there are, nothing selected (not a live screen). Returns
  * the number of rows. */
 size_t top_draw(struct top *t, int width, int height, char (*rows)[TOP_ROW_MAX]);
-/* {"batches":[…],"workers":[…],"images_per_s":…}; the caller's to put. */
-json_object *top_json(const struct kn_batch_list *b, const struct kn_worker_list *w);
 
 #endif

@@ -164,31 +164,6 @@ int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struc
     return KN_OK;
 }
 
-#define ADD(o, name, value)                                                                                  \
-    json_object_object_add_ex(o, name, value, JSON_C_OBJECT_ADD_KEY_IS_NEW | JSON_C_OBJECT_KEY_IS_CONSTANT)
-
-json_object *batch_json(const struct kn_batch_status *s) {
-    json_object *v = json_object_new_object();
-    char id[KN_UUID_TEXT];
-    kn_uuid_format(s->batch, id);
-    ADD(v, "id", json_object_new_string(id));
-    ADD(v, "name", json_object_new_string(s->name));
-    ADD(v, "state", json_object_new_string(kn_batch_state_name(s->state)));
-    ADD(v, "total", json_object_new_int64(s->total));
-    ADD(v, "done", json_object_new_int64(s->done));
-    ADD(v, "failed", json_object_new_int64(s->failed));
-    ADD(v, "cancelled", json_object_new_int64(s->cancelled));
-    ADD(v, "queued", json_object_new_int64(s->queued));
-    ADD(v, "running", json_object_new_int64(s->running));
-    ADD(v, "images_per_s", text_json_rate((double)s->images_per_s));
-    ADD(v, "images_per_s_mean", text_json_rate((double)s->images_per_s_mean));
-    ADD(v, "eta_s", s->eta_ms < 0 ? NULL : text_json_rate((double)s->eta_ms / 1000));
-    ADD(v, "priority", json_object_new_int(s->priority));
-    ADD(v, "created_ms", json_object_new_uint64(s->created_wall_ms));
-    ADD(v, "finished_ms", s->finished_wall_ms ? json_object_new_uint64(s->finished_wall_ms) : NULL);
-    return v;
-}
-
 const char *worker_readings(const struct kn_worker_status *w, char out[64]) {
     const struct kn_readings *r = &w->readings;
     const double gib = 1u << 30;
@@ -202,35 +177,4 @@ const char *worker_readings(const struct kn_worker_status *w, char out[64]) {
         snprintf(out + n, 64 - n, "%s%.1f/%.1f GiB", n ? " " : "", (double)r->memory_used / gib,
                  (double)r->memory_total / gib);
     return out;
-}
-
-json_object *worker_json(const struct kn_worker_status *w) {
-    json_object *v = json_object_new_object();
-    char id[KN_UUID_TEXT];
-    kn_uuid_format(w->batch, id);
-    ADD(v, "id", json_object_new_string(w->worker));
-    ADD(v, "host", json_object_new_string(w->host));
-    ADD(v, "pid", json_object_new_int64(w->pid));
-    ADD(v, "device", json_object_new_string(w->device));
-    ADD(v, "device_uuid", w->device_uuid[0] ? json_object_new_string(w->device_uuid) : NULL);
-    ADD(v, "backend", json_object_new_string(w->backend));
-    ADD(v, "engine", json_object_new_string(w->engine));
-    ADD(v, "state", json_object_new_string(kn_worker_state_name(w->state)));
-    ADD(v, "model", w->model[0] ? json_object_new_string(w->model) : NULL);
-    ADD(v, "batch", w->has_batch ? json_object_new_string(id) : NULL);
-    ADD(v, "step", json_object_new_int64(w->step));
-    ADD(v, "steps", json_object_new_int64(w->steps));
-    ADD(v, "tasks", json_object_new_int64(w->tasks));
-    ADD(v, "images_per_s", text_json_rate((double)w->images_per_s));
-    ADD(v, "done", json_object_new_int64(w->done));
-    ADD(v, "failed", json_object_new_int64(w->failed));
-    ADD(v, "last_seen_s", text_json_rate((double)w->last_seen_ms / 1000));
-    const struct kn_readings *r = &w->readings;
-    ADD(v, "memory_used", r->memory_total ? json_object_new_uint64(r->memory_used) : NULL);
-    ADD(v, "memory_total", r->memory_total ? json_object_new_uint64(r->memory_total) : NULL);
-    ADD(v, "temperature_c", r->temperature_c ? json_object_new_int64(r->temperature_c) : NULL);
-    ADD(v, "power_w", r->power_mw ? text_json_rate((double)r->power_mw / 1000) : NULL);
-    ADD(v, "sm_mhz", r->sm_mhz ? json_object_new_int64(r->sm_mhz) : NULL);
-    ADD(v, "memory_mhz", r->memory_mhz ? json_object_new_int64(r->memory_mhz) : NULL);
-    return v;
 }

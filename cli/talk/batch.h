@@ -1,9 +1,7 @@
 /* Batches and workers as the farm tells of them: found by a shortened id, followed as their images end, their
- * tasks read back, shown as JSON. Status, wait, fetch, render and top go through here. */
+ * tasks read back. Status, wait, fetch, render and top go through here. */
 #ifndef KILN_CLI_TALK_BATCH_H
 #define KILN_CLI_TALK_BATCH_H
-
-#include <json-c/json.h>
 
 #include "cli/talk/client.h"
 #include "cli/cli.h"
@@ -17,7 +15,7 @@ KN_MUST_USE int batch_query(struct client *c, const uint8_t *id, struct kn_msg *
 /* The id that `text` is or begins. KN_ENOENT: none has it; KN_EINVAL: several have, or it is no id at all. */
 KN_MUST_USE int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err);
 KN_MUST_USE int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, struct kn_err *err);
-/* Whether all its images have ended. */
+/* True when all its images have ended. */
 bool batch_is_over(const struct kn_batch_status *s);
 
 /* What ended since the last call. The reply (KN_MSG_RESULTS_REPLY) is the caller's to destroy. */
@@ -42,9 +40,6 @@ struct batch_tasks {
 KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
 void batch_tasks_fini(struct batch_tasks *t);
 
-/* The objects that `kiln status --json` and `kiln workers --json` print; the caller's to put. */
-json_object *batch_json(const struct kn_batch_status *s);
-json_object *worker_json(const struct kn_worker_status *w);
 /* What its device says of itself ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
  * when it is lost. */
 const char *worker_readings(const struct kn_worker_status *w, char out[64]);

@@ -70,6 +70,10 @@ void models_list(const struct models *m, char *out, size_t out_max) {
     }
 }
 
+bool model_is_simulated(const struct cli_options *o) {
+    return o->engine && strncmp(o->engine, "sim", 3) == 0;
+}
+
 bool model_is_folder(const char *name) {
     struct stat st;
     return strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
@@ -201,4 +205,27 @@ int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *er
                           dir, text[0] ? text : "cannot be read");
     }
     return model_parse(answer, n, out, err);
+}
+
+int model_folders_choose(const struct cli_options *o, struct model_folders *out, struct kn_err *err) {
+    static char paths[CLI_MODELS_MAX + 1][KN_PATH_MAX];
+    memset(out, 0, sizeof *out);
+    if (model_is_simulated(o)) return KN_OK;
+    for (size_t i = 0; i < o->model_dir_count; i++) {
+        if (!realpath(o->models[i], paths[i]))
+            return kn_err_set(err, KN_EINVAL, "--models %s: %s", o->models[i], strerror(errno));
+        out->models[out->count++] = paths[i];
+    }
+    const char *m = o->settings.set & KN_SET_MODEL ? o->settings.model : NULL;
+    char *path = paths[CLI_MODELS_MAX];
+    if (m && model_is_folder(m)) {
+        if (!realpath(m, path)) return kn_err_set(err, KN_EINVAL, "--model %s: %s", m, strerror(errno));
+        out->model = path;
+    } else if (farmdir_shipped_model(path) &&
+               (!m ? out->count == 0 : strcmp(strrchr(path, '/') + 1, m) == 0)) {
+        out->model = path;
+    } else if (out->count == 0) {
+        return kn_err_set(err, KN_EMODEL, "no model: say --model DIR or --models DIR");
+    }
+    return KN_OK;
 }

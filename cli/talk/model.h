@@ -28,7 +28,19 @@ KN_MUST_USE int model_parse(const char *text, size_t len, struct kn_model_info *
  * first one's path, and their names for messages. */
 size_t models_local(const struct cli_options *o, const char *name, char path[KN_PATH_MAX], char *list,
                     size_t list_max);
-/* Whether `name` is a folder rather than a model's name. */
+/* True when `name` is a folder rather than a model's name. */
 bool model_is_folder(const char *name);
+/* True when --engine asks for the simulated engine, which has a model of its own. */
+bool model_is_simulated(const struct cli_options *o);
+
+/* The models' folders for private workers: --models and --model when it is a folder, or the one that ships.
+ * Absolute paths in static memory. */
+struct model_folders {
+    const char *models[CLI_MODELS_MAX];
+    size_t count;
+    const char *model; /* NULL: none */
+};
+KN_MUST_USE int model_folders_choose(const struct cli_options *o, struct model_folders *out,
+                                     struct kn_err *err);
 
 #endif

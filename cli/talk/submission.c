@@ -18,11 +18,6 @@
 
 #define REQUEST_INPUTS_MAX 16
 #define SUBMIT_TRIES 5
-#define WORKERS_WAIT_MS 10000 /* for the first one to tell of its models */
-
-static bool is_sim(const struct cli_options *o) {
-    return o->engine && strncmp(o->engine, "sim", 3) == 0;
-}
 
 /* "task 17: steps: …" -> "prompts.txt:18: steps: …" for a person, who counts lines of files. */
 static int name_line(const struct submission *sub, struct kn_err *err) {
@@ -165,7 +160,7 @@ static int find_here(const struct cli_options *o, const char *name, struct kn_mo
                      char path[KN_PATH_MAX], struct kn_err *err) {
     char list[512];
     path[0] = '\0';
-    if (is_sim(o)) {
+    if (model_is_simulated(o)) {
         int rc = model_describe(o->engine, out, err);
         if (rc == KN_OK && name && strcmp(name, out->name) != 0)
             return kn_err_set(err, KN_EMODEL, "model: %s is not there; the simulated engine has: %s", name,
@@ -368,67 +363,4 @@ int submission_send(struct client *c, const struct submission *sub, const uint32
         if (rc2) return rc2;
     }
     return rc;
-}
-
-int model_folders_choose(const struct cli_options *o, struct model_folders *out, struct kn_err *err) {
-    static char paths[CLI_MODELS_MAX + 1][KN_PATH_MAX];
-    memset(out, 0, sizeof *out);
-    if (is_sim(o)) return KN_OK;
-    for (size_t i = 0; i < o->model_dir_count; i++) {
-        if (!realpath(o->models[i], paths[i]))
-            return kn_err_set(err, KN_EINVAL, "--models %s: %s", o->models[i], strerror(errno));
-        out->models[out->count++] = paths[i];
-    }
-    const char *m = o->settings.set & KN_SET_MODEL ? o->settings.model : NULL;
-    char *path = paths[CLI_MODELS_MAX];
-    if (m && model_is_folder(m)) {
-        if (!realpath(m, path)) return kn_err_set(err, KN_EINVAL, "--model %s: %s", m, strerror(errno));
-        out->model = path;
-    } else if (farmdir_shipped_model(path) &&
-               (!m ? out->count == 0 : strcmp(strrchr(path, '/') + 1, m) == 0)) {
-        out->model = path;
-    } else if (out->count == 0) {
-        return kn_err_set(err, KN_EMODEL, "no model: say --model DIR or --models DIR");
-    }
-    return KN_OK;
-}
-
-int cmd_submit(const struct cli_options *o) {
-    static struct submission sub;
-    struct kn_err err = {0};
-    struct client *c = NULL;
-    struct models farm = {0};
-    kn_id id;
-    cli_catch_signals();
-    bool input = true; /* a mistake is the input's, not the farm's */
-    int rc = submission_read(o, &sub, &err);
-    if (rc == KN_OK) {
-        input = false;
-        rc = farm_connect(o, &c, &err);
-    }
-    if (rc == KN_OK) rc = models_of_farm(c, WORKERS_WAIT_MS, &farm, &err);
-    if (rc == KN_OK) {
-        uint64_t seed = o->has_seed ? o->settings.seed : draw_seed();
-        rc = submission_resolve(&sub, o, &farm, seed, !o->has_seed, &err);
-        input = rc != KN_OK;
-    }
-    if (rc == KN_OK) {
-        kn_uuid_random(id);
-        rc = submission_send(c, &sub, NULL, sub.tasks.count, id, o, &err);
-    }
-    if (rc == KN_OK) {
-        char text[KN_UUID_TEXT];
-        kn_uuid_format(id, text);
-        printf("%s\n", text);
-        fprintf(stderr, "kiln: %zu image%s submitted; kiln wait %.8s, kiln fetch %.8s -o DIR\n",
-                sub.tasks.count, sub.tasks.count == 1 ? "" : "s", text, text);
-    }
-    client_close(c);
-    models_fini(&farm);
-    submission_fini(&sub);
-    if (rc && input) {
-        cli_fail(&err);
-        return err.code == KN_ECANCELED ? CLI_INTERRUPTED : CLI_BAD_INPUT;
-    }
-    return rc ? cli_fail(&err) : CLI_DONE;
 }

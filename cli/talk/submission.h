@@ -44,14 +44,4 @@ KN_MUST_USE int submission_send(struct client *c, const struct submission *sub, 
                                 size_t count, const kn_id id, const struct cli_options *o,
                                 struct kn_err *err);
 
-/* The models' folders for private workers: --models and --model when it is a folder, or the one that ships.
- * Absolute paths in static memory. */
-struct model_folders {
-    const char *models[CLI_MODELS_MAX];
-    size_t count;
-    const char *model; /* NULL: none */
-};
-KN_MUST_USE int model_folders_choose(const struct cli_options *o, struct model_folders *out,
-                                     struct kn_err *err);
-
 #endif

@@ -1,21 +1,8 @@
 /* The command line: what is accepted, and what each mistake is answered with. */
-#include "cli/args.h"
+#include "cli/commands/commands.h"
 #include "tests/unit/check.h"
 
 #define ARGS_MAX 16
-
-static int none(const struct cli_options *o) {
-    (void)o;
-    return 0;
-}
-
-const struct cli_command cli_commands[] = {
-    {"render", "FILE… [options]", "", NULL, NULL,
-     CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_OUT | CLI_G_FARM | CLI_G_START | CLI_G_JSON, 0, -1, none},
-    {"up", "[options]", "", NULL, NULL, CLI_G_FARM | CLI_G_START | CLI_G_UP | CLI_G_MODEL, 0, 0, none},
-    {"wait", "ID… [options]", "", NULL, NULL, CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_JSON, 1, -1, none},
-    {0},
-};
 
 static struct cli_options got;
 static struct kn_err err;
@@ -32,7 +19,7 @@ static int parse(const char *words) {
     }
     argv_now[argc] = NULL;
     err = (struct kn_err){0};
-    return cli_parse(cli_command_find(argv_now[0]), argc, argv_now, &got, &err);
+    return cli_parse(command_find(argv_now[0]), argc, argv_now, &got, &err);
 }
 
 TEST(options_stand_anywhere_and_take_their_value_either_way) {
@@ -122,7 +109,7 @@ TEST(mistakes_are_named_and_near_misses_suggested) {
 }
 
 TEST(commands_are_suggested_too) {
-    CHECK(cli_command_find("rendr") == NULL);
-    CHECK_STR(cli_command_suggest("rendr"), "render");
-    CHECK(cli_command_suggest("qqqqqqqq") == NULL);
+    CHECK(command_find("rendr") == NULL);
+    CHECK_STR(command_suggest("rendr"), "render");
+    CHECK(command_suggest("qqqqqqqq") == NULL);
 }

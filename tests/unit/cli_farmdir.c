@@ -8,8 +8,6 @@
 #include "cli/farm/farmdir.h"
 #include "tests/unit/check.h"
 
-const struct cli_command cli_commands[] = {{0}};
-
 static char dir[KN_PATH_MAX];
 static struct kn_err err;
 static struct farmdir farm;

@@ -1,5 +1,6 @@
 /* For the tests of an output folder: a temporary folder, tasks with keys, and a farm that is nothing but a
- * folder of objects (this file stands in for client.c: folder.c asks it for these two functions only). */
+ * folder of objects (the linker puts these two functions in the
+ * place of client.c's, which folder.c calls). */
 #ifndef KILN_TESTS_UNIT_CLI_FOLDER_H
 #define KILN_TESTS_UNIT_CLI_FOLDER_H
 
@@ -24,7 +25,10 @@ static kn_digest trial_keys[FOLDER_TASKS_MAX];
 static struct kn_model_info trial_model;
 static size_t trial_fetches;
 
-const struct kn_welcome *client_welcome(const struct client *c) {
+const struct kn_welcome *__wrap_client_welcome(const struct client *c);
+int __wrap_client_fetch(struct client *c, const struct client_objects *o, struct kn_err *err);
+
+const struct kn_welcome *__wrap_client_welcome(const struct client *c) {
     static struct kn_welcome w;
     (void)c;
     w.objects_dir = trial_far ? "" : trial_objects;
@@ -37,7 +41,7 @@ static void trial_object_path(const kn_digest sha256, char out[512]) {
     snprintf(out, 512, "%s/%.2s/%s.png", trial_objects, hex, hex);
 }
 
-int client_fetch(struct client *c, const struct client_objects *o, struct kn_err *err) {
+int __wrap_client_fetch(struct client *c, const struct client_objects *o, struct kn_err *err) {
     (void)c;
     for (size_t i = o->count; i-- > 0;) { /* in any order */
         char path[512];

@@ -6,8 +6,6 @@
 #include "cli/talk/submission.h"
 #include "tests/unit/check.h"
 
-const struct cli_command cli_commands[] = {{0}};
-
 static struct submission sub;
 static struct kn_err err;
 static struct cli_options o;

@@ -5,8 +5,6 @@
 #include "cli/text.h"
 #include "tests/unit/check.h"
 
-const struct cli_command cli_commands[] = {{0}};
-
 TEST(durations_are_rounded_to_two_units) {
     static const struct {
         int64_t ms;

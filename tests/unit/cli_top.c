@@ -2,6 +2,7 @@
 #include "tests/unit/check.h"
 
 #include "cli/talk/batch.h"
+#include "cli/print/json.h"
 #include "cli/print/top_screen.h"
 
 static char rows[TOP_ROWS_MAX][TOP_ROW_MAX];
@@ -194,7 +195,7 @@ TEST(a_silent_coordinator_is_said_to_be) {
 
 TEST(the_snapshot_has_three_members) {
     farm(2, 3);
-    json_object *v = top_json(&batch_list, &worker_list);
+    json_object *v = farm_json(&batch_list, &worker_list);
     CHECK_INT(json_object_object_length(v), 3);
     CHECK_INT(json_object_array_length(json_object_object_get(v, "batches")), 2);
     CHECK_INT(json_object_array_length(json_object_object_get(v, "workers")), 3);

@@ -5,7 +5,7 @@
 #include <fcntl.h>
 #include <zlib.h>
 
-#include "cli/cli.h"
+#include "cli/commands/commands.h"
 #include "cli/folder/manifest.h"
 #include "cli/folder/verify.h"
 
@@ -431,11 +431,11 @@ TEST(the_command_exits_2_with_faults_1_without_a_folder) {
     trial_path("images/000000.png", path);
     fflush(stdout);
     dup2(null, STDOUT_FILENO);
-    int clean = cmd_verify(&o);
+    int clean = cmd_verify.run(&o);
     unlink(path);
-    int faulty = cmd_verify(&o);
+    int faulty = cmd_verify.run(&o);
     args[1] = path;
-    int bad = cmd_verify(&o);
+    int bad = cmd_verify.run(&o);
     fflush(stdout);
     dup2(was, STDOUT_FILENO);
     close(was);
