@@ -43,10 +43,6 @@ static const char *intern(struct folder *o, const char *s) {
     return have;
 }
 
-void folder_file_name(uint32_t index, char out[32]) {
-    snprintf(out, 32, "images/%06u.png", index);
-}
-
 /* ---- opening ---- */
 
 int folder_open(const char *dir, struct folder *out, struct kn_err *err) {

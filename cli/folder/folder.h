@@ -13,40 +13,8 @@
 
 #include <json-c/json.h>
 
-#include "base/fs.h"
+#include "cli/folder/images.h"
 #include "cli/talk/client.h"
-#include "cli/folder/gallery.h"
-#include "proto/codec.h"
-
-struct folder_image { /* an image */
-    uint8_t status;   /* 0: not ended yet; enum kn_result_status */
-    bool flat;
-    uint32_t attempt, render_ms;
-    kn_digest sha256, pixels_sha256;
-    const char *worker, *backend, *engine, *error; /* interned */
-};
-
-struct folder {
-    char dir[KN_PATH_MAX], images[KN_PATH_MAX];
-    int lock_fd;
-    /* what is asked for; borrowed */
-    const struct kn_task *tasks;
-    const kn_digest *keys;
-    const struct kn_model_info *models;
-    size_t count;
-    const char *request; /* JSON, borrowed; may be NULL */
-    char name[KN_NAME_MAX + 1], id[KN_UUID_TEXT];
-    uint64_t created_wall_ms;
-    struct folder_image *entries;
-    size_t done, failed, cancelled, kept;
-    struct folder_strings *strings;
-    struct gallery gallery;
-    /* writing */
-    uint64_t flushed_ms, flush_cost_ms, changes;
-    bool finished;
-    float images_per_s;
-    int64_t eta_ms;
-};
 
 /* Makes the folder and takes its lock. KN_ESTATE: another kiln is at work in it. */
 KN_MUST_USE int folder_open(const char *dir, struct folder *out, struct kn_err *err);
@@ -70,8 +38,5 @@ KN_MUST_USE int folder_note(struct folder *o, uint32_t index, const struct kn_re
 
 /* Replaces manifest and gallery data; `last`: for good, durably, else only when it is due. */
 KN_MUST_USE int folder_flush(struct folder *o, bool last, struct kn_err *err);
-
-/* images/000017.png */
-void folder_file_name(uint32_t index, char out[32]);
 
 #endif

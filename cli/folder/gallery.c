@@ -12,7 +12,7 @@
 
 #include "base/clock.h"
 #include "cli/folder/gallery_page.h"
-#include "cli/folder/folder.h"
+#include "cli/folder/images.h"
 #include "cli/text.h"
 
 #define PART_BYTES_MAX (64u << 20) /* 1,000 images with the longest prompts, escaped */

@@ -16,20 +16,10 @@
 #define KILN_CLI_FOLDER_GALLERY_H
 
 #include <stddef.h>
-#include <stdint.h>
 
 #include "base/err.h"
 
-#define GALLERY_PART 1000
-
 struct folder;
-
-struct gallery {
-    uint32_t *changes; /* owns; a part each: how often one of its images has changed */
-    uint32_t *written; /* its value when the part was last written */
-    size_t count;      /* parts */
-    uint64_t run;      /* tells the page that versions begin anew */
-};
 
 /* For o->count images. */
 KN_MUST_USE int gallery_init(struct folder *o, struct kn_err *err);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/folder/folder.h"
+#include "cli/folder/images.h"
 
 int manifest_next(FILE *f, char *line, size_t *len, bool *ended) {
     size_t n = 0;

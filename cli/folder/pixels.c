@@ -1,4 +1,6 @@
-/* A picture's pixels, decoded with limits: see verify_pixels() in verify.h. Any thread. */
+/* See pixels.h. */
+#include "cli/folder/pixels.h"
+
 #include <png.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -7,7 +9,6 @@
 
 #include "base/hash.h"
 #include "base/limits.h"
-#include "cli/folder/verify.h"
 
 #define CHUNKS_MAX 64
 #define CHUNK_BYTES_MAX (1u << 20) /* of text and the like; the pixels are not counted */
@@ -67,7 +68,7 @@ static int decode(struct decoding *d, uint32_t *width, uint32_t *height) {
     return KN_OK;
 }
 
-int verify_pixels(const void *data, size_t len, uint8_t sha256[32], uint32_t *width, uint32_t *height,
+int pixels_digest(const void *data, size_t len, uint8_t sha256[32], uint32_t *width, uint32_t *height,
                   struct kn_err *err) {
     uint8_t unused[KN_SHA256_BYTES];
     struct decoding *d = calloc(1, sizeof *d); /* on the heap: it outlives the longjmp */

@@ -20,7 +20,8 @@
 
 #include "cli/cli.h"
 #include "cli/folder/manifest.h"
-#include "cli/folder/folder.h"
+#include "cli/folder/pixels.h"
+#include "cli/folder/images.h"
 #include "cli/text.h"
 
 #define THREADS_MAX 32
@@ -259,7 +260,7 @@ static char *check_bytes(const struct manifest_line *l, const void *data, size_t
     struct kn_err err = {0};
     kn_sha256(data, len, bytes_sha);
     bool same = memcmp(bytes_sha, l->sha256, sizeof bytes_sha) == 0;
-    if (verify_pixels(data, len, pixels_sha, &width, &height, &err)) {
+    if (pixels_digest(data, len, pixels_sha, &width, &height, &err)) {
         if (same) return words("does not decode: %s", err.text);
         return words("has another SHA-256 than its line says, and does not decode: %s", err.text);
     }

@@ -37,9 +37,5 @@ struct verify_report {
  * folder; KN_ECANCELED on Ctrl-C. The report is the caller's to fini in any case. */
 KN_MUST_USE int verify_folder(const char *dir, int threads, struct verify_report *out, struct kn_err *err);
 void verify_report_fini(struct verify_report *r);
-/* Decodes a PNG of `len` bytes with limits: the SHA-256 of its RGB bytes and its size. KN_EPARSE with
- * libpng's words. Any thread. */
-KN_MUST_USE int verify_pixels(const void *data, size_t len, uint8_t sha256[32], uint32_t *width,
-                              uint32_t *height, struct kn_err *err);
 
 #endif

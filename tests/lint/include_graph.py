@@ -10,6 +10,7 @@ The rules, with the reason for each:
     kernels/kiln.h.
   - coordinator/core is a pure function: libc and base, nothing that could do input or output by itself.
   - a library is seen in the one place that hides it, so that it can be replaced there.
+  - cli is built in floors (farm, talk, folder, print, commands), and its files include each other in no circle.
 Tests may include anything.
 """
 import pathlib
@@ -29,8 +30,17 @@ ALLOWED = {
     "coordinator": ["base/", "proto/", "coordinator/"],
     "coordinator/core": ["base/", "coordinator/core/"],
     "worker": ["base/", "proto/", "worker/", "kernels/kiln.h"],
-    "cli": ["base/", "proto/", "cli/"],
+    # cli: floors, each including only those below it; what lies flat in cli/ is the ground, and main.c the roof.
+    "cli": ["base/", "proto/", "cli/args.h", "cli/cli.h", "cli/text.h", "cli/commands/commands.h"],
+    "cli/farm": ["base/", "cli/cli.h", "cli/text.h", "cli/farm/"],
+    "cli/talk": ["base/", "proto/", "cli/cli.h", "cli/text.h", "cli/farm/", "cli/talk/"],
+    "cli/folder": ["base/", "proto/", "cli/cli.h", "cli/text.h", "cli/talk/", "cli/folder/"],
+    "cli/print": ["base/", "proto/", "cli/cli.h", "cli/text.h", "cli/talk/", "cli/folder/", "cli/print/"],
+    "cli/commands": ["base/", "proto/", "cli/"],
 }
+
+# Folders whose files include each other in no circle: a file and its header are one.
+WITHOUT_CIRCLES = ("cli/",)
 
 # library: (what its headers look like, the only files that may include them)
 LIBRARIES = {
@@ -60,8 +70,35 @@ def without_comments(text):
     return re.sub(r"/\*.*?\*/|//[^\n]*", lambda m: re.sub(r"[^\n]", " ", m.group()), text, flags=re.S)
 
 
+def unit_of(path):
+    return path.rsplit(".", 1)[0]
+
+
+def circles(includes):
+    """includes: [(path, line, header)]. One breach for each include that closes a circle."""
+    edges, found, done = {}, [], set()
+    for path, line, header in includes:
+        if unit_of(path) != unit_of(header):
+            edges.setdefault(unit_of(path), []).append((unit_of(header), path, line, header))
+
+    def visit(unit, way):
+        if unit in done:
+            return
+        for to, path, line, header in edges.get(unit, []):
+            if to in way:
+                ring = " -> ".join(way[way.index(to):] + [to])
+                found.append(f"{path}:{line}: {header}: it closes a circle: {ring}")
+            else:
+                visit(to, way + [to])
+        done.add(unit)
+
+    for unit in sorted(edges):
+        visit(unit, [unit])
+    return found
+
+
 def breaches(root):
-    found = []
+    found, own = [], []
     for top in FOLDERS:
         for file in sorted((root / top).rglob("*")):
             if file.suffix not in SUFFIXES or not file.is_file():
@@ -70,10 +107,12 @@ def breaches(root):
             text = without_comments(file.read_text(encoding="utf-8"))
             for m in INCLUDE.finditer(text):
                 line = text.count("\n", 0, m.start()) + 1
+                if m.group(1) and path.startswith(WITHOUT_CIRCLES) and m.group(1).startswith(WITHOUT_CIRCLES):
+                    own.append((path, line, m.group(1)))
                 why = judge(root, path, m.group(1), m.group(2))
                 if why:
                     found.append(f"{path}:{line}: {m.group(1) or m.group(2)}: {why}")
-    return found
+    return found + circles(own)
 
 
 def judge(root, path, quoted, angled):
@@ -119,6 +158,17 @@ def self_test():
         "worker/main.c": '#include "kernels/kiln.h"\n#include "proto/codec.h"\n',
         "worker/loop.h": "",
         "cli/main.c": '#include "base/err.h"\n#include "proto/wire.h"\n/* #include "worker/loop.h" is only a comment */\n',
+        "cli/cli.h": "",
+        "cli/farm/farmdir.h": '#include "cli/cli.h"\n',
+        "cli/farm/farmdir.c": '#include "cli/farm/farmdir.h"\n',
+        "cli/talk/batch.h": '#include "cli/farm/farmdir.h"\n#include "proto/codec.h"\n',
+        "cli/folder/folder.h": '#include "cli/talk/batch.h"\n',
+        "cli/folder/folder.c": '#include "cli/folder/folder.h"\n#include "cli/folder/gallery.h"\n',
+        "cli/folder/gallery.h": "",
+        "cli/folder/gallery.c": '#include "cli/folder/gallery.h"\n',
+        "cli/print/print.h": '#include "cli/folder/folder.h"\n',
+        "cli/commands/commands.h": "",
+        "cli/commands/up.c": '#include "cli/commands/commands.h"\n#include "cli/farm/farmdir.h"\n#include "cli/print/print.h"\n',
     }
     bad = [  # file, its text, the line and the header that must be named
         ("base/x.c", '\n#include "proto/wire.h"\n', 2, "proto/wire.h"),
@@ -149,6 +199,13 @@ def self_test():
         ("cli/x.c", '#include "coordinator/store.h"\n', 1, "coordinator/store.h"),
         ("cli/x.c", '#include "kernels/kiln.h"\n', 1, "kernels/kiln.h"),
         ("cli/x.c", "#include <dnnl.h>\n", 1, "dnnl.h"),
+        ("cli/x.c", '#include "cli/farm/farmdir.h"\n', 1, "cli/farm/farmdir.h"),
+        ("cli/farm/x.c", '#include "cli/talk/batch.h"\n', 1, "cli/talk/batch.h"),
+        ("cli/farm/x.c", '#include "proto/wire.h"\n', 1, "proto/wire.h"),
+        ("cli/talk/x.c", '#include "cli/folder/folder.h"\n', 1, "cli/folder/folder.h"),
+        ("cli/folder/x.c", '#include "cli/print/print.h"\n', 1, "cli/print/print.h"),
+        ("cli/print/x.c", '#include "cli/commands/commands.h"\n', 1, "cli/commands/commands.h"),
+        ("cli/folder/gallery.h", '\n#include "cli/folder/folder.h"\n', 2, "cli/folder/folder.h"),  # whose .c includes gallery.h
         ("cli/x.c", '#include "err.h"\n', 1, "err.h"),
         ("cli/x.c", '#include "base/nothing.h"\n', 1, "base/nothing.h"),
         ("cli/x.c", "#include <base/err.h>\n", 1, "base/err.h"),
