@@ -150,7 +150,7 @@ static int unknown_name(const struct kn_options *os, const char *word, size_t le
 
 /* ---- parsing ---- */
 
-struct words { /* argv as it is read */
+struct command_words { /* argv as it is read */
     char **v;
     int count, at; /* v[at]: the next word */
 };
@@ -160,7 +160,7 @@ static int needs_value(const char *option, struct kn_err *err) {
 }
 
 /* "--name", "--name=VALUE", "--name VALUE". */
-static int parse_long(const struct kn_options *os, struct words *w, char *word, char *into,
+static int parse_long(const struct kn_options *os, struct command_words *w, char *word, char *into,
                       struct kn_err *err) {
     size_t len = strcspn(word + 2, "=");
     char *value = word[2 + len] ? word + 2 + len + 1 : NULL;
@@ -175,7 +175,7 @@ static int parse_long(const struct kn_options *os, struct words *w, char *word, 
 }
 
 /* "-q", "-qv", "-oVALUE", "-o VALUE", "-qo VALUE". */
-static int parse_letters(const struct kn_options *os, struct words *w, char *word, char *into,
+static int parse_letters(const struct kn_options *os, struct command_words *w, char *word, char *into,
                          struct kn_err *err) {
     int rc = KN_OK;
     for (char *p = word + 1; *p && rc == KN_OK; p++) {
@@ -194,7 +194,7 @@ static int parse_letters(const struct kn_options *os, struct words *w, char *wor
 
 int kn_options_parse(const struct kn_options *os, int argc, char **argv, void *into, int *operands,
                      struct kn_err *err) {
-    struct words w = {.v = argv, .count = argc, .at = 1};
+    struct command_words w = {.v = argv, .count = argc, .at = 1};
     bool only_operands = false;
     assert(os->count <= KN_OPTIONS_MAX);
     *operands = 0;

@@ -7,7 +7,7 @@
  *          .min = 1, .max = 1024},
  *     };
  *
- * What is accepted: --name VALUE, --name=VALUE, any beginning of a name that only one option has, -o VALUE and
+ * It accepts --name VALUE, --name=VALUE, any beginning of a name that only one option has, -o VALUE and
  * -oVALUE, letters that take no value in one word (-qv), options between and behind what is no option (an
  * operand), and "--", behind which nothing is an option. "-" alone is an operand. An option given twice: the
  * last one counts, but for lists. The parser allocates nothing; values are borrowed from argv. Libc only. */
@@ -101,8 +101,8 @@ void kn_help_wrap(FILE *out, const char *text, int indent, int column);
 
 #define KN_HELP_COLUMNS 78
 
-/* For the functions behind KN_OPTION_READ: a whole number from min to max, in the words of every other one; a negative
- * one as its two's complement. */
+/* For the functions behind KN_OPTION_READ: a whole number from min to max, in the words of every other one; a
+ * negative one as its two's complement. */
 KN_MUST_USE int kn_option_number(const char *value, int64_t min, uint64_t max, uint64_t *out,
                                  struct kn_err *err);
 

@@ -7,8 +7,8 @@
 
 #include "base/prompts.h"
 
-/* Checks the one field that `bit` stands for, in the words of the reader of prompt files, which begin with the
- * field's name: the option's name says that already. */
+/* Checks the one field that `bit` stands for, in the words of the reader of prompt files, which begin with
+ * the field's name: the option's name says that already. */
 static int check(const struct kn_task *t, uint32_t bit, const char *field, struct kn_err *err) {
     struct kn_task one = *t;
     struct kn_err why = {0};

@@ -1,6 +1,6 @@
-/* Child processes that are kept running: started in process groups of their own (Ctrl-C reaches the supervisor
- * alone, which ends them in order), written down in pid files, their output in logs, started again after a
- * pause that grows while they die young, and ended with patience.
+/* Child processes that are kept running: started in process groups of their own (Ctrl-C reaches the
+ * supervisor alone, which ends them in order), written down in pid files, their output in logs, started again
+ * after a pause that grows while they die young, and ended with patience.
  *
  * Which processes there are, when one may start and whether one that has ended is started again is its user's
  * to say; so is every line of a log. The life of a child:

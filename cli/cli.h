@@ -1,4 +1,5 @@
-/* What kiln's commands share: exit statuses, the parsed command line, the flag that Ctrl-C sets.
+/* The ground that kiln's commands stand on: exit statuses, the parsed command line, the flag that Ctrl-C
+ * sets.
  *
  * One command runs in a process, on one thread. A command returns its exit status; it has then told the
  * person what went wrong, on standard error. Standard output carries results alone (ids, tables, JSON). */

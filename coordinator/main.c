@@ -44,7 +44,7 @@ static int fail(const char *fmt, ...) {
 
 /* ---- options */
 
-struct options {
+struct coordinator_settings {
     struct server_options server;
     struct store_redis_options redis;
     enum kn_log_level level;
@@ -52,7 +52,7 @@ struct options {
 };
 
 static int read_listen(void *options, char *endpoint, struct kn_err *err) {
-    struct options *o = options;
+    struct coordinator_settings *o = options;
     if (o->server.listen_count == LISTEN_MAX) return kn_err_set(err, KN_ELIMIT, "at most %d", LISTEN_MAX);
     o->server.listen[o->server.listen_count++] = endpoint;
     return 0;
@@ -60,7 +60,7 @@ static int read_listen(void *options, char *endpoint, struct kn_err *err) {
 
 static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /* as enum kn_log_level */
 
-#define INTO(member) KN_OPTION_INTO(struct options, member)
+#define INTO(member) KN_OPTION_INTO(struct coordinator_settings, member)
 
 static const struct kn_option option_table[] = {
     {"dir", 0, "DIR", 1, "the farm's folder: pictures are kept in DIR/objects", INTO(server.dir)},
@@ -81,16 +81,16 @@ static const struct kn_option option_table[] = {
     {"ready-file", 0, "FILE", 1, "written when it listens and has read its state back",
      INTO(server.ready_file)},
     {"log-level", 0, "LEVEL", 1, "error, warn, info (default), debug",
-     KN_OPTION_CHOICE_INTO(struct options, level, levels)},
-    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct options, version)},
-    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct options, help)},
+     KN_OPTION_CHOICE_INTO(struct coordinator_settings, level, levels)},
+    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct coordinator_settings, version)},
+    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct coordinator_settings, help)},
 };
 
 static const struct kn_options command_line = {"kiln-coordinator", option_table,
                                                sizeof option_table / sizeof option_table[0], 1};
 
 /* 0: go on; <0: end with success; else the exit status. */
-static int parse(int argc, char **argv, struct options *o) {
+static int parse(int argc, char **argv, struct coordinator_settings *o) {
     struct kn_err err = {0};
     int operands, rc = kn_options_parse(&command_line, argc, argv, o, &operands, &err);
     if (rc < 0) return fail("%s", err.text);
@@ -148,7 +148,7 @@ static void on_stopped(void *ctx, int exit_code) {
 }
 
 int main(int argc, char **argv) {
-    struct options o = {.level = KN_LOG_INFO};
+    struct coordinator_settings o = {.level = KN_LOG_INFO};
     struct kn_err err = {0};
     struct program p = {0};
     struct store *store = NULL;

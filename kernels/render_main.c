@@ -24,7 +24,7 @@
 
 enum { EXIT_USAGE = 1, EXIT_SOME_FAILED = 2, EXIT_INTERRUPTED = 130 };
 
-struct options {
+struct render_settings {
     const char *model, *prompt, *prompts, *output, *dump, *cache;
     enum kn_input_format format;
     struct kn_task settings; /* its strings are borrowed from argv */
@@ -86,7 +86,7 @@ static int read_seed(void *task, char *value, struct kn_err *err) {
 
 /* FILE or FILE:X; a colon that no number follows is the name's. */
 static int read_lora(void *options, char *arg, struct kn_err *err) {
-    struct options *o = options;
+    struct render_settings *o = options;
     if (o->lora_count == KILN_LORAS_MAX) return kn_err_set(err, KN_ELIMIT, "more than %d", KILN_LORAS_MAX);
     struct kiln_lora *l = &o->loras[o->lora_count++];
     *l = (struct kiln_lora){arg, 1};
@@ -102,7 +102,7 @@ static int read_lora(void *options, char *arg, struct kn_err *err) {
 }
 
 static int read_calibrate(void *options, char *file, struct kn_err *err) {
-    struct options *o = options;
+    struct render_settings *o = options;
     (void)err;
     o->prompts = file;
     o->calibrate = true;
@@ -126,8 +126,8 @@ static int read_device(void *engine, char *arg, struct kn_err *err) {
 
 static const char *const precisions[] = {"auto", "f16", "bf16", "fp8", NULL}; /* as enum kiln_precision */
 
-#define INTO(member) KN_OPTION_INTO(struct options, member)
-#define SETTING(function) KN_OPTION_READ(struct options, settings, function)
+#define INTO(member) KN_OPTION_INTO(struct render_settings, member)
+#define SETTING(function) KN_OPTION_READ(struct render_settings, settings, function)
 #define WHOLE(function) .kind = KN_OPTION_OWN, .read = (function) /* is given all of the options */
 
 static const struct kn_option option_table[] = {
@@ -136,7 +136,7 @@ static const struct kn_option option_table[] = {
     {"prompts", 0, "FILE", 1, "many: .txt (a prompt a line), .jsonl, .csv, .tsv; - is standard input",
      INTO(prompts)},
     {"input-format", 0, "F", 1, "txt, jsonl, csv or tsv (for - and other endings)",
-     KN_OPTION_READ(struct options, format, kn_setting_input_format)},
+     KN_OPTION_READ(struct render_settings, format, kn_setting_input_format)},
     {"negative", 0, "TEXT", 1, "what the picture should not show", SETTING(kn_setting_negative)},
     {"seed", 0, "N", 1, "seed; drawn and printed when not given", SETTING(read_seed)},
     {"images", 0, "N", 1, "pictures a prompt, of seeds N, N+1, …", INTO(images), .min = 1,
@@ -153,9 +153,9 @@ static const struct kn_option option_table[] = {
      "pictures rendered at once (default: what the engine deems best; never changes a picture)", INTO(batch),
      .min = 1, .max = KN_SHARD_TASKS_MAX},
     {"device", 0, "WHICH", 1, "cpu (default), cuda, or cuda:N for the N-th GPU",
-     KN_OPTION_READ(struct options, engine, read_device)},
+     KN_OPTION_READ(struct render_settings, engine, read_device)},
     {"precision", 0, "TYPE", 1, "GPU: auto (default), f16, bf16, or fp8 (after --calibrate)",
-     KN_OPTION_CHOICE_INTO(struct options, engine.precision, precisions)},
+     KN_OPTION_CHOICE_INTO(struct render_settings, engine.precision, precisions)},
     {"calibrate", 0, "FILE", 1,
      "GPU: renders these prompts, writes the scales that --precision fp8 needs to the model's folder, "
      "renders them again with those and tells how far apart the pictures are",
@@ -169,15 +169,15 @@ static const struct kn_option option_table[] = {
     {"describe", 0, NULL, 1, "prints what the folder says of itself, as JSON, and ends", INTO(describe)},
     {"json", 0, NULL, 1, "a line of JSON with the figures at the end, on standard output", INTO(json)},
     {"quiet", 'q', NULL, 1, "no progress on standard error", INTO(quiet)},
-    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct options, version)},
-    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct options, help)},
+    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct render_settings, version)},
+    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct render_settings, help)},
 };
 
 static const struct kn_options command_line = {"kiln-render", option_table,
                                                sizeof option_table / sizeof option_table[0], 1};
 
 /* 0, or an exit status; -1: done, leave with 0. */
-static int parse_options(int argc, char **argv, struct options *o) {
+static int parse_options(int argc, char **argv, struct render_settings *o) {
     struct kn_err err = {0};
     int operands, rc = kn_options_parse(&command_line, argc, argv, o, &operands, &err);
     if (rc < 0) return fail("%s", err.text);
@@ -231,7 +231,7 @@ static int describe(const struct kn_model_info *info) {
 /* ---- rendering ---- */
 
 struct run {
-    const struct options *o;
+    const struct render_settings *o;
     const struct kn_model_info *info;
     struct kx_dump *dump;
     bool folder;   /* the output is one */
@@ -330,7 +330,7 @@ static int render_all(struct run *r, struct kiln_model *m, const struct kn_tasks
 }
 
 /* The tasks, resolved. *drawn_seed: the one that was drawn for them, 0 when every task had its own. */
-static int read_tasks(const struct options *o, const struct kn_model_info *info, struct kn_tasks *ts,
+static int read_tasks(const struct render_settings *o, const struct kn_model_info *info, struct kn_tasks *ts,
                       uint64_t *drawn_seed, struct kn_err *err) {
     int rc = o->prompts ? kn_prompts_read(o->prompts, o->format, ts, err) : kn_tasks_add(ts, o->prompt, err);
     uint64_t seed = o->settings.seed;
@@ -355,7 +355,7 @@ static int read_tasks(const struct options *o, const struct kn_model_info *info,
     return rc;
 }
 
-static const char *cache_dir(const struct options *o, char *out, size_t max) {
+static const char *cache_dir(const struct render_settings *o, char *out, size_t max) {
     const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     if (o->cache) return o->cache;
     if (xdg && xdg[0] == '/')
@@ -440,7 +440,7 @@ static int calibrate(struct kiln_model *m, const struct kn_tasks *ts, bool json,
 
 /* Makes the output's folder, or sees that the file's is there: found before the model is loaded, not after
  * the first picture. */
-static bool output_fits(const struct options *o, const struct run *r, struct kn_err *err) {
+static bool output_fits(const struct render_settings *o, const struct run *r, struct kn_err *err) {
     const char *files[] = {r->folder ? NULL : o->output, o->dump};
     if (r->folder && kn_fs_mkdirs(o->output, 0777, err)) return false;
     for (int i = 0; i < 2; i++) {
@@ -457,7 +457,7 @@ static bool output_fits(const struct options *o, const struct run *r, struct kn_
 
 int main(int argc, char **argv) {
     static char none[] = "";
-    struct options o = {.images = 1, .settings = {.prompt = none, .negative = none}};
+    struct render_settings o = {.images = 1, .settings = {.prompt = none, .negative = none}};
     kn_fs_standard();
     int rc = parse_options(argc, argv, &o);
     if (rc) return rc < 0 ? 0 : rc;

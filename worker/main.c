@@ -50,7 +50,7 @@ static const char usage_tail[] =
     "  kiln-worker --join tcp://render1:5600 --models ~/models --device all\n"
     "  kiln-worker --join ~/.kiln --engine sim:ms=50\n";
 
-struct options {
+struct worker_settings {
     const char *join, *name, *engine, *device, *describe;
     const char *models[TREES_MAX];
     bool tree[TREES_MAX]; /* beside models: --models, not --model */
@@ -92,7 +92,7 @@ static int check_device(const char *which, struct kn_err *err) {
 }
 
 /* --model and --models share a list: the models are loaded in the order in which they were named. */
-static int add_models(struct options *o, const char *path, bool tree, struct kn_err *err) {
+static int add_models(struct worker_settings *o, const char *path, bool tree, struct kn_err *err) {
     if (o->model_count == TREES_MAX)
         return kn_err_set(err, KN_ELIMIT, "more than %d --model and --models", TREES_MAX);
     o->tree[o->model_count] = tree;
@@ -111,8 +111,8 @@ static int read_models(void *options, char *path, struct kn_err *err) {
 static const char *const precisions[] = {"auto", "f16", "bf16", "fp8", NULL}; /* as enum kiln_precision */
 static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /* as enum kn_log_level */
 
-#define INTO(member) KN_OPTION_INTO(struct options, member)
-#define CHOICE(member, names) KN_OPTION_CHOICE_INTO(struct options, member, names)
+#define INTO(member) KN_OPTION_INTO(struct worker_settings, member)
+#define CHOICE(member, names) KN_OPTION_CHOICE_INTO(struct worker_settings, member, names)
 
 static const struct kn_option option_table[] = {
     {"join", 0, "WHERE", 1, "tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine",
@@ -149,15 +149,15 @@ static const struct kn_option option_table[] = {
      "prints what a model's folder says of itself, as a line of JSON, and ends; sim[:…] too", INTO(describe)},
     {"list-devices", 0, NULL, 1, "prints the GPUs that it may use, a line of JSON each, and ends",
      INTO(list_devices)},
-    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct options, version)},
-    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct options, help)},
+    {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct worker_settings, version)},
+    {"help", 0, NULL, 1, "this text", KN_OPTION_STOP_INTO(struct worker_settings, help)},
 };
 
 static const struct kn_options command_line = {"kiln-worker", option_table,
                                                sizeof option_table / sizeof option_table[0], 1};
 
-/* What follows from the options together. */
-static int complete(struct options *o) {
+/* Checks the options against each other and fills in what was not given. */
+static int complete(struct worker_settings *o) {
     if (!o->join && !o->describe && !o->list_devices)
         return fail("--join ENDPOINT|FARMDIR is missing; see kiln-worker --help");
     bool gpu = o->device && strcmp(o->device, "cpu") != 0;
@@ -173,7 +173,7 @@ static int complete(struct options *o) {
 }
 
 /* 0; an exit status; -1: done, leave with 0. */
-static int parse(struct options *o, int argc, char **argv) {
+static int parse(struct worker_settings *o, int argc, char **argv) {
     struct kn_err err = {0};
     int operands, rc = kn_options_parse(&command_line, argc, argv, o, &operands, &err);
     if (rc < 0) return fail("%s", err.text);
@@ -233,8 +233,9 @@ static void gpu_close(struct gpu *g) {
     devices_close(g->devices);
 }
 
-/* Which GPU a word names; only that one is visible to CUDA afterwards. Without NVML, CUDA is left to find it.
- */
+/* Opens the GPU that a word names; only that one is visible to CUDA afterwards. Without NVML, CUDA is left to
+ * find it.
+ * */
 static int gpu_open(struct gpu *g, const char *which, struct kn_err *err) {
     bool number = which[0] >= '0' && which[0] <= '9';
     uint64_t n = 0;
@@ -278,7 +279,7 @@ static int list_devices(void) {
     return fflush(stdout) == 0 ? WORKER_EXIT_OK : WORKER_EXIT_USAGE;
 }
 
-static int run_all(const struct options *o, char **argv) {
+static int run_all(const struct worker_settings *o, char **argv) {
     char host[KN_NAME_MAX - 6];
     const char *uuids[DEVICES_MAX];
     struct devices *d;
@@ -300,7 +301,7 @@ static int run_all(const struct options *o, char **argv) {
 
 /* ---- models and engine */
 
-static int find_models(const struct options *o, struct model_list *l, struct kn_err *err) {
+static int find_models(const struct worker_settings *o, struct model_list *l, struct kn_err *err) {
     int rc = 0;
     if (engine_is_sim(o->engine)) {
         struct engine_sim_options sim;
@@ -341,7 +342,7 @@ static int describe(const char *dir) {
 
 /* ---- running */
 
-struct program {
+struct worker_program {
     uv_loop_t loop;
     struct kn_wire *wire;
     struct worker *worker;
@@ -350,13 +351,13 @@ struct program {
 };
 
 static void on_ended(void *ctx, int status) {
-    struct program *p = ctx;
+    struct worker_program *p = ctx;
     p->status = status;
     uv_stop(&p->loop);
 }
 
 static void on_signal(uv_signal_t *h, int signum) {
-    struct program *p = h->data;
+    struct worker_program *p = h->data;
     (void)signum;
     if (p->signals_seen++ == 0)
         worker_drain(p->worker, true, WORKER_PATIENCE_MS, "asked to end");
@@ -364,7 +365,7 @@ static void on_signal(uv_signal_t *h, int signum) {
         worker_leave_now(p->worker, WORKER_EXIT_OK, "asked twice to end");
 }
 
-static void watch_signals(struct program *p) {
+static void watch_signals(struct worker_program *p) {
     static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
     signal(SIGPIPE, SIG_IGN);
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -374,8 +375,8 @@ static void watch_signals(struct program *p) {
     }
 }
 
-static int run(const struct options *o, struct engine *engine, const struct gpu *gpu) {
-    struct program p = {0};
+static int run(const struct worker_settings *o, struct engine *engine, const struct gpu *gpu) {
+    struct worker_program p = {0};
     struct kn_err err = {0};
     struct worker_options wo = {.loop = &p.loop,
                                 .engine = engine,
@@ -419,7 +420,7 @@ static int run(const struct options *o, struct engine *engine, const struct gpu 
 }
 
 int main(int argc, char **argv) {
-    struct options o = {.level = KN_LOG_INFO};
+    struct worker_settings o = {.level = KN_LOG_INFO};
     kn_fs_standard();
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;

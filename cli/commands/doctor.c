@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "cli/commands/commands.h"
-#include "cli/talk/batch.h"
 #include "cli/farm/farmdir.h"
+#include "cli/talk/batch.h"
 #include "cli/talk/model.h"
 
 #define REDIS_MAJOR_MIN 7 /* scripts that begin with #!lua */

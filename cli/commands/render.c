@@ -16,12 +16,12 @@
 
 #include "base/clock.h"
 #include "cli/commands/commands.h"
+#include "cli/farm/supervise.h"
 #include "cli/folder/folder.h"
 #include "cli/print/print.h"
 #include "cli/print/progress.h"
 #include "cli/talk/batch.h"
 #include "cli/talk/submission.h"
-#include "cli/farm/supervise.h"
 #include "cli/text.h"
 
 #define FARM_WAIT_MS 90000 /* for a farm that another is just starting or ending */

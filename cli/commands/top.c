@@ -11,11 +11,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "cli/talk/batch.h"
 #include "cli/commands/commands.h"
-#include "cli/text.h"
 #include "cli/print/print.h"
 #include "cli/print/top_screen.h"
+#include "cli/talk/batch.h"
+#include "cli/text.h"
 
 #define ASK_EVERY_MS 1000
 #define KEY_WAIT_MS 100

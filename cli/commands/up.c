@@ -11,10 +11,10 @@
 
 #include "base/clock.h"
 #include "cli/commands/commands.h"
-#include "cli/talk/batch.h"
-#include "cli/talk/model.h"
 #include "cli/farm/supervise.h"
 #include "cli/print/print.h"
+#include "cli/talk/batch.h"
+#include "cli/talk/model.h"
 
 #define WORKERS_READY_MS 120000 /* a large model from a slow disk */
 #define DEATHS_MAX 3            /* of a worker, in a row: it does not start */

@@ -11,7 +11,7 @@
 
 #include "cli/farm/farmdir.h"
 
-/* How many lines kiln-worker --list-devices prints. What it says when it fails goes to the same pipe. */
+/* Counts the lines that kiln-worker --list-devices prints. Its words when it fails come by the same pipe. */
 static int count_all(struct kn_err *err, int *out) {
     char program[KN_PATH_MAX], line[1024], last[1024] = "no answer";
     int fds[2], status = 1, rc = farmdir_sibling("kiln-worker", program, err);

@@ -1,5 +1,5 @@
-/* Which GPUs the workers of a farm on this machine get (--device). The cli has no CUDA and no NVML: it asks
- * kiln-worker. */
+/* Chooses the GPUs that the workers of a farm on this machine get (--device). The cli has no CUDA and no
+ * NVML: it asks kiln-worker. */
 #ifndef KILN_CLI_FARM_DEVICES_H
 #define KILN_CLI_FARM_DEVICES_H
 

@@ -40,7 +40,7 @@ bool farmdir_is_locked(const char *dir); /* a farm is up there, or starting, or 
 /* Whoever renders on a farm that may be another's private one says so, and it does not end before. *fd ≥ 0 is
  * the caller's; closing it ends the use. KN_EAGAIN: the farm is ending. */
 KN_MUST_USE int farmdir_use(const char *dir, int *fd, struct kn_err *err);
-/* Whether nobody uses it; from then on nobody can. *fd as above. */
+/* True when nobody uses it, and from then on nobody can. *fd as above. */
 bool farmdir_end_use(const char *dir, int *fd);
 /* A pid file's number if that process lives, else 0. */
 pid_t farmdir_pid(const char *dir, const char *name);

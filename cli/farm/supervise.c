@@ -23,8 +23,8 @@
 #define CHILDREN_MAX 258
 #define PAUSE_MS 200
 #define PAUSE_MAX_MS 5000
-/* A worker that was killed was most likely killed by a task; it takes several deaths to find out by which, and
- * the batch waits for it. */
+/* A worker that was killed was most likely killed by a task; it takes several deaths to find out by which,
+ * and the batch waits for it. */
 #define KILLED_PAUSE_MAX_MS 800
 #define YOUNG_MS 4000  /* who dies younger than this waits longer the next time */
 #define READY_MS 60000 /* for Redis to load its file, then for the coordinator to read it back */
@@ -44,7 +44,7 @@ struct process {              /* what the farm knows of a child beside the super
     bool refused; /* ended with status 1 the last time: what it was told is wrong, not what happened to it */
 };
 
-struct farm {
+struct local_farm {
     const struct supervise_config *c;
     const struct farmdir *f;
     char ready_file[KN_PATH_MAX], endpoint_file[KN_PATH_MAX], log_dir[KN_PATH_MAX], run_dir[KN_PATH_MAX];
@@ -60,8 +60,8 @@ struct farm {
     int users_fd;
 };
 
-static void news(struct farm *s, const char *fmt, ...) KN_PRINTF(2, 3);
-static void news(struct farm *s, const char *fmt, ...) {
+static void news(struct local_farm *s, const char *fmt, ...) KN_PRINTF(2, 3);
+static void news(struct local_farm *s, const char *fmt, ...) {
     char text[1000];
     va_list ap;
     va_start(ap, fmt);
@@ -91,7 +91,7 @@ static void add_arg(struct process *p, const char *fmt, ...) {
     p->argv[p->argc++] = text;
 }
 
-static struct process *add_process(struct farm *s, const char *name, const char *program) {
+static struct process *add_process(struct local_farm *s, const char *name, const char *program) {
     size_t i = s->supervisor.count++;
     struct process *p = &s->processes[i];
     add_arg(p, "%s", program);
@@ -101,14 +101,14 @@ static struct process *add_process(struct farm *s, const char *name, const char 
     return p;
 }
 
-static void read_last_words(struct farm *s, size_t i) {
+static void read_last_words(struct local_farm *s, size_t i) {
     char log[KN_PATH_MAX + sizeof s->v[i].name + 8];
     snprintf(log, sizeof log, "%s/%s.log", s->log_dir, s->v[i].name);
     kn_supervise_last_words(log, s->v[i].log_at, s->processes[i].words, sizeof s->processes[i].words);
 }
 
 static void on_event(void *ctx, struct kn_child *ch, enum kn_child_event e) {
-    struct farm *s = ctx;
+    struct local_farm *s = ctx;
     size_t i = (size_t)(ch - s->v);
     switch (e) {
     case KN_CHILD_STARTING: /* what is there of an earlier one would be taken for a sign of the new one */
@@ -132,7 +132,7 @@ static void on_event(void *ctx, struct kn_child *ch, enum kn_child_event e) {
 
 /* A worker that ends with status 0 does so on its own wish (it was drained) and is not started again. */
 static bool on_end(void *ctx, struct kn_child *ch, int status) {
-    struct farm *s = ctx;
+    struct local_farm *s = ctx;
     size_t i = (size_t)(ch - s->v);
     struct process *p = &s->processes[i];
     bool finished = WIFEXITED(status) && WEXITSTATUS(status) == 0 && i >= s->workers;
@@ -175,20 +175,20 @@ static bool redis_answers(const char *path) {
     return ok;
 }
 
-static void move(struct farm *s, enum phase p) {
+static void move(struct local_farm *s, enum phase p) {
     s->phase = p;
     s->phase_ms = kn_clock_ms();
 }
 
-/* Which processes may run in this phase: v[0…that). */
-static size_t allowed(const struct farm *s) {
+/* v[0…that) may run in this phase: first Redis, then the coordinator, then the workers. */
+static size_t allowed(const struct local_farm *s) {
     return s->phase == STARTING_REDIS         ? s->coordinator
            : s->phase == STARTING_COORDINATOR ? s->workers
                                               : s->supervisor.count;
 }
 
 /* 0: go on; <0: the farm cannot be started (told). */
-static int advance(struct farm *s) {
+static int advance(struct local_farm *s) {
     if (s->phase != UP) {
         size_t i = s->phase == STARTING_REDIS ? s->redis : s->coordinator;
         const struct process *p = &s->processes[i];
@@ -216,7 +216,7 @@ static int advance(struct farm *s) {
 
 /* `now`: what is being rendered is not waited for. The coordinator and Redis are never killed in haste: they
  * have little to do, and they are the ones with the data. A SIGQUIT that comes meanwhile ends the patience. */
-static void end_farm(struct farm *s, bool now) {
+static void end_farm(struct local_farm *s, bool now) {
     const uint64_t quit = KN_SIGNAL_BIT(SIGQUIT);
     struct kn_ending workers = {.patience_ms = DRAIN_MS, .kill_on = quit, .now = now};
     struct kn_ending coordinator = {.patience_ms = END_MS, .kill_on = quit};
@@ -230,7 +230,7 @@ static void end_farm(struct farm *s, bool now) {
 
 /* Ends what a supervisor that was killed may have left running: two Redis on one file would be the end of
  * it. */
-static void end_leftovers(const struct farm *s) {
+static void end_leftovers(const struct local_farm *s) {
     for (size_t i = s->supervisor.count; i-- > 0;) {
         const char *name = s->v[i].name;
         pid_t pid = farmdir_pid(s->f->dir, name);
@@ -255,7 +255,7 @@ static void end_leftovers(const struct farm *s) {
 
 /* ---- what is started, and with which words ---- */
 
-static void plan_redis(struct farm *s) {
+static void plan_redis(struct local_farm *s) {
     static const char *const fixed[] = {"--port",
                                         "0",
                                         "--unixsocketperm",
@@ -283,7 +283,7 @@ static void plan_redis(struct farm *s) {
     add_arg(p, "%s/redis", s->f->dir);
 }
 
-static int plan_coordinator(struct farm *s, struct kn_err *err) {
+static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
     const struct supervise_config *c = s->c;
     char program[KN_PATH_MAX];
     int rc = farmdir_sibling("kiln-coordinator", program, err);
@@ -314,7 +314,7 @@ static int plan_coordinator(struct farm *s, struct kn_err *err) {
     return KN_OK;
 }
 
-static int plan_workers(struct farm *s, struct kn_err *err) {
+static int plan_workers(struct local_farm *s, struct kn_err *err) {
     const struct supervise_config *c = s->c;
     char program[KN_PATH_MAX], name[32];
     int rc = farmdir_sibling("kiln-worker", program, err);
@@ -350,7 +350,7 @@ static int plan_workers(struct farm *s, struct kn_err *err) {
     return KN_OK;
 }
 
-static int plan(struct farm *s, struct kn_err *err) {
+static int plan(struct local_farm *s, struct kn_err *err) {
     int rc = farmdir_path(s->f, "run/ready", s->ready_file);
     if (rc == KN_OK) rc = farmdir_path(s->f, "endpoint", s->endpoint_file);
     if (rc == KN_OK) rc = farmdir_path(s->f, "log", s->log_dir);
@@ -374,7 +374,7 @@ static int plan(struct farm *s, struct kn_err *err) {
 /* ---- the supervisor's process ---- */
 
 /* True when the process that started a private farm is gone. */
-static bool starter_is_gone(struct farm *s) {
+static bool starter_is_gone(struct local_farm *s) {
     char byte;
     if (read(s->life_fd, &byte, 1) < 0) return false;
     close(s->life_fd);
@@ -382,7 +382,7 @@ static bool starter_is_gone(struct farm *s) {
     return true;
 }
 
-static void watch(struct farm *s) {
+static void watch(struct local_farm *s) {
     move(s, s->redis == SIZE_MAX ? STARTING_COORDINATOR : STARTING_REDIS);
     bool now = false, told = false;
     for (;;) {
@@ -405,12 +405,12 @@ static void watch(struct farm *s) {
     end_farm(s, now);
 }
 
-static _Noreturn void supervise(struct farm *s) {
+static _Noreturn void supervise(struct local_farm *s) {
     char log[KN_PATH_MAX + 64];
     setsid();
     prctl(PR_SET_NAME, "kiln-supervisor"); /* for ps: it is not the command that started it */
     signal(SIGPIPE, SIG_IGN);
-    /* What else the starter had open is none of the farm's: the lock of its output folder, for one. */
+    /* Closes what else the starter had open, the lock of its output folder for one: it is none of the farm's. */
     for (int fd = 3; fd < FDS_MAX; fd++)
         if (fd != s->c->lock_fd && fd != s->news_fd && fd != s->life_fd) close(fd);
     if (chdir("/")) _exit(1);
@@ -443,7 +443,7 @@ static _Noreturn void supervise(struct farm *s) {
 }
 
 int supervise_start(const struct supervise_config *c, struct supervise_handle *out, struct kn_err *err) {
-    static struct farm s; /* large; one farm a process */
+    static struct local_farm s; /* large; one farm a process */
     int pipe_news[2], pipe_life[2] = {-1, -1};
     memset(&s, 0, sizeof s);
     s.c = c;

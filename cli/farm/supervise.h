@@ -1,4 +1,5 @@
-/* What starts a farm on this machine and keeps it up: redis-server, kiln-coordinator, kiln-workers.
+/* The private farm's supervisor: starts a farm on this machine and keeps it up: redis-server,
+ * kiln-coordinator, kiln-workers.
  *
  * supervise_start() forks the supervisor: a process of its own session with one thread, which holds the
  * farm's lock while it lives, starts its children (each in a process group of its own, so that Ctrl-C reaches
@@ -53,7 +54,7 @@ void supervise_end(struct supervise_handle *h);
 /* Lets a farm that stays go its way. */
 void supervise_leave(struct supervise_handle *h);
 
-/* How many workers and threads the options mean on this machine. */
+/* The number of workers, and of threads of each, that the options mean on this machine. */
 void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads);
 /* The last line of a log that says something, for a person. */
 void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max);

@@ -21,8 +21,8 @@ KN_MUST_USE int folder_open(const char *dir, struct folder *out, struct kn_err *
 void folder_close(struct folder *o);
 /* DIR/batch.json of the last run, parsed (the caller puts it back), or NULL. */
 json_object *folder_old_batch(const struct folder *o);
-/* What is asked for now. Reads the old manifest and keeps what is intact; pin_backend (NULL: any): of that
- * class only. */
+/* Tells the folder which images are asked for now. Reads the old manifest and keeps the pictures that are
+ * wanted and intact; with pin_backend (NULL: any) only those of that class. */
 KN_MUST_USE int folder_begin(struct folder *o, const struct kn_task *tasks, const kn_digest *keys,
                              size_t count, const struct kn_model_info *models, const char *pin_backend,
                              struct kn_err *err);

@@ -107,8 +107,8 @@ int gallery_write_page(struct folder *o, struct kn_err *err) {
 
 /* ---- the data ---- */
 
-/* What thousands of images share stands once in a part: the place of image i's settings in `table`. `seen`
- * names an image for each entry. */
+/* Settings that thousands of images share stand once in a part: returns the place of image i's in `table`.
+ * `seen` names an image for each entry. */
 static size_t settings_of(const struct folder *o, size_t i, size_t *seen, json_object *table) {
     const struct kn_task *t = &o->tasks[i];
     const struct folder_image *e = &o->entries[i];

@@ -19,9 +19,9 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/folder/images.h"
 #include "cli/folder/manifest.h"
 #include "cli/folder/pixels.h"
-#include "cli/folder/images.h"
 #include "cli/text.h"
 
 #define THREADS_MAX 32
@@ -138,7 +138,7 @@ static int keep_line(struct audit *a, const struct manifest_line *l) {
     return KN_OK;
 }
 
-/* What one line says, and how it goes with the lines before it. */
+/* Checks what one line says by itself and against the lines before it. */
 static int check_line(struct audit *a, const char *text, size_t len, uint32_t number, int64_t *last) {
     struct verify_report *r = a->r;
     struct kn_err err = {0};
@@ -236,7 +236,7 @@ static int read_manifest(struct audit *a) {
 
 /* ---- pictures ---- */
 
-/* What stands for words that found no room: the fault itself must not get lost. */
+/* Stands in for words that found no room: the fault itself must not get lost. */
 static char no_words[] = "is not right; there was no memory to say how";
 
 static void words_free(char *w) {
@@ -253,7 +253,7 @@ KN_PRINTF(1, 2) static char *words(const char *fmt, ...) {
     return out;
 }
 
-/* What is wrong with bytes that should be a line's picture; NULL: nothing. */
+/* Says what is wrong with bytes that should be a line's picture; NULL: nothing. */
 static char *check_bytes(const struct manifest_line *l, const void *data, size_t len) {
     kn_digest bytes_sha, pixels_sha;
     uint32_t width = 0, height = 0;

@@ -1,6 +1,6 @@
 /* The audit of an output folder, from its files alone: batch.json, manifest.jsonl, images/.
  *
- * What is checked: batch.json says how many images N and which models; the manifest has a line for each of
+ * It checks that batch.json says how many images N and which models; the manifest has a line for each of
  * them, in order of index, with every field; keys are those of the settings on the line; a `done` line has
  * one regular file with its SHA-256, that decodes as 8-bit RGB of its size to pixels with its pixels_sha256
  * (SHA-256 over the RGB bytes, row by row from the top); a `failed` line has a reason; images/ holds nothing

@@ -113,7 +113,7 @@ static void up(const struct print_up *u) {
     print_line(v);
 }
 
-/* How many images of a folder have ended, and how. */
+/* The folder's images by how they ended. */
 static void add_counts(json_object *v, const struct folder *f) {
     ADD(v, "dir", json_object_new_string(f->dir));
     ADD(v, "total", json_object_new_int64((int64_t)f->count));

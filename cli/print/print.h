@@ -1,5 +1,6 @@
-/* What commands put on standard output, in two forms: for people (text.c) and as JSON (json.c). A command says
- * what there is to tell and knows neither form; whoever adds a command adds one function to each.
+/* The results of commands, on standard output, in two forms: for people (text.c) and as JSON (json.c). A
+ * command says what there is to tell and knows neither form; whoever adds a command adds one function to
+ * each.
  *
  * Standard output carries results alone. How things go, and what went wrong, is said on standard error, in
  * both forms alike. */

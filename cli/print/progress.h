@@ -1,6 +1,6 @@
-/* How far it is, on standard error: one line that is drawn over and over on a terminal; without one, plain
- * lines, after 5 seconds and then at doubling intervals of a minute at most. Nothing of it goes to standard
- * output. */
+/* The progress of a batch, on standard error: one line that is drawn over and over on a terminal; without
+ * one, plain lines, after 5 seconds and then at doubling intervals of a minute at most. Nothing of it goes to
+ * standard output. */
 #ifndef KILN_CLI_PRINT_PROGRESS_H
 #define KILN_CLI_PRINT_PROGRESS_H
 
@@ -33,7 +33,7 @@ void progress_silent(struct progress *p, int silent_ms);
 void progress_note(struct progress *p, const char *fmt, ...) KN_PRINTF(2, 3);
 /* Takes the bar away. */
 void progress_end(struct progress *p);
-/* What a state is as one line of at most `columns` (0: a plain line for a log). */
+/* The state as one line of at most `columns` (0: a plain line for a log). */
 void progress_line(const struct progress_state *s, int columns, bool blocks, char *out, size_t out_max);
 
 #endif

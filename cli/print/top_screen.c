@@ -219,7 +219,7 @@ static void draw_health(const struct top *t, struct row *r) {
     mark(r, TOP_PLAIN);
 }
 
-/* How many images, in one row; how fast, behind it or in `second`. */
+/* The counts of images in one row; their speed behind it, or in `second` where the row is too short. */
 static void draw_sums(const struct top *t, struct row *r, struct row *second) {
     uint64_t queued = 0, running = 0, done = 0, failed = 0;
     double mean = 0;

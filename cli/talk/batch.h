@@ -3,8 +3,8 @@
 #ifndef KILN_CLI_TALK_BATCH_H
 #define KILN_CLI_TALK_BATCH_H
 
-#include "cli/talk/client.h"
 #include "cli/cli.h"
+#include "cli/talk/client.h"
 
 /* Connects to the farm that --farm means; KN_ENOENT or KN_ETIMEOUT with words when none answers. */
 KN_MUST_USE int farm_connect(const struct cli_options *o, struct client **out, struct kn_err *err);
@@ -18,7 +18,8 @@ KN_MUST_USE int batch_command(struct client *c, const kn_id id, enum kn_batch_ve
 /* True when all its images have ended. */
 bool batch_is_over(const struct kn_batch_status *s);
 
-/* What ended since the last call. The reply (KN_MSG_RESULTS_REPLY) is the caller's to destroy. */
+/* Asks for the results that came since the last call. The reply (KN_MSG_RESULTS_REPLY) is the caller's to
+ * destroy. */
 struct batch_cursor {
     kn_id id;
     uint64_t epoch;
@@ -40,7 +41,7 @@ struct batch_tasks {
 KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
 void batch_tasks_fini(struct batch_tasks *t);
 
-/* What its device says of itself ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
+/* The readings of its device ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
  * when it is lost. */
 const char *worker_readings(const struct kn_worker_status *w, char out[64]);
 

@@ -26,7 +26,7 @@ void client_heed_interrupt(struct client *c, bool on);
 /* From then on no call waits longer than this, whatever it is given; 0: no such bound. */
 void client_limit(struct client *c, int ms);
 /* Called about twice a second while a call waits (a progress bar); may be NULL. Must not call the client.
- * What it returns, if not KN_OK, ends the call; err then holds its words. */
+ * A result other than KN_OK ends the call; err then holds its words. */
 void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct kn_err *err), void *ctx);
 
 /* Sends m and waits for an answer of type `want`; an error that the coordinator answers with comes back as

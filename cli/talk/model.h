@@ -1,11 +1,11 @@
-/* What models there are: those that a farm's workers announce, or what kiln-worker says of a folder on this
- * machine. The cli never links the engine. */
+/* The models there are: those that a farm's workers announce, and those that kiln-worker finds in a folder on
+ * this machine. The cli never links the engine. */
 #ifndef KILN_CLI_TALK_MODEL_H
 #define KILN_CLI_TALK_MODEL_H
 
 #include "base/fs.h"
-#include "cli/talk/client.h"
 #include "cli/cli.h"
+#include "cli/talk/client.h"
 
 struct models {
     struct kn_model_info *v; /* owns */

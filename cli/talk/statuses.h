@@ -14,8 +14,8 @@ struct statuses {
     size_t reply_count;
 };
 
-/* How the batches stand, in the order of the ids; none given (count 0): all of the farm's. On failure there is
- * nothing to fini. */
+/* Asks how the batches stand, in the order of the ids; none given (count 0): all of the farm's. On failure
+ * there is nothing to fini. */
 KN_MUST_USE int statuses_ask(struct client *c, const kn_id *ids, size_t count, struct statuses *out,
                              struct kn_err *err);
 void statuses_fini(struct statuses *s);

@@ -12,8 +12,8 @@
 
 #include "base/clock.h"
 #include "base/utf8.h"
-#include "cli/talk/batch.h"
 #include "cli/farm/farmdir.h"
+#include "cli/talk/batch.h"
 #include "cli/text.h"
 
 #define REQUEST_INPUTS_MAX 16

@@ -5,8 +5,8 @@
 #ifndef KILN_CLI_TALK_SUBMISSION_H
 #define KILN_CLI_TALK_SUBMISSION_H
 
-#include "cli/talk/client.h"
 #include "cli/cli.h"
+#include "cli/talk/client.h"
 #include "cli/talk/model.h"
 
 struct submission {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A node with several GPUs, which are played by a shared object in NVML's place: kiln-worker --device all."""
+"""A machine with several GPUs, which are played by a shared object in NVML's place: kiln-worker --device all."""
 import os
 import signal
 import sys
@@ -10,34 +10,34 @@ COUNT = 200
 
 
 class Devices(FarmTest):
-    def test_a_node_shows_its_gpus_and_outlives_a_killed_one(self):
+    def test_a_machine_shows_its_gpus_and_outlives_a_killed_one(self):
         farm = self.farm
         farm.ok("up", "--workers", 0)
         env = dict(farm.env, LD_LIBRARY_PATH=os.environ["KILN_FAKE_NVML_DIR"])
         env.pop("CUDA_VISIBLE_DEVICES", None)
-        node = farm.start(BIN / "kiln-worker", "--join", farm.dir, "--name", "node", "--device", "all", "--engine", "sim:ms=20", env=env)
+        gpus = farm.start(BIN / "kiln-worker", "--join", farm.dir, "--name", "host", "--device", "all", "--engine", "sim:ms=20", env=env)
         workers = lambda: {w["id"]: w for w in farm.json("workers") if w["state"] != "lost"}
-        wait_for("both GPUs have joined", lambda: set(workers()) == {"node-gpu0", "node-gpu1"})
+        wait_for("both GPUs have joined", lambda: set(workers()) == {"host-gpu0", "host-gpu1"})
         wait_for("their readings are known", lambda: all(w["temperature_c"] for w in workers().values()))
         for i, w in enumerate(workers()[k] for k in sorted(workers())):
             self.assertEqual(w["device_uuid"], f"GPU-{i:08x}-1111-2222-3333-444444444444")
             self.assertEqual((w["memory_used"], w["memory_total"]), (10 << 30, 80 << 30))
             self.assertEqual((w["power_w"], w["sm_mhz"], w["memory_mhz"]), (350.0 if i == 0 else 350.001, 1980, 2619))
             self.assertGreaterEqual(w["temperature_c"], 40)
-        self.assertRegex(farm.ok("workers"), r"node-gpu0 .* [0-9]+ °C 350 W 10\.0/80\.0 GiB\n")
+        self.assertRegex(farm.ok("workers"), r"host-gpu0 .* [0-9]+ °C 350 W 10\.0/80\.0 GiB\n")
         self.assertRegex(farm.ok("top"), r"°C 350 W 10\.0/80\.0 GiB")
 
         out = farm.tmp / "out"
         render = farm.start("render", farm.prompts(COUNT), "-o", out, "--model", "sim")
         self.await_pictures(out, 10)
-        victim = workers()["node-gpu1"]["pid"]
+        victim = workers()["host-gpu1"]["pid"]
         os.kill(victim, signal.SIGKILL)
-        wait_for("the killed one is started again", lambda: workers().get("node-gpu1", {}).get("pid", victim) != victim)
+        wait_for("the killed one is started again", lambda: workers().get("host-gpu1", {}).get("pid", victim) != victim)
         self.finish(render)
         self.check_folder(out, COUNT)
         pids = [w["pid"] for w in workers().values()]
-        node.send_signal(signal.SIGTERM)
-        self.assertEqual(node.wait(30), 0)
+        gpus.send_signal(signal.SIGTERM)
+        self.assertEqual(gpus.wait(30), 0)
         self.assertFalse(any(map(alive, pids)))
 
     def test_a_farm_starts_a_worker_for_each_gpu(self):

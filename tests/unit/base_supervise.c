@@ -218,8 +218,8 @@ TEST(a_signal_can_be_passed_on_once_more) {
     BEGIN("n=0; trap 'n=$((n+1)); [ $n = 2 ] && exit 7' TERM; touch $D/there; while :; do sleep 0.01; done");
     struct kn_ending patient = {.patience_ms = LONG_MS, .pass_on = KN_SIGNAL_BIT(SIGTERM)};
     await_file("there");
-    /* One waits already when the end begins; the child gets its first SIGTERM before that is read. Whether the
-     * shell sees one or two depends on its speed, so more come until it has ended. */
+    /* One waits already when the end begins; the child gets its first SIGTERM before that is read. Whether
+     * the shell sees one or two depends on its speed, so more come until it has ended. */
     pid_t helper = fork();
     if (helper == 0) {
         for (int i = 0; i < LONG_MS / 20; i++) {

@@ -1,6 +1,6 @@
-/* What a person reads: durations, cut texts, numbers in JSON, the line of progress; and how long the
- * supervisor pauses. */
-#include "cli/args.h"
+/* Words and numbers for a person: durations, cut texts, numbers in JSON, the line of progress; and the exit
+ * status of each error. */
+#include "cli/cli.h"
 #include "cli/print/progress.h"
 #include "cli/text.h"
 #include "tests/unit/check.h"

@@ -53,7 +53,7 @@ static void farm(size_t batch_count, size_t worker_count) {
     top_arrange(&top);
 }
 
-/* Whether the screen of so many rows shows `text`; the marks are taken out. */
+/* True when the screen of so many rows shows `text`; the marks are taken out. */
 static bool shows(int width, int height, const char *text) {
     size_t n = top_draw(&top, width, height, rows);
     bool found = false;

@@ -1,0 +1,60 @@
+/* See cli.h. */
+#include "cli/cli.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <unistd.h>
+
+volatile sig_atomic_t cli_interrupted;
+
+static void on_signal(int sig) {
+    if (cli_interrupted > 0 && sig == SIGINT) _exit(CLI_INTERRUPTED); /* the second Ctrl-C: at once */
+    cli_interrupted++;
+}
+
+void cli_catch_signals(void) {
+    struct sigaction sa = {.sa_handler = on_signal};
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGHUP, &sa, NULL);
+}
+
+void cli_say(const char *fmt, ...) {
+    va_list ap;
+    fflush(stdout);
+    fputs("kiln: ", stderr);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+}
+
+int cli_exit_for(int code) {
+    switch (code) {
+    case KN_OK:
+        return CLI_DONE;
+    case KN_ECANCELED:
+        return CLI_INTERRUPTED;
+    case KN_ENOENT:
+    case KN_EGONE:
+    case KN_ETIMEOUT:
+        return CLI_NO_FARM;
+    case KN_EINVAL:
+    case KN_ELIMIT:
+    case KN_EPARSE:
+    case KN_EMODEL:
+    case KN_ESTATE:
+    case KN_EEXIST:
+    case KN_ECONFIG:
+    case KN_EUNSUPPORTED:
+        return CLI_BAD_INPUT;
+    default:
+        return CLI_FAILED;
+    }
+}
+
+int cli_fail(const struct kn_err *err) {
+    if (err->code != KN_ECANCELED) cli_say("%s", err->text[0] ? err->text : kn_err_words(err->code));
+    return cli_exit_for(err->code);
+}
