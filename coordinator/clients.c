@@ -328,7 +328,7 @@ static void status_of(const struct batch *b, const struct farm_batch_view *v, bo
     out->priority = v->priority;
 }
 
-static void on_batch_query(struct server *s, struct reply_to *to, const struct kn_batch_ref *q) {
+static void on_batch_query(struct server *s, struct reply_to *to, const struct kn_batch_query *q) {
     struct kn_msg m = {.type = KN_MSG_BATCH_LIST};
     struct kn_batch_list *list = &m.u.batch_list;
     struct kn_batch_status one;

@@ -208,14 +208,14 @@ bool peers_message(struct server *s, struct listener *l, const struct kn_peer *p
     }
     if (!n || n->listener != l) {
         struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
-        m.u.hello_again.text = "this connection has not said hello";
+        m.u.hello_again.reason = "this connection has not said hello";
         tell_peer(l->sock, peer, &m);
     } else if (msg->type == KN_MSG_HEARTBEAT) {
         on_heartbeat(s, n, &msg->u.heartbeat);
     } else if (msg->type == KN_MSG_TASK_FAILED) {
         on_task_failed(s, conn, &msg->u.task_failed);
     } else if (msg->type == KN_MSG_WORKER_BYE) {
-        on_bye(s, n, msg->u.worker_bye.text);
+        on_bye(s, n, msg->u.worker_bye.reason);
     } else {
         on_shard(s, conn, msg);
     }

@@ -399,7 +399,7 @@ static void do_revoke(struct server *s, const struct farm_effect *e) {
 
 static void do_hello_again(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
-    m.u.hello_again.text = "not known here";
+    m.u.hello_again.reason = "not known here";
     server_tell(s, e->conn, &m);
 }
 

@@ -176,7 +176,7 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
         welcomed(c, &m->u.welcome, now_ms);
         break;
     case KN_MSG_HELLO_AGAIN:
-        kn_info("hello_again reason=\"%s\"", m->u.hello_again.text);
+        kn_info("hello_again reason=\"%s\"", m->u.hello_again.reason);
         c->again = true;
         c->hello_due = true;
         if (now_ms - c->hello_ms >= HELLO_PAUSE_MS) say_hello(c, now_ms);

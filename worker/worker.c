@@ -354,7 +354,7 @@ static void on_data_room(void *ctx) {
 /* ---- leaving */
 
 static void end(struct worker *w) {
-    struct kn_msg m = {.type = KN_MSG_WORKER_BYE, .u.worker_bye = {.text = w->reason}};
+    struct kn_msg m = {.type = KN_MSG_WORKER_BYE, .u.worker_bye = {.reason = w->reason}};
     if (w->ended) return;
     w->ended = true;
     struct stages_progress p;

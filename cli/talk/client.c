@@ -85,7 +85,7 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
 
 static void greet(struct client *c) {
     struct kn_msg m = {.type = KN_MSG_CLIENT_HELLO, .request = ++c->next_request};
-    m.u.client_hello.text = "kiln " KILN_VERSION;
+    m.u.client_hello.client = "kiln " KILN_VERSION;
     int rc = kn_sock_send(c->control, NULL, &m, NULL, NULL);
     (void)
         rc; /* no room: the request behind it will not have any either, and is tried again with a greeting */
@@ -181,7 +181,7 @@ int client_sleep(struct client *c, int ms, struct kn_err *err) {
 
 static int hello(struct client *c, int timeout_ms, struct kn_err *err) {
     struct kn_msg m = {.type = KN_MSG_CLIENT_HELLO};
-    m.u.client_hello.text = "kiln " KILN_VERSION;
+    m.u.client_hello.client = "kiln " KILN_VERSION;
     return client_call(c, &m, KN_MSG_WELCOME, timeout_ms, NULL, err);
 }
 
@@ -237,7 +237,7 @@ static void on_data(struct kn_sock *s, void *ctx, const struct kn_peer *peer, st
         if (!slot->used || slot->request != msg->request) continue;
         f->heard_ms = kn_clock_ms();
         size_t i = slot->i;
-        const struct kn_object_ref *r = &msg->u.object_reply;
+        const struct kn_object_reply *r = &msg->u.object_reply;
         uint8_t digest[KN_SHA256_BYTES];
         if (r->code || !blob || !blob->data) {
             slot->used = false;
@@ -304,7 +304,6 @@ int client_fetch(struct client *c, const struct client_objects *objects, struct 
             if (!s->used || s->request) continue;
             struct kn_msg m = {.type = KN_MSG_OBJECT_GET, .request = ++c->next_request};
             memcpy(m.u.object_get.sha256, objects->digests[s->i], KN_SHA256_BYTES);
-            m.u.object_get.text = "";
             int rc = kn_sock_send(c->data, NULL, &m, NULL, err);
             if (rc == KN_OK)
                 s->request = m.request;

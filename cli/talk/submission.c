@@ -352,7 +352,6 @@ int submission_send(struct client *c, const struct submission *sub, const uint32
         rc = send_chunks(c, sub, pick, count, id, err);
         if (rc == KN_OK) {
             struct kn_msg seal = {.type = KN_MSG_SUBMIT_SEAL};
-            seal.u.submit_seal.has_batch = true;
             memcpy(seal.u.submit_seal.batch, id, sizeof(kn_id));
             rc = client_call(c, &seal, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
         }

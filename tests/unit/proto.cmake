@@ -1,4 +1,5 @@
 # proto/: messages, chunks, sockets.
 kn_unit_test(NAME proto.codec SOURCES proto_codec.c proto_messages.c LIBS kn_proto)
+target_compile_definitions(test-proto-codec PRIVATE KILN_SOURCE="${PROJECT_SOURCE_DIR}")
 kn_unit_test(NAME proto.chunk SOURCES proto_chunk.c LIBS kn_proto PkgConfig::ZLIB)
 kn_unit_test(NAME proto.wire SOURCES proto_wire.c proto_messages.c LIBS kn_proto)

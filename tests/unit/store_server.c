@@ -232,7 +232,6 @@ static int chunk(struct fixture *f, const kn_id id, uint32_t number, uint32_t co
 
 static int seal(struct fixture *f, const kn_id id) {
     struct kn_msg m = {.type = KN_MSG_SUBMIT_SEAL};
-    m.u.submit_seal.has_batch = true;
     memcpy(m.u.submit_seal.batch, id, sizeof(kn_id));
     return ask_code(f, &m);
 }
@@ -398,7 +397,6 @@ TEST(an_object_is_fetched_by_its_digest) {
     submit(&f, batch_a, 1);
     CHECK_INT(picture(&f, batch_a, 0, "picture", false), 0);
     kn_sha256("picture", 7, m.u.object_get.sha256);
-    m.u.object_get.text = "";
     tell(&f, &f.data, &m, NULL);
     const struct kn_msg *r = await(&f, &f.data, KN_MSG_OBJECT_REPLY);
     CHECK_INT(r->u.object_reply.code, 0);

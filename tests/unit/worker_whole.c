@@ -317,7 +317,7 @@ TEST(a_worker_says_hello_renders_what_it_is_granted_and_drains) {
     expect_image(11);
     expect_done(1, 2);
     worker_drain(t.worker, true, 5000, "asked");
-    CHECK_STR(expect(KN_MSG_WORKER_BYE)->m->u.worker_bye.text, "asked");
+    CHECK_STR(expect(KN_MSG_WORKER_BYE)->m->u.worker_bye.reason, "asked");
     expect_end(WORKER_EXIT_OK);
     finish();
 }
@@ -574,7 +574,7 @@ TEST(hello_again_is_answered_with_a_hello_and_the_pictures) {
     grant(1, 0, 1);
     expect_started(1);
     expect_image(0);
-    struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN, .u.hello_again = {.text = "who are you?"}};
+    struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN, .u.hello_again = {.reason = "who are you?"}};
     say(&m);
     CHECK_U64(expect(KN_MSG_WORKER_HELLO)->m->u.worker_hello.held_count, 1);
     say_ack(expect_image(0), 0);

@@ -1,0 +1,404 @@
+/* Every message, each field once. The tables below make the structs here, the encoder and the decoder
+ * (codec.c), and what fills and compares messages in tests (tests/unit/proto_messages.c).
+ *
+ * A row is F(kind, name, …). The name is the field's in kiln.proto and the member's in the struct; kiln.proto
+ * adds nothing but its number. The kind says what the member is, and what a peer may send:
+ *
+ *     U32 U64 S32 S64 BOOL (name)         uint32_t uint64_t int int64_t bool; any value
+ *     FLOAT (name)                        float, finite
+ *     RANGE (name, min, max)              uint32_t from min to max
+ *     RANGE64 (name, min, max)            uint64_t from min to max
+ *     TASK (name)                         uint32_t, the number of a task in its batch
+ *     ERROR (name)                        int, negative: a KN_E… of base/err.h
+ *     ENUM (name, type, first, last)      enum type
+ *     TEXT (name, max)                    const char *, UTF-8 of at most max bytes; NULL is sent as ""
+ *     NAME (name, max)                    the same, and not empty
+ *     BYTES (name, len)                   const uint8_t *name and size_t len
+ *     ID DIGEST (name)                    kn_id, kn_digest
+ *     ID_OR_NONE (name, has)              bool has and kn_id name; nothing is sent when has is false
+ *     DIGEST_OR_NONE (name, has)          the same with a kn_digest
+ *     ID_IF (name, condition)             kn_id, sent when the condition holds of the struct s, missed then
+ *     DIGEST_IF (name, condition)         kn_digest, the same; not looked at otherwise
+ *     PART (part, name)                   struct kn_part, must be there
+ *     PART_OR_NONE (part, name)           struct kn_part; all zero is not sent
+ *     LIST (part, name, v, count, max)    struct kn_part *v and size_t count, at most max
+ *     NUMBERS (name, count, max)          uint32_t *name and size_t count, at most max
+ *     MODELS_ASKED (name, count, max)     struct kn_model_info *name and size_t count, from 1 to max, of which
+ *                                         only name or hash are given
+ *     TASKS (name, count, max)            struct kn_task *name and size_t count, from 1 to max
+ *     TASK_NUMBERS (name, tasks, count)   uint32_t *name: the number of each of tasks
+ *
+ * Rows are decoded in their order; a condition names members of rows above its own. struct kn_task and struct
+ * kn_model_info are base's: the codec writes and reads them by hand. */
+#ifndef KN_PROTO_MESSAGES_H
+#define KN_PROTO_MESSAGES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/hash.h"
+#include "base/limits.h"
+#include "base/spec.h"
+#include "base/states.h"
+
+enum kn_batch_verb {
+    KN_VERB_CANCEL = 1,
+    KN_VERB_PAUSE = 2,
+    KN_VERB_RESUME = 3,
+    KN_VERB_RETRY = 4,    /* failed tasks again */
+    KN_VERB_REMOVE = 5,   /* a finished batch leaves; its objects are collected */
+    KN_VERB_PRIORITY = 6, /* argument */
+};
+
+/* clang-format off */
+
+/* ---- parts of messages */
+
+/* P(fields, struct and list, name in kiln.proto) */
+#define KN_PART_TABLE(P)                             \
+    P(HELD_SHARD,    held_shard,    HeldShard)       \
+    P(READINGS,      readings,      Readings)        \
+    P(BATCH_STATUS,  batch_status,  BatchStatus)     \
+    P(WORKER_STATUS, worker_status, WorkerStatus)    \
+    P(RESULT,        result,        Result)
+
+#define KN_FIELDS_HELD_SHARD(F)                      \
+    F(ID,      batch)                                \
+    F(U64,     shard)                                \
+    F(U64,     term)                                 \
+    F(NUMBERS, tasks, task_count, KN_SHARD_TASKS_MAX) /* those not yet acknowledged */
+
+#define KN_FIELDS_READINGS(F) /* of a device; 0: not known */ \
+    F(RANGE64, memory_used,   0, KN_DEVICE_BYTES_MAX) \
+    F(RANGE64, memory_total,  0, KN_DEVICE_BYTES_MAX) \
+    F(RANGE,   temperature_c, 0, KN_DEVICE_C_MAX)    \
+    F(RANGE,   power_mw,      0, KN_DEVICE_MW_MAX)   \
+    F(RANGE,   sm_mhz,        0, KN_DEVICE_MHZ_MAX)  \
+    F(RANGE,   memory_mhz,    0, KN_DEVICE_MHZ_MAX)
+
+#define KN_FIELDS_BATCH_STATUS(F)                    \
+    F(ID,    batch)                                  \
+    F(TEXT,  name,    KN_NAME_MAX)                   \
+    F(TEXT,  request, KN_FRAME_BYTES_MAX)            \
+    F(ENUM,  state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_CANCELLED) \
+    F(U32,   total)                                  \
+    F(U32,   done)                                   \
+    F(U32,   failed)                                 \
+    F(U32,   cancelled)                              \
+    F(U32,   queued)                                 \
+    F(U32,   running)                                \
+    F(FLOAT, images_per_s)      /* over the last 15 s */ \
+    F(FLOAT, images_per_s_mean) /* over the batch */ \
+    F(S64,   eta_ms)            /* -1: unknown */    \
+    F(U64,   created_wall_ms)                        \
+    F(U64,   finished_wall_ms)                       \
+    F(S32,   priority)
+
+#define KN_FIELDS_WORKER_STATUS(F)                   \
+    F(TEXT,  worker,      KN_NAME_MAX)               \
+    F(TEXT,  host,        KN_HOST_MAX)               \
+    F(TEXT,  device,      KN_DEVICE_MAX)             \
+    F(TEXT,  device_uuid, KN_DEVICE_MAX)             \
+    F(TEXT,  backend,     KN_BACKEND_MAX)            \
+    F(TEXT,  model,       KN_NAME_MAX)               \
+    F(TEXT,  engine,      KN_NAME_MAX)               \
+    F(ENUM,  state, kn_worker_state, KN_WORKER_IDLE, KN_WORKER_LOST) \
+    F(ID_OR_NONE, batch, has_batch)                  \
+    F(U32,   step)                                   \
+    F(U32,   steps)                                  \
+    F(U32,   tasks)       /* images in what it renders */ \
+    F(U32,   done)                                   \
+    F(U32,   failed)                                 \
+    F(U32,   last_seen_ms)                           \
+    F(U32,   pid)                                    \
+    F(FLOAT, images_per_s)                           \
+    F(PART_OR_NONE, readings, readings)
+
+#define KN_FIELDS_RESULT(F)                          \
+    F(TASK, index)                                   \
+    F(U32,  attempt)                                 \
+    F(U32,  render_ms)                               \
+    F(ENUM, status, kn_result_status, KN_RESULT_DONE, KN_RESULT_CANCELLED) \
+    F(DIGEST_IF, sha256,        s->status == KN_RESULT_DONE) \
+    F(DIGEST_IF, pixels_sha256, s->status == KN_RESULT_DONE) \
+    F(TEXT, worker,  KN_NAME_MAX)                    \
+    F(TEXT, backend, KN_BACKEND_MAX)                 \
+    F(TEXT, engine,  KN_NAME_MAX)                    \
+    F(TEXT, error,   KN_REASON_MAX)                  \
+    F(BOOL, flat)
+
+/* ---- messages */
+
+/* M(number in Envelope.body, fields, struct, name in kiln.proto); E(…) is the same for one without fields. */
+#define KN_MESSAGE_TABLE(M, E)                              \
+    M(10, WORKER_HELLO,   worker_hello,   WorkerHello)      \
+    M(11, HEARTBEAT,      heartbeat,      Heartbeat)        \
+    M(12, SHARD_STARTED,  shard_started,  ShardStarted)     \
+    M(13, SHARD_RETURNED, shard_returned, ShardReturned)    \
+    M(14, SHARD_DONE,     shard_done,     ShardDone)        \
+    M(15, TASK_FAILED,    task_failed,    TaskFailed)       \
+    M(16, WORKER_BYE,     worker_bye,     WorkerBye)        \
+    M(20, WELCOME,        welcome,        Welcome)          \
+    M(21, HELLO_AGAIN,    hello_again,    HelloAgain)       \
+    M(22, SHARD_GRANT,    shard_grant,    ShardGrant)       \
+    M(23, SHARD_REVOKE,   shard_revoke,   ShardRevoke)      \
+    M(24, IMAGE_ACK,      image_ack,      ImageAck)         \
+    M(25, DRAIN_WORKER,   drain_worker,   DrainWorker)      \
+    M(30, IMAGE_RESULT,   image_result,   ImageResult)      \
+    M(40, CLIENT_HELLO,   client_hello,   ClientHello)      \
+    M(41, SUBMIT_BEGIN,   submit_begin,   SubmitBegin)      \
+    M(42, SUBMIT_CHUNK,   submit_chunk,   SubmitChunk)      \
+    M(43, SUBMIT_SEAL,    submit_seal,    SubmitSeal)       \
+    M(44, REPLY,          reply,          Reply)            \
+    M(45, BATCH_QUERY,    batch_query,    BatchQuery)       \
+    M(46, BATCH_LIST,     batch_list,     BatchList)        \
+    E(47, WORKERS_QUERY,  workers_query,  WorkersQuery)     \
+    M(48, WORKER_LIST,    worker_list,    WorkerList)       \
+    E(49, MODELS_QUERY,   models_query,   ModelsQuery)      \
+    M(50, MODEL_LIST,     model_list,     ModelList)        \
+    M(51, BATCH_COMMAND,  batch_command,  BatchCommand)     \
+    M(52, WORKER_COMMAND, worker_command, WorkerCommand)    \
+    M(53, RESULTS_QUERY,  results_query,  ResultsQuery)     \
+    M(54, RESULTS_REPLY,  results_reply,  ResultsReply)     \
+    M(55, TASKS_QUERY,    tasks_query,    TasksQuery)       \
+    M(56, TASKS_REPLY,    tasks_reply,    TasksReply)       \
+    M(60, OBJECT_GET,     object_get,     ObjectGet)        \
+    M(61, OBJECT_REPLY,   object_reply,   ObjectReply)
+
+/* From workers. */
+
+#define KN_FIELDS_WORKER_HELLO(F)                    \
+    F(NAME,  worker,      KN_NAME_MAX)               \
+    F(TEXT,  host,        KN_HOST_MAX)               \
+    F(TEXT,  device,      KN_DEVICE_MAX)             \
+    F(TEXT,  device_uuid, KN_DEVICE_MAX)  /* "" when it has none */ \
+    F(NAME,  backend,     KN_BACKEND_MAX) /* the backend class */ \
+    F(TEXT,  engine,      KN_NAME_MAX)               \
+    F(ID,    instance)                               \
+    F(U32,   pid)                                    \
+    F(RANGE, credit,    1, KN_SHARDS_PER_WORKER_MAX) \
+    F(RANGE, batch_max, 1, KN_SHARD_TASKS_MAX)       \
+    F(LIST,  model_info, models, models, model_count, KN_MODELS_PER_WORKER_MAX) \
+    F(LIST,  held_shard, held, held, held_count, KN_SHARDS_PER_WORKER_MAX * 4)
+
+#define KN_FIELDS_HEARTBEAT(F)                       \
+    F(U64,   shard)             /* running now; 0: none */ \
+    F(ID_IF, batch, s->shard != 0)                   \
+    F(U32,   step)                                   \
+    F(U32,   steps)                                  \
+    F(U32,   tasks)                                  \
+    F(U32,   progress_age_ms)   /* since the engine last gave a sign of life; 0 when idle */ \
+    F(U32,   waiting)           /* shards held that have not begun */ \
+    F(FLOAT, images_per_s)      /* over the last minute */ \
+    F(BOOL,  draining)                               \
+    F(DIGEST_OR_NONE, model_sha256, has_model)       \
+    F(PART_OR_NONE,   readings, readings)
+
+#define KN_FIELDS_SHARD_STARTED(F)                   \
+    F(U64, shard)                                    \
+    F(U64, term)
+
+#define KN_FIELDS_SHARD_RETURNED(F)                  \
+    F(U64,  shard)                                   \
+    F(U64,  term)                                    \
+    F(BOOL, out_of_memory)
+
+#define KN_FIELDS_SHARD_DONE(F)                      \
+    F(U64, shard)                                    \
+    F(U64, term)                                     \
+    F(U32, render_ms)                                \
+    F(U32, images)
+
+#define KN_FIELDS_TASK_FAILED(F)                     \
+    F(ID,    batch)                                  \
+    F(TASK,  task)                                   \
+    F(U64,   shard)                                  \
+    F(U64,   term)                                   \
+    F(ERROR, code)                                   \
+    F(TEXT,  reason, KN_REASON_MAX)
+
+#define KN_FIELDS_WORKER_BYE(F)                      \
+    F(TEXT, reason, KN_REASON_MAX)
+
+#define KN_FIELDS_IMAGE_RESULT(F)                    \
+    F(ID,     batch)                                 \
+    F(TASK,   task)                                  \
+    F(U32,    attempt)                               \
+    F(U32,    render_ms)                             \
+    F(U64,    shard)                                 \
+    F(U64,    term)                                  \
+    F(DIGEST, sha256)                                \
+    F(DIGEST, pixels_sha256)                         \
+    F(BOOL,   flat)                                  \
+    F(TEXT,   worker,  KN_NAME_MAX)                  \
+    F(NAME,   backend, KN_BACKEND_MAX)               \
+    F(TEXT,   engine,  KN_NAME_MAX)
+
+/* To workers; clients get a Welcome too. */
+
+#define KN_FIELDS_WELCOME(F)                         \
+    F(U64,   term)                                   \
+    F(RANGE, heartbeat_ms, 1, 3600000)               \
+    F(RANGE, silence_ms,   1, 3600000)               \
+    F(RANGE, data_port,    0, 65535)                 \
+    F(TEXT,  data_ipc,    KN_ENDPOINT_MAX) /* these: "" when there is none */ \
+    F(TEXT,  objects_dir, 4095)                      \
+    F(TEXT,  version,     KN_NAME_MAX)
+
+#define KN_FIELDS_HELLO_AGAIN(F)                     \
+    F(TEXT, reason, KN_REASON_MAX)
+
+#define KN_FIELDS_SHARD_GRANT(F)                     \
+    F(RANGE64, shard, 1, UINT64_MAX)                 \
+    F(U64,     term)                                 \
+    F(U32,     attempt)                              \
+    F(ID,      batch)                                \
+    F(DIGEST,  model_sha256)                         \
+    F(TASKS,        tasks, count, KN_SHARD_TASKS_MAX) \
+    F(TASK_NUMBERS, index, tasks, count)
+
+#define KN_FIELDS_SHARD_REVOKE(F)                    \
+    F(U64,  shard)                                   \
+    F(U64,  term)                                    \
+    F(BOOL, abort) /* also when it runs */
+
+#define KN_FIELDS_IMAGE_ACK(F)                       \
+    F(ID,   batch)                                   \
+    F(TASK, task)                                    \
+    F(S32,  code)
+
+#define KN_FIELDS_DRAIN_WORKER(F)                    \
+    F(BOOL, exit)                                    \
+    F(TEXT, reason, KN_REASON_MAX)
+
+/* From clients. */
+
+#define KN_FIELDS_CLIENT_HELLO(F)                    \
+    F(TEXT, client, KN_NAME_MAX)
+
+#define KN_FIELDS_SUBMIT_BEGIN(F)                    \
+    F(ID,    batch)                                  \
+    F(TEXT,  name,        KN_NAME_MAX)               \
+    F(TEXT,  pin_backend, KN_BACKEND_MAX)            \
+    F(TEXT,  request,     KN_FRAME_BYTES_MAX)        \
+    F(RANGE, tasks,  1, KN_TASKS_PER_BATCH_MAX)      \
+    F(RANGE, chunks, 1, KN_TASKS_PER_BATCH_MAX)      \
+    F(S32,   priority)                               \
+    F(MODELS_ASKED, models, model_count, KN_MODELS_PER_BATCH_MAX)
+
+#define KN_FIELDS_SUBMIT_CHUNK(F)                    \
+    F(ID,    batch)                                  \
+    F(U32,   chunk)                                  \
+    F(RANGE, count, 1, KN_TASKS_PER_CHUNK_MAX)       \
+    F(BYTES, tasks, tasks_len) /* a deflated TaskChunk: kn_chunk_unpack() validates it */
+
+#define KN_FIELDS_SUBMIT_SEAL(F)                     \
+    F(ID, batch)
+
+#define KN_FIELDS_BATCH_QUERY(F)                     \
+    F(ID_OR_NONE, batch, has_batch) /* none: all */
+
+#define KN_FIELDS_BATCH_COMMAND(F)                   \
+    F(ID,   batch)                                   \
+    F(ENUM, verb, kn_batch_verb, KN_VERB_CANCEL, KN_VERB_PRIORITY) \
+    F(S32,  argument)
+
+#define KN_FIELDS_WORKER_COMMAND(F)                  \
+    F(TEXT, worker, KN_NAME_MAX)                     \
+    F(BOOL, exit)
+
+#define KN_FIELDS_RESULTS_QUERY(F)                   \
+    F(ID,    batch)                                  \
+    F(U64,   epoch)                                  \
+    F(U32,   cursor)                                 \
+    F(RANGE, max, 1, KN_RESULTS_PER_REPLY_MAX)
+
+#define KN_FIELDS_TASKS_QUERY(F)                     \
+    F(ID,  batch)                                    \
+    F(U32, chunk)
+
+#define KN_FIELDS_OBJECT_GET(F)                      \
+    F(DIGEST, sha256)
+
+/* To clients. */
+
+#define KN_FIELDS_REPLY(F)                           \
+    F(S32,  code)                                    \
+    F(TEXT, text, KN_FRAME_BYTES_MAX)
+
+#define KN_FIELDS_BATCH_LIST(F)                      \
+    F(LIST, batch_status, batches, v, count, KN_BATCHES_MAX)
+
+#define KN_FIELDS_WORKER_LIST(F)                     \
+    F(LIST,  worker_status, workers, v, count, KN_WORKERS_MAX) \
+    F(FLOAT, images_per_s)
+
+#define KN_FIELDS_MODEL_LIST(F)                      \
+    F(LIST, model_info, models, v, count, KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX)
+
+#define KN_FIELDS_RESULTS_REPLY(F)                   \
+    F(U64,  epoch)                                   \
+    F(U32,  cursor)                                  \
+    F(LIST, result, results, v, count, KN_RESULTS_PER_REPLY_MAX) \
+    F(PART, batch_status, status)
+
+#define KN_FIELDS_TASKS_REPLY(F)                     \
+    F(U32,   chunks)                                 \
+    F(BYTES, tasks, tasks_len) /* as in SubmitChunk */ \
+    F(LIST,  model_info, models, models, model_count, KN_MODELS_PER_BATCH_MAX)
+
+#define KN_FIELDS_OBJECT_REPLY(F)                    \
+    F(DIGEST, sha256)                                \
+    F(S32,    code)                                  \
+    F(TEXT,   text, KN_REASON_MAX)
+
+/* ---- the structs, made from the rows */
+
+#define KN_MEMBER(kind, ...) KN_MEMBER_##kind(__VA_ARGS__)
+#define KN_MEMBER_U32(n)                         uint32_t n;
+#define KN_MEMBER_U64(n)                         uint64_t n;
+#define KN_MEMBER_S32(n)                         int n;
+#define KN_MEMBER_S64(n)                         int64_t n;
+#define KN_MEMBER_BOOL(n)                        bool n;
+#define KN_MEMBER_FLOAT(n)                       float n;
+#define KN_MEMBER_RANGE(n, min, max)             uint32_t n;
+#define KN_MEMBER_RANGE64(n, min, max)           uint64_t n;
+#define KN_MEMBER_TASK(n)                        uint32_t n;
+#define KN_MEMBER_ERROR(n)                       int n;
+#define KN_MEMBER_ENUM(n, type, first, last)     enum type n;
+#define KN_MEMBER_TEXT(n, max)                   const char *n;
+#define KN_MEMBER_NAME(n, max)                   const char *n;
+#define KN_MEMBER_BYTES(n, len)                  const uint8_t *n; size_t len;
+#define KN_MEMBER_ID(n)                          kn_id n;
+#define KN_MEMBER_DIGEST(n)                      kn_digest n;
+#define KN_MEMBER_ID_OR_NONE(n, has)             bool has; kn_id n;
+#define KN_MEMBER_DIGEST_OR_NONE(n, has)         bool has; kn_digest n;
+#define KN_MEMBER_ID_IF(n, condition)            kn_id n;
+#define KN_MEMBER_DIGEST_IF(n, condition)        kn_digest n;
+#define KN_MEMBER_PART(part, n)                  struct kn_##part n;
+#define KN_MEMBER_PART_OR_NONE(part, n)          struct kn_##part n;
+#define KN_MEMBER_LIST(part, n, v, count, max)   struct kn_##part *v; size_t count;
+#define KN_MEMBER_NUMBERS(n, count, max)         uint32_t *n; size_t count;
+#define KN_MEMBER_MODELS_ASKED(n, count, max)    struct kn_model_info *n; size_t count;
+#define KN_MEMBER_TASKS(n, count, max)           struct kn_task *n; size_t count;
+#define KN_MEMBER_TASK_NUMBERS(n, tasks, count)  uint32_t *n;
+
+#define KN_PART_STRUCT(ID, name, pb)             struct kn_##name { KN_FIELDS_##ID(KN_MEMBER) };
+#define KN_MSG_STRUCT(number, ID, name, pb)      struct kn_##name { KN_FIELDS_##ID(KN_MEMBER) };
+#define KN_MSG_NUMBER(number, ID, name, pb)      KN_MSG_##ID = number,
+#define KN_MSG_MEMBER(number, ID, name, pb)      struct kn_##name name;
+#define KN_MSG_NOTHING(number, ID, name, pb)
+
+KN_PART_TABLE(KN_PART_STRUCT)
+KN_MESSAGE_TABLE(KN_MSG_STRUCT, KN_MSG_NOTHING)
+
+enum kn_msg_type { KN_MESSAGE_TABLE(KN_MSG_NUMBER, KN_MSG_NUMBER) };
+
+struct kn_msg {
+    enum kn_msg_type type;
+    uint64_t request; /* the number that a client gave, and its answer repeats; 0: none */
+    union { KN_MESSAGE_TABLE(KN_MSG_MEMBER, KN_MSG_NOTHING) } u;
+};
+
+/* clang-format on */
+
+#endif
