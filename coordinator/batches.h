@@ -9,7 +9,7 @@
 
 #include "base/map.h"
 #include "coordinator/core/farm.h"
-#include "coordinator/store.h"
+#include "coordinator/store/store.h"
 #include "proto/codec.h"
 #include "proto/wire.h"
 

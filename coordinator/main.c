@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "coordinator/server.h"
+#include "coordinator/store/redis.h"
 
 static const char usage_head[] =
     "usage: kiln-coordinator --dir DIR --redis WHERE --listen ENDPOINT [options]\n"

@@ -16,7 +16,7 @@
 #include "coordinator/batches.h"
 #include "coordinator/collect.h"
 #include "coordinator/core/farm.h"
-#include "coordinator/store.h"
+#include "coordinator/store/store.h"
 #include "proto/wire.h"
 
 #define LISTEN_MAX 16

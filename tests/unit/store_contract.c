@@ -1,9 +1,10 @@
-/* coordinator/store.h: the same promises, kept by the store in Redis and by the one in memory. Each test runs
+/* coordinator/store/store.h: the same promises, kept by the store in Redis and by the one in memory. Each test runs
  * against both; Redis is a private one, and its half is left out, with a word, where none is installed. */
 #include <stdarg.h>
 
-#include "coordinator/store.h"
+#include "coordinator/store/redis.h"
 #include "tests/unit/check.h"
+#include "tests/unit/store_memory.h"
 #include "tests/unit/store_redis_server.h"
 
 /* ---- a store under test */

@@ -1,8 +1,8 @@
-/* coordinator/store_redis.c: what only a Redis can do: die, forget its scripts, have other settings. */
+/* coordinator/store/redis.c: what only a Redis can do: die, forget its scripts, have other settings. */
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "coordinator/store.h"
+#include "coordinator/store/redis.h"
 #include "tests/unit/check.h"
 #include "tests/unit/store_redis_server.h"
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "coordinator/server.h"
 #include "tests/unit/check.h"
+#include "tests/unit/store_memory.h"
 
 #define INBOX_MAX 64
 

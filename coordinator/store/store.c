@@ -1,5 +1,5 @@
 /* What both stores share: the record's bytes. See store.h. */
-#include "coordinator/store.h"
+#include "coordinator/store/store.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* The durable state of a farm: what was accepted and what became of it. Two implementations, one contract:
- * Redis (store_redis.c, the layout stands there) and memory (store_memory.c, for tests).
+/* The durable state of a farm: what was accepted and what became of it. The programs keep it in Redis
+ * (redis.h; the layout of the keys stands in redis.c), tests also in memory.
  *
  * The coordinator's memory is the truth for decisions and the store its log: it is read once, by store_load()
  * at the start, and written from then on. Writes are asynchronous and carried out in the order of the calls;
@@ -100,32 +100,10 @@ struct store {
     void *lost_ctx;
 };
 
-struct store_redis_options {
-    const char *address; /* unix:/path or HOST:PORT */
-    bool allow_volatile; /* do not insist on the settings that make its writes durable */
-    bool standby;        /* another coordinator leads: wait until it ends, however long */
-    uint32_t lead_ms;    /* how long the lead lasts without a sign of life (10,000) */
-};
-/* Connects (waiting for a Redis that is still loading), checks its version and settings, takes the lead.
- * Synchronous. KN_ECONFIG: a setting, the text says which and how to change it; KN_ESTATE: another
- * coordinator leads; KN_EIO. Nothing else happens before store_start(). */
-KN_MUST_USE int store_redis_open(const struct store_redis_options *opt, struct store **out,
-                                 struct kn_err *err);
-
-/* What a memory store keeps after its close, as a disk would. */
-struct store_disk;
-struct store_disk *store_disk_create(void); /* NULL: out of memory */
-void store_disk_destroy(struct store_disk *d);
-KN_MUST_USE int store_memory_open(struct store_disk *d, uv_loop_t *loop, struct store **out,
-                                  struct kn_err *err);
-
 /* Reads everything back. Synchronous; before any write. */
 static inline int store_load(struct store *s, const struct store_reader *r, struct kn_err *err) {
     return s->ops->load(s, r, err);
 }
-/* Redis only: begins to work on the loop. */
-KN_MUST_USE int store_redis_start(struct store *s, uv_loop_t *loop, struct kn_err *err);
-
 /* ---- writes. Each returns 0 (taken: `done` will be called, exactly once) or KN_EAGAIN (too much waits
  * already), KN_ENOMEM: nothing was taken. Data is copied. */
 

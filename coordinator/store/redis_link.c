@@ -1,9 +1,9 @@
-/* See store_redis_link.h.
+/* See redis_link.h.
  *
  * The life of a connection: CONNECTING → GREETING → UP, and from each of them back to PAUSING when it breaks,
  * is too slow (a deadline on each state and on the oldest command), or is told "not now". hiredis frees its
  * context by itself on errors; its `cleanup` hook is the one place where a connection ends here. */
-#include "coordinator/store_redis_link.h"
+#include "coordinator/store/redis_link.h"
 
 #include <assert.h>
 #include <errno.h>

@@ -17,11 +17,11 @@
  *
  * Every write is a script whose first line compares the caller's term with kiln:term, and which validates all
  * before its first write. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot
- * them answers NOSCRIPT, which makes a new connection (store_redis_link.h).
+ * them answers NOSCRIPT, which makes a new connection (redis_link.h).
  *
  * Opening and reading back are synchronous (there is nothing else to do yet); from store_redis_start() on,
  * everything goes through a link on the loop. */
-#include "coordinator/store.h"
+#include "coordinator/store/redis.h"
 
 #include <hiredis/hiredis.h>
 #include <stdarg.h>
@@ -33,7 +33,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "coordinator/store_redis_link.h"
+#include "coordinator/store/redis_link.h"
 
 #define ANSWER_MS 60000 /* of the synchronous part */
 #define START_MS 30000  /* for a Redis that is not there yet */

@@ -1,7 +1,6 @@
-/* The store in memory, for tests: what the contract says, and nothing that lasts longer than its `struct
- * store_disk`. See store.h. Answers come on the loop's next turn. Batches and tasks are few: lists will do.
- */
-#include "coordinator/store.h"
+/* See store_memory.h. It keeps the contract, and nothing that lasts longer than its `struct store_disk`. Answers
+ * come on the loop's next turn. Batches and tasks are few: lists will do. */
+#include "tests/unit/store_memory.h"
 
 #include <stdlib.h>
 #include <string.h>
