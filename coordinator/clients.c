@@ -80,7 +80,7 @@ static void on_staged(void *ctx, int code, const void *data, size_t len) {
 static int pin_models(struct server *s, struct kn_submit_begin *g, struct kn_err *err) {
     for (size_t i = 0; i < g->model_count; i++) {
         struct kn_model_info m;
-        int rc = peers_model(s, g->models[i].name, g->models[i].sha256, &m, err);
+        int rc = workers_model(s, g->models[i].name, g->models[i].sha256, &m, err);
         if (rc != 0) return rc;
         g->models[i] = m;
     }
@@ -375,17 +375,17 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
     for (size_t i = 0; i < count; i++) {
         struct farm_worker_view v;
         if (farm_worker_at(s->farm, i, now, &v) != 0) continue;
-        struct node *n = kn_map_get(s->nodes, v.worker, strlen(v.worker));
+        struct known_worker *k = kn_map_get(s->workers, v.worker, strlen(v.worker));
         struct kn_worker_status *w = &list->v[list->count++];
         w->worker = v.worker;
         w->backend = v.backend;
-        w->host = n ? n->hello->host : "";
-        w->device = n ? n->hello->device : "";
-        w->device_uuid = n ? n->hello->device_uuid : "";
-        if (n) w->readings = n->readings;
-        w->engine = n ? n->hello->engine : "";
-        w->pid = n ? n->hello->pid : 0;
-        w->model = v.has_model ? peers_model_name(s, v.model) : "";
+        w->host = k ? k->hello->host : "";
+        w->device = k ? k->hello->device : "";
+        w->device_uuid = k ? k->hello->device_uuid : "";
+        if (k) w->readings = k->readings;
+        w->engine = k ? k->hello->engine : "";
+        w->pid = k ? k->hello->pid : 0;
+        w->model = v.has_model ? workers_model_name(s, v.model) : "";
         w->state = (enum kn_worker_state)v.state;
         w->has_batch = v.has_batch;
         memcpy(w->batch, v.batch, sizeof w->batch);
@@ -403,7 +403,7 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
 
 static void on_models_query(struct server *s, struct reply_to *to) {
     struct kn_msg m = {.type = KN_MSG_MODEL_LIST};
-    if (peers_models(s, &m.u.model_list.v, &m.u.model_list.count) != 0) {
+    if (workers_models(s, &m.u.model_list.v, &m.u.model_list.count) != 0) {
         clients_reply(s, to, KN_ENOMEM, "");
         return;
     }

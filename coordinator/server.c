@@ -91,17 +91,17 @@ static struct kn_peer peer_of(uint64_t conn) {
 void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
     struct kn_err err = {0};
     struct kn_peer peer = peer_of(conn);
-    struct node *n = kn_map_get(s->conns, &conn, sizeof conn);
-    if (!n) {
+    struct known_worker *w = kn_map_get(s->conns, &conn, sizeof conn);
+    if (!w) {
         kn_debug("message_to_nobody message=%s", kn_msg_name(m->type));
         return;
     }
-    int rc = kn_sock_send(n->listener->sock, &peer, m, NULL, &err);
+    int rc = kn_sock_send(w->listener->sock, &peer, m, NULL, &err);
     if (rc == 0) return;
-    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", n->hello->worker, kn_msg_name(m->type),
+    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", w->hello->worker, kn_msg_name(m->type),
             err.text);
     kn_map_remove(s->conns, &conn, sizeof conn);
-    n->conn = 0;
+    w->conn = 0;
     struct farm_event ev = {.type = EV_WORKER_GONE, .conn = conn};
     ev.u.gone.reason = "its connection is gone";
     server_step(s, &ev);
@@ -438,7 +438,7 @@ static void carry_out(struct server *s) {
             if (b) clients_remove(s, b);
             break;
         case FX_ACK:
-            peers_ack(s, e->conn, e->batch, e->task, e->u.ack.code);
+            workers_ack(s, e->conn, e->batch, e->task, e->u.ack.code);
             break;
         case FX_HELLO_AGAIN:
             do_hello_again(s, e);
@@ -486,7 +486,7 @@ static void on_tick(uv_timer_t *t) {
 
 static void on_sweep(uv_timer_t *t) {
     struct server *s = t->data;
-    peers_forget(s);
+    workers_forget(s);
     clients_sweep(s);
     drop_orphans(s, true);
 }
@@ -500,7 +500,7 @@ static void on_control(struct kn_sock *sock, void *ctx, const struct kn_peer *pe
     (void)blob;
     if (l->s->closing)
         kn_msg_destroy(msg);
-    else if (!peers_message(l->s, l, peer, msg))
+    else if (!workers_message(l->s, l, peer, msg))
         clients_message(l->s, l, peer, msg);
 }
 
@@ -511,7 +511,7 @@ static void on_data(struct kn_sock *sock, void *ctx, const struct kn_peer *peer,
     if (s->closing)
         kn_msg_destroy(msg);
     else
-        peers_data(s, peer, msg, blob);
+        workers_data(s, peer, msg, blob);
 }
 
 static void on_lost(void *ctx, int code, const char *text) {
@@ -545,10 +545,10 @@ int server_create(uv_loop_t *loop, const struct server_options *opt, struct stor
     uv_timer_init(loop, &s->tick);
     uv_timer_init(loop, &s->sweep);
     s->tick.data = s->sweep.data = s;
-    s->nodes = kn_map_create(KN_WORKERS_MAX * 2);
+    s->workers = kn_map_create(KN_WORKERS_MAX * 2);
     s->conns = kn_map_create(CONNS_MAX);
     s->orphans = kn_map_create(ORPHANS_MAX);
-    int rc = s->nodes && s->conns && s->orphans ? batches_init(&s->batches) : KN_ENOMEM;
+    int rc = s->workers && s->conns && s->orphans ? batches_init(&s->batches) : KN_ENOMEM;
     if (rc == 0) rc = farm_create(&config, &s->farm);
     if (rc != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     if (rc == 0) rc = find_objects(s, err);
@@ -635,13 +635,13 @@ void server_close(struct server *s) {
 void server_destroy(struct server *s) {
     if (!s) return;
     kn_wire_destroy(s->wire);
-    peers_fini(s);
+    workers_fini(s);
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);
     farm_destroy(s->farm);
     drop_orphans(s, false);
     kn_map_destroy(s->orphans);
-    kn_map_destroy(s->nodes);
+    kn_map_destroy(s->workers);
     kn_map_destroy(s->conns);
     while (s->again) {
         struct again *a = s->again;

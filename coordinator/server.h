@@ -2,7 +2,7 @@
  * events, carries out the effects, and feeds what came of them back. All decisions are the core's.
  *
  *   server.c   life, the loop, events and effects
- *   peers.c    what workers say, on the control and the data socket
+ *   workers.c    what workers say, on the control and the data socket
  *   clients.c  what people's commands ask: submission, queries, commands
  *   recover.c  reading the store back
  *
@@ -38,7 +38,7 @@ struct listener { /* a control socket */
     char data_ipc[KN_ENDPOINT_MAX + 1];
 };
 
-struct node {           /* a worker that said hello; the core knows whether it is still there */
+struct known_worker {   /* a worker that said hello; the core knows whether it is still there */
     struct kn_msg *msg; /* owns: the hello */
     const struct kn_worker_hello *hello; /* in msg */
     uint64_t conn;                       /* 0: none */
@@ -66,8 +66,8 @@ struct server {
     struct reply_to asking;           /* the client behind the current event, until an effect takes it over */
 
     struct batches batches;
-    struct kn_map *nodes; /* name -> struct node */
-    struct kn_map *conns; /* number -> struct node */
+    struct kn_map *workers; /* name -> struct known_worker */
+    struct kn_map *conns;   /* number -> struct known_worker */
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;     /* when the last tick came */
     atomic_size_t sending;  /* bytes of objects handed to the data socket */
@@ -108,18 +108,18 @@ uint64_t server_conn(const struct kn_peer *peer);
 /* Sends to a worker's connection; a connection that is gone becomes an event. */
 void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m);
 
-/* peers.c */
-bool peers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
-void peers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
-void peers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code);
-void peers_forget(struct server *s); /* nodes that the core has forgotten */
+/* workers.c */
+bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
+void workers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
+void workers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code);
+void workers_forget(struct server *s); /* workers that the core has forgotten */
 /* A model that some worker has. By hash, or by name when sha256 is all zero. KN_EMODEL says what there is. */
-KN_MUST_USE int peers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
-                            struct kn_model_info *out, struct kn_err *err);
-const char *peers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]); /* "" when unknown */
+KN_MUST_USE int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
+                              struct kn_model_info *out, struct kn_err *err);
+const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]); /* "" when unknown */
 /* All models that workers have, each once; free() the list. */
-KN_MUST_USE int peers_models(struct server *s, struct kn_model_info **out, size_t *count);
-void peers_fini(struct server *s);
+KN_MUST_USE int workers_models(struct server *s, struct kn_model_info **out, size_t *count);
+void workers_fini(struct server *s);
 
 /* clients.c */
 void clients_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);

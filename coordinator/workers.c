@@ -19,54 +19,54 @@ static void tell_peer(struct kn_sock *sock, const struct kn_peer *peer, const st
 
 /* ---- control */
 
-static void forget_conn(struct server *s, struct node *n) {
-    if (!n->conn) return;
-    kn_map_remove(s->conns, &n->conn, sizeof n->conn);
-    n->conn = 0;
+static void forget_conn(struct server *s, struct known_worker *w) {
+    if (!w->conn) return;
+    kn_map_remove(s->conns, &w->conn, sizeof w->conn);
+    w->conn = 0;
 }
 
-static void node_destroy(struct server *s, struct node *n) {
-    forget_conn(s, n);
-    kn_map_remove(s->nodes, n->hello->worker, strlen(n->hello->worker));
-    kn_msg_destroy(n->msg);
-    free(n);
+static void worker_forget(struct server *s, struct known_worker *w) {
+    forget_conn(s, w);
+    kn_map_remove(s->workers, w->hello->worker, strlen(w->hello->worker));
+    kn_msg_destroy(w->msg);
+    free(w);
 }
 
-/* The node of a hello, made if it is new; takes msg on success. */
-static int node_of(struct server *s, struct listener *l, uint64_t conn, struct kn_msg *msg,
-                   struct node **out) {
+/* The worker of a hello, made if it is new; takes msg on success. */
+static int worker_of(struct server *s, struct listener *l, uint64_t conn, struct kn_msg *msg,
+                     struct known_worker **out) {
     const char *name = msg->u.worker_hello.worker;
-    struct node *n = kn_map_get(s->nodes, name, strlen(name)),
-                *old = kn_map_get(s->conns, &conn, sizeof conn);
-    if (old && old != n) forget_conn(s, old);
-    bool is_new = !n;
+    struct known_worker *w = kn_map_get(s->workers, name, strlen(name)),
+                        *old = kn_map_get(s->conns, &conn, sizeof conn);
+    if (old && old != w) forget_conn(s, old);
+    bool is_new = !w;
     if (is_new) {
-        n = calloc(1, sizeof *n);
-        int rc = n ? kn_map_put(s->nodes, name, strlen(name), n) : KN_ENOMEM;
+        w = calloc(1, sizeof *w);
+        int rc = w ? kn_map_put(s->workers, name, strlen(name), w) : KN_ENOMEM;
         if (rc != 0) {
-            free(n);
+            free(w);
             return rc;
         }
     }
-    if (n->conn != conn) {
-        forget_conn(s, n);
-        int rc = kn_map_put(s->conns, &conn, sizeof conn, n);
+    if (w->conn != conn) {
+        forget_conn(s, w);
+        int rc = kn_map_put(s->conns, &conn, sizeof conn, w);
         if (rc != 0) {
             if (is_new) {
-                kn_map_remove(s->nodes, name, strlen(name));
-                free(n);
+                kn_map_remove(s->workers, name, strlen(name));
+                free(w);
             }
             return rc;
         }
-        n->conn = conn;
+        w->conn = conn;
     }
-    kn_msg_destroy(n->msg);
-    n->msg = msg;
-    n->hello = &msg->u.worker_hello;
-    n->listener = l;
-    n->readings = (struct kn_readings){0};
-    n->left = false;
-    *out = n;
+    kn_msg_destroy(w->msg);
+    w->msg = msg;
+    w->hello = &msg->u.worker_hello;
+    w->listener = l;
+    w->readings = (struct kn_readings){0};
+    w->left = false;
+    *out = w;
     return 0;
 }
 
@@ -84,11 +84,11 @@ static void send_welcome(struct server *s, struct listener *l, const struct kn_p
 }
 
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
-    struct node *n;
+    struct known_worker *w;
     uint64_t conn = server_conn(peer);
     kn_digest models[KN_MODELS_PER_WORKER_MAX];
     struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
-    int rc = node_of(s, l, conn, msg, &n);
+    int rc = worker_of(s, l, conn, msg, &w);
     if (rc != 0) {
         struct kn_msg m = {.type = KN_MSG_REPLY};
         m.u.reply.code = rc;
@@ -97,7 +97,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
         kn_msg_destroy(msg);
         return;
     }
-    const struct kn_worker_hello *h = n->hello;
+    const struct kn_worker_hello *h = w->hello;
     for (size_t i = 0; i < h->model_count; i++) memcpy(models[i], h->models[i].sha256, sizeof models[i]);
     for (size_t i = 0; i < h->held_count; i++) {
         held[i].shard = h->held[i].shard;
@@ -123,13 +123,13 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     rc = server_step(s, &ev);
     if (rc != 0) {
         kn_warn("worker_refused worker=%s code=%d", h->worker, rc);
-        node_destroy(s, n);
+        worker_forget(s, w);
     }
 }
 
-static void on_heartbeat(struct server *s, struct node *n, const struct kn_heartbeat *h) {
-    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = n->conn};
-    n->readings = h->readings;
+static void on_heartbeat(struct server *s, struct known_worker *w, const struct kn_heartbeat *h) {
+    struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = w->conn};
+    w->readings = h->readings;
     struct ev_worker_heartbeat *e = &ev.u.heartbeat;
     e->shard = h->shard;
     e->step = h->step;
@@ -175,19 +175,19 @@ static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
     server_step(s, &ev);
 }
 
-static void on_bye(struct server *s, struct node *n, const char *reason) {
-    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = n->conn};
+static void on_bye(struct server *s, struct known_worker *w, const char *reason) {
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = w->conn};
     ev.u.gone.reason = reason;
     ev.u.gone.bye = true;
-    kn_info("worker_bye worker=%s reason=\"%s\"", n->hello->worker, reason);
+    kn_info("worker_bye worker=%s reason=\"%s\"", w->hello->worker, reason);
     server_step(s, &ev);
-    forget_conn(s, n);
-    n->left = true;
+    forget_conn(s, w);
+    w->left = true;
 }
 
-bool peers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
+bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     uint64_t conn = server_conn(peer);
-    struct node *n = kn_map_get(s->conns, &conn, sizeof conn);
+    struct known_worker *w = kn_map_get(s->conns, &conn, sizeof conn);
     switch ((int)msg->type) {
     case KN_MSG_WORKER_HELLO:
         on_hello(s, l, peer, msg);
@@ -206,16 +206,16 @@ bool peers_message(struct server *s, struct listener *l, const struct kn_peer *p
     default:
         return false;
     }
-    if (!n || n->listener != l) {
+    if (!w || w->listener != l) {
         struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
         m.u.hello_again.reason = "this connection has not said hello";
         tell_peer(l->sock, peer, &m);
     } else if (msg->type == KN_MSG_HEARTBEAT) {
-        on_heartbeat(s, n, &msg->u.heartbeat);
+        on_heartbeat(s, w, &msg->u.heartbeat);
     } else if (msg->type == KN_MSG_TASK_FAILED) {
         on_task_failed(s, conn, &msg->u.task_failed);
     } else if (msg->type == KN_MSG_WORKER_BYE) {
-        on_bye(s, n, msg->u.worker_bye.reason);
+        on_bye(s, w, msg->u.worker_bye.reason);
     } else {
         on_shard(s, conn, msg);
     }
@@ -231,7 +231,7 @@ struct upload {
     uint64_t conn;
 };
 
-void peers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code) {
+void workers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code) {
     struct kn_msg m = {.type = KN_MSG_IMAGE_ACK};
     struct kn_peer peer = {0};
     memcpy(m.u.image_ack.batch, batch, sizeof m.u.image_ack.batch);
@@ -260,7 +260,7 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
     int rc = farm_backend(s->farm, r->backend, &e->backend);
     if (rc != 0) {
         kn_warn("result_refused backend=%s code=%d", r->backend, rc);
-        peers_ack(s, conn, r->batch, r->task, rc);
+        workers_ack(s, conn, r->batch, r->task, rc);
         return;
     }
     server_step(s, &ev);
@@ -281,7 +281,7 @@ static void on_collected(void *ctx, int code, const char *why) {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code, why);
         /* Corrupt bytes will not get better. What the disk refused stays with the worker, which tries again.
          */
-        if (code == KN_ECORRUPT) peers_ack(u->s, u->conn, r->batch, r->task, code);
+        if (code == KN_ECORRUPT) workers_ack(u->s, u->conn, r->batch, r->task, code);
     }
     server_flow(u->s);
     kn_msg_destroy(u->msg);
@@ -295,10 +295,10 @@ static void on_image(struct server *s, const struct kn_peer *peer, struct kn_msg
     if (wanted == KN_EEXIST) {
         feed_result(s, conn, r); /* the core compares it with the one that is there */
     } else if (wanted != 0) {
-        peers_ack(s, conn, r->batch, r->task, wanted);
+        workers_ack(s, conn, r->batch, r->task, wanted);
     } else if (!blob || blob->len == 0) {
         kn_warn("image_without_bytes task=%u worker=%s", r->task, r->worker);
-        peers_ack(s, conn, r->batch, r->task, KN_EPROTO);
+        workers_ack(s, conn, r->batch, r->task, KN_EPROTO);
     } else {
         struct upload *u = malloc(sizeof *u);
         if (u) {
@@ -383,7 +383,7 @@ static void on_object_get(struct server *s, const struct kn_peer *peer, const st
     }
 }
 
-void peers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
+void workers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
     if (msg->type == KN_MSG_IMAGE_RESULT) {
         on_image(s, peer, msg, blob);
         return;
@@ -395,7 +395,7 @@ void peers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg
     kn_msg_destroy(msg);
 }
 
-/* ---- models and nodes */
+/* ---- models and workers */
 
 static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
     for (int i = 0; i < KN_SHA256_BYTES; i++)
@@ -403,14 +403,14 @@ static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
     return true;
 }
 
-int peers_models(struct server *s, struct kn_model_info **out, size_t *count) {
+int workers_models(struct server *s, struct kn_model_info **out, size_t *count) {
     size_t pos = 0, cap = 0;
-    struct node *n;
+    struct known_worker *w;
     *out = NULL;
     *count = 0;
-    while ((n = kn_map_next(s->nodes, &pos))) {
-        for (size_t i = 0; !n->left && i < n->hello->model_count; i++) {
-            const struct kn_model_info *m = &n->hello->models[i];
+    while ((w = kn_map_next(s->workers, &pos))) {
+        for (size_t i = 0; !w->left && i < w->hello->model_count; i++) {
+            const struct kn_model_info *m = &w->hello->models[i];
             size_t k = 0;
             while (k < *count && memcmp((*out)[k].sha256, m->sha256, KN_SHA256_BYTES) != 0) k++;
             if (k < *count) continue;
@@ -429,21 +429,21 @@ int peers_models(struct server *s, struct kn_model_info **out, size_t *count) {
     return 0;
 }
 
-const char *peers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
+const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
     size_t pos = 0;
-    struct node *n;
-    while ((n = kn_map_next(s->nodes, &pos)))
-        for (size_t i = 0; i < n->hello->model_count; i++)
-            if (memcmp(n->hello->models[i].sha256, sha256, KN_SHA256_BYTES) == 0)
-                return n->hello->models[i].name;
+    struct known_worker *w;
+    while ((w = kn_map_next(s->workers, &pos)))
+        for (size_t i = 0; i < w->hello->model_count; i++)
+            if (memcmp(w->hello->models[i].sha256, sha256, KN_SHA256_BYTES) == 0)
+                return w->hello->models[i].name;
     return "";
 }
 
-int peers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
-                struct kn_model_info *out, struct kn_err *err) {
+int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
+                  struct kn_model_info *out, struct kn_err *err) {
     struct kn_model_info *v;
     size_t count, found = 0;
-    int rc = peers_models(s, &v, &count);
+    int rc = workers_models(s, &v, &count);
     if (rc != 0) return kn_err_set(err, rc, "models: out of memory");
     for (size_t i = 0; i < count; i++) {
         bool fits = is_zero(sha256) ? strcmp(v[i].name, name) == 0
@@ -470,11 +470,11 @@ int peers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA2
     return rc;
 }
 
-void peers_forget(struct server *s) {
-    /* Rare and small: a node is dropped when the core no longer lists its worker. */
+void workers_forget(struct server *s) {
+    /* Rare and small: a worker is dropped when the core no longer lists its worker. */
     size_t pos = 0, gone_count = 0, workers = farm_worker_count(s->farm);
-    struct node *n, *gone[64];
-    if (kn_map_count(s->nodes) <= workers) return;
+    struct known_worker *w, *gone[64];
+    if (kn_map_count(s->workers) <= workers) return;
     struct kn_map *listed = kn_map_create(KN_WORKERS_MAX * 2);
     for (size_t i = 0; listed && i < workers; i++) {
         struct farm_worker_view v;
@@ -483,17 +483,17 @@ void peers_forget(struct server *s) {
             break;
     }
     if (listed && kn_map_count(listed) == workers)
-        while (gone_count < 64 && (n = kn_map_next(s->nodes, &pos)))
-            if (!kn_map_get(listed, n->hello->worker, strlen(n->hello->worker))) gone[gone_count++] = n;
+        while (gone_count < 64 && (w = kn_map_next(s->workers, &pos)))
+            if (!kn_map_get(listed, w->hello->worker, strlen(w->hello->worker))) gone[gone_count++] = w;
     kn_map_destroy(listed);
-    for (size_t i = 0; i < gone_count; i++) node_destroy(s, gone[i]);
+    for (size_t i = 0; i < gone_count; i++) worker_forget(s, gone[i]);
 }
 
-void peers_fini(struct server *s) {
+void workers_fini(struct server *s) {
     size_t pos = 0;
-    struct node *n;
-    while (s->nodes && (n = kn_map_next(s->nodes, &pos))) {
-        kn_msg_destroy(n->msg);
-        free(n);
+    struct known_worker *w;
+    while (s->workers && (w = kn_map_next(s->workers, &pos))) {
+        kn_msg_destroy(w->msg);
+        free(w);
     }
 }
