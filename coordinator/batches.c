@@ -315,3 +315,11 @@ void batch_clear_failures(struct batch *b) {
     free(b->failures);
     b->failures = NULL;
 }
+
+void batch_add_waiter(struct batch *b, const struct reply_to *to) {
+    if (b->waiter_count == WAITERS_MAX) { /* the oldest has asked again by now */
+        memmove(b->waiters, b->waiters + 1, (WAITERS_MAX - 1) * sizeof *b->waiters);
+        b->waiter_count--;
+    }
+    b->waiters[b->waiter_count++] = *to;
+}

@@ -108,4 +108,7 @@ KN_MUST_USE int batch_set_failure(struct batch *b, const struct store_failure *f
 const struct batch_failure *batch_failure(const struct batch *b, uint32_t task); /* NULL: none */
 void batch_clear_failures(struct batch *b);
 
+/* One more who waits for the seal or the removal; the oldest gives way when there are too many. */
+void batch_add_waiter(struct batch *b, const struct reply_to *to);
+
 #endif

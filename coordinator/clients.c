@@ -1,9 +1,9 @@
-/* What people's commands ask. See server.h.
+/* What people's commands ask. See clients.h.
  *
  * A submission is begin, chunks, seal; each is answered when it is durable, and each may be repeated: the
  * batch's id is the client's own, so that asking again gives the same answer and never doubles the work. The
  * seal is the acceptance. */
-#include "coordinator/server.h"
+#include "coordinator/clients.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,20 +11,12 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/carry_out.h"
+#include "coordinator/send.h"
+#include "coordinator/workers.h"
 
 #define CHUNK_BYTES_MAX (KN_FRAME_BYTES_MAX - (64u << 10)) /* so that a TasksReply has room for it */
 #define STAGED_MS (60 * 60 * 1000ull)                      /* a submission that nobody goes on with */
-
-void clients_reply(struct server *s, struct reply_to *to, int code, const char *text) {
-    struct kn_msg m = {.type = KN_MSG_REPLY, .request = to->request};
-    struct kn_err err = {0};
-    if (!to->sock || s->closing) return;
-    m.u.reply.code = code;
-    m.u.reply.text = code != 0 && !text[0] ? kn_err_words(code) : text;
-    int rc = kn_sock_send(to->sock, &to->peer, &m, NULL, &err);
-    if (rc != 0) kn_debug("reply_not_sent reason=\"%s\"", err.text);
-    to->sock = NULL;
-}
 
 static void send_answer(const struct reply_to *to, struct kn_msg *m) {
     struct kn_err err = {0};
@@ -37,19 +29,6 @@ static void send_answer(const struct reply_to *to, struct kn_msg *m) {
         rc = kn_sock_send(to->sock, &to->peer, &r, NULL, NULL);
     }
     if (rc != 0) kn_debug("answer_not_sent message=%s reason=\"%s\"", kn_msg_name(m->type), err.text);
-}
-
-void clients_answer_waiters(struct server *s, struct batch *b, int code, const char *text) {
-    for (int i = 0; i < b->waiter_count; i++) clients_reply(s, &b->waiters[i], code, text);
-    b->waiter_count = 0;
-}
-
-static void add_waiter(struct batch *b, const struct reply_to *to) {
-    if (b->waiter_count == WAITERS_MAX) { /* the oldest has asked again by now */
-        memmove(b->waiters, b->waiters + 1, (WAITERS_MAX - 1) * sizeof *b->waiters);
-        b->waiter_count--;
-    }
-    b->waiters[b->waiter_count++] = *to;
 }
 
 /* ---- submission */
@@ -72,7 +51,7 @@ static void on_staged(void *ctx, int code, const void *data, size_t len) {
     struct ask *a = ctx;
     (void)data;
     (void)len;
-    clients_reply(a->s, &a->to, code == KN_EEXIST ? 0 : code, "");
+    send_reply(a->s, &a->to, code == KN_EEXIST ? 0 : code, "");
     free(a);
 }
 
@@ -93,7 +72,7 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
     struct batch *b = batches_find(&s->batches, g->batch);
     int rc = 0;
     if (b && b->phase != BATCH_STAGED) {
-        clients_reply(s, to, b->phase == BATCH_REMOVING ? KN_ESTATE : 0, "");
+        send_reply(s, to, b->phase == BATCH_REMOVING ? KN_ESTATE : 0, "");
         kn_msg_destroy(msg);
         return;
     }
@@ -119,7 +98,7 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
         if (rc != 0 && is_new) batches_drop(&s->batches, b);
     }
     if (rc != 0) {
-        clients_reply(s, to, rc, err.text);
+        send_reply(s, to, rc, err.text);
         kn_buf_fini(&packed);
         return;
     }
@@ -135,7 +114,7 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
     rc = a ? store_begin(s->store, &sb, on_staged, a) : KN_ENOMEM;
     if (rc != 0) {
         free(a);
-        clients_reply(s, to, rc, "the store takes nothing now");
+        send_reply(s, to, rc, "the store takes nothing now");
         if (is_new) batches_drop(&s->batches, b);
     }
     kn_buf_fini(&packed);
@@ -162,7 +141,7 @@ static void on_chunk(struct server *s, struct reply_to *to, const struct kn_subm
         free(a);
         kn_err_set(&err, rc, "the store takes nothing now");
     }
-    clients_reply(s, to, rc == KN_EEXIST ? 0 : rc, err.text);
+    send_reply(s, to, rc == KN_EEXIST ? 0 : rc, err.text);
 }
 
 /* The batch is durable: the core may hand it out. */
@@ -197,10 +176,10 @@ static void on_sealed(void *ctx, int code, const void *data, size_t len) {
     if (!b || b->phase != BATCH_SEALING) return;
     if (code == 0 || code == KN_EEXIST) {
         code = open_batch(s, b);
-        clients_answer_waiters(s, b, code, "");
+        send_to_waiters(s, b, code, "");
     } else {
         b->phase = BATCH_STAGED;
-        clients_answer_waiters(s, b, code, code == KN_ESTATE ? "chunks are missing: send them again" : "");
+        send_to_waiters(s, b, code, code == KN_ESTATE ? "chunks are missing: send them again" : "");
     }
 }
 
@@ -209,24 +188,24 @@ static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
     struct batch *b = batches_find(&s->batches, id);
     uint32_t missing = b && b->phase == BATCH_STAGED ? batch_chunks_missing(b) : 0;
     if (!b) {
-        clients_reply(s, to, KN_ENOENT, "no such batch is being submitted: begin again");
+        send_reply(s, to, KN_ENOENT, "no such batch is being submitted: begin again");
     } else if (b->phase == BATCH_SEALED || b->phase == BATCH_REMOVING) {
-        clients_reply(s, to, 0, "");
+        send_reply(s, to, 0, "");
     } else if (missing) {
         kn_err_set(&err, KN_ESTATE, "%u of %u chunks are missing", missing, b->chunk_count);
-        clients_reply(s, to, KN_ESTATE, err.text);
+        send_reply(s, to, KN_ESTATE, err.text);
     } else if (b->phase == BATCH_SEALING) {
-        add_waiter(b, to);
+        batch_add_waiter(b, to);
     } else {
         struct ask *a = ask_create(s, to, id);
         int rc = a ? store_seal(s->store, id, b->chunk_count, on_sealed, a) : KN_ENOMEM;
         if (rc != 0) {
             free(a);
-            clients_reply(s, to, rc, "the store takes nothing now");
+            send_reply(s, to, rc, "the store takes nothing now");
             return;
         }
         b->phase = BATCH_SEALING;
-        add_waiter(b, to);
+        batch_add_waiter(b, to);
     }
 }
 
@@ -238,43 +217,6 @@ void clients_sweep(struct server *s) {
         if (b->phase == BATCH_STAGED && now - b->touched_ms > STAGED_MS) old = b;
     if (!old) return;
     if (store_remove(s->store, old->id, NULL, NULL) == 0) batches_drop(&s->batches, old);
-}
-
-/* ---- removal */
-
-/* The batch's pictures go, but for those that another batch names. */
-static void discard_pictures(struct server *s, const struct batch *gone) {
-    struct store_record r;
-    size_t count = 0;
-    for (uint32_t i = 0; gone->records && i < gone->tasks; i++)
-        if (batch_record(gone, i, &r) && collect_discard(s->collect, r.sha256) == 0) count++;
-    if (count) server_keep_named(s);
-}
-
-static void on_removed(void *ctx, int code, const void *data, size_t len) {
-    struct ask *a = ctx;
-    struct server *s = a->s;
-    (void)data;
-    (void)len;
-    struct batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
-    free(a);
-    if (!b) return;
-    clients_answer_waiters(s, b, code, "");
-    if (code == 0) {
-        discard_pictures(s, b);
-        batches_drop(&s->batches, b);
-    }
-}
-
-void clients_remove(struct server *s, struct batch *b) {
-    struct ask *a = ask_create(s, &s->asking, b->id);
-    b->phase = BATCH_REMOVING;
-    if (s->asking.sock) add_waiter(b, &s->asking);
-    s->asking.sock = NULL;
-    int rc = a ? store_remove(s->store, b->id, on_removed, a) : KN_ENOMEM;
-    if (rc == 0) return;
-    free(a);
-    clients_answer_waiters(s, b, rc, "the store takes nothing now: it will be back after a restart");
 }
 
 /* ---- commands */
@@ -294,7 +236,7 @@ static void on_batch_command(struct server *s, struct reply_to *to, const struct
                            ? c->verb == KN_VERB_REMOVE ? "it still runs: cancel it first" : "not possible now"
                            : "";
     /* When a write came of it, its answer is the client's. */
-    clients_reply(s, &s->asking, rc, text);
+    send_reply(s, &s->asking, rc, text);
     s->asking.sock = NULL;
 }
 
@@ -303,7 +245,7 @@ static void on_worker_command(struct server *s, struct reply_to *to, const struc
     ev.u.drain.worker = c->worker;
     ev.u.drain.exit = c->exit;
     int rc = server_step(s, &ev);
-    clients_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
+    send_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
 }
 
 /* ---- queries */
@@ -337,7 +279,7 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     if (q->has_batch) {
         struct batch *b = batches_find(&s->batches, q->batch);
         if (!b || farm_batch_view(s->farm, q->batch, now, &v) != 0) {
-            clients_reply(s, to, KN_ENOENT, "no such batch");
+            send_reply(s, to, KN_ENOENT, "no such batch");
             return;
         }
         status_of(b, &v, true, &one);
@@ -349,7 +291,7 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     size_t count = farm_batch_count(s->farm);
     list->v = calloc(count ? count : 1, sizeof *list->v);
     if (!list->v) {
-        clients_reply(s, to, KN_ENOMEM, "");
+        send_reply(s, to, KN_ENOMEM, "");
         return;
     }
     for (size_t i = 0; i < count; i++) {
@@ -369,7 +311,7 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
     list->images_per_s = farm_images_per_s(s->farm, now);
     list->v = calloc(count ? count : 1, sizeof *list->v);
     if (!list->v) {
-        clients_reply(s, to, KN_ENOMEM, "");
+        send_reply(s, to, KN_ENOMEM, "");
         return;
     }
     for (size_t i = 0; i < count; i++) {
@@ -404,7 +346,7 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
 static void on_models_query(struct server *s, struct reply_to *to) {
     struct kn_msg m = {.type = KN_MSG_MODEL_LIST};
     if (workers_models(s, &m.u.model_list.v, &m.u.model_list.count) != 0) {
-        clients_reply(s, to, KN_ENOMEM, "");
+        send_reply(s, to, KN_ENOMEM, "");
         return;
     }
     send_answer(to, &m);
@@ -447,7 +389,7 @@ static void on_results_query(struct server *s, struct reply_to *to, const struct
     uint32_t tasks[KN_RESULTS_PER_REPLY_MAX], count = 0, cursor = q->cursor;
     uint64_t epoch = 0;
     if (!b || farm_batch_view(s->farm, q->batch, kn_clock_ms(), &v) != 0) {
-        clients_reply(s, to, KN_ENOENT, "no such batch");
+        send_reply(s, to, KN_ENOENT, "no such batch");
         return;
     }
     int rc = farm_batch_ended(s->farm, q->batch, 0, 0, tasks, &count, &epoch);
@@ -457,7 +399,7 @@ static void on_results_query(struct server *s, struct reply_to *to, const struct
     if (rc == 0) rc = farm_batch_ended(s->farm, q->batch, cursor, q->max, tasks, &count, &epoch);
     r->v = calloc(count ? count : 1, sizeof *r->v);
     if (rc != 0 || !r->v) {
-        clients_reply(s, to, rc ? rc : KN_ENOMEM, "");
+        send_reply(s, to, rc ? rc : KN_ENOMEM, "");
         free(r->v);
         return;
     }
@@ -474,9 +416,9 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
     struct kn_tasks_reply *r = &m.u.tasks_reply;
     struct batch *b = batches_find(&s->batches, q->batch);
     if (!b || b->phase != BATCH_SEALED) {
-        clients_reply(s, to, KN_ENOENT, "no such batch");
+        send_reply(s, to, KN_ENOENT, "no such batch");
     } else if (q->chunk >= b->chunk_count) {
-        clients_reply(s, to, KN_EINVAL, "no such chunk");
+        send_reply(s, to, KN_EINVAL, "no such chunk");
     } else {
         r->chunks = b->chunk_count;
         r->tasks = b->chunks[q->chunk].data;
@@ -487,9 +429,83 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
     }
 }
 
+/* ---- objects */
+
+struct fetch {
+    struct server *s;
+    struct kn_peer peer;
+    uint64_t request;
+    kn_digest sha256;
+};
+
+/* A file's bytes and whose count they are in; ZeroMQ frees them on a thread of its own. */
+struct sending {
+    atomic_size_t *total;
+    size_t len;
+};
+
+static void free_data(void *data, void *hint) {
+    struct sending *x = hint;
+    atomic_fetch_sub(x->total, x->len);
+    free(x);
+    free(data);
+}
+
+static void object_reply(struct fetch *f, int code, void *data, size_t len) {
+    struct kn_msg m = {.type = KN_MSG_OBJECT_REPLY, .request = f->request};
+    struct kn_err err = {0};
+    struct kn_blob blob = {0};
+    if (data) {
+        struct sending *x = malloc(sizeof *x);
+        if (!x) {
+            free(data);
+            return; /* the client asks again */
+        }
+        *x = (struct sending){&f->s->sending, len};
+        atomic_fetch_add(x->total, len);
+        blob = (struct kn_blob){data, len, free_data, x};
+    }
+    memcpy(m.u.object_reply.sha256, f->sha256, sizeof f->sha256);
+    m.u.object_reply.code = code;
+    m.u.object_reply.text = code == 0           ? ""
+                            : code == KN_ENOENT ? "the farm has no such object"
+                                                : kn_err_words(code);
+    int rc = kn_sock_send(f->s->data, &f->peer, &m, data ? &blob : NULL, &err);
+    if (rc != 0) {
+        kn_debug("object_not_sent reason=\"%s\"", err.text);
+        kn_blob_release(&blob);
+    }
+}
+
+static void on_read(void *ctx, int code, void *data, size_t len) {
+    struct fetch *f = ctx;
+    if (code != 0) {
+        char hex[KN_SHA256_HEX];
+        kn_hex(f->sha256, sizeof f->sha256, hex);
+        kn_warn("object_missing sha256=%s code=%d", hex, code);
+    }
+    object_reply(f, code, data, len);
+    free(f);
+}
+
+void clients_object(struct server *s, const struct kn_peer *peer, const struct kn_msg *msg) {
+    struct fetch *f = malloc(sizeof *f);
+    if (!f) return;
+    *f = (struct fetch){.s = s, .peer = *peer, .request = msg->request};
+    memcpy(f->sha256, msg->u.object_get.sha256, sizeof f->sha256);
+    int rc = collect_get(s->collect, f->sha256, on_read, f);
+    if (rc != 0) {
+        kn_debug("object_not_read code=%d", rc); /* too many at once: the client asks again */
+        free(f);
+    }
+}
+
 void clients_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     struct reply_to to = {.sock = l->sock, .peer = *peer, .request = msg->request};
     switch ((int)msg->type) {
+    case KN_MSG_CLIENT_HELLO:
+        send_welcome(s, l, peer, msg->request, true);
+        break;
     case KN_MSG_SUBMIT_BEGIN:
         on_begin(s, &to, msg); /* takes it */
         return;
@@ -522,7 +538,7 @@ void clients_message(struct server *s, struct listener *l, const struct kn_peer 
         break;
     default:
         kn_warn("message_unexpected socket=control message=%s", kn_msg_name(msg->type));
-        clients_reply(s, &to, KN_EPROTO, "not a request");
+        send_reply(s, &to, KN_EPROTO, "not a request");
         break;
     }
     kn_msg_destroy(msg);

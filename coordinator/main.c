@@ -9,6 +9,7 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "base/options.h"
+#include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "coordinator/store/redis.h"
 

@@ -1,12 +1,13 @@
-/* Reading the store back after a start: batches, and what became of their tasks, into the core. See server.h.
- */
-#include "coordinator/server.h"
+/* Reading the store back after a start: batches, and what became of their tasks, into the core. See
+ * recover.h. */
+#include "coordinator/recover.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/carry_out.h"
 
 struct recovery {
     struct server *s;

@@ -1,12 +1,20 @@
-/* The shell around the core: sockets, store, collector and clock on one libuv loop. It turns messages into
- * events, carries out the effects, and feeds what came of them back. All decisions are the core's.
+/* The shell around the core: sockets, store, collector and clock on one libuv loop. It turns messages into events,
+ * carries out the effects, and feeds what came of them back. All decisions are the core's. This header is what its
+ * files share, and how main() starts and ends it. Each file calls only those below it:
  *
- *   server.c   life, the loop, events and effects
- *   workers.c    what workers say, on the control and the data socket
- *   clients.c  what people's commands ask: submission, queries, commands
- *   recover.c  reading the store back
+ *     server.c      life, sockets and timers: who hears what
+ *     recover.c     reads the store back after a start
+ *     clients.c     talks to clients: submission, queries, commands, objects
+ *     workers.c     talks to workers: hello, heartbeats, what became of shards, pictures
+ *     carry_out.c   feeds the core's events, and carries out its effects
+ *     orphans.c     pictures that nobody came to name
+ *     send.c        answers to clients, the welcome
+ *     batches.c     what is kept of each batch beside the core
+ *     collect.c     keeps pictures, as files
+ *     store/        keeps the state, in Redis
+ *     core/         decides: batches, tasks, shards, workers
  *
- * One thread. A connection of a worker is known to the core by the number that its routing id makes. */
+ * One thread. */
 #ifndef KILN_COORDINATOR_SERVER_H
 #define KILN_COORDINATOR_SERVER_H
 
@@ -47,6 +55,11 @@ struct known_worker {   /* a worker that said hello; the core knows whether it i
     bool left;                   /* said bye: its models do not count any more */
 };
 
+struct commit { /* a picture that a task is about to name */
+    struct commit *next, *prev;
+    kn_digest sha256;
+};
+
 struct server {
     struct server_options opt;
     uv_loop_t *loop;
@@ -71,12 +84,11 @@ struct server {
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;     /* when the last tick came */
     atomic_size_t sending;  /* bytes of objects handed to the data socket */
-    struct op *commits;     /* that the store has not answered */
-    struct kn_map *orphans; /* digest -> anything: pictures that came and were not committed */
-    size_t committing;      /* commits that the store has not answered */
-    uint64_t images, alarms;
+    struct commit *commits; /* those that the store has not answered */
+    size_t committing;      /* how many */
+    struct kn_map *orphans; /* digest -> its copy: pictures that came and were not committed */
+    uint64_t alarms;        /* FX_ALARMs since the start */
     bool closing;
-    int exit_code;
     void (*stopped)(void *ctx, int exit_code); /* the lead is lost: end */
     void *stopped_ctx;
 };
@@ -84,49 +96,10 @@ struct server {
 /* Takes the store, which is open and not read yet. */
 KN_MUST_USE int server_create(uv_loop_t *loop, const struct server_options *opt, struct store *store,
                               struct server **out, struct kn_err *err);
-/* Reads the store back into the core. */
-KN_MUST_USE int server_recover(struct server *s, struct kn_err *err); /* recover.c */
 /* Binds, starts the timers, writes the ready file. */
 KN_MUST_USE int server_listen(struct server *s, struct kn_err *err);
 /* Closes everything; the loop must run until it has nothing more to do, then server_destroy(). */
 void server_close(struct server *s);
 void server_destroy(struct server *s);
-
-/* One event into the core, and its effects out. */
-int server_step(struct server *s, const struct farm_event *ev);
-
-/* A picture that is kept as an object and will not be committed by who brought it: it goes at the next sweep,
- * unless somebody names it. */
-void server_orphan(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]);
-/* Takes off the collector's list of objects to delete what some batch names, or is about to. */
-void server_keep_named(struct server *s);
-
-/* Whether the store or the disk are behind: data stays with the workers then. */
-void server_flow(struct server *s);
-
-uint64_t server_conn(const struct kn_peer *peer);
-/* Sends to a worker's connection; a connection that is gone becomes an event. */
-void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m);
-
-/* workers.c */
-bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
-void workers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
-void workers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code);
-void workers_forget(struct server *s); /* workers that the core has forgotten */
-/* A model that some worker has. By hash, or by name when sha256 is all zero. KN_EMODEL says what there is. */
-KN_MUST_USE int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
-                              struct kn_model_info *out, struct kn_err *err);
-const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]); /* "" when unknown */
-/* All models that workers have, each once; free() the list. */
-KN_MUST_USE int workers_models(struct server *s, struct kn_model_info **out, size_t *count);
-void workers_fini(struct server *s);
-
-/* clients.c */
-void clients_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
-void clients_reply(struct server *s, struct reply_to *to, int code, const char *text); /* and empties *to */
-void clients_answer_waiters(struct server *s, struct batch *b, int code, const char *text);
-/* The core gave the batch up: out of the store, then its pictures that nobody else names. */
-void clients_remove(struct server *s, struct batch *b);
-void clients_sweep(struct server *s); /* submissions that were never finished */
 
 #endif

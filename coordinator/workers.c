@@ -1,21 +1,18 @@
-/* Workers: what they say on the control socket, and the pictures on the data socket. See server.h.
+/* Workers: what they say on the control socket, and the pictures on the data socket. See workers.h.
  *
  * A worker is known by its name; its connection by the number of its routing id, which changes when it
  * connects anew. Whoever speaks as a worker without a hello on that connection is asked for one. Pictures
  * come on the data socket from connections of their own; their acknowledgements go back the way they came. */
-#include "coordinator/server.h"
+#include "coordinator/workers.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
-
-static void tell_peer(struct kn_sock *sock, const struct kn_peer *peer, const struct kn_msg *m) {
-    struct kn_err err = {0};
-    int rc = kn_sock_send(sock, peer, m, NULL, &err);
-    if (rc != 0) kn_debug("send_failed message=%s reason=\"%s\"", kn_msg_name(m->type), err.text);
-}
+#include "coordinator/carry_out.h"
+#include "coordinator/orphans.h"
+#include "coordinator/send.h"
 
 /* ---- control */
 
@@ -70,22 +67,9 @@ static int worker_of(struct server *s, struct listener *l, uint64_t conn, struct
     return 0;
 }
 
-static void send_welcome(struct server *s, struct listener *l, const struct kn_peer *peer, uint64_t request,
-                         bool objects) {
-    struct kn_msg m = {.type = KN_MSG_WELCOME, .request = request};
-    m.u.welcome = (struct kn_welcome){.term = s->store->term,
-                                      .heartbeat_ms = 1000,
-                                      .silence_ms = 10000,
-                                      .data_port = s->data_port,
-                                      .data_ipc = l->data_ipc,
-                                      .objects_dir = objects && l->ipc ? s->objects : "",
-                                      .version = "kiln " KILN_VERSION};
-    tell_peer(l->sock, peer, &m);
-}
-
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     struct known_worker *w;
-    uint64_t conn = server_conn(peer);
+    uint64_t conn = send_conn(peer);
     kn_digest models[KN_MODELS_PER_WORKER_MAX];
     struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
     int rc = worker_of(s, l, conn, msg, &w);
@@ -93,7 +77,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
         struct kn_msg m = {.type = KN_MSG_REPLY};
         m.u.reply.code = rc;
         m.u.reply.text = "the farm cannot take this worker";
-        tell_peer(l->sock, peer, &m);
+        send_to(l->sock, peer, &m);
         kn_msg_destroy(msg);
         return;
     }
@@ -186,7 +170,7 @@ static void on_bye(struct server *s, struct known_worker *w, const char *reason)
 }
 
 bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
-    uint64_t conn = server_conn(peer);
+    uint64_t conn = send_conn(peer);
     struct known_worker *w = kn_map_get(s->conns, &conn, sizeof conn);
     switch ((int)msg->type) {
     case KN_MSG_WORKER_HELLO:
@@ -199,17 +183,13 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
     case KN_MSG_TASK_FAILED:
     case KN_MSG_WORKER_BYE:
         break;
-    case KN_MSG_CLIENT_HELLO:
-        send_welcome(s, l, peer, msg->request, true);
-        kn_msg_destroy(msg);
-        return true;
     default:
         return false;
     }
     if (!w || w->listener != l) {
         struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
         m.u.hello_again.reason = "this connection has not said hello";
-        tell_peer(l->sock, peer, &m);
+        send_to(l->sock, peer, &m);
     } else if (msg->type == KN_MSG_HEARTBEAT) {
         on_heartbeat(s, w, &msg->u.heartbeat);
     } else if (msg->type == KN_MSG_TASK_FAILED) {
@@ -231,20 +211,6 @@ struct upload {
     uint64_t conn;
 };
 
-void workers_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code) {
-    struct kn_msg m = {.type = KN_MSG_IMAGE_ACK};
-    struct kn_peer peer = {0};
-    memcpy(m.u.image_ack.batch, batch, sizeof m.u.image_ack.batch);
-    m.u.image_ack.task = task;
-    m.u.image_ack.code = code;
-    if (kn_map_get(s->conns, &conn, sizeof conn)) {
-        server_tell(s, conn, &m);
-        return;
-    }
-    memcpy(peer.id, &conn, sizeof conn);
-    tell_peer(s->data, &peer, &m);
-}
-
 static void feed_result(struct server *s, uint64_t conn, const struct kn_image_result *r) {
     struct farm_event ev = {.type = EV_RESULT, .conn = conn};
     struct ev_result *e = &ev.u.result;
@@ -260,7 +226,7 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
     int rc = farm_backend(s->farm, r->backend, &e->backend);
     if (rc != 0) {
         kn_warn("result_refused backend=%s code=%d", r->backend, rc);
-        workers_ack(s, conn, r->batch, r->task, rc);
+        server_ack(s, conn, r->batch, r->task, rc);
         return;
     }
     server_step(s, &ev);
@@ -275,30 +241,30 @@ static void on_collected(void *ctx, int code, const char *why) {
         struct store_record have;
         if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
                              memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
-            server_orphan(u->s, r->sha256); /* somebody was faster, or the batch is over */
+            orphans_add(u->s, r->sha256); /* somebody was faster, or the batch is over */
         feed_result(u->s, u->conn, r);
     } else {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code, why);
         /* Corrupt bytes will not get better. What the disk refused stays with the worker, which tries again.
          */
-        if (code == KN_ECORRUPT) workers_ack(u->s, u->conn, r->batch, r->task, code);
+        if (code == KN_ECORRUPT) server_ack(u->s, u->conn, r->batch, r->task, code);
     }
     server_flow(u->s);
     kn_msg_destroy(u->msg);
     free(u);
 }
 
-static void on_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
+void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
     const struct kn_image_result *r = &msg->u.image_result;
-    uint64_t conn = server_conn(peer);
+    uint64_t conn = send_conn(peer);
     int wanted = farm_wants(s->farm, r->batch, r->task);
     if (wanted == KN_EEXIST) {
         feed_result(s, conn, r); /* the core compares it with the one that is there */
     } else if (wanted != 0) {
-        workers_ack(s, conn, r->batch, r->task, wanted);
+        server_ack(s, conn, r->batch, r->task, wanted);
     } else if (!blob || blob->len == 0) {
         kn_warn("image_without_bytes task=%u worker=%s", r->task, r->worker);
-        workers_ack(s, conn, r->batch, r->task, KN_EPROTO);
+        server_ack(s, conn, r->batch, r->task, KN_EPROTO);
     } else {
         struct upload *u = malloc(sizeof *u);
         if (u) {
@@ -311,87 +277,6 @@ static void on_image(struct server *s, const struct kn_peer *peer, struct kn_msg
         }
         kn_error("image_not_taken task=%u reason=\"out of memory\"", r->task);
     }
-    kn_msg_destroy(msg);
-}
-
-struct fetch {
-    struct server *s;
-    struct kn_peer peer;
-    uint64_t request;
-    kn_digest sha256;
-};
-
-/* A file's bytes and whose count they are in; ZeroMQ frees them on a thread of its own. */
-struct sending {
-    atomic_size_t *total;
-    size_t len;
-};
-
-static void free_data(void *data, void *hint) {
-    struct sending *x = hint;
-    atomic_fetch_sub(x->total, x->len);
-    free(x);
-    free(data);
-}
-
-static void object_reply(struct fetch *f, int code, void *data, size_t len) {
-    struct kn_msg m = {.type = KN_MSG_OBJECT_REPLY, .request = f->request};
-    struct kn_err err = {0};
-    struct kn_blob blob = {0};
-    if (data) {
-        struct sending *x = malloc(sizeof *x);
-        if (!x) {
-            free(data);
-            return; /* the client asks again */
-        }
-        *x = (struct sending){&f->s->sending, len};
-        atomic_fetch_add(x->total, len);
-        blob = (struct kn_blob){data, len, free_data, x};
-    }
-    memcpy(m.u.object_reply.sha256, f->sha256, sizeof f->sha256);
-    m.u.object_reply.code = code;
-    m.u.object_reply.text = code == 0           ? ""
-                            : code == KN_ENOENT ? "the farm has no such object"
-                                                : kn_err_words(code);
-    int rc = kn_sock_send(f->s->data, &f->peer, &m, data ? &blob : NULL, &err);
-    if (rc != 0) {
-        kn_debug("object_not_sent reason=\"%s\"", err.text);
-        kn_blob_release(&blob);
-    }
-}
-
-static void on_read(void *ctx, int code, void *data, size_t len) {
-    struct fetch *f = ctx;
-    if (code != 0) {
-        char hex[KN_SHA256_HEX];
-        kn_hex(f->sha256, sizeof f->sha256, hex);
-        kn_warn("object_missing sha256=%s code=%d", hex, code);
-    }
-    object_reply(f, code, data, len);
-    free(f);
-}
-
-static void on_object_get(struct server *s, const struct kn_peer *peer, const struct kn_msg *msg) {
-    struct fetch *f = malloc(sizeof *f);
-    if (!f) return;
-    *f = (struct fetch){.s = s, .peer = *peer, .request = msg->request};
-    memcpy(f->sha256, msg->u.object_get.sha256, sizeof f->sha256);
-    int rc = collect_get(s->collect, f->sha256, on_read, f);
-    if (rc != 0) {
-        kn_debug("object_not_read code=%d", rc); /* too many at once: the client asks again */
-        free(f);
-    }
-}
-
-void workers_data(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
-    if (msg->type == KN_MSG_IMAGE_RESULT) {
-        on_image(s, peer, msg, blob);
-        return;
-    }
-    if (msg->type == KN_MSG_OBJECT_GET)
-        on_object_get(s, peer, msg);
-    else
-        kn_warn("message_unexpected socket=data message=%s", kn_msg_name(msg->type));
     kn_msg_destroy(msg);
 }
 

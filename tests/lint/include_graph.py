@@ -8,6 +8,7 @@ The rules, with the reason for each:
   - base is everyone's and includes nobody; proto is for what talks over the network; coordinator, worker and cli are three
     programs that meet on the wire alone; the engine (kernels) knows nothing of farms, and only the worker uses it, through
     kernels/kiln.h.
+  - the coordinator's own files stand in one order, and each includes, and so calls, only those below it.
   - coordinator/core is a pure function: libc and base, nothing that could do input or output by itself.
   - a library is seen in the one place that hides it, so that it can be replaced there.
   - cli is built in floors (farm, talk, folder, print, commands), and its files include each other in no circle.
@@ -51,6 +52,10 @@ LIBRARIES = {
     "CUDA": (r"^(cuda|cublas|cudnn|nvml|nvrtc|curand)", r"^kernels/|^worker/device[^/]*\.c$"),
     "oneDNN": (r"^(oneapi/|dnnl)", r"^kernels/"),
 }
+
+# The coordinator's files from the top down. server.h is not server.c's alone: it is the state that all share.
+FLOORS = ["main", "server", "recover", "clients", "workers", "carry_out", "orphans", "send", "batches", "collect"]
+FLOORS_SHARED = {"coordinator/server.h"}
 
 # Headers that are one folder's own affair, though the folder is everyone's.
 PRIVATE = re.compile(r"^(base/record|proto/codec_\w+|proto/arena)\.h$")
@@ -105,6 +110,8 @@ def breaches(root):
                 continue
             path = file.relative_to(root).as_posix()
             text = without_comments(file.read_text(encoding="utf-8"))
+            if file.parent == root / "coordinator" and file.stem not in FLOORS:
+                found.append(f"{path}:1: {file.name}: it has no place in FLOORS")
             for m in INCLUDE.finditer(text):
                 line = text.count("\n", 0, m.start()) + 1
                 if m.group(1) and path.startswith(WITHOUT_CIRCLES) and m.group(1).startswith(WITHOUT_CIRCLES):
@@ -113,6 +120,15 @@ def breaches(root):
                 if why:
                     found.append(f"{path}:{line}: {m.group(1) or m.group(2)}: {why}")
     return found + circles(own)
+
+
+def upward(path, header):
+    """Whether a file of the coordinator includes one that stands above it."""
+    def floor(name):
+        found = re.fullmatch(r"coordinator/(\w+)\.[ch]", name)
+        return FLOORS.index(found.group(1)) if found and found.group(1) in FLOORS else None
+    above, own = floor(header), floor(path)
+    return header not in FLOORS_SHARED and None not in (above, own) and above < own
 
 
 def judge(root, path, quoted, angled):
@@ -128,6 +144,8 @@ def judge(root, path, quoted, angled):
         return None
     if not any(quoted == p or (p.endswith("/") and quoted.startswith(p)) for p in ALLOWED[folder]):
         return f"{folder} may not include it"
+    if upward(path, quoted):
+        return f"{path} stands below it"
     if PRIVATE.search(quoted) and folder != quoted.split("/")[0]:
         return "it is private to its folder"
     if folder == "coordinator/core" and quoted in CORE_NO_BASE:
@@ -153,6 +171,10 @@ def self_test():
         "kernels/cpu/op.c": '#include <dnnl.h>\n#include <oneapi/dnnl/dnnl.h>\n',
         "coordinator/store/store.h": '#include "base/err.h"\n',
         "coordinator/store/redis.c": '#include <hiredis/hiredis.h>\n#include <uv.h>\n#include "coordinator/store/store.h"\n',
+        "coordinator/server.h": "",
+        "coordinator/clients.h": "",
+        "coordinator/workers.c": '#include "coordinator/server.h"\n#include "coordinator/send.h"\n',
+        "coordinator/send.h": '#include "coordinator/server.h"\n',
         "coordinator/main.c": '#include "coordinator/core/farm.h"\n#include "proto/wire.h"\n',
         "coordinator/core/farm.h": '#include <stdint.h>\n#include "base/err.h"\n',
         "worker/main.c": '#include "kernels/kiln.h"\n#include "proto/codec.h"\n',
@@ -183,11 +205,13 @@ def self_test():
         ("kernels/x.c", '#include "proto/codec.h"\n', 1, "proto/codec.h"),
         ("kernels/x.cu", '#include "worker/loop.h"\n', 1, "worker/loop.h"),
         ("kernels/x.c", "#  include <uv.h>\n", 1, "uv.h"),
-        ("coordinator/x.c", '#include "kernels/kiln.h"\n', 1, "kernels/kiln.h"),
-        ("coordinator/x.c", '#include "worker/loop.h"\n', 1, "worker/loop.h"),
-        ("coordinator/x.c", "#include <hiredis/async.h>\n", 1, "hiredis/async.h"),
+        ("coordinator/collect.c", '#include "kernels/kiln.h"\n', 1, "kernels/kiln.h"),
+        ("coordinator/collect.c", '#include "worker/loop.h"\n', 1, "worker/loop.h"),
+        ("coordinator/collect.c", "#include <hiredis/async.h>\n", 1, "hiredis/async.h"),
         ("coordinator/store/store.h", "#include <hiredis/hiredis.h>\n", 1, "hiredis/hiredis.h"),
-        ("coordinator/x.c", "#include <cuda_runtime.h>\n", 1, "cuda_runtime.h"),
+        ("coordinator/new.c", "", 1, "new.c"),
+        ("coordinator/workers.c", '#include "coordinator/clients.h"\n', 1, "coordinator/clients.h"),
+        ("coordinator/collect.c", "#include <cuda_runtime.h>\n", 1, "cuda_runtime.h"),
         ("coordinator/core/x.c", '#include "proto/codec.h"\n', 1, "proto/codec.h"),
         ("coordinator/core/x.c", '#include "coordinator/store/store.h"\n', 1, "coordinator/store/store.h"),
         ("coordinator/core/x.c", "#include <uv.h>\n", 1, "uv.h"),

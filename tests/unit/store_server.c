@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "tests/unit/check.h"
 #include "tests/unit/store_memory.h"

@@ -1,0 +1,480 @@
+/* See carry_out.h. An effect that writes to the store is an op until the store answers; its answer is fed back as
+ * EV_STORED. */
+#include "coordinator/carry_out.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "coordinator/orphans.h"
+#include "coordinator/send.h"
+
+#define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
+#define COLLECT_COUNT_MAX 4096
+#define COMMITTING_MAX 8192
+
+struct again { /* an event to feed later */
+    struct again *next;
+    struct farm_event ev; /* without pointers */
+};
+
+static void carry_out(struct server *s);
+
+/* ---- events */
+
+static void feed_later(struct server *s, const struct farm_event *ev) {
+    struct again *a = malloc(sizeof *a);
+    if (!a) {
+        kn_error("event_lost type=%d reason=\"out of memory\"", (int)ev->type);
+        return;
+    }
+    *a = (struct again){.ev = *ev};
+    if (s->again_last)
+        s->again_last->next = a;
+    else
+        s->again = a;
+    s->again_last = a;
+}
+
+int server_step(struct server *s, const struct farm_event *ev) {
+    if (s->closing) return KN_ECANCELED;
+    if (s->stepping) {
+        feed_later(s, ev);
+        return 0;
+    }
+    s->stepping = true;
+    int rc = farm_step(s->farm, ev, kn_clock_ms(), &s->fx);
+    carry_out(s);
+    while (s->again) {
+        struct again *a = s->again;
+        s->again = a->next;
+        if (!s->again) s->again_last = NULL;
+        int again_rc = farm_step(s->farm, &a->ev, kn_clock_ms(), &s->fx);
+        if (again_rc != 0) kn_debug("event_refused type=%d code=%d", (int)a->ev.type, again_rc);
+        carry_out(s);
+        free(a);
+    }
+    s->stepping = false;
+    return rc;
+}
+
+static void stored(struct server *s, uint32_t what, const kn_id batch, uint32_t task, int code) {
+    struct farm_event ev = {.type = EV_STORED};
+    ev.u.stored.what = what;
+    memcpy(ev.u.stored.batch, batch, sizeof(kn_id));
+    ev.u.stored.task = task;
+    ev.u.stored.code = code;
+    int rc = server_step(s, &ev);
+    if (rc != 0 && rc != KN_ECANCELED && rc != KN_ENOENT) kn_warn("stored_refused what=%u code=%d", what, rc);
+}
+
+void server_forget_events(struct server *s) {
+    while (s->again) {
+        struct again *a = s->again;
+        s->again = a->next;
+        free(a);
+    }
+}
+
+void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
+    struct kn_err err = {0};
+    struct kn_peer peer = send_peer(conn);
+    struct known_worker *w = kn_map_get(s->conns, &conn, sizeof conn);
+    if (!w) {
+        kn_debug("message_to_nobody message=%s", kn_msg_name(m->type));
+        return;
+    }
+    int rc = kn_sock_send(w->listener->sock, &peer, m, NULL, &err);
+    if (rc == 0) return;
+    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", w->hello->worker, kn_msg_name(m->type),
+            err.text);
+    kn_map_remove(s->conns, &conn, sizeof conn);
+    w->conn = 0;
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = conn};
+    ev.u.gone.reason = "its connection is gone";
+    server_step(s, &ev);
+}
+
+void server_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code) {
+    struct kn_msg m = {.type = KN_MSG_IMAGE_ACK};
+    struct kn_peer peer = send_peer(conn);
+    memcpy(m.u.image_ack.batch, batch, sizeof m.u.image_ack.batch);
+    m.u.image_ack.task = task;
+    m.u.image_ack.code = code;
+    if (kn_map_get(s->conns, &conn, sizeof conn)) {
+        server_tell(s, conn, &m);
+        return;
+    }
+    send_to(s->data, &peer, &m);
+}
+
+/* ---- effects */
+
+struct op { /* a write that the core waits for */
+    struct server *s;
+    struct commit commit; /* of an FX_COMMIT */
+    kn_id batch;
+    uint32_t what, task;
+    union {
+        struct store_record record;
+        struct {
+            struct store_failure f;
+            char *text; /* owns: worker and reason */
+        } fail;
+        struct {
+            uint32_t state;
+            uint64_t finished;
+            bool retried;
+        } state;
+    } u;
+    struct reply_to asking;
+};
+
+static struct op *op_create(struct server *s, const struct farm_effect *e) {
+    struct op *o = calloc(1, sizeof *o);
+    if (!o) return NULL;
+    o->s = s;
+    memcpy(o->batch, e->batch, sizeof o->batch);
+    o->what = e->type;
+    o->task = e->task;
+    return o;
+}
+
+/* The store did not take it: the core asks again later. */
+static void not_taken(struct server *s, struct op *o, const struct farm_effect *e, int code) {
+    kn_warn("store_busy effect=%d code=%d", (int)e->type, code);
+    if (o) send_reply(s, &o->asking, code, "the store is not reachable");
+    free(o);
+    stored(s, e->type, e->batch, e->task, code);
+}
+
+static uint16_t name_number(struct server *s, struct batch *b, const char *text) {
+    uint16_t n;
+    bool is_new;
+    if (batch_name(b, text ? text : "", &n, &is_new) != 0) return 0;
+    if (is_new && store_name(s->store, b->id, n, text) != 0) kn_warn("name_not_stored name=%s", text);
+    return n;
+}
+
+static void link_commit(struct server *s, struct commit *c) {
+    c->prev = NULL;
+    c->next = s->commits;
+    if (s->commits) s->commits->prev = c;
+    s->commits = c;
+    s->committing++;
+}
+
+static void unlink_commit(struct server *s, struct commit *c) {
+    if (c->next) c->next->prev = c->prev;
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        s->commits = c->next;
+    s->committing--;
+}
+
+static void on_committed(void *ctx, int code, const void *data, size_t len) {
+    struct op *o = ctx;
+    struct server *s = o->s;
+    unlink_commit(s, &o->commit);
+    if (!s->closing) {
+        struct batch *b = batches_find(&s->batches, o->batch);
+        if (code == KN_EGONE) orphans_add(s, o->u.record.sha256);
+        if (code == KN_EEXIST && len == STORE_RECORD_BYTES) {
+            struct store_record mine = o->u.record;
+            if (!store_record_unpack(data, &o->u.record)) code = KN_ECORRUPT;
+            if (memcmp(mine.sha256, o->u.record.sha256, KN_SHA256_BYTES) != 0) orphans_add(s, mine.sha256);
+        }
+        if (b && (code == 0 || code == KN_EEXIST)) {
+            int rc = batch_set_record(b, o->task, &o->u.record);
+            if (rc != 0) kn_error("record_not_kept task=%u code=%d", o->task, rc);
+        }
+        stored(s, FX_COMMIT, o->batch, o->task, code);
+        server_flow(s);
+    }
+    free(o);
+}
+
+static void do_commit(struct server *s, const struct farm_effect *e) {
+    struct batch *b = batches_find(&s->batches, e->batch);
+    struct op *o = b ? op_create(s, e) : NULL;
+    int rc = b ? KN_ENOMEM : KN_EGONE;
+    if (o) {
+        struct store_record *r = &o->u.record;
+        const char *backend = farm_backend_name(s->farm, e->u.commit.backend);
+        memcpy(r->sha256, e->u.commit.sha256, sizeof r->sha256);
+        memcpy(r->pixels, e->u.commit.pixels, sizeof r->pixels);
+        r->order = ++b->order;
+        r->render_ms = e->u.commit.render_ms;
+        r->attempt = e->u.commit.attempt > UINT8_MAX ? UINT8_MAX : (uint8_t)e->u.commit.attempt;
+        r->flat = e->u.commit.flat;
+        r->worker = name_number(s, b, e->u.commit.worker);
+        r->backend = name_number(s, b, backend);
+        r->engine = name_number(s, b, e->u.commit.engine);
+        rc = store_commit(s->store, b->id, e->task, r, on_committed, o);
+    }
+    if (rc != 0) {
+        not_taken(s, o, e, rc);
+        return;
+    }
+    memcpy(o->commit.sha256, e->u.commit.sha256, sizeof o->commit.sha256);
+    link_commit(s, &o->commit);
+}
+
+static void on_failed(void *ctx, int code, const void *data, size_t len) {
+    struct op *o = ctx;
+    struct server *s = o->s;
+    (void)data;
+    (void)len;
+    if (!s->closing) {
+        struct batch *b = batches_find(&s->batches, o->batch);
+        if (b && code == 0) {
+            int rc = batch_set_failure(b, &o->u.fail.f);
+            if (rc != 0) kn_error("failure_not_kept task=%u code=%d", o->task, rc);
+        }
+        stored(s, FX_FAIL, o->batch, o->task, code);
+    }
+    free(o->u.fail.text);
+    free(o);
+}
+
+static void do_fail(struct server *s, const struct farm_effect *e) {
+    struct batch *b = batches_find(&s->batches, e->batch);
+    struct op *o = b ? op_create(s, e) : NULL;
+    int rc = b ? KN_ENOMEM : KN_EGONE;
+    if (o) {
+        const char *worker = e->u.fail.worker ? e->u.fail.worker : "",
+                   *reason = e->u.fail.reason ? e->u.fail.reason : "";
+        size_t a = strlen(worker) + 1, z = strlen(reason) + 1;
+        char *text = malloc(a + z);
+        if (text) {
+            memcpy(text, worker, a);
+            memcpy(text + a, reason, z);
+            o->u.fail.text = text;
+            o->u.fail.f = (struct store_failure){.task = e->task,
+                                                 .code = e->u.fail.code,
+                                                 .attempt = e->u.fail.attempt,
+                                                 .order = ++b->order,
+                                                 .worker = text,
+                                                 .reason = text + a};
+            rc = store_fail(s->store, b->id, &o->u.fail.f, on_failed, o);
+            if (rc != 0) free(text);
+        }
+    }
+    if (rc != 0) not_taken(s, o, e, rc);
+}
+
+static void on_state(void *ctx, int code, const void *data, size_t len) {
+    struct op *o = ctx;
+    struct server *s = o->s;
+    (void)data;
+    (void)len;
+    if (!s->closing) {
+        struct batch *b = batches_find(&s->batches, o->batch);
+        if (b && code == 0) {
+            b->finished_wall_ms = o->u.state.finished;
+            if (o->u.state.retried) batch_clear_failures(b);
+        }
+        stored(s, FX_BATCH_STATE, o->batch, o->task, code);
+        send_reply(s, &o->asking, code, "");
+    }
+    free(o);
+}
+
+static void do_state(struct server *s, const struct farm_effect *e) {
+    struct batch *b = batches_find(&s->batches, e->batch);
+    struct op *o = b ? op_create(s, e) : NULL;
+    int rc = b ? KN_ENOMEM : KN_EGONE;
+    if (o) {
+        uint32_t state = e->u.batch_state.state;
+        bool over = state == KN_BATCH_DONE || state == KN_BATCH_CANCELLED;
+        o->u.state.state = state;
+        o->u.state.retried = e->u.batch_state.retried;
+        o->u.state.finished = !over ? 0 : b->finished_wall_ms ? b->finished_wall_ms : kn_wall_ms();
+        o->asking = s->asking;
+        s->asking.sock = NULL;
+        char id[KN_UUID_TEXT];
+        kn_uuid_format(b->id, id);
+        kn_info("batch_state batch=%s state=%s", id, kn_batch_state_name((enum kn_batch_state)state));
+        rc = store_state(s->store, b->id, state, e->u.batch_state.priority, o->u.state.finished,
+                         o->u.state.retried, on_state, o);
+    }
+    if (rc != 0) not_taken(s, o, e, rc);
+}
+
+static void do_charge(struct server *s, const struct farm_effect *e) {
+    int rc = store_charge(s->store, e->batch, e->task, e->u.charge.charges);
+    char id[KN_UUID_TEXT];
+    kn_uuid_format(e->batch, id);
+    kn_warn("task_charged batch=%s task=%u charges=%u reason=\"%s\"", id, e->task, e->u.charge.charges,
+            e->u.charge.reason ? e->u.charge.reason : "");
+    if (rc != 0) kn_warn("charge_not_stored code=%d", rc);
+}
+
+static void do_grant(struct server *s, const struct farm_effect *e) {
+    struct kn_msg m = {.type = KN_MSG_SHARD_GRANT};
+    struct kn_shard_grant *g = &m.u.shard_grant;
+    struct kn_err err = {0};
+    struct batch *b = batches_find(&s->batches, e->batch);
+    struct kn_task tasks[KN_SHARD_TASKS_MAX];
+    uint32_t index[KN_SHARD_TASKS_MAX];
+    struct kn_buf text; /* strings of one chunk do not outlive the unpacking of another */
+    size_t n = e->u.grant.task_count;
+    assert(n <= KN_SHARD_TASKS_MAX);
+    if (!b) return;
+    kn_buf_init(&text, KN_SHARD_TASKS_MAX * (2 * KN_PROMPT_BYTES_MAX + 2));
+    size_t at[KN_SHARD_TASKS_MAX][2];
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const struct kn_task *t = batches_task(&s->batches, b, e->u.grant.tasks[i], &err);
+        if (!t) {
+            rc = err.code;
+            break;
+        }
+        tasks[i] = *t;
+        tasks[i].extra = NULL; /* the worker has no use for it */
+        index[i] = e->u.grant.tasks[i];
+        at[i][0] = text.len;
+        rc = kn_buf_append(&text, t->prompt, strlen(t->prompt) + 1);
+        at[i][1] = text.len;
+        if (rc == 0) rc = kn_buf_append(&text, t->negative, strlen(t->negative) + 1);
+    }
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        tasks[i].prompt = text.data + at[i][0];
+        tasks[i].negative = text.data + at[i][1];
+    }
+    if (rc != 0) {
+        kn_error("grant_failed shard=%llu code=%d reason=\"%s\"", (unsigned long long)e->u.grant.shard, rc,
+                 err.text);
+        struct farm_event ev = {.type = EV_SHARD_RETURNED, .conn = e->conn};
+        ev.u.shard.shard = e->u.grant.shard;
+        ev.u.shard.term = s->store->term;
+        server_step(s, &ev);
+    } else {
+        g->shard = e->u.grant.shard;
+        g->term = s->store->term;
+        g->attempt = e->u.grant.attempt;
+        memcpy(g->batch, e->batch, sizeof g->batch);
+        memcpy(g->model_sha256, e->u.grant.model, sizeof g->model_sha256);
+        g->index = index;
+        g->tasks = tasks;
+        g->count = n;
+        server_tell(s, e->conn, &m);
+    }
+    kn_buf_fini(&text);
+}
+
+static void do_revoke(struct server *s, const struct farm_effect *e) {
+    struct kn_msg m = {.type = KN_MSG_SHARD_REVOKE};
+    m.u.shard_revoke.shard = e->u.revoke.shard;
+    m.u.shard_revoke.term = e->u.revoke.term;
+    m.u.shard_revoke.abort = e->u.revoke.abort;
+    server_tell(s, e->conn, &m);
+}
+
+static void do_hello_again(struct server *s, const struct farm_effect *e) {
+    struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
+    m.u.hello_again.reason = "not known here";
+    server_tell(s, e->conn, &m);
+}
+
+static void do_drain(struct server *s, const struct farm_effect *e) {
+    struct kn_msg m = {.type = KN_MSG_DRAIN_WORKER};
+    m.u.drain_worker.exit = e->u.drain.exit;
+    m.u.drain_worker.reason = e->u.drain.reason ? e->u.drain.reason : "";
+    server_tell(s, e->conn, &m);
+}
+
+/* The batch's pictures go, but for those that another batch names. */
+static void discard_pictures(struct server *s, const struct batch *gone) {
+    struct store_record r;
+    size_t count = 0;
+    for (uint32_t i = 0; gone->records && i < gone->tasks; i++)
+        if (batch_record(gone, i, &r) && collect_discard(s->collect, r.sha256) == 0) count++;
+    if (count) orphans_keep_named(s);
+}
+
+static void on_removed(void *ctx, int code, const void *data, size_t len) {
+    struct op *o = ctx;
+    struct server *s = o->s;
+    (void)data;
+    (void)len;
+    struct batch *b = s->closing ? NULL : batches_find(&s->batches, o->batch);
+    free(o);
+    if (!b) return;
+    send_to_waiters(s, b, code, "");
+    if (code == 0) {
+        discard_pictures(s, b);
+        batches_drop(&s->batches, b);
+    }
+}
+
+/* Out of the store, then the pictures that nobody else names. */
+static void do_remove(struct server *s, const struct farm_effect *e, struct batch *b) {
+    struct op *o = op_create(s, e);
+    b->phase = BATCH_REMOVING;
+    if (s->asking.sock) batch_add_waiter(b, &s->asking);
+    s->asking.sock = NULL;
+    int rc = o ? store_remove(s->store, b->id, on_removed, o) : KN_ENOMEM;
+    if (rc == 0) return;
+    free(o);
+    send_to_waiters(s, b, rc, "the store takes nothing now: it will be back after a restart");
+}
+
+static void carry_out(struct server *s) {
+    for (size_t i = 0; i < s->fx.count; i++) {
+        const struct farm_effect *e = &s->fx.v[i];
+        struct batch *b;
+        switch (e->type) {
+        case FX_GRANT:
+            do_grant(s, e);
+            break;
+        case FX_REVOKE:
+            do_revoke(s, e);
+            break;
+        case FX_COMMIT:
+            do_commit(s, e);
+            break;
+        case FX_FAIL:
+            do_fail(s, e);
+            break;
+        case FX_CHARGE:
+            do_charge(s, e);
+            break;
+        case FX_BATCH_STATE:
+            do_state(s, e);
+            break;
+        case FX_BATCH_REMOVE:
+            b = batches_find(&s->batches, e->batch);
+            if (b) do_remove(s, e, b);
+            break;
+        case FX_ACK:
+            server_ack(s, e->conn, e->batch, e->task, e->u.ack.code);
+            break;
+        case FX_HELLO_AGAIN:
+            do_hello_again(s, e);
+            break;
+        case FX_DRAIN:
+            do_drain(s, e);
+            break;
+        case FX_ALARM:
+            s->alarms++;
+            kn_error("alarm text=\"%s\"", e->u.note.text);
+            break;
+        case FX_NOTE:
+            kn_info("note text=\"%s\"", e->u.note.text);
+            break;
+        }
+    }
+    farm_effects_clear(&s->fx);
+}
+
+/* ---- flow */
+
+void server_flow(struct server *s) {
+    bool full = collect_bytes(s->collect) >= COLLECT_BYTES_MAX ||
+                collect_count(s->collect) >= COLLECT_COUNT_MAX || s->committing >= COMMITTING_MAX;
+    if (s->data) kn_sock_pause(s->data, full);
+}

@@ -1,0 +1,22 @@
+/* Who talks to workers: what they say on the control socket, the pictures that they bring on the data socket, and the
+ * models that they have. */
+#ifndef KILN_COORDINATOR_WORKERS_H
+#define KILN_COORDINATOR_WORKERS_H
+
+#include "coordinator/server.h"
+
+/* A message on the control socket. False: no worker sends such a message, and msg is still the caller's. */
+bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
+/* An ImageResult on the data socket, and the picture's bytes; takes both. */
+void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
+void workers_forget(struct server *s); /* those that the core has forgotten */
+void workers_fini(struct server *s);
+
+/* A model that some worker has. By hash, or by name when sha256 is all zero. KN_EMODEL says what there is. */
+KN_MUST_USE int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
+                              struct kn_model_info *out, struct kn_err *err);
+const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]); /* "" when unknown */
+/* All models that workers have, each once; free() the list. */
+KN_MUST_USE int workers_models(struct server *s, struct kn_model_info **out, size_t *count);
+
+#endif
