@@ -16,7 +16,7 @@
 #define KILN_WORKER_STAGES_H
 
 #include "worker/engine.h"
-#include "worker/job.h"
+#include "worker/grant.h"
 #include "worker/uploads.h"
 
 struct stages;

@@ -7,7 +7,7 @@
 #define KILN_WORKER_UPLOADS_H
 
 #include "base/map.h"
-#include "worker/job.h"
+#include "worker/grant.h"
 
 struct upload {
     struct upload *next, *prev;

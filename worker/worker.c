@@ -10,7 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "worker/connection.h"
-#include "worker/leases.h"
+#include "worker/shards.h"
 #include "worker/stages.h"
 #include "worker/uploads.h"
 

@@ -1,5 +1,5 @@
 /* A worker: what it holds, what it sends, and how it leaves. It ties the connection (connection.h), the
- * shards (leases.h), the threads (stages.h) and the bytes that wait (uploads.h) together on a libuv loop; it
+ * shards (shards.h), the threads (stages.h) and the bytes that wait (uploads.h) together on a libuv loop; it
  * has no other thread of its own.
  *
  * Leaving: worker_drain() hands back what has not begun and lets what runs come to its end; `patience_ms`

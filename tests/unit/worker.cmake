@@ -1,5 +1,5 @@
 # worker/: what it holds, its simulated engine, and a whole worker against a coordinator played by the test.
-kn_unit_test(NAME worker.leases SOURCES worker_leases.c LIBS kn_worker)
+kn_unit_test(NAME worker.shards SOURCES worker_shards.c LIBS kn_worker)
 kn_unit_test(NAME worker.sim SOURCES worker_sim.c LIBS kn_worker)
 kn_unit_test(NAME worker.whole SOURCES worker_whole.c LIBS kn_worker)
 add_test(NAME worker.whole_staged COMMAND test-worker-whole)

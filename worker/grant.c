@@ -1,5 +1,5 @@
-/* See job.h. */
-#include "worker/job.h"
+/* See grant.h. */
+#include "worker/grant.h"
 
 #include <stdlib.h>
 

@@ -14,7 +14,7 @@
 #ifndef KILN_WORKER_LEASES_H
 #define KILN_WORKER_LEASES_H
 
-#include "worker/job.h"
+#include "worker/grant.h"
 
 enum lease_state { LEASE_WAITING = 1, LEASE_RUNNING, LEASE_RENDERED };
 enum lease_task { LEASE_TASK_PENDING, LEASE_TASK_SENT, LEASE_TASK_OVER };

@@ -1,5 +1,5 @@
-/* See leases.h. */
-#include "worker/leases.h"
+/* See shards.h. */
+#include "worker/shards.h"
 
 #include <assert.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* The shards a worker holds, and the pictures that wait for their acknowledgement. */
 #include "tests/unit/check.h"
 
-#include "worker/leases.h"
+#include "worker/shards.h"
 #include "worker/uploads.h"
 
 static struct kn_msg *grant(uint64_t shard, uint64_t term, uint32_t first, uint32_t count) {
