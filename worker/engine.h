@@ -27,7 +27,7 @@ struct engine_work {
     uint32_t attempt;
 };
 
-struct engine_batch; /* some tasks of a work on their way through an engine's stages */
+struct engine_minibatch; /* some tasks of a work that go through an engine's stages together */
 
 struct engine_ops {
     /* As kiln_render() (kernels/kiln.h), of which it takes the callbacks and the errors; a model that is not
@@ -36,16 +36,16 @@ struct engine_ops {
                   struct kn_err *err);
     void (*close)(struct engine *e);
     /* The same in three stages, so that they overlap: each is called by one thread at a time, and three
-     * batches may be in the three of them. All NULL for an engine that gains nothing by it. begin takes as
+     * minibatches may be in the three of them. All NULL for an engine that gains nothing by it. begin takes as
      * many tasks as go together from `first` on, *count of them, and loads the model if need be; it calls
      * nothing back. denoise calls cb->step; finish calls cb->image, whose index is the place among the
-     * *count. drop ends a batch, whatever became of it. Work and cb are borrowed until then. Errors as
+     * *count. drop ends a minibatch, whatever became of it. Work and cb are borrowed until then. Errors as
      * render's. */
     int (*begin)(struct engine *e, const struct engine_work *w, int first, const struct kiln_callbacks *cb,
-                 struct engine_batch **out, int *count, struct kn_err *err);
-    int (*denoise)(struct engine_batch *b, struct kn_err *err);
-    int (*finish)(struct engine_batch *b, struct kn_err *err);
-    void (*drop)(struct engine_batch *b);
+                 struct engine_minibatch **out, int *count, struct kn_err *err);
+    int (*denoise)(struct engine_minibatch *b, struct kn_err *err);
+    int (*finish)(struct engine_minibatch *b, struct kn_err *err);
+    void (*drop)(struct engine_minibatch *b);
 };
 
 struct engine {

@@ -2,7 +2,7 @@
  * were not used for longest when the weights in memory would be more than model_bytes_max.
  *
  * On a GPU it works in stages (engine.h): models are loaded and dropped by the first stage's thread alone;
- * `lock` guards the count of batches that a model is used by, and one that is used is not dropped. */
+ * `lock` guards the count of minibatches that a model is used by, and one that is used is not dropped. */
 #include "worker/engine.h"
 
 #include <dirent.h>
@@ -24,7 +24,7 @@ struct loaded {
     struct kiln_model *model;
     const struct kn_model_info *info; /* borrowed from the engine's models */
     uint64_t bytes;
-    int used; /* batches on their way */
+    int used; /* minibatches on their way */
 };
 
 struct kiln {
@@ -34,10 +34,10 @@ struct kiln {
     uint64_t bytes, bytes_max;
     pthread_mutex_t lock;
     uint64_t idle_told_ms; /* the first stage's thread */
-    pthread_cond_t unused; /* a model's last batch ended */
+    pthread_cond_t unused; /* a model's last minibatch ended */
 };
 
-struct engine_batch {
+struct engine_minibatch {
     struct kiln *k;
     struct loaded *model;
     struct kiln_batch *b;
@@ -141,10 +141,10 @@ static void tell_idle(struct kiln *k, uint64_t span_ms) {
 }
 
 static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
-                      const struct kiln_callbacks *cb, struct engine_batch **out, int *count,
+                      const struct kiln_callbacks *cb, struct engine_minibatch **out, int *count,
                       struct kn_err *err) {
     struct kiln *k = (struct kiln *)e;
-    struct engine_batch *b = calloc(1, sizeof *b);
+    struct engine_minibatch *b = calloc(1, sizeof *b);
     if (!b) return kn_err_set(err, KN_ENOMEM, "out of memory");
     b->k = k;
     tell_idle(k, IDLE_TOLD_MS);
@@ -166,15 +166,15 @@ static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
     return 0;
 }
 
-static int kiln_denoise(struct engine_batch *b, struct kn_err *err) {
+static int kiln_denoise(struct engine_minibatch *b, struct kn_err *err) {
     return kiln_batch_denoise(b->b, err);
 }
 
-static int kiln_finish(struct engine_batch *b, struct kn_err *err) {
+static int kiln_finish(struct engine_minibatch *b, struct kn_err *err) {
     return kiln_batch_finish(b->b, err);
 }
 
-static void kiln_drop(struct engine_batch *b) {
+static void kiln_drop(struct engine_minibatch *b) {
     struct kiln *k = b->k;
     kiln_batch_destroy(b->b);
     pthread_mutex_lock(&k->lock);

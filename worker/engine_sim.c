@@ -185,7 +185,7 @@ static int sim_render(struct engine *e, const struct engine_work *w, const struc
 
 /* ---- the same in stages */
 
-struct engine_batch {
+struct engine_minibatch {
     struct sim *s;
     const struct engine_work *w; /* borrowed */
     const struct kiln_callbacks *cb;
@@ -194,24 +194,24 @@ struct engine_batch {
 };
 
 static int sim_begin(struct engine *e, const struct engine_work *w, int first,
-                     const struct kiln_callbacks *cb, struct engine_batch **out, int *count,
+                     const struct kiln_callbacks *cb, struct engine_minibatch **out, int *count,
                      struct kn_err *err) {
     struct sim *s = (struct sim *)e;
-    struct engine_batch *b = malloc(sizeof *b);
+    struct engine_minibatch *b = malloc(sizeof *b);
     if (!b) return kn_err_set(err, KN_EOOM, "sim: out of memory");
     *count = w->count - first < (int)s->opt.staged ? w->count - first : (int)s->opt.staged;
-    *b = (struct engine_batch){s, w, cb, first, *count, 0};
+    *b = (struct engine_minibatch){s, w, cb, first, *count, 0};
     *out = b;
     return 0;
 }
 
-static enum engine_sim_fate fate_of(const struct engine_batch *b, int i, uint8_t key[KN_SHA256_BYTES]) {
+static enum engine_sim_fate fate_of(const struct engine_minibatch *b, int i, uint8_t key[KN_SHA256_BYTES]) {
     kn_task_key(&b->w->tasks[b->first + i], b->w->model->sha256, key);
     return engine_sim_fate(&b->s->opt, key, b->w->attempt);
 }
 
-/* All of the batch's tasks a step at a time. */
-static int sim_denoise(struct engine_batch *b, struct kn_err *err) {
+/* All of the minibatch's tasks a step at a time. */
+static int sim_denoise(struct engine_minibatch *b, struct kn_err *err) {
     const struct sim *s = b->s;
     uint32_t steps = b->w->tasks[b->first].steps;
     uint64_t begun = kn_clock_us();
@@ -229,7 +229,7 @@ static int sim_denoise(struct engine_batch *b, struct kn_err *err) {
     return 0;
 }
 
-static int sim_finish(struct engine_batch *b, struct kn_err *err) {
+static int sim_finish(struct engine_minibatch *b, struct kn_err *err) {
     const struct kn_task *t = &b->w->tasks[b->first];
     uint8_t key[KN_SHA256_BYTES], *rgb = malloc((size_t)t->width * t->height * 3);
     if (!rgb) return kn_err_set(err, KN_EOOM, "sim: out of memory");
@@ -249,7 +249,7 @@ static int sim_finish(struct engine_batch *b, struct kn_err *err) {
     return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : 0;
 }
 
-static void sim_drop(struct engine_batch *b) {
+static void sim_drop(struct engine_minibatch *b) {
     free(b);
 }
 

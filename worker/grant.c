@@ -3,25 +3,25 @@
 
 #include <stdlib.h>
 
-struct job *job_create(struct kn_msg *msg, const struct kn_model_info *model) {
-    struct job *j = calloc(1, sizeof *j);
-    if (!j) return NULL;
-    atomic_init(&j->refs, 1);
-    j->msg = msg;
-    j->g = &msg->u.shard_grant;
-    j->model = model;
-    return j;
+struct grant *grant_create(struct kn_msg *msg, const struct kn_model_info *model) {
+    struct grant *grant = calloc(1, sizeof *grant);
+    if (!grant) return NULL;
+    atomic_init(&grant->refs, 1);
+    grant->msg = msg;
+    grant->shard = &msg->u.shard_grant;
+    grant->model = model;
+    return grant;
 }
 
-struct job *job_ref(struct job *j) {
-    atomic_fetch_add(&j->refs, 1);
-    return j;
+struct grant *grant_ref(struct grant *grant) {
+    atomic_fetch_add(&grant->refs, 1);
+    return grant;
 }
 
-void job_unref(struct job *j) {
-    if (!j || atomic_fetch_sub(&j->refs, 1) != 1) return;
-    kn_msg_destroy(j->msg);
-    free(j);
+void grant_unref(struct grant *grant) {
+    if (!grant || atomic_fetch_sub(&grant->refs, 1) != 1) return;
+    kn_msg_destroy(grant->msg);
+    free(grant);
 }
 
 struct bytes *bytes_create(struct kn_buf *buf) {

@@ -1,23 +1,23 @@
-/* What passes between the worker's threads: a granted shard, and bytes, both counted, since the loop, the
+/* What passes between the worker's threads: a grant, and a picture's bytes. Both are counted, since the loop, the
  * engine, the encoder and ZeroMQ let go of them in any order. Any thread. */
-#ifndef KILN_WORKER_JOB_H
-#define KILN_WORKER_JOB_H
+#ifndef KILN_WORKER_GRANT_H
+#define KILN_WORKER_GRANT_H
 
 #include <stdatomic.h>
 #include "proto/codec.h"
 
-/* A shard: the grant as it came. Nothing in it changes. */
-struct job {
+/* A shard as it was granted. Nothing in it changes. */
+struct grant {
     atomic_int refs;
-    struct kn_msg *msg;                /* owns */
-    const struct kn_shard_grant *g;    /* in msg */
-    const struct kn_model_info *model; /* borrowed from the engine; NULL: this worker has no such model */
+    struct kn_msg *msg;                 /* owns */
+    const struct kn_shard_grant *shard; /* in msg */
+    const struct kn_model_info *model;  /* borrowed from the engine; NULL: this worker has no such model */
 };
 
 /* Takes the message on success (a shard_grant). NULL: out of memory. One reference, the caller's. */
-struct job *job_create(struct kn_msg *msg, const struct kn_model_info *model);
-struct job *job_ref(struct job *j);
-void job_unref(struct job *j); /* NULL is fine */
+struct grant *grant_create(struct kn_msg *msg, const struct kn_model_info *model);
+struct grant *grant_ref(struct grant *grant);
+void grant_unref(struct grant *grant); /* NULL is fine */
 
 /* An encoded picture. */
 struct bytes {

@@ -1,66 +1,66 @@
 /* The shards that this worker holds. Pure: no threads, no sockets, no clock; the loop's thread owns it.
  *
- * A lease:   granted → WAITING → RUNNING → RENDERED → over
+ * A shard:   granted → WAITING → RUNNING → RENDERED → over
  * WAITING    the engine has not begun it; it can be handed back and nobody has lost anything
  * RUNNING    the engine is at it (one at a time)
  * RENDERED   the engine is through, or was stopped; some pictures are not acknowledged yet
- * over       nothing is outstanding: leases_over() takes it out and says what to report
+ * over       nothing is outstanding: shards_over() finds it and says what to report
  *
- * A lease is told apart by shard and term, since a coordinator that starts again counts shards anew. Each of
+ * A shard is told apart by number and term, since a coordinator that starts again counts shards anew. Each of
  * its tasks is pending (no outcome yet), sent (its picture waits for an acknowledgement) or over
  * (acknowledged, or its failure was reported). The worker says that a shard is done when the coordinator has
  * every one of its pictures, and not before: the pictures travel on another socket, and the end must not
  * overtake them. */
-#ifndef KILN_WORKER_LEASES_H
-#define KILN_WORKER_LEASES_H
+#ifndef KILN_WORKER_SHARDS_H
+#define KILN_WORKER_SHARDS_H
 
 #include "worker/grant.h"
 
-enum lease_state { LEASE_WAITING = 1, LEASE_RUNNING, LEASE_RENDERED };
-enum lease_task { LEASE_TASK_PENDING, LEASE_TASK_SENT, LEASE_TASK_OVER };
+enum shard_state { SHARD_WAITING = 1, SHARD_RUNNING, SHARD_RENDERED };
+enum shard_task { SHARD_TASK_PENDING, SHARD_TASK_SENT, SHARD_TASK_OVER };
 
-struct lease {
-    struct job *job; /* owns a reference */
-    enum lease_state state;
-    uint8_t task[KN_SHARD_TASKS_MAX]; /* enum lease_task, beside job->g->tasks */
+struct held_shard {
+    struct grant *grant; /* owns a reference */
+    enum shard_state state;
+    uint8_t task[KN_SHARD_TASKS_MAX]; /* enum shard_task, beside grant->shard->tasks */
     uint32_t images, render_ms;       /* how it went */
     bool out_of_memory;
     bool abort;        /* it was taken away while it ran */
     uint64_t abort_ms; /* when (the caller's clock) */
 };
 
-struct leases {
-    struct lease v[KN_SHARDS_PER_WORKER_MAX]; /* in the order they were granted */
+struct shards {
+    struct held_shard v[KN_SHARDS_PER_WORKER_MAX]; /* in the order they were granted */
     size_t count;
     uint32_t credit;
 };
 
-void leases_init(struct leases *l, uint32_t credit);
-void leases_fini(struct leases *l);
+void shards_init(struct shards *l, uint32_t credit);
+void shards_fini(struct shards *l);
 
-struct lease *lease_find(struct leases *l, uint64_t shard, uint64_t term); /* NULL: none */
-struct lease *lease_running(struct leases *l);                             /* NULL: none */
-size_t leases_waiting(const struct leases *l);
+struct held_shard *shards_find(struct shards *l, uint64_t shard, uint64_t term); /* NULL: none */
+struct held_shard *shards_running(struct shards *l);                             /* NULL: none */
+size_t shards_waiting(const struct shards *l);
 
 /* Takes a reference of its own. KN_EEXIST: it is held already; KN_ELIMIT: over the credit. */
-KN_MUST_USE int lease_grant(struct leases *l, struct job *j);
-void lease_remove(struct leases *l, struct lease *x); /* moves those behind it */
+KN_MUST_USE int shards_take(struct shards *l, struct grant *grant);
+void shards_remove(struct shards *l, struct held_shard *x); /* moves those behind it */
 
 /* The engine's events. */
-void lease_started(struct lease *x);
-void lease_image(struct lease *x, uint32_t place);  /* rendered; its bytes wait */
-void lease_failed(struct lease *x, uint32_t place); /* and reported */
-void lease_finished(struct lease *x, uint32_t render_ms, uint32_t images, bool out_of_memory);
+void shard_started(struct held_shard *x);
+void shard_image(struct held_shard *x, uint32_t place);  /* rendered; its bytes wait */
+void shard_failed(struct held_shard *x, uint32_t place); /* and reported */
+void shard_finished(struct held_shard *x, uint32_t render_ms, uint32_t images, bool out_of_memory);
 
-/* A picture was acknowledged or refused: true in whichever lease waits for it. */
-void leases_acknowledged(struct leases *l, const kn_id batch, uint32_t task);
+/* A picture was acknowledged or refused: that holds for each shard that waits for it. */
+void shards_acknowledged(struct shards *l, const kn_id batch, uint32_t task);
 
-/* What to report of a lease that is over; then the caller removes it. NULL: none is over. */
-enum lease_end { LEASE_DONE, LEASE_RETURNED }; /* returned: some of its tasks were not executed */
-struct lease *leases_over(struct leases *l, enum lease_end *how);
+/* What to report of a shard that is over; then the caller removes it. NULL: none is over. */
+enum shard_end { SHARD_DONE, SHARD_RETURNED }; /* returned: some of its tasks were not executed */
+struct held_shard *shards_over(struct shards *l, enum shard_end *how);
 
-/* The tasks of a lease without an outcome that the coordinator knows of; out has room for KN_SHARD_TASKS_MAX.
+/* The tasks of a shard without an outcome that the coordinator knows of; out has room for KN_SHARD_TASKS_MAX.
  */
-size_t lease_outstanding(const struct lease *x, uint32_t *out);
+size_t shard_outstanding(const struct held_shard *x, uint32_t *out);
 
 #endif

@@ -20,15 +20,15 @@ struct queue {
 
 #define PARTS_WAITING_MAX 1 /* between two of the engine's stages */
 
-struct queued_job {
-    struct job *job;                        /* owns a reference */
+struct queued_grant {
+    struct grant *grant;                    /* owns a reference */
     struct stage_event *started, *finished; /* owned: made beforehand, so that its end can always be told */
 };
 
-/* A job that a stage has taken. Freed when its last part is. */
+/* A grant that a stage has taken. Freed when its last part is. */
 struct run {
     struct run *next; /* taken later */
-    struct queued_job q;
+    struct queued_grant q;
     atomic_bool abort; /* it is not wanted any more, or stop */
     bool begun;        /* its denoising; STARTED was told */
     bool withdrawn;    /* no event of it is to come */
@@ -39,7 +39,7 @@ struct run {
     char reason[KN_REASON_MAX + 1];
 };
 
-/* A batch of a job on its way through the engine; the whole job where the engine has no stages. */
+/* A minibatch of a grant on its way through the engine; the whole grant where the engine has no stages. */
 struct part {
     struct part *next;
     struct stages *s;
@@ -47,7 +47,7 @@ struct part {
     int first, count;
     struct engine_work work;
     struct kiln_callbacks cb;
-    struct engine_batch *batch; /* owns; NULL: no stages */
+    struct engine_minibatch *minibatch; /* owns; NULL: no stages */
 };
 
 struct parts {
@@ -63,8 +63,8 @@ struct stages {
     pthread_mutex_t lock;
     pthread_cond_t wake[THREADS]; /* something came for it, room was made for what it has, or stop */
     bool stop;
-    struct queued_job jobs[KN_SHARDS_PER_WORKER_MAX];
-    size_t job_count;
+    struct queued_grant grants[KN_SHARDS_PER_WORKER_MAX];
+    size_t grant_count;
     struct run *runs;             /* taken, the oldest first */
     struct run *running;          /* in runs: what is denoised */
     struct parts ready, denoised; /* between the engine's stages */
@@ -95,16 +95,16 @@ static struct stage_event *pop(struct queue *q) {
 void stage_event_free(struct stage_event *e) {
     if (!e) return;
     upload_free(e->upload);
-    job_unref(e->job);
+    grant_unref(e->grant);
     free(e->rgb);
     free(e);
 }
 
-static struct stage_event *new_event(enum stage_event_type type, struct job *j) {
+static struct stage_event *new_event(enum stage_event_type type, struct grant *grant) {
     struct stage_event *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->type = type;
-    e->job = job_ref(j);
+    e->grant = grant_ref(grant);
     return e;
 }
 
@@ -126,7 +126,7 @@ static void tell_loop(struct stages *s, struct stage_event *e) {
     s->opt.wake(s->opt.ctx);
 }
 
-/* ---- a job's way through the engine */
+/* ---- a grant's way through the engine */
 
 static void push_part(struct parts *q, struct part *p) {
     p->next = NULL;
@@ -157,7 +157,7 @@ static void fail(struct stages *s, struct run *r, int rc, const char *text) {
 static void free_run(struct run *r) {
     stage_event_free(r->q.started);
     stage_event_free(r->q.finished);
-    job_unref(r->q.job);
+    grant_unref(r->q.grant);
     free(r);
 }
 
@@ -191,7 +191,7 @@ static void run_done(struct stages *s, struct run *r) {
         snprintf(e->reason, sizeof e->reason, "%s", r->reason);
         if (r->rc == 0) {
             s->has_model = true;
-            memcpy(s->model_sha256, r->q.job->g->model_sha256, sizeof s->model_sha256);
+            memcpy(s->model_sha256, r->q.grant->shard->model_sha256, sizeof s->model_sha256);
         }
         push(&s->pixels, e);
         pthread_cond_signal(&s->wake[ENCODER]);
@@ -202,7 +202,7 @@ static void run_done(struct stages *s, struct run *r) {
 }
 
 static void part_done(struct stages *s, struct part *p) {
-    if (p->batch) s->opt.engine->ops->drop(p->batch);
+    if (p->minibatch) s->opt.engine->ops->drop(p->minibatch);
     struct run *r = p->run;
     free(p);
     run_done(s, r);
@@ -242,7 +242,7 @@ static int on_image(void *ctx, const struct kiln_image *image) {
     struct run *r = p->run;
     struct stages *s = p->s;
     size_t bytes = (size_t)image->task->width * image->task->height * 3;
-    struct stage_event *e = new_event(image->status ? STAGE_FAILED : STAGE_IMAGE, r->q.job);
+    struct stage_event *e = new_event(image->status ? STAGE_FAILED : STAGE_IMAGE, r->q.grant);
     alive(s);
     if (!e) goto no_memory;
     e->place = (uint32_t)(p->first + image->index);
@@ -258,12 +258,12 @@ static int on_image(void *ctx, const struct kiln_image *image) {
         memcpy(e->rgb, image->rgb, bytes);
         e->width = image->task->width;
         e->height = image->task->height;
-        e->upload->job = job_ref(r->q.job);
+        e->upload->grant = grant_ref(r->q.grant);
         e->upload->place = e->place;
         e->upload->flat = image->flat;
         e->upload->render_ms = image->render_ms < 4e9 ? (uint32_t)(image->render_ms + 0.5) : UINT32_MAX;
     }
-    int thread = p->batch ? DECODING : DENOISING;
+    int thread = p->minibatch ? DECODING : DENOISING;
     pthread_mutex_lock(&s->lock);
     while (!s->stop && !atomic_load(&r->abort) && s->pixel_bytes &&
            s->pixel_bytes + bytes > s->opt.pixel_bytes_max) {
@@ -283,13 +283,13 @@ no_memory:
     return 1;
 }
 
-/* ---- the first stage: jobs are cut in parts, their texts encoded */
+/* ---- the first stage: grants are cut in parts, their texts encoded */
 
-static struct run *take_job(struct stages *s) {
+static struct run *take_grant(struct stages *s) {
     struct run *r = calloc(1, sizeof *r);
     pthread_mutex_lock(&s->lock);
-    while (!s->stop && (s->job_count == 0 || !r)) {
-        if (s->job_count == 0)
+    while (!s->stop && (s->grant_count == 0 || !r)) {
+        if (s->grant_count == 0)
             pthread_cond_wait(&s->wake[TEXTS], &s->lock);
         else
             wait_a_while(s, &s->wake[TEXTS]); /* for memory */
@@ -300,13 +300,13 @@ static struct run *take_job(struct stages *s) {
         free(r);
         return NULL;
     }
-    r->q = s->jobs[0];
+    r->q = s->grants[0];
     r->parts = 1;
-    memmove(s->jobs, s->jobs + 1, --s->job_count * sizeof s->jobs[0]);
+    memmove(s->grants, s->grants + 1, --s->grant_count * sizeof s->grants[0]);
     struct run **at = &s->runs;
     if (!*at) { /* what was idle until now */
         atomic_store(&s->step, 0);
-        atomic_store(&s->steps, r->q.job->g->tasks->steps);
+        atomic_store(&s->steps, r->q.grant->shard->tasks->steps);
     }
     while (*at) at = &(*at)->next;
     *at = r;
@@ -318,10 +318,10 @@ static struct run *take_job(struct stages *s) {
 static struct part *new_part(struct stages *s, struct run *r, int first) {
     struct part *p = calloc(1, sizeof *p);
     if (!p) return NULL;
-    const struct kn_shard_grant *g = r->q.job->g;
+    const struct kn_shard_grant *g = r->q.grant->shard;
     *p = (struct part){.s = s, .run = r, .first = first};
     p->work = (struct engine_work){
-        .model = r->q.job->model, .tasks = g->tasks, .count = (int)g->count, .attempt = g->attempt};
+        .model = r->q.grant->model, .tasks = g->tasks, .count = (int)g->count, .attempt = g->attempt};
     p->cb = (struct kiln_callbacks){.ctx = p, .step = on_step, .image = on_image};
     pthread_mutex_lock(&s->lock);
     r->parts++;
@@ -338,17 +338,18 @@ static bool unwanted(struct stages *s, struct run *r) {
 
 static void cut(struct stages *s, struct run *r) {
     const struct engine_ops *ops = s->opt.engine->ops;
-    int count = (int)r->q.job->g->count;
-    if (!r->q.job->model) fail(s, r, KN_EMODEL, "this worker has no such model");
+    int count = (int)r->q.grant->shard->count;
+    if (!r->q.grant->model) fail(s, r, KN_EMODEL, "this worker has no such model");
     for (int at = 0; at < count && !unwanted(s, r);) {
         struct kn_err err = {0};
         struct part *p = new_part(s, r, at);
         if (!p) {
-            fail(s, r, KN_EOOM, "no memory for a batch");
+            fail(s, r, KN_EOOM, "no memory for a minibatch");
             break;
         }
         p->count = count;
-        int rc = ops->begin ? ops->begin(s->opt.engine, &p->work, at, &p->cb, &p->batch, &p->count, &err) : 0;
+        int rc =
+            ops->begin ? ops->begin(s->opt.engine, &p->work, at, &p->cb, &p->minibatch, &p->count, &err) : 0;
         if (rc) {
             fail(s, r, rc, err.text);
             part_done(s, p);
@@ -362,7 +363,7 @@ static void cut(struct stages *s, struct run *r) {
 
 static void *texts_main(void *arg) {
     struct stages *s = arg;
-    for (struct run *r; (r = take_job(s)) != NULL;) cut(s, r);
+    for (struct run *r; (r = take_grant(s)) != NULL;) cut(s, r);
     return NULL;
 }
 
@@ -387,7 +388,7 @@ static bool begin_run(struct stages *s, struct run *r) {
         }
         s->running = r;
         atomic_store(&s->step, 0);
-        atomic_store(&s->steps, r->q.job->g->tasks->steps);
+        atomic_store(&s->steps, r->q.grant->shard->tasks->steps);
         alive(s);
     }
     pthread_mutex_unlock(&s->lock);
@@ -403,12 +404,13 @@ static void *denoising_main(void *arg) {
         int rc = 0;
         bool wanted = begin_run(s, p->run);
         if (wanted)
-            rc = p->batch ? ops->denoise(p->batch, &err) : ops->render(s->opt.engine, &p->work, &p->cb, &err);
+            rc = p->minibatch ? ops->denoise(p->minibatch, &err)
+                              : ops->render(s->opt.engine, &p->work, &p->cb, &err);
         if (rc) fail(s, p->run, rc, err.text);
         pthread_mutex_lock(&s->lock);
         s->running = NULL;
         pthread_mutex_unlock(&s->lock);
-        if (wanted && !rc && p->batch)
+        if (wanted && !rc && p->minibatch)
             hand_on(s, p, &s->denoised, DENOISING, DECODING);
         else
             part_done(s, p);
@@ -423,7 +425,7 @@ static void *decoding_main(void *arg) {
     for (struct part *p; (p = next_part(s, &s->denoised, DECODING, DENOISING)) != NULL;) {
         struct kn_err err = {0};
         int rc = atomic_load(&p->run->abort) ? kn_err_set(&err, KN_ECANCELED, "stopped")
-                                             : s->opt.engine->ops->finish(p->batch, &err);
+                                             : s->opt.engine->ops->finish(p->minibatch, &err);
         if (rc) fail(s, p->run, rc, err.text);
         part_done(s, p);
     }
@@ -434,11 +436,11 @@ static void *decoding_main(void *arg) {
 
 /* The digest of the pixels is over the rows of RGB bytes from the top, nothing between them (base/spec.h). */
 static int encode(struct stage_event *e, struct kn_err *err) {
-    const struct kn_task *t = &e->job->g->tasks[e->place];
+    const struct kn_task *t = &e->grant->shard->tasks[e->place];
     struct kn_buf text, png;
     kn_buf_init(&text, 4 * (size_t)KN_PROMPT_BYTES_MAX);
     kn_buf_init(&png, KN_IMAGE_BYTES_MAX);
-    int rc = kn_task_parameters(t, e->job->model, "kiln " KILN_VERSION, &text);
+    int rc = kn_task_parameters(t, e->grant->model, "kiln " KILN_VERSION, &text);
     if (rc != 0) kn_err_set(err, rc, "its settings as text: %s", kn_err_words(rc));
     if (rc == 0) rc = kiln_png_encode(e->rgb, e->width, e->height, text.data, &png, err);
     if (rc == 0) {
@@ -543,24 +545,25 @@ void stages_destroy(struct stages *s) {
     for (struct part *p; (p = pop_part(&s->ready)) != NULL;) part_done(s, p);
     for (struct part *p; (p = pop_part(&s->denoised)) != NULL;) part_done(s, p);
     assert(!s->runs);
-    for (size_t i = 0; i < s->job_count; i++) {
-        stage_event_free(s->jobs[i].started);
-        stage_event_free(s->jobs[i].finished);
-        job_unref(s->jobs[i].job);
+    for (size_t i = 0; i < s->grant_count; i++) {
+        stage_event_free(s->grants[i].started);
+        stage_event_free(s->grants[i].finished);
+        grant_unref(s->grants[i].grant);
     }
     for (struct stage_event *e; (e = pop(&s->pixels)) != NULL;) stage_event_free(e);
     for (struct stage_event *e; (e = pop(&s->events)) != NULL;) stage_event_free(e);
     fini(s);
 }
 
-int stages_submit(struct stages *s, struct job *j) {
-    struct queued_job q = {.started = new_event(STAGE_STARTED, j), .finished = new_event(STAGE_FINISHED, j)};
+int stages_submit(struct stages *s, struct grant *grant) {
+    struct queued_grant q = {.started = new_event(STAGE_STARTED, grant),
+                             .finished = new_event(STAGE_FINISHED, grant)};
     int rc = q.started && q.finished ? 0 : KN_ENOMEM;
     pthread_mutex_lock(&s->lock);
-    if (rc == 0 && s->job_count == KN_SHARDS_PER_WORKER_MAX) rc = KN_ELIMIT;
+    if (rc == 0 && s->grant_count == KN_SHARDS_PER_WORKER_MAX) rc = KN_ELIMIT;
     if (rc == 0) {
-        q.job = job_ref(j);
-        s->jobs[s->job_count++] = q;
+        q.grant = grant_ref(grant);
+        s->grants[s->grant_count++] = q;
         pthread_cond_signal(&s->wake[TEXTS]);
     }
     pthread_mutex_unlock(&s->lock);
@@ -571,33 +574,33 @@ int stages_submit(struct stages *s, struct job *j) {
     return rc;
 }
 
-bool stages_withdraw(struct stages *s, const struct job *j) {
-    struct queued_job q = {0};
+bool stages_withdraw(struct stages *s, const struct grant *grant) {
+    struct queued_grant q = {0};
     pthread_mutex_lock(&s->lock);
-    for (size_t i = 0; i < s->job_count && !q.job; i++) {
-        if (s->jobs[i].job != j) continue;
-        q = s->jobs[i];
-        s->job_count--;
-        memmove(s->jobs + i, s->jobs + i + 1, (s->job_count - i) * sizeof s->jobs[0]);
+    for (size_t i = 0; i < s->grant_count && !q.grant; i++) {
+        if (s->grants[i].grant != grant) continue;
+        q = s->grants[i];
+        s->grant_count--;
+        memmove(s->grants + i, s->grants + i + 1, (s->grant_count - i) * sizeof s->grants[0]);
     }
     bool withdrawn = false;
-    for (struct run *r = s->runs; r && !q.job && !withdrawn; r = r->next) {
-        if (r->q.job != j || r->begun) continue;
+    for (struct run *r = s->runs; r && !q.grant && !withdrawn; r = r->next) {
+        if (r->q.grant != grant || r->begun) continue;
         r->withdrawn = withdrawn = true; /* its parts are dropped where they are */
         atomic_store(&r->abort, true);
     }
     pthread_mutex_unlock(&s->lock);
-    if (!q.job) return withdrawn;
+    if (!q.grant) return withdrawn;
     stage_event_free(q.started);
     stage_event_free(q.finished);
-    job_unref(q.job);
+    grant_unref(q.grant);
     return true;
 }
 
-void stages_abort(struct stages *s, const struct job *j) {
+void stages_abort(struct stages *s, const struct grant *grant) {
     pthread_mutex_lock(&s->lock);
     for (struct run *r = s->runs; r; r = r->next)
-        if (r->q.job == j) atomic_store(&r->abort, true);
+        if (r->q.grant == grant) atomic_store(&r->abort, true);
     for (int i = TEXTS; i <= DECODING; i++) pthread_cond_signal(&s->wake[i]); /* what waits for room */
     pthread_mutex_unlock(&s->lock);
 }
@@ -622,7 +625,7 @@ void stages_progress(struct stages *s, struct stages_progress *out) {
     *out = (struct stages_progress){0};
     pthread_mutex_lock(&s->lock);
     if (s->runs) { /* what is denoised, or else the oldest */
-        const struct kn_shard_grant *g = (s->running ? s->running : s->runs)->q.job->g;
+        const struct kn_shard_grant *g = (s->running ? s->running : s->runs)->q.grant->shard;
         uint64_t now = kn_clock_ms(), then = atomic_load(&s->alive_ms);
         out->busy = true;
         out->shard = g->shard;

@@ -13,7 +13,7 @@ static void make_key(const kn_id batch, uint32_t task, uint8_t out[KEY_BYTES]) {
 }
 
 static void key_of(const struct upload *up, uint8_t out[KEY_BYTES]) {
-    make_key(up->job->g->batch, up->job->g->index[up->place], out);
+    make_key(up->grant->shard->batch, up->grant->shard->index[up->place], out);
 }
 
 int uploads_init(struct uploads *u, size_t count_max, uint64_t window_bytes) {
@@ -24,7 +24,7 @@ int uploads_init(struct uploads *u, size_t count_max, uint64_t window_bytes) {
 
 void upload_free(struct upload *up) {
     if (!up) return;
-    job_unref(up->job);
+    grant_unref(up->grant);
     bytes_unref(up->png);
     free(up);
 }

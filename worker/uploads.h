@@ -11,9 +11,9 @@
 
 struct upload {
     struct upload *next, *prev;
-    struct job *job;   /* owns a reference */
-    struct bytes *png; /* owns a reference */
-    uint32_t place;    /* of its task in the job */
+    struct grant *grant; /* owns a reference */
+    struct bytes *png;   /* owns a reference */
+    uint32_t place;      /* of its task in the grant */
     uint32_t render_ms;
     kn_digest sha256, pixels_sha256;
     bool flat, sent;

@@ -31,7 +31,7 @@ struct worker {
     struct kn_model_info *infos; /* owns; as the hello wants them */
     struct connection connection;
     struct stages *stages;
-    struct leases leases;
+    struct shards shards;
     struct uploads uploads;
     uv_timer_t tick;
     uv_async_t wake;
@@ -96,7 +96,7 @@ static void blob_free(void *data, void *hint) {
 }
 
 static int send_upload(struct worker *w, const struct upload *up) {
-    const struct kn_shard_grant *g = up->job->g;
+    const struct kn_shard_grant *g = up->grant->shard;
     struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
     m.u.image_result = (struct kn_image_result){
         .task = g->index[up->place],
@@ -126,9 +126,9 @@ static void pump_uploads(struct worker *w) {
 
 /* ---- events of the stages */
 
-static void take_image(struct worker *w, struct lease *x, struct stage_event *e) {
+static void take_image(struct worker *w, struct held_shard *x, struct stage_event *e) {
     size_t len = e->upload->png->len;
-    lease_image(x, e->place);
+    shard_image(x, e->place);
     rate_advance(w);
     w->rate[w->rate_s % RATE_SECONDS]++;
     int rc = uploads_add(&w->uploads, e->upload);
@@ -139,27 +139,27 @@ static void take_image(struct worker *w, struct lease *x, struct stage_event *e)
     stages_release(w->stages,
                    len); /* KN_EEXIST: the same picture waits already, its acknowledgement counts for both */
     if (rc == KN_EEXIST) return;
-    lease_failed(x, e->place);
-    tell_failed(w, x->job->g, e->place, rc, kn_err_words(rc));
+    shard_failed(x, e->place);
+    tell_failed(w, x->grant->shard, e->place, rc, kn_err_words(rc));
 }
 
-static void take_finished(struct worker *w, struct lease *x, const struct stage_event *e) {
-    const struct kn_shard_grant *g = x->job->g;
+static void take_finished(struct worker *w, struct held_shard *x, const struct stage_event *e) {
+    const struct kn_shard_grant *g = x->grant->shard;
     bool memory = e->code == KN_EOOM || e->code == KN_ENOMEM;
     bool whole =
         e->code != 0 && e->code != KN_ECANCELED && e->code != KN_EDEVICE && !(memory && g->count > 1);
     kn_debug("shard_rendered shard=%llu images=%u ms=%u rc=%d", (unsigned long long)g->shard, e->images,
              e->render_ms, e->code);
     for (uint32_t i = 0; whole && i < g->count; i++) { /* no smaller shard would do better */
-        if (x->task[i] != LEASE_TASK_PENDING) continue;
-        lease_failed(x, i);
+        if (x->task[i] != SHARD_TASK_PENDING) continue;
+        shard_failed(x, i);
         tell_failed(w, g, i, e->code, e->reason);
     }
-    lease_finished(x, e->render_ms, e->images, memory);
+    shard_finished(x, e->render_ms, e->images, memory);
     if (e->code == KN_EDEVICE) {
         /* Not handed back: it was executing when the worker went, and is charged and cut in two for that. */
         kn_error("engine_failed shard=%llu reason=\"%s\"", (unsigned long long)g->shard, e->reason);
-        lease_remove(&w->leases, x);
+        shards_remove(&w->shards, x);
         w->engine_lost = true;
         w->status = WORKER_EXIT_ENGINE;
         worker_drain(w, true, FLUSH_MS, "its engine failed");
@@ -170,13 +170,13 @@ static void take_finished(struct worker *w, struct lease *x, const struct stage_
 }
 
 static void take_event(struct worker *w, struct stage_event *e) {
-    const struct kn_shard_grant *g = e->job->g;
-    struct lease *x = lease_find(&w->leases, g->shard, g->term);
-    assert(x && x->job == e->job); /* it is held until FINISHED */
+    const struct kn_shard_grant *g = e->grant->shard;
+    struct held_shard *x = shards_find(&w->shards, g->shard, g->term);
+    assert(x && x->grant == e->grant); /* it is held until FINISHED */
     switch (e->type) {
     case STAGE_STARTED: {
         struct kn_msg m = {.type = KN_MSG_SHARD_STARTED, .u.shard_started = {g->shard, g->term}};
-        lease_started(x);
+        shard_started(x);
         connection_tell(&w->connection, &m);
         kn_debug("shard_started shard=%llu tasks=%zu", (unsigned long long)g->shard, g->count);
         break;
@@ -185,7 +185,7 @@ static void take_event(struct worker *w, struct stage_event *e) {
         take_image(w, x, e);
         break;
     case STAGE_FAILED:
-        lease_failed(x, e->place);
+        shard_failed(x, e->place);
         tell_failed(w, g, e->place, e->code, e->reason);
         break;
     case STAGE_FINISHED:
@@ -217,40 +217,40 @@ static void wake(void *ctx) {
 /* Takes the message. */
 static void on_grant(struct worker *w, struct kn_msg *m) {
     const struct kn_shard_grant *g = &m->u.shard_grant;
-    struct job *j = NULL;
+    struct grant *grant = NULL;
     int rc = KN_ESTATE;
     if (!w->draining) {
-        j = job_create(m, engine_model(w->opt.engine, g->model_sha256));
-        rc = j ? lease_grant(&w->leases, j) : KN_ENOMEM;
-        if (rc == 0 && (rc = stages_submit(w->stages, j)) != 0)
-            lease_remove(&w->leases, lease_find(&w->leases, g->shard, g->term));
+        grant = grant_create(m, engine_model(w->opt.engine, g->model_sha256));
+        rc = grant ? shards_take(&w->shards, grant) : KN_ENOMEM;
+        if (rc == 0 && (rc = stages_submit(w->stages, grant)) != 0)
+            shards_remove(&w->shards, shards_find(&w->shards, g->shard, g->term));
     }
     kn_debug("shard_granted shard=%llu term=%llu tasks=%zu rc=%d", (unsigned long long)g->shard,
              (unsigned long long)g->term, g->count, rc);
     if (rc != 0 && rc != KN_EEXIST) tell_returned(w, g, false);
-    if (j)
-        job_unref(j);
+    if (grant)
+        grant_unref(grant);
     else
         kn_msg_destroy(m);
 }
 
-static void abort_lease(struct worker *w, struct lease *x) {
+static void abort_shard(struct worker *w, struct held_shard *x) {
     if (x->abort) return;
     x->abort = true;
     x->abort_ms = kn_clock_ms();
-    stages_abort(w->stages, x->job);
+    stages_abort(w->stages, x->grant);
 }
 
 static void on_revoke(struct worker *w, const struct kn_shard_revoke *r) {
-    struct lease *x = lease_find(&w->leases, r->shard, r->term);
+    struct held_shard *x = shards_find(&w->shards, r->shard, r->term);
     kn_debug("shard_revoked shard=%llu term=%llu abort=%d known=%d", (unsigned long long)r->shard,
              (unsigned long long)r->term, r->abort, x != NULL);
-    if (!x || x->state == LEASE_RENDERED) return;
-    if (x->state == LEASE_WAITING && stages_withdraw(w->stages, x->job)) {
-        tell_returned(w, x->job->g, false);
-        lease_remove(&w->leases, x);
+    if (!x || x->state == SHARD_RENDERED) return;
+    if (x->state == SHARD_WAITING && stages_withdraw(w->stages, x->grant)) {
+        tell_returned(w, x->grant->shard, false);
+        shards_remove(&w->shards, x);
     } else if (r->abort) {
-        abort_lease(w, x);
+        abort_shard(w, x);
     }
 }
 
@@ -259,7 +259,7 @@ static void on_acknowledged(struct worker *w, const struct kn_image_ack *a) {
     if (a->code != 0 && a->code != KN_EEXIST)
         kn_debug("picture_not_wanted task=%u reason=\"%s\"", a->task, kn_err_words(a->code));
     if (len) stages_release(w->stages, len);
-    leases_acknowledged(&w->leases, a->batch, a->task);
+    shards_acknowledged(&w->shards, a->batch, a->task);
 }
 
 static void on_message(void *ctx, struct kn_msg *m) {
@@ -305,15 +305,15 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
         .models = w->infos,
         .model_count = e->model_count,
         .held = w->held,
-        .held_count = w->leases.count,
+        .held_count = w->shards.count,
     };
     memcpy(h->instance, w->instance, sizeof h->instance);
-    for (size_t i = 0; i < w->leases.count; i++) {
-        const struct lease *x = &w->leases.v[i];
+    for (size_t i = 0; i < w->shards.count; i++) {
+        const struct held_shard *x = &w->shards.v[i];
         w->held[i] = (struct kn_held_shard){
-            .shard = x->job->g->shard, .term = x->job->g->term, .tasks = w->held_tasks[i]};
-        memcpy(w->held[i].batch, x->job->g->batch, sizeof w->held[i].batch);
-        w->held[i].task_count = lease_outstanding(x, w->held_tasks[i]);
+            .shard = x->grant->shard->shard, .term = x->grant->shard->term, .tasks = w->held_tasks[i]};
+        memcpy(w->held[i].batch, x->grant->shard->batch, sizeof w->held[i].batch);
+        w->held[i].task_count = shard_outstanding(x, w->held_tasks[i]);
     }
 }
 
@@ -336,7 +336,7 @@ static void on_heartbeat(void *ctx, struct kn_heartbeat *h) {
         .steps = p.steps,
         .tasks = p.tasks,
         .progress_age_ms = p.age_ms,
-        .waiting = (uint32_t)leases_waiting(&w->leases),
+        .waiting = (uint32_t)shards_waiting(&w->shards),
         .images_per_s = rate_get(w),
         .draining = w->draining,
         .has_model = p.has_model,
@@ -361,7 +361,7 @@ static void end(struct worker *w) {
     stages_progress(w->stages, &p);
     if (p.busy) w->engine_lost = true; /* nobody waits for it any more */
     connection_tell(&w->connection, &m);
-    kn_info("leaving status=%d reason=\"%s\" shards=%zu pictures=%zu", w->status, w->reason, w->leases.count,
+    kn_info("leaving status=%d reason=\"%s\" shards=%zu pictures=%zu", w->status, w->reason, w->shards.count,
             w->uploads.count);
     uv_timer_stop(&w->tick);
     w->opt.ended(w->opt.ctx, w->status);
@@ -369,11 +369,11 @@ static void end(struct worker *w) {
 
 /* Hands back what has not begun. */
 static void return_waiting(struct worker *w) {
-    for (size_t i = w->leases.count; i-- > 0;) {
-        struct lease *x = &w->leases.v[i];
-        if (x->state != LEASE_WAITING || !stages_withdraw(w->stages, x->job)) continue;
-        tell_returned(w, x->job->g, false);
-        lease_remove(&w->leases, x);
+    for (size_t i = w->shards.count; i-- > 0;) {
+        struct held_shard *x = &w->shards.v[i];
+        if (x->state != SHARD_WAITING || !stages_withdraw(w->stages, x->grant)) continue;
+        tell_returned(w, x->grant->shard, false);
+        shards_remove(&w->shards, x);
     }
 }
 
@@ -399,33 +399,33 @@ void worker_leave_now(struct worker *w, int status, const char *reason) {
     w->status = status;
     snprintf(w->reason, sizeof w->reason, "%.*s", KN_REASON_MAX, reason);
     return_waiting(w);
-    for (size_t i = 0; i < w->leases.count; i++) tell_returned(w, w->leases.v[i].job->g, false);
+    for (size_t i = 0; i < w->shards.count; i++) tell_returned(w, w->shards.v[i].grant->shard, false);
     end(w);
 }
 
 /* Reports what is over, and leaves when it is time. */
 static void settle(struct worker *w) {
-    enum lease_end how;
-    struct lease *x;
+    enum shard_end how;
+    struct held_shard *x;
     if (w->ended) return;
-    while ((x = leases_over(&w->leases, &how)) != NULL) {
-        const struct kn_shard_grant *g = x->job->g;
+    while ((x = shards_over(&w->shards, &how)) != NULL) {
+        const struct kn_shard_grant *g = x->grant->shard;
         struct kn_msg m = {.type = KN_MSG_SHARD_DONE,
                            .u.shard_done = {g->shard, g->term, x->render_ms, x->images}};
-        if (how == LEASE_DONE)
+        if (how == SHARD_DONE)
             connection_tell(&w->connection, &m);
         else
             tell_returned(w, g, x->out_of_memory);
-        lease_remove(&w->leases, x);
+        shards_remove(&w->shards, x);
     }
-    if (w->leaving && w->uploads.count == 0 && (w->leases.count == 0 || w->engine_lost)) end(w);
+    if (w->leaving && w->uploads.count == 0 && (w->shards.count == 0 || w->engine_lost)) end(w);
 }
 
 static void check_engine(struct worker *w, uint64_t now_ms) {
     uint32_t abort_ms = w->opt.abort_ms ? w->opt.abort_ms : ABORT_MS;
-    struct lease *x = lease_running(&w->leases);
+    struct held_shard *x = shards_running(&w->shards);
     if (w->engine_lost || !x || !x->abort || now_ms - x->abort_ms < abort_ms) return;
-    kn_error("engine_hangs shard=%llu ms=%llu", (unsigned long long)x->job->g->shard,
+    kn_error("engine_hangs shard=%llu ms=%llu", (unsigned long long)x->grant->shard->shard,
              (unsigned long long)(now_ms - x->abort_ms));
     w->engine_lost = true;
     w->status = w->leaving ? w->status : WORKER_EXIT_ENGINE;
@@ -446,13 +446,13 @@ static void on_tick(uv_timer_t *h) {
     pump_uploads(w);
     check_engine(w, now_ms);
     if (w->stop_ms && now_ms >= w->stop_ms) {
-        struct lease *x = lease_running(&w->leases);
-        if (x) abort_lease(w, x);
+        struct held_shard *x = shards_running(&w->shards);
+        if (x) abort_shard(w, x);
     }
     if (w->end_ms && now_ms >= w->end_ms && !w->ended) {
         bool returns = !w->engine_lost; /* what a lost engine was at is the coordinator's to judge */
-        for (size_t i = 0; returns && i < w->leases.count; i++)
-            tell_returned(w, w->leases.v[i].job->g, false);
+        for (size_t i = 0; returns && i < w->shards.count; i++)
+            tell_returned(w, w->shards.v[i].grant->shard, false);
         end(w);
         return;
     }
@@ -474,7 +474,7 @@ static int prepare(struct worker *w, struct kn_err *err) {
     struct connection_handler on = {on_hello, on_heartbeat, on_welcome, on_message, on_data_room, w};
     if (gethostname(w->host, sizeof w->host - 1) != 0) strcpy(w->host, "?");
     kn_uuid_random(w->instance);
-    leases_init(&w->leases, w->opt.credit);
+    shards_init(&w->shards, w->opt.credit);
     w->infos = calloc(e->model_count + 1, sizeof *w->infos);
     if (!w->infos || uploads_init(&w->uploads, UNACKED_MAX + 1, WINDOW_BYTES) != 0)
         return kn_err_set(err, KN_ENOMEM, "out of memory");
@@ -521,7 +521,7 @@ bool worker_close(struct worker *w) {
 }
 
 void worker_free(struct worker *w) {
-    leases_fini(&w->leases);
+    shards_fini(&w->shards);
     uploads_fini(&w->uploads);
     free(w->infos);
     free(w);

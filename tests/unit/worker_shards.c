@@ -32,119 +32,119 @@ static struct kn_msg *grant(uint64_t shard, uint64_t term, uint32_t first, uint3
     return out;
 }
 
-static int hold(struct leases *l, uint64_t shard, uint64_t term, uint32_t first, uint32_t count) {
-    struct job *j = job_create(grant(shard, term, first, count), NULL);
-    int rc = lease_grant(l, j);
-    job_unref(j);
+static int hold(struct shards *l, uint64_t shard, uint64_t term, uint32_t first, uint32_t count) {
+    struct grant *one = grant_create(grant(shard, term, first, count), NULL);
+    int rc = shards_take(l, one);
+    grant_unref(one);
     return rc;
 }
 
 static const kn_id batch = {0};
 
 TEST(a_worker_holds_no_more_than_its_credit) {
-    struct leases l;
-    leases_init(&l, 2);
+    struct shards l;
+    shards_init(&l, 2);
     CHECK_INT(hold(&l, 1, 1, 0, 4), 0);
     CHECK_INT(hold(&l, 1, 1, 0, 4), KN_EEXIST);
     CHECK_INT(hold(&l, 1, 2, 4, 4), 0); /* the same number of another term is another shard */
     CHECK_INT(hold(&l, 3, 1, 8, 4), KN_ELIMIT);
-    CHECK_U64(leases_waiting(&l), 2);
-    leases_fini(&l);
+    CHECK_U64(shards_waiting(&l), 2);
+    shards_fini(&l);
     CHECK_U64(l.count, 0);
 }
 
 TEST(a_shard_is_done_when_all_its_pictures_are_acknowledged) {
-    struct leases l;
-    enum lease_end how;
+    struct shards l;
+    enum shard_end how;
     uint32_t left[KN_SHARD_TASKS_MAX];
-    leases_init(&l, 3);
+    shards_init(&l, 3);
     CHECK_INT(hold(&l, 1, 1, 10, 3), 0);
-    struct lease *x = lease_find(&l, 1, 1);
-    CHECK_U64(lease_outstanding(x, left), 3);
-    lease_started(x);
-    CHECK(lease_running(&l) == x && leases_waiting(&l) == 0);
-    for (uint32_t i = 0; i < 3; i++) lease_image(x, i);
-    lease_finished(x, 500, 3, false);
-    CHECK(lease_running(&l) == NULL);
-    CHECK(leases_over(&l, &how) == NULL);
-    leases_acknowledged(&l, batch, 10);
-    leases_acknowledged(&l, batch, 12);
-    CHECK(leases_over(&l, &how) == NULL);
-    CHECK_U64(lease_outstanding(x, left), 1);
+    struct held_shard *x = shards_find(&l, 1, 1);
+    CHECK_U64(shard_outstanding(x, left), 3);
+    shard_started(x);
+    CHECK(shards_running(&l) == x && shards_waiting(&l) == 0);
+    for (uint32_t i = 0; i < 3; i++) shard_image(x, i);
+    shard_finished(x, 500, 3, false);
+    CHECK(shards_running(&l) == NULL);
+    CHECK(shards_over(&l, &how) == NULL);
+    shards_acknowledged(&l, batch, 10);
+    shards_acknowledged(&l, batch, 12);
+    CHECK(shards_over(&l, &how) == NULL);
+    CHECK_U64(shard_outstanding(x, left), 1);
     CHECK_INT(left[0], 11);
-    leases_acknowledged(&l, batch, 11);
-    CHECK(leases_over(&l, &how) == x);
-    CHECK_INT(how, LEASE_DONE);
+    shards_acknowledged(&l, batch, 11);
+    CHECK(shards_over(&l, &how) == x);
+    CHECK_INT(how, SHARD_DONE);
     CHECK_INT(x->render_ms, 500);
-    lease_remove(&l, x);
+    shards_remove(&l, x);
     CHECK_U64(l.count, 0);
 }
 
 TEST(an_acknowledgement_before_the_end_counts) {
-    struct leases l;
-    enum lease_end how;
-    leases_init(&l, 1);
+    struct shards l;
+    enum shard_end how;
+    shards_init(&l, 1);
     CHECK_INT(hold(&l, 1, 1, 0, 2), 0);
-    struct lease *x = lease_find(&l, 1, 1);
-    lease_started(x);
-    lease_image(x, 0);
-    leases_acknowledged(&l, batch, 0);
-    leases_acknowledged(&l, batch, 1); /* of another shard with the same task: this one has not rendered it */
-    lease_image(x, 1);
-    lease_finished(x, 1, 2, false);
-    CHECK(leases_over(&l, &how) == NULL);
-    leases_acknowledged(&l, batch, 1);
-    CHECK(leases_over(&l, &how) == x && how == LEASE_DONE);
-    leases_fini(&l);
+    struct held_shard *x = shards_find(&l, 1, 1);
+    shard_started(x);
+    shard_image(x, 0);
+    shards_acknowledged(&l, batch, 0);
+    shards_acknowledged(&l, batch, 1); /* of another shard with the same task: this one has not rendered it */
+    shard_image(x, 1);
+    shard_finished(x, 1, 2, false);
+    CHECK(shards_over(&l, &how) == NULL);
+    shards_acknowledged(&l, batch, 1);
+    CHECK(shards_over(&l, &how) == x && how == SHARD_DONE);
+    shards_fini(&l);
 }
 
 TEST(a_reported_failure_is_no_longer_outstanding) {
-    struct leases l;
-    enum lease_end how;
+    struct shards l;
+    enum shard_end how;
     uint32_t left[KN_SHARD_TASKS_MAX];
-    leases_init(&l, 1);
+    shards_init(&l, 1);
     CHECK_INT(hold(&l, 1, 1, 5, 1), 0);
-    struct lease *x = lease_find(&l, 1, 1);
-    lease_started(x);
-    lease_failed(x, 0);
-    CHECK_U64(lease_outstanding(x, left), 0);
-    lease_finished(x, 1, 0, false);
-    CHECK(leases_over(&l, &how) == x && how == LEASE_DONE);
-    leases_fini(&l);
+    struct held_shard *x = shards_find(&l, 1, 1);
+    shard_started(x);
+    shard_failed(x, 0);
+    CHECK_U64(shard_outstanding(x, left), 0);
+    shard_finished(x, 1, 0, false);
+    CHECK(shards_over(&l, &how) == x && how == SHARD_DONE);
+    shards_fini(&l);
 }
 
 TEST(a_shard_that_was_stopped_is_returned_once_what_it_rendered_is_safe) {
-    struct leases l;
-    enum lease_end how;
-    leases_init(&l, 1);
+    struct shards l;
+    enum shard_end how;
+    shards_init(&l, 1);
     CHECK_INT(hold(&l, 1, 1, 0, 3), 0);
-    struct lease *x = lease_find(&l, 1, 1);
-    lease_started(x);
-    lease_image(x, 0);
-    lease_finished(x, 1, 1, true);
-    CHECK(leases_over(&l, &how) == NULL);
-    leases_acknowledged(&l, batch, 0);
-    CHECK(leases_over(&l, &how) == x);
-    CHECK_INT(how, LEASE_RETURNED);
+    struct held_shard *x = shards_find(&l, 1, 1);
+    shard_started(x);
+    shard_image(x, 0);
+    shard_finished(x, 1, 1, true);
+    CHECK(shards_over(&l, &how) == NULL);
+    shards_acknowledged(&l, batch, 0);
+    CHECK(shards_over(&l, &how) == x);
+    CHECK_INT(how, SHARD_RETURNED);
     CHECK(x->out_of_memory);
-    leases_fini(&l);
+    shards_fini(&l);
 }
 
 TEST(removing_one_keeps_the_order_of_the_others) {
-    struct leases l;
-    leases_init(&l, 3);
+    struct shards l;
+    shards_init(&l, 3);
     for (uint64_t i = 1; i <= 3; i++) CHECK_INT(hold(&l, i, 1, (uint32_t)i, 1), 0);
-    lease_remove(&l, lease_find(&l, 2, 1));
+    shards_remove(&l, shards_find(&l, 2, 1));
     CHECK_U64(l.count, 2);
-    CHECK_U64(l.v[0].job->g->shard, 1);
-    CHECK_U64(l.v[1].job->g->shard, 3);
-    CHECK(lease_find(&l, 2, 1) == NULL);
-    leases_fini(&l);
+    CHECK_U64(l.v[0].grant->shard->shard, 1);
+    CHECK_U64(l.v[1].grant->shard->shard, 3);
+    CHECK(shards_find(&l, 2, 1) == NULL);
+    shards_fini(&l);
 }
 
 /* ---- uploads */
 
-static struct upload *a_picture(struct job *j, uint32_t place, size_t len) {
+static struct upload *a_picture(struct grant *one, uint32_t place, size_t len) {
     struct upload *up = calloc(1, sizeof *up);
     struct kn_buf b;
     void *room;
@@ -152,7 +152,7 @@ static struct upload *a_picture(struct job *j, uint32_t place, size_t len) {
     CHECK_INT(kn_buf_reserve(&b, len, &room), 0);
     memset(room, 1, len);
     b.len = len;
-    up->job = job_ref(j);
+    up->grant = grant_ref(one);
     up->place = place;
     up->png = bytes_create(&b);
     return up;
@@ -164,11 +164,11 @@ static uint32_t place_of(const struct uploads *u) {
 
 TEST(pictures_are_sent_in_order_within_a_window) {
     struct uploads u;
-    struct job *j = job_create(grant(1, 1, 0, 5), NULL);
+    struct grant *one = grant_create(grant(1, 1, 0, 5), NULL);
     CHECK_INT(uploads_init(&u, 100, 250), 0);
     CHECK(uploads_next(&u) == NULL);
     CHECK_U64(uploads_oldest_ms(&u), UINT64_MAX);
-    for (uint32_t i = 0; i < 4; i++) CHECK_INT(uploads_add(&u, a_picture(j, i, 100)), 0);
+    for (uint32_t i = 0; i < 4; i++) CHECK_INT(uploads_add(&u, a_picture(one, i, 100)), 0);
     for (uint32_t i = 0; i < 2; i++) {
         CHECK_INT(place_of(&u), i);
         uploads_sent(&u, uploads_next(&u), 1000 + i);
@@ -180,29 +180,29 @@ TEST(pictures_are_sent_in_order_within_a_window) {
     CHECK_U64(uploads_acknowledged(&u, batch, 1), 0); /* again: known */
     CHECK_U64(u.bytes, 300);
     uploads_fini(&u);
-    job_unref(j);
+    grant_unref(one);
 }
 
 TEST(one_picture_larger_than_the_window_still_goes) {
     struct uploads u;
-    struct job *j = job_create(grant(1, 1, 0, 2), NULL);
+    struct grant *one = grant_create(grant(1, 1, 0, 2), NULL);
     CHECK_INT(uploads_init(&u, 100, 50), 0);
-    CHECK_INT(uploads_add(&u, a_picture(j, 0, 100)), 0);
-    CHECK_INT(uploads_add(&u, a_picture(j, 1, 100)), 0);
+    CHECK_INT(uploads_add(&u, a_picture(one, 0, 100)), 0);
+    CHECK_INT(uploads_add(&u, a_picture(one, 1, 100)), 0);
     CHECK_INT(place_of(&u), 0);
     uploads_sent(&u, uploads_next(&u), 1);
     CHECK(uploads_next(&u) == NULL);
     CHECK_U64(uploads_acknowledged(&u, batch, 0), 100);
     CHECK_INT(place_of(&u), 1);
     uploads_fini(&u);
-    job_unref(j);
+    grant_unref(one);
 }
 
 TEST(after_a_reconnect_all_that_is_not_acknowledged_is_sent_again) {
     struct uploads u;
-    struct job *j = job_create(grant(1, 1, 0, 4), NULL);
+    struct grant *one = grant_create(grant(1, 1, 0, 4), NULL);
     CHECK_INT(uploads_init(&u, 100, 1000), 0);
-    for (uint32_t i = 0; i < 4; i++) CHECK_INT(uploads_add(&u, a_picture(j, i, 100)), 0);
+    for (uint32_t i = 0; i < 4; i++) CHECK_INT(uploads_add(&u, a_picture(one, i, 100)), 0);
     for (uint32_t i = 0; i < 3; i++) uploads_sent(&u, uploads_next(&u), 1);
     CHECK_U64(uploads_acknowledged(&u, batch, 1), 100);
     uploads_again(&u);
@@ -214,14 +214,14 @@ TEST(after_a_reconnect_all_that_is_not_acknowledged_is_sent_again) {
     }
     CHECK(uploads_next(&u) == NULL);
     uploads_fini(&u);
-    job_unref(j);
+    grant_unref(one);
 }
 
 TEST(a_picture_that_waits_already_is_refused) {
     struct uploads u;
-    struct job *j = job_create(grant(1, 1, 0, 2), NULL), *again = job_create(grant(2, 1, 0, 2), NULL);
+    struct grant *one = grant_create(grant(1, 1, 0, 2), NULL), *again = grant_create(grant(2, 1, 0, 2), NULL);
     CHECK_INT(uploads_init(&u, 100, 1000), 0);
-    CHECK_INT(uploads_add(&u, a_picture(j, 0, 100)), 0);
+    CHECK_INT(uploads_add(&u, a_picture(one, 0, 100)), 0);
     struct upload *twice = a_picture(again, 0, 100);
     CHECK_INT(uploads_add(&u, twice), KN_EEXIST);
     upload_free(twice);
@@ -229,6 +229,6 @@ TEST(a_picture_that_waits_already_is_refused) {
     CHECK_U64(u.count, 0);
     CHECK(u.first == NULL && u.last == NULL && u.unsent == NULL);
     uploads_fini(&u);
-    job_unref(j);
-    job_unref(again);
+    grant_unref(one);
+    grant_unref(again);
 }
