@@ -58,7 +58,7 @@ struct batch {
     uint32_t order;            /* of the last end */
 
     /* while reading back */
-    uint32_t state;
+    enum kn_batch_state state;
     int32_t priority;
     struct farm_charge *charges;
     uint32_t charge_count, charge_cap;

@@ -124,7 +124,6 @@ struct op { /* a write that the core waits for */
             char *text; /* owns: worker and reason */
         } fail;
         struct {
-            uint32_t state;
             uint64_t finished;
             bool retried;
         } state;
@@ -288,16 +287,15 @@ static void do_state(struct server *s, const struct farm_effect *e) {
     struct op *o = b ? op_create(s, e) : NULL;
     int rc = b ? KN_ENOMEM : KN_EGONE;
     if (o) {
-        uint32_t state = e->u.batch_state.state;
+        enum kn_batch_state state = (enum kn_batch_state)e->u.batch_state.state;
         bool over = state == KN_BATCH_DONE || state == KN_BATCH_CANCELLED;
-        o->u.state.state = state;
         o->u.state.retried = e->u.batch_state.retried;
         o->u.state.finished = !over ? 0 : b->finished_wall_ms ? b->finished_wall_ms : kn_wall_ms();
         o->asking = s->asking;
         s->asking.sock = NULL;
         char id[KN_UUID_TEXT];
         kn_uuid_format(b->id, id);
-        kn_info("batch_state batch=%s state=%s", id, kn_batch_state_name((enum kn_batch_state)state));
+        kn_info("batch_state batch=%s state=%s", id, kn_batch_state_name(state));
         rc = store_state(s->store, b->id, state, e->u.batch_state.priority, o->u.state.finished,
                          o->u.state.retried, on_state, o);
     }

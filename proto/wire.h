@@ -17,7 +17,6 @@ struct kn_sock;
 #define KN_PEER_BYTES 8
 struct kn_peer { /* a ROUTER's connection */
     uint8_t id[KN_PEER_BYTES];
-    bool ipc; /* reserved: false when unknown */
 };
 
 /* Bytes that travel behind an envelope. The receiver's callback may take them: copy the struct, set data to

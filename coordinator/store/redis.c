@@ -1,25 +1,31 @@
 /* The store in Redis. See store.h.
  *
- * Layout. <id> is the batch's UUID as text; numbers are decimal text unless said otherwise.
+ * The keys; <id> is the batch's UUID as text, and numbers are decimal text unless said otherwise.
  *
- *     kiln:term            the term of the coordinator that leads; INCR by who takes the lead
- *     kiln:leader          who that is, with an expiry that it renews: a second one does not start beside it
- *     kiln:seq             counts sealed batches
- *     kiln:batches         sorted set of the sealed batches' ids, by that count
- *     kiln:staged          set of the ids of batches that are being submitted, not sealed
- *     kiln:b:<id>          hash: begin (the accepted request, opaque), tasks, chunks, state (1 active 2
- * paused 3 done 4 cancelled), priority, created and finished (Unix ms), seq (once sealed) kiln:b:<id>:c hash:
- * number of a chunk -> deflated tasks, as submitted kiln:b:<id>:n        hash: number -> name of a worker,
- * backend class or engine, for the records kiln:b:<id>:r        string: STORE_RECORD_BYTES a task, written by
- * SETRANGE; the last byte of a record is not 0 when the task is committed, which serves as the bitmap of what
- * is committed kiln:b:<id>:f        hash: task -> "code attempt order length-of-worker worker reason" of a
- * failure kiln:b:<id>:a        hash: task -> charged failures, where there are any
+ *     kiln:term       the term of the coordinator that leads; who takes the lead raises it by one (INCR)
+ *     kiln:leader     who that is, with an expiry that it renews: a second one does not start beside it
+ *     kiln:seq        counts the sealed batches
+ *     kiln:batches    sorted set: ids of the sealed batches, by that count
+ *     kiln:staged     set: ids of the batches that are being submitted and not sealed
  *
- * Every write is a script whose first line compares the caller's term with kiln:term, and which validates all
- * before its first write. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot
- * them answers NOSCRIPT, which makes a new connection (redis_link.h).
+ *     kiln:b:<id>     hash: begin               the accepted request, which the store does not look into
+ *                           tasks, chunks       how many
+ *                           state               enum kn_batch_state
+ *                           priority
+ *                           created, finished   Unix time in ms
+ *                           seq                 its count, once it is sealed
+ *     kiln:b:<id>:c   hash: number of a chunk -> its tasks, deflated as they were submitted
+ *     kiln:b:<id>:n   hash: number -> name of a worker, a backend class or an engine; records name it by number
+ *     kiln:b:<id>:r   string: one record of STORE_RECORD_BYTES for each task, in the order of their numbers,
+ *                     written by SETRANGE. A record's last byte is not 0 once the task is committed.
+ *     kiln:b:<id>:f   hash: task -> its failure, as "code attempt order length-of-worker worker reason"
+ *     kiln:b:<id>:a   hash: task -> how often it was charged, if it was
  *
- * Opening and reading back are synchronous (there is nothing else to do yet); from store_redis_start() on,
+ * Every write is a script. It first compares the caller's term with kiln:term, and validates everything before it
+ * writes anything. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot them answers
+ * NOSCRIPT, and then a new connection is made (redis_link.h).
+ *
+ * Opening and reading back are synchronous, since there is nothing else to do yet; from store_redis_start() on,
  * everything goes through a link on the loop. */
 #include "coordinator/store/redis.h"
 
@@ -57,8 +63,14 @@ enum script {
     S_COUNT
 };
 
-/* Codes are those of base/err.h. KEYS[1] is kiln:term and ARGV[1] the caller's term, but in `lead`. */
-#define FENCE "#!lua\nif redis.call('GET', KEYS[1]) ~= ARGV[1] then return -14 end\n"
+/* What each script may name: the codes of base/err.h, and the size of a record. */
+#define LUA_LOCAL(name, value, words) "local " #name " = " #value "\n"
+#define LUA_LOCAL_OF(name, macro) LUA_LOCAL(name, macro, "")
+#define NAMES "#!lua\n" KN_ERR_TABLE(LUA_LOCAL) LUA_LOCAL_OF(RECORD_BYTES, STORE_RECORD_BYTES)
+
+/* What each begins with but `lead`: KEYS[1] is kiln:term, and ARGV[1] the caller's term. */
+#define FENCE NAMES "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return KN_ETERM end\n"
+
 static const char *const script_text[S_COUNT] = {
     /* KEYS term, leader; ARGV me, lifetime in ms, whom I may replace ("" for nobody).
      * Returns the new term, or who leads. */
@@ -70,70 +82,70 @@ static const char *const script_text[S_COUNT] = {
         "return redis.call('INCR', KEYS[1])\n",
     /* KEYS term, leader; ARGV term, me, lifetime in ms: 0 gives the lead back. */
     [S_RENEW] = FENCE
-    "if ARGV[3] == '0' then redis.call('DEL', KEYS[2]) return 0 end\n"
+    "if ARGV[3] == '0' then redis.call('DEL', KEYS[2]) return KN_OK end\n"
     "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
-    "return 0\n",
-    /* KEYS term, batch, staged; ARGV term, id, begin, tasks, chunks, priority, created */
+    "return KN_OK\n",
+    /* KEYS term, batch, staged; ARGV term, id, begin, tasks, chunks, priority, created, the state active */
     [S_BEGIN] = FENCE
-    "if redis.call('HEXISTS', KEYS[2], 'seq') == 1 then return -6 end\n"
+    "if redis.call('HEXISTS', KEYS[2], 'seq') == 1 then return KN_EEXIST end\n"
     "redis.call('HSET', KEYS[2], 'begin', ARGV[3], 'tasks', ARGV[4], 'chunks', ARGV[5],\n"
-    "  'priority', ARGV[6], 'created', ARGV[7], 'state', '1', 'finished', '0')\n"
+    "  'priority', ARGV[6], 'created', ARGV[7], 'state', ARGV[8], 'finished', '0')\n"
     "redis.call('SADD', KEYS[3], ARGV[2])\n"
-    "return 0\n",
+    "return KN_OK\n",
     /* KEYS term, batch, chunks; ARGV term, chunk, bytes */
     [S_CHUNK] = FENCE
     "local b = redis.call('HMGET', KEYS[2], 'tasks', 'seq')\n"
-    "if not b[1] then return -11 end\n"
-    "if b[2] then return -6 end\n"
+    "if not b[1] then return KN_EGONE end\n"
+    "if b[2] then return KN_EEXIST end\n"
     "redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])\n"
-    "return 0\n",
+    "return KN_OK\n",
     /* KEYS term, batch, chunks, batches, staged, seq; ARGV term, id, chunks */
     [S_SEAL] = FENCE
     "local b = redis.call('HMGET', KEYS[2], 'tasks', 'seq')\n"
-    "if not b[1] then return -11 end\n"
-    "if b[2] then return -6 end\n"
-    "if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return -13 end\n"
+    "if not b[1] then return KN_EGONE end\n"
+    "if b[2] then return KN_EEXIST end\n"
+    "if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return KN_ESTATE end\n"
     "local seq = redis.call('INCR', KEYS[6])\n"
     "redis.call('HSET', KEYS[2], 'seq', seq)\n"
     "redis.call('ZADD', KEYS[4], seq, ARGV[2])\n"
     "redis.call('SREM', KEYS[5], ARGV[2])\n"
-    "return 0\n",
+    "return KN_OK\n",
     /* KEYS term, batch, hash; ARGV term, field, value */
     [S_PUT] = FENCE
-    "if redis.call('EXISTS', KEYS[2]) == 0 then return -11 end\n"
+    "if redis.call('EXISTS', KEYS[2]) == 0 then return KN_EGONE end\n"
     "redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])\n"
-    "return 0\n",
-    /* KEYS term, batch, records, failures; ARGV term, task, record */
+    "return KN_OK\n",
+    /* KEYS term, batch, records, failures; ARGV term, task, record, the state cancelled */
     [S_COMMIT] = FENCE
     "local b = redis.call('HMGET', KEYS[2], 'seq', 'state')\n"
-    "if not b[1] or b[2] == '4' then return -11 end\n"
-    "local at = tonumber(ARGV[2]) * 80\n"
-    "local old = redis.call('GETRANGE', KEYS[3], at, at + 79)\n"
-    "if #old == 80 and old:byte(80) ~= 0 then return {-6, old} end\n"
+    "if not b[1] or b[2] == ARGV[4] then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES\n"
+    "local old = redis.call('GETRANGE', KEYS[3], at, at + RECORD_BYTES - 1)\n"
+    "if #old == RECORD_BYTES and old:byte(RECORD_BYTES) ~= 0 then return {KN_EEXIST, old} end\n"
     "redis.call('SETRANGE', KEYS[3], at, ARGV[3])\n"
     "redis.call('HDEL', KEYS[4], ARGV[2])\n"
-    "return 0\n",
-    /* KEYS term, batch, records, failures; ARGV term, task, failure */
+    "return KN_OK\n",
+    /* KEYS term, batch, records, failures; ARGV term, task, failure, the state cancelled */
     [S_FAIL] = FENCE
     "local b = redis.call('HMGET', KEYS[2], 'seq', 'state')\n"
-    "if not b[1] or b[2] == '4' then return -11 end\n"
-    "local at = tonumber(ARGV[2]) * 80 + 79\n"
+    "if not b[1] or b[2] == ARGV[4] then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES + RECORD_BYTES - 1\n"
     "local old = redis.call('GETRANGE', KEYS[3], at, at)\n"
-    "if #old == 1 and old:byte(1) ~= 0 then return -6 end\n"
+    "if #old == 1 and old:byte(1) ~= 0 then return KN_EEXIST end\n"
     "redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])\n"
-    "return 0\n",
+    "return KN_OK\n",
     /* KEYS term, batch, failures, charges; ARGV term, state, priority, finished, 1 when retried */
     [S_STATE] = FENCE
-    "if redis.call('HEXISTS', KEYS[2], 'seq') == 0 then return -11 end\n"
+    "if redis.call('HEXISTS', KEYS[2], 'seq') == 0 then return KN_EGONE end\n"
     "redis.call('HSET', KEYS[2], 'state', ARGV[2], 'priority', ARGV[3], 'finished', ARGV[4])\n"
     "if ARGV[5] == '1' then redis.call('DEL', KEYS[3], KEYS[4]) end\n"
-    "return 0\n",
+    "return KN_OK\n",
     /* KEYS term, batches, staged, then the batch's own; ARGV term, id */
     [S_REMOVE] = FENCE
     "redis.call('ZREM', KEYS[2], ARGV[2])\n"
     "redis.call('SREM', KEYS[3], ARGV[2])\n"
     "for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end\n"
-    "return 0\n",
+    "return KN_OK\n",
 };
 
 struct redis_store {
@@ -564,12 +576,12 @@ static int load_batch(struct redis_store *s, const char *text, bool sealed, cons
         b.begin_len = r->element[0]->len;
         b.tasks = (uint32_t)number_of(r->element[1]);
         b.chunks = (uint32_t)number_of(r->element[2]);
-        b.state = (uint32_t)number_of(r->element[3]);
+        b.state = (enum kn_batch_state)number_of(r->element[3]);
         b.priority = is_text(r->element[4]) ? (int32_t)strtol(r->element[4]->str, NULL, 10) : 0;
         b.created_wall_ms = number_of(r->element[5]);
         b.finished_wall_ms = number_of(r->element[6]);
         if (b.tasks == 0 || b.tasks > KN_TASKS_PER_BATCH_MAX || b.chunks == 0 || b.chunks > b.tasks ||
-            b.state < 1 || b.state > 4)
+            b.state < KN_BATCH_ACTIVE || b.state > KN_BATCH_CANCELLED)
             rc = odd(err, k.batch);
     }
     if (rc == 0) rc = rd->batch(rd->ctx, &b, err);
@@ -758,6 +770,7 @@ static int redis_begin(struct store *base, const struct store_batch *b, store_do
     number(&w, b->chunks);
     number(&w, b->priority);
     number(&w, (long long)b->created_wall_ms);
+    number(&w, KN_BATCH_ACTIVE);
     return send_script(s, &w, done, ctx);
 }
 
@@ -810,6 +823,7 @@ static int redis_commit(struct store *base, const kn_id id, uint32_t task, const
     begin_script(&w, s, S_COMMIT, keys, 3);
     number(&w, task);
     bytes(&w, packed, sizeof packed);
+    number(&w, KN_BATCH_CANCELLED);
     return send_script(s, &w, done, ctx);
 }
 
@@ -826,6 +840,7 @@ static int redis_fail(struct store *base, const kn_id id, const struct store_fai
     begin_script(&w, s, S_FAIL, keys, 3);
     number(&w, f->task);
     bytes(&w, text, n > 0 ? (size_t)n : 0);
+    number(&w, KN_BATCH_CANCELLED);
     return send_script(s, &w, done, ctx);
 }
 
@@ -841,7 +856,7 @@ static int redis_charge(struct store *base, const kn_id id, uint32_t task, uint3
     return send_script(s, &w, NULL, NULL);
 }
 
-static int redis_state(struct store *base, const kn_id id, uint32_t state, int32_t priority,
+static int redis_state(struct store *base, const kn_id id, enum kn_batch_state state, int32_t priority,
                        uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;

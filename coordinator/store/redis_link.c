@@ -332,10 +332,6 @@ bool redis_link_is_up(const struct redis_link *l) {
     return l->phase == UP;
 }
 
-size_t redis_link_waiting(const struct redis_link *l) {
-    return l->count;
-}
-
 static void on_watch(uv_timer_t *t) {
     struct redis_link *l = t->data;
     uint64_t now = kn_clock_ms();

@@ -51,6 +51,5 @@ void redis_link_direct(struct redis_link *l, int argc, const char **argv, const 
 void redis_link_up(struct redis_link *l);
 void redis_link_drop(struct redis_link *l, const char *why); /* make a new connection after a pause */
 bool redis_link_is_up(const struct redis_link *l);
-size_t redis_link_waiting(const struct redis_link *l); /* commands not answered */
 
 #endif

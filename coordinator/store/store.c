@@ -3,8 +3,12 @@
 
 #include <string.h>
 
-/*  0 sha256   32 pixels   64 order   68 render_ms   72 worker   74 backend   76 engine   78 attempt   79
- * flags numbers are little-endian; flags: 1 there is a record, 2 the picture is flat */
+/* A record, numbers little-endian:
+ *
+ *     0        32       64      68          72       74        76       78        79      80
+ *     | sha256 | pixels | order | render_ms | worker | backend | engine | attempt | flags |
+ *
+ * flags: 1 there is a record, 2 the picture is flat. */
 enum {
     AT_PIXELS = 32,
     AT_ORDER = 64,

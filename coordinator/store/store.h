@@ -18,6 +18,7 @@
 #include "base/err.h"
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/states.h"
 
 /* One committed image, 80 bytes in the store. Names are numbers in the batch's own table (store_name()). */
 #define STORE_RECORD_BYTES 80
@@ -46,7 +47,7 @@ struct store_batch {
     const void *begin;
     size_t begin_len;
     uint32_t tasks, chunks;
-    uint32_t state; /* enum kn_batch_state's values */
+    enum kn_batch_state state;
     int32_t priority;
     bool sealed; /* false: not accepted yet, some chunks may be there */
     uint64_t created_wall_ms, finished_wall_ms;
@@ -84,8 +85,8 @@ struct store_ops {
                   store_done done, void *ctx);
     int (*fail)(struct store *s, const kn_id id, const struct store_failure *f, store_done done, void *ctx);
     int (*charge)(struct store *s, const kn_id id, uint32_t task, uint32_t charges);
-    int (*state)(struct store *s, const kn_id id, uint32_t state, int32_t priority, uint64_t finished_wall_ms,
-                 bool retried, store_done done, void *ctx);
+    int (*state)(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
+                 uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
     int (*remove)(struct store *s, const kn_id id, store_done done, void *ctx);
     size_t (*backlog)(const struct store *s);
     void (*close)(struct store *s);
@@ -141,7 +142,7 @@ static inline int store_charge(struct store *s, const kn_id id, uint32_t task, u
     return s->ops->charge(s, id, task, charges);
 }
 /* retried: failures and charges are void. KN_EGONE: removed. */
-static inline int store_state(struct store *s, const kn_id id, uint32_t state, int32_t priority,
+static inline int store_state(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
                               uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     return s->ops->state(s, id, state, priority, finished_wall_ms, retried, done, ctx);
 }

@@ -274,7 +274,7 @@ BOTH(every_write_is_fenced) {
     CHECK_INT(store_charge(old, id_a, 1, 2), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(old, id_a, 5, &r, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_fail(old, id_a, &x, on_done, &a)), KN_ETERM);
-    CHECK_INT(ANSWER_OF(f, store_state(old, id_a, 4, 0, 0, false, on_done, &a)), KN_ETERM);
+    CHECK_INT(ANSWER_OF(f, store_state(old, id_a, KN_BATCH_CANCELLED, 0, 0, false, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_remove(old, id_a, on_done, &a)), KN_ETERM);
     store_close(old);
     f->s = next;
@@ -287,7 +287,7 @@ BOTH(a_cancelled_batch_takes_no_commit) {
     submit(f, id_a, 2000);
     struct store_record r = record_of(0x11, 1);
     struct store_failure x = {.task = 1, .code = KN_ENAN, .worker = "w", .reason = "r"};
-    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, 4, 0, 99, false, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_CANCELLED, 0, 99, false, on_done, &a)), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 5, &r, on_done, &a)), KN_EGONE);
     CHECK_INT(ANSWER_OF(f, store_fail(f->s, id_a, &x, on_done, &a)), KN_EGONE);
 }
@@ -335,7 +335,7 @@ BOTH(what_is_read_back_is_what_was_written) {
     CHECK_INT(store_charge(f->s, id_b, 8, 1), 0);
     CHECK_INT(ANSWER_OF(f, store_fail(f->s, id_b, &x, on_done, &a)), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_b, 0, &r, on_done, &a)), 0);
-    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_b, 2, 9, 77, false, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_b, KN_BATCH_PAUSED, 9, 77, false, on_done, &a)), 0);
     struct store_batch staged = {.begin = "what was\0asked", .begin_len = 14, .tasks = 3, .chunks = 1};
     staged.id[0] = 0xc;
     CHECK_INT(ANSWER_OF(f, store_begin(f->s, &staged, on_done, &a)), 0);
@@ -368,7 +368,7 @@ BOTH(a_retry_voids_failures_and_charges) {
     CHECK_INT(store_charge(f->s, id_a, 5, 3), 0);
     CHECK_INT(ANSWER_OF(f, store_fail(f->s, id_a, &x, on_done, &a)), 0);
     CHECK(strstr(read_back(f), "worker=[] reason=[] charge 5=3") != NULL);
-    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, 1, 0, 0, true, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, true, on_done, &a)), 0);
     const char *text = read_back(f);
     CHECK(strstr(text, "failure") == NULL);
     CHECK(strstr(text, "charge") == NULL);
@@ -382,7 +382,7 @@ BOTH(a_removed_batch_is_gone) {
     CHECK_INT(ANSWER_OF(f, store_remove(f->s, id_a, on_done, &a)), 0);
     CHECK_INT(ANSWER_OF(f, store_remove(f->s, id_a, on_done, &a)), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 5, &r, on_done, &a)), KN_EGONE);
-    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, 1, 0, 0, false, on_done, &a)), KN_EGONE);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, false, on_done, &a)), KN_EGONE);
     CHECK(strncmp(read_back(f), "b sealed", 8) == 0);
     if (f->in_redis) CHECK_STR(test_redis_ask(&f->redis, "--raw keys 'kiln:b:0a*'"), "");
 }

@@ -167,7 +167,7 @@ static int memory_begin(struct store *base, const struct store_batch *in, store_
         free(b->begin);
         b->b = *in;
         b->b.sealed = false;
-        b->b.state = 1;
+        b->b.state = KN_BATCH_ACTIVE;
         b->b.finished_wall_ms = 0;
         b->b.begin = b->begin = begin;
     }
@@ -218,7 +218,7 @@ static int memory_commit(struct store *base, const kn_id id, uint32_t task, cons
     int code;
     struct store_record old;
     struct batch *b = live(s, id, true, &code);
-    if (b && b->b.state == 4) code = KN_EGONE;
+    if (b && b->b.state == KN_BATCH_CANCELLED) code = KN_EGONE;
     if (b && code == 0 && store_record_unpack(b->records[task], &old)) code = KN_EEXIST;
     if (b && code == 0) {
         store_record_pack(r, b->records[task]);
@@ -233,7 +233,7 @@ static int memory_fail(struct store *base, const kn_id id, const struct store_fa
     int code;
     struct store_record old;
     struct batch *b = live(s, id, true, &code);
-    if (b && b->b.state == 4) code = KN_EGONE;
+    if (b && b->b.state == KN_BATCH_CANCELLED) code = KN_EGONE;
     if (b && code == 0 && store_record_unpack(b->records[f->task], &old)) code = KN_EEXIST;
     if (b && code == 0) {
         struct item *i = item_put(&b->failures, f->task, NULL, 0);
@@ -257,7 +257,7 @@ static int memory_charge(struct store *base, const kn_id id, uint32_t task, uint
     return answer(s, NULL, NULL, code, NULL);
 }
 
-static int memory_state(struct store *base, const kn_id id, uint32_t state, int32_t priority,
+static int memory_state(struct store *base, const kn_id id, enum kn_batch_state state, int32_t priority,
                         uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
