@@ -13,7 +13,7 @@
 #include "proto/codec.h"
 #include "proto/wire.h"
 
-struct reply_to {         /* who waits for an answer */
+struct reply_to {         /* a client that waits for an answer */
     struct kn_sock *sock; /* NULL: nobody */
     struct kn_peer peer;
     uint64_t request;
@@ -55,7 +55,7 @@ struct batch {
     char **names;                           /* owns; the number of a record's names */
     uint32_t name_count, name_cap;
     struct kn_map *name_index; /* text -> number */
-    uint32_t order;            /* of the last end */
+    uint32_t order;            /* of the task that ended last, from 1 */
 
     /* while reading back */
     enum kn_batch_state state;
@@ -79,7 +79,7 @@ struct batch *batches_find(const struct batches *bs, const kn_id id); /* NULL: n
 
 /* Makes a batch out of an accepted SubmitBegin, staged; takes msg on success. KN_ELIMIT, KN_ENOMEM. */
 KN_MUST_USE int batches_add(struct batches *bs, struct kn_msg *msg, struct batch **out, struct kn_err *err);
-/* It is sealed: what it was staged with is no longer needed or counted. */
+/* Marks it sealed, and frees what only its submission needed. */
 void batches_sealed(struct batches *bs, struct batch *b);
 void batches_drop(struct batches *bs, struct batch *b); /* and destroys it */
 

@@ -1,5 +1,5 @@
-/* See carry_out.h. An effect that writes to the store is an op until the store answers; its answer is fed back as
- * EV_STORED. */
+/* See carry_out.h. An effect that writes to the store is an op until the store answers; its answer is fed
+ * back as EV_STORED. */
 #include "coordinator/carry_out.h"
 
 #include <assert.h>
@@ -141,7 +141,7 @@ static struct op *op_create(struct server *s, const struct farm_effect *e) {
     return o;
 }
 
-/* The store did not take it: the core asks again later. */
+/* The store did not take the write: the core is told, and asks again later. */
 static void not_taken(struct server *s, struct op *o, const struct farm_effect *e, int code) {
     kn_warn("store_busy effect=%d code=%d", (int)e->type, code);
     if (o) send_reply(s, &o->asking, code, "the store is not reachable");
@@ -385,7 +385,7 @@ static void do_drain(struct server *s, const struct farm_effect *e) {
     server_tell(s, e->conn, &m);
 }
 
-/* The batch's pictures go, but for those that another batch names. */
+/* Deletes the batch's pictures, except those that another batch names. */
 static void discard_pictures(struct server *s, const struct batch *gone) {
     struct store_record r;
     size_t count = 0;
@@ -409,7 +409,7 @@ static void on_removed(void *ctx, int code, const void *data, size_t len) {
     }
 }
 
-/* Out of the store, then the pictures that nobody else names. */
+/* Removes the batch from the store, and then its pictures. */
 static void do_remove(struct server *s, const struct farm_effect *e, struct batch *b) {
     struct op *o = op_create(s, e);
     b->phase = BATCH_REMOVING;

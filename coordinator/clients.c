@@ -1,4 +1,4 @@
-/* What people's commands ask. See clients.h.
+/* See clients.h.
  *
  * A submission is begin, chunks, seal; each is answered when it is durable, and each may be repeated: the
  * batch's id is the client's own, so that asking again gives the same answer and never doubles the work. The
@@ -55,7 +55,7 @@ static void on_staged(void *ctx, int code, const void *data, size_t len) {
     free(a);
 }
 
-/* Puts the farm's own knowledge of each model in the place of what the client knows. */
+/* Replaces what the client says of each model by what the farm knows of it, hash and defaults. */
 static int pin_models(struct server *s, struct kn_submit_begin *g, struct kn_err *err) {
     for (size_t i = 0; i < g->model_count; i++) {
         struct kn_model_info m;
@@ -438,7 +438,8 @@ struct fetch {
     kn_digest sha256;
 };
 
-/* A file's bytes and whose count they are in; ZeroMQ frees them on a thread of its own. */
+/* The bytes of a file on its way to a client, counted in *total until ZeroMQ frees them on a thread of its
+ * own. */
 struct sending {
     atomic_size_t *total;
     size_t len;

@@ -1,5 +1,5 @@
-/* Who talks to clients, which are people's commands: submission, queries and commands on the control socket, objects
- * on the data socket. */
+/* Who talks to clients, which are people's commands: submission, queries and commands on the control socket,
+ * objects on the data socket. */
 #ifndef KILN_COORDINATOR_CLIENTS_H
 #define KILN_COORDINATOR_CLIENTS_H
 

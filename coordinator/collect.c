@@ -107,7 +107,7 @@ static void item_fail(struct item *i, int code, const char *what) {
         snprintf(i->why, sizeof i->why, "%s", what);
 }
 
-/* Whether the object is there with exactly these bytes. */
+/* True if the object is there with exactly these bytes. */
 static bool is_there(struct collect *c, const char *name, const struct kn_blob *b) {
     int fd = openat(c->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     struct stat st;
@@ -174,7 +174,7 @@ static void fail_all(struct group *g, const char *what) {
         if (i->code == 0) item_fail(i, KN_EIO, what);
 }
 
-/* Also for those that were there already: who renamed them may not have synced yet. */
+/* Also for objects that were there already: another thread may have renamed them and not synced yet. */
 static void sync_folders(struct group *g) {
     bool done[256] = {false};
     if (!atomic_load(&g->c->synced)) {
@@ -572,8 +572,8 @@ void collect_destroy(struct collect *c) {
             free(i);
         }
     }
-    /* A private farm removes its batch and ends: what is to be deleted then goes now, as far as there is
-     * time. */
+    /* A private farm removes its batch and ends: the objects to be deleted go now, as far as time
+     * allows. */
     c->end_ms = kn_clock_ms() + DISCARD_LAST_MS;
     start_discards(c);
     uv_close((uv_handle_t *)c->later, free_handle);

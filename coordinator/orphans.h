@@ -1,5 +1,5 @@
-/* Pictures that were kept as objects and that no task came to name: somebody was faster, or the batch was over. They
- * wait here for the next sweep, and go then unless some batch names them. */
+/* Pictures that were kept as objects and that no task came to name: somebody was faster, or the batch was
+ * over. They wait here for the next sweep, and go then unless some batch names them. */
 #ifndef KILN_COORDINATOR_ORPHANS_H
 #define KILN_COORDINATOR_ORPHANS_H
 

@@ -88,7 +88,8 @@ static int by_order(const void *a, const void *b) {
     return x->task < y->task ? -1 : x->task > y->task;
 }
 
-/* What has ended, in the order in which it did; what a person cancelled comes last. *out: free(). */
+/* The tasks that have ended, in the order in which they did; those that a person cancelled come last. The
+ * caller frees *out. */
 static int list_ended(struct server *s, struct batch *b, struct farm_done_task **out, uint32_t *count,
                       struct kn_err *err) {
     struct ended *order = calloc(b->tasks, sizeof *order);

@@ -1,5 +1,6 @@
-/* What the coordinator says on its own: answers to clients, and the welcome. What the core wants said goes out in
- * carry_out.c. A message that cannot be sent is dropped: clients ask again, and workers say hello again.
+/* What the coordinator says on its own: answers to clients, and the welcome. What the core wants said goes
+ * out in carry_out.c. A message that cannot be sent is dropped: clients ask again, and workers say hello
+ * again.
  *
  * A connection is known to the core by the number that its routing id makes. */
 #ifndef KILN_COORDINATOR_SEND_H

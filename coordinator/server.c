@@ -83,7 +83,7 @@ static void on_lost(void *ctx, int code, const char *text) {
     if (s->stopped) s->stopped(s->stopped_ctx, 4);
 }
 
-/* The folder's whole name: clients on this machine link its files from wherever they are. */
+/* Makes the folder's path absolute: clients on this machine link its files from other working folders. */
 static int find_objects(struct server *s, struct kn_err *err) {
     int rc = kn_fs_mkdirs(s->opt.dir, 0755, err);
     if (rc != 0) return kn_err_prefix(err, "--dir");

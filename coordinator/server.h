@@ -1,6 +1,6 @@
-/* The shell around the core: sockets, store, collector and clock on one libuv loop. It turns messages into events,
- * carries out the effects, and feeds what came of them back. All decisions are the core's. This header is what its
- * files share, and how main() starts and ends it. Each file calls only those below it:
+/* The shell around the core: sockets, store, collector and clock on one libuv loop. It turns messages into
+ * events, carries out the effects, and feeds what came of them back. All decisions are the core's. This
+ * header is what its files share, and how main() starts and ends it. Each file calls only those below it:
  *
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start

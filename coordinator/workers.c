@@ -1,7 +1,7 @@
-/* Workers: what they say on the control socket, and the pictures on the data socket. See workers.h.
+/* See workers.h.
  *
  * A worker is known by its name; its connection by the number of its routing id, which changes when it
- * connects anew. Whoever speaks as a worker without a hello on that connection is asked for one. Pictures
+ * connects anew. A worker that speaks without a hello on that connection is asked for one. Pictures
  * come on the data socket from connections of their own; their acknowledgements go back the way they came. */
 #include "coordinator/workers.h"
 
@@ -280,7 +280,7 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
     kn_msg_destroy(msg);
 }
 
-/* ---- models and workers */
+/* ---- the models of all workers, and workers that are gone */
 
 static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
     for (int i = 0; i < KN_SHA256_BYTES; i++)

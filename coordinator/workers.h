@@ -1,5 +1,5 @@
-/* Who talks to workers: what they say on the control socket, the pictures that they bring on the data socket, and the
- * models that they have. */
+/* Who talks to workers: what they say on the control socket, the pictures that they bring on the data socket,
+ * and the models that they have. */
 #ifndef KILN_COORDINATOR_WORKERS_H
 #define KILN_COORDINATOR_WORKERS_H
 

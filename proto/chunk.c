@@ -44,8 +44,7 @@ out:
     return rc;
 }
 
-/* Inflates into memory that grows as it has to, KN_CHUNK_BYTES_MAX at most: the length is not the sender's to
- * claim. */
+/* Inflates into memory that grows up to KN_CHUNK_BYTES_MAX: nothing is allocated on the word of the sender. */
 static int inflate_bounded(const void *data, size_t len, unsigned char **out, size_t *out_len,
                            struct kn_err *err) {
     z_stream z = {0};

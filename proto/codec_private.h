@@ -1,4 +1,4 @@
-/* What the codec's files share. Not for anyone else: protobuf-c ends here. */
+/* Shared by codec.c and chunk.c, and by nobody else: protobuf-c's types end here. */
 #ifndef KN_PROTO_CODEC_PRIVATE_H
 #define KN_PROTO_CODEC_PRIVATE_H
 

@@ -1,4 +1,4 @@
-/* Endpoints: what a person or a farm's folder calls them, and which are loopback. See wire.h. */
+/* Endpoints, as a person writes them or a farm's folder names them. See wire.h. */
 #include "base/buf.h"
 #include "base/fs.h"
 #include "proto/wire.h"

@@ -85,8 +85,8 @@ static void dropped(struct kn_sock *s, const char *why) {
     kn_warn("message_dropped count=%llu reason=\"%s\"", (unsigned long long)s->bad, why);
 }
 
-/* Takes the parts of one message off the socket: up to three, any more are thrown away. Returns their number,
- * 0: none there. */
+/* Takes the parts of one message off the socket: three at most, further ones are thrown away. Returns their
+ * number, 0 if no message was there. */
 static int recv_parts(struct kn_sock *s, zmq_msg_t part[3]) {
     int n = 0;
     for (;;) {
@@ -161,8 +161,8 @@ static void pump_later(struct kn_sock *s) {
     if (!s->pumping) uv_idle_start(&s->again, on_again);
 }
 
-/* Works off what is there. Afterwards `s` may be closed (its memory lives until the loop has closed its
- * handles). */
+/* Works off the messages that are there. Afterwards `s` may be closed (its memory lives until the loop has
+ * closed its handles). */
 static void pump(struct kn_sock *s) {
     s->pumping = true;
     int done = 0, ev = 0;
@@ -233,8 +233,8 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 15000);
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
     rc |= set_int(s, ZMQ_IPV6, 1);
-    /* Who binds answers: acknowledgements come in bursts, and who sends blobs from there counts their bytes.
-     */
+    /* A socket that binds gets long queues: acknowledgements come in bursts, and the bytes of the blobs that
+     * it sends are counted by their sender. */
     rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs && !s->opt.router ? 32 : 10000);
     rc |= set_int(s, ZMQ_RCVHWM, s->opt.blobs ? 8 : 10000);
     if (s->opt.router) {

@@ -1,18 +1,19 @@
 /* The worker's way to its coordinator: a control socket, a data socket, and the conversation that keeps them.
  * The loop's thread.
  *
- * States:  APART → CONNECTING → GREETING → JOINED
- * APART       there are no sockets (the last try failed); another one soon
- * CONNECTING  sockets are there, nobody has answered the connection yet; ZeroMQ keeps trying
- * GREETING    a hello was sent, no welcome yet
- * JOINED      welcomed: heartbeats go out
+ *     APART → CONNECTING → GREETING → JOINED
  *
- * Who says nothing for three times silence_ms is asked with another hello, and when that is not answered, the
- * worker makes a new connection with a new routing id: ZeroMQ mends broken connections by itself, but a
- * coordinator that has not noticed the break yet refuses the old routing id. After any doubt (a new
- * connection, a HelloAgain, another term), the welcome says `again`: what was sent and not acknowledged must
- * be sent again. The hello tells what is held, so nothing else needs to be repeated: control messages that
- * cannot be sent are dropped. */
+ *     APART       there are no sockets (the last try failed); another try comes soon
+ *     CONNECTING  the sockets are there, and nobody has answered yet; ZeroMQ keeps trying
+ *     GREETING    a hello was sent, and no welcome has come yet
+ *     JOINED      welcomed: heartbeats go out
+ *
+ * A coordinator that says nothing for three times silence_ms is asked with another hello. If that is not
+ * answered, the worker makes a new connection with a new routing id: ZeroMQ mends broken connections by
+ * itself, but a coordinator that has not noticed the break yet refuses the old routing id. After any doubt (a
+ * new connection, a HelloAgain, another term), the welcome says `again`: all that was sent and not
+ * acknowledged must be sent again. The hello tells what is held, so nothing else needs to be repeated:
+ * control messages that cannot be sent are dropped. */
 #ifndef KILN_WORKER_CONNECTION_H
 #define KILN_WORKER_CONNECTION_H
 

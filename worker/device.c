@@ -186,7 +186,8 @@ int devices_find(const struct devices *d, const char *which, const struct device
                       d->count > 8 ? ", …" : "");
 }
 
-/* What the codec lets through: some drivers answer with all bits set for what a device does not tell. */
+/* A reading, or 0 if it is out of range: some drivers set all bits for a reading that a device does not have,
+ * and a heartbeat with such a number would be refused. */
 static unsigned sane(int rc, const unsigned *v, unsigned max) {
     return rc == 0 && *v <= max ? *v : 0;
 }

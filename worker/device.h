@@ -35,7 +35,7 @@ const struct device *devices_at(const struct devices *d, int i); /* borrowed fro
  */
 KN_MUST_USE int devices_find(const struct devices *d, const char *which, const struct device **out,
                              struct kn_err *err);
-/* What it says of itself now; what cannot be read is 0. May take milliseconds. */
+/* Reads what the device says of itself now: 0 for a reading that it does not give. May take milliseconds. */
 void device_read(const struct devices *d, const struct device *device, struct kn_readings *out);
 /* Leaves this one alone visible to CUDA, in this process and those that it starts; before CUDA is first used.
  */

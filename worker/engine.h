@@ -1,11 +1,10 @@
-/* What the worker needs of an engine, with two implementations: the diffusion engine (engine_kiln.c, over
- * kernels/kiln.h) and a simulated one that renders small pictures at once (engine_sim.c), with which a farm
- * is tested fast and without a model.
+/* The engine as the worker sees it, with two implementations: the diffusion engine (engine_kiln.c, over
+ * kernels/kiln.h), and a simulated one that renders small pictures at once (engine_sim.c), so that a farm can
+ * be tested fast and without a model.
  *
  * An engine is opened and closed by the thread that wires the program; between, render() is called by one
- * thread at a time, or else the stages are. What is public in `struct engine` never changes while it is open:
- * any thread may read it.
- */
+ * thread at a time, or else the stages are. The members of `struct engine` never change while it is open, so
+ * that any thread may read them. */
 #ifndef KILN_WORKER_ENGINE_H
 #define KILN_WORKER_ENGINE_H
 
@@ -36,8 +35,8 @@ struct engine_ops {
                   struct kn_err *err);
     void (*close)(struct engine *e);
     /* The same in three stages, so that they overlap: each is called by one thread at a time, and three
-     * minibatches may be in the three of them. All NULL for an engine that gains nothing by it. begin takes as
-     * many tasks as go together from `first` on, *count of them, and loads the model if need be; it calls
+     * minibatches may be in the three of them. All NULL for an engine that gains nothing by it. begin takes
+     * as many tasks as go together from `first` on, *count of them, and loads the model if need be; it calls
      * nothing back. denoise calls cb->step; finish calls cb->image, whose index is the place among the
      * *count. drop ends a minibatch, whatever became of it. Work and cb are borrowed until then. Errors as
      * render's. */
@@ -78,9 +77,9 @@ const struct kn_model_info *engine_model(const struct engine *e, const uint8_t s
 
 /* ---- the simulated engine
  *
- * A task's picture depends on the task alone: not on the worker, the shard, the attempt or these options.
- * Whether a task crashes, hangs or comes out as not-a-number is a function of its key and the seed, so that
- * the same task does it everywhere and each time: that is what quarantine is for. `flaky` depends on the
+ * A task's picture depends on the task alone: not on the worker, the shard, the attempt or these options. A
+ * task's fate (to crash, to hang, to come out as not-a-number) is a function of its key and the seed, so that
+ * the same task meets it everywhere and each time: quarantine is made for such tasks. `flaky` depends on the
  * attempt too: the task does well later. */
 struct engine_sim_options {
     double ms;                      /* how long a picture takes */

@@ -43,7 +43,7 @@ struct engine_minibatch {
     struct kiln_batch *b;
 };
 
-/* The bytes of weights that a model's folder holds: what it will take in memory, nearly. */
+/* How many bytes of weights a model's folder holds, which is nearly what it takes in memory. */
 static uint64_t weight_bytes(const char *dir) {
     static const char *const parts[] = {"text_encoder", "text_encoder_2", "unet", "vae"};
     uint64_t sum = 0;

@@ -1,5 +1,5 @@
-/* What passes between the worker's threads: a grant, and a picture's bytes. Both are counted, since the loop, the
- * engine, the encoder and ZeroMQ let go of them in any order. Any thread. */
+/* A grant and a picture's bytes, as they pass between the worker's threads. Both count their users, since the
+ * loop, the engine, the encoder and ZeroMQ let go of them in any order. Any thread. */
 #ifndef KILN_WORKER_GRANT_H
 #define KILN_WORKER_GRANT_H
 

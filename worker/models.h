@@ -1,5 +1,5 @@
-/* Which models this worker has: folders of models, read for what they say of themselves (no weights are
- * loaded). */
+/* The models that this worker has. Their folders are read for names, defaults and hashes; no weights are
+ * loaded. */
 #ifndef KILN_WORKER_MODELS_H
 #define KILN_WORKER_MODELS_H
 
@@ -12,13 +12,13 @@ struct model_list {
 
 /* A model without a folder. */
 KN_MUST_USE int models_add(struct model_list *l, const struct kn_model_info *info, struct kn_err *err);
-/* One model's folder: what is wrong with it is an error. */
+/* One model's folder. A fault in it is an error. */
 KN_MUST_USE int models_add_folder(struct model_list *l, const char *dir, struct kn_err *err);
 /* A folder of models' folders, or a model's folder itself. One among many that cannot be read is told in the
  * log and left out. KN_ENOENT: there is no model in it. */
 KN_MUST_USE int models_add_tree(struct model_list *l, const char *dir, struct kn_err *err);
 void models_fini(struct model_list *l);
-/* What `kiln-worker --describe-model` prints; cli/talk/model.c reads it. */
+/* Appends the JSON that `kiln-worker --describe-model` prints; cli/talk/model.c reads it. */
 KN_MUST_USE int models_describe(const struct kn_model_info *m, struct kn_buf *out);
 
 #endif

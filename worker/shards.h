@@ -1,10 +1,11 @@
 /* The shards that this worker holds. Pure: no threads, no sockets, no clock; the loop's thread owns it.
  *
- * A shard:   granted → WAITING → RUNNING → RENDERED → over
- * WAITING    the engine has not begun it; it can be handed back and nobody has lost anything
- * RUNNING    the engine is at it (one at a time)
- * RENDERED   the engine is through, or was stopped; some pictures are not acknowledged yet
- * over       nothing is outstanding: shards_over() finds it and says what to report
+ *     granted → WAITING → RUNNING → RENDERED → over
+ *
+ *     WAITING    the engine has not begun it; it can be handed back, and nobody has lost anything
+ *     RUNNING    the engine renders it (one at a time)
+ *     RENDERED   the engine is through, or was stopped; some pictures are not acknowledged yet
+ *     over       nothing is outstanding: shards_over() finds it and says what to report
  *
  * A shard is told apart by number and term, since a coordinator that starts again counts shards anew. Each of
  * its tasks is pending (no outcome yet), sent (its picture waits for an acknowledgement) or over
@@ -55,7 +56,7 @@ void shard_finished(struct held_shard *x, uint32_t render_ms, uint32_t images, b
 /* A picture was acknowledged or refused: that holds for each shard that waits for it. */
 void shards_acknowledged(struct shards *l, const kn_id batch, uint32_t task);
 
-/* What to report of a shard that is over; then the caller removes it. NULL: none is over. */
+/* The first shard that is over, and what to report of it in *how; the caller removes it then. NULL: none. */
 enum shard_end { SHARD_DONE, SHARD_RETURNED }; /* returned: some of its tasks were not executed */
 struct held_shard *shards_over(struct shards *l, enum shard_end *how);
 

@@ -1,5 +1,5 @@
 /* See stages.h. One mutex guards all that is shared; it is never held while something is rendered or encoded.
- * What changes with each denoising step is atomic instead. */
+ * The counters that change with each denoising step are atomic instead. */
 #include "worker/stages.h"
 
 #include <assert.h>
@@ -66,7 +66,7 @@ struct stages {
     struct queued_grant grants[KN_SHARDS_PER_WORKER_MAX];
     size_t grant_count;
     struct run *runs;             /* taken, the oldest first */
-    struct run *running;          /* in runs: what is denoised */
+    struct run *running;          /* one of runs: the one that is denoised */
     struct parts ready, denoised; /* between the engine's stages */
     bool has_model;
     kn_digest model_sha256;
@@ -369,7 +369,7 @@ static void *texts_main(void *arg) {
 
 /* ---- the second: the loop, or all of it */
 
-/* Whether the part is still wanted; its run begins with its first part. */
+/* True if the part is still wanted. A run begins with its first part. */
 static bool begin_run(struct stages *s, struct run *r) {
     struct stage_event *started = NULL;
     pthread_mutex_lock(&s->lock);

@@ -6,10 +6,10 @@
  * the next one's texts are encoded and the last one's pictures decoded. An engine without stages (a CPU has
  * nothing to overlap) renders whole grants in the second. The encoder makes PNGs and digests.
  *
- * Each queue is bounded: grants by the worker's credit, minibatches by one between two stages, pixels by bytes,
- * encoded pictures by what the loop gives back with stages_release(). Waiting for the encoder counts as a sign
- * of life of the engine, since the loop may be slow to give room back. Waiting for the engine's next stage does
- * not: that stage may hang.
+ * Each queue is bounded: grants by the worker's credit, minibatches by one between two stages, pixels by
+ * bytes, encoded pictures by what the loop gives back with stages_release(). Waiting for the encoder counts
+ * as a sign of life of the engine, since the loop may be slow to give room back. Waiting for the engine's
+ * next stage does not: that stage may hang.
  *
  * Order: the events of a grant come as STARTED, then one IMAGE or FAILED a task (fewer, if it was stopped),
  * then FINISHED. All functions are called by the loop's thread, but for `wake`, which the stages' threads

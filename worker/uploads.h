@@ -37,7 +37,7 @@ KN_MUST_USE int uploads_add(struct uploads *u, struct upload *up);
 struct upload *uploads_next(const struct uploads *u);
 void uploads_sent(struct uploads *u, struct upload *up,
                   uint64_t now_ms); /* the one that uploads_next() gave */
-/* Whatever was sent must be sent again. */
+/* All that were sent must be sent again. */
 void uploads_again(struct uploads *u);
 /* Forgets that task's picture; returns the bytes that were kept for it, 0 when there was none. */
 size_t uploads_acknowledged(struct uploads *u, const kn_id batch, uint32_t task);

@@ -36,7 +36,8 @@ struct worker_options {
 };
 
 KN_MUST_USE int worker_create(const struct worker_options *opt, struct worker **out, struct kn_err *err);
-/* patience_ms 0: what runs may take its time. Not `leave`: it stays connected and takes nothing more. */
+/* Hands back the shards that have not begun, and takes no more. With leave, it ends when the last shard is
+ * over, after patience_ms at the latest (0: whenever that is); without, it stays connected. */
 void worker_drain(struct worker *w, bool leave, uint32_t patience_ms, const char *reason);
 void worker_leave_now(struct worker *w, int status, const char *reason);
 /* Ends its threads and begins to close its handles: run the loop until they are closed, then worker_free().

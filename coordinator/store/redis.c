@@ -21,12 +21,12 @@
  *     kiln:b:<id>:f   hash: task -> its failure, as "code attempt order length-of-worker worker reason"
  *     kiln:b:<id>:a   hash: task -> how often it was charged, if it was
  *
- * Every write is a script. It first compares the caller's term with kiln:term, and validates everything before it
- * writes anything. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot them answers
- * NOSCRIPT, and then a new connection is made (redis_link.h).
+ * Every write is a script. It first compares the caller's term with kiln:term, and validates everything
+ * before it writes anything. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot
+ * them answers NOSCRIPT, and then a new connection is made (redis_link.h).
  *
- * Opening and reading back are synchronous, since there is nothing else to do yet; from store_redis_start() on,
- * everything goes through a link on the loop. */
+ * Opening and reading back are synchronous, since there is nothing else to do yet; from store_redis_start()
+ * on, everything goes through a link on the loop. */
 #include "coordinator/store/redis.h"
 
 #include <hiredis/hiredis.h>
@@ -63,12 +63,12 @@ enum script {
     S_COUNT
 };
 
-/* What each script may name: the codes of base/err.h, and the size of a record. */
+/* The names that every script may use: the codes of base/err.h, and the size of a record. */
 #define LUA_LOCAL(name, value, words) "local " #name " = " #value "\n"
 #define LUA_LOCAL_OF(name, macro) LUA_LOCAL(name, macro, "")
 #define NAMES "#!lua\n" KN_ERR_TABLE(LUA_LOCAL) LUA_LOCAL_OF(RECORD_BYTES, STORE_RECORD_BYTES)
 
-/* What each begins with but `lead`: KEYS[1] is kiln:term, and ARGV[1] the caller's term. */
+/* The beginning of every script but `lead`: KEYS[1] is kiln:term, and ARGV[1] the caller's term. */
 #define FENCE NAMES "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return KN_ETERM end\n"
 
 static const char *const script_text[S_COUNT] = {
@@ -265,7 +265,7 @@ static int check_version(const redisReply *r, struct kn_err *err) {
     return 0;
 }
 
-/* What CONFIG GET answered, against what must be. */
+/* Compares the answer to CONFIG GET with the settings that make writes durable. */
 static int check_settings(const redisReply *r, const char *address, struct kn_err *err) {
     char fix[512] = "";
     size_t used = 0;

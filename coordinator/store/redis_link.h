@@ -38,7 +38,7 @@ struct redis_link_options {
 
 KN_MUST_USE int redis_link_create(uv_loop_t *loop, const struct redis_link_options *opt,
                                   struct redis_link **out, struct kn_err *err);
-/* What waits is answered with NULL. Its handles end with the loop's next turns. */
+/* Commands that still wait are answered with NULL. The handles end with the loop's next turns. */
 void redis_link_destroy(struct redis_link *l);
 
 /* Queues a command; everything is copied. KN_EAGAIN: the queue is full; KN_ENOMEM. */

@@ -1,4 +1,4 @@
-/* What both stores share: the record's bytes. See store.h. */
+/* The bytes of a record, the same in every store. See store.h. */
 #include "coordinator/store/store.h"
 
 #include <string.h>

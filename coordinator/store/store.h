@@ -53,14 +53,14 @@ struct store_batch {
     uint64_t created_wall_ms, finished_wall_ms;
 };
 
-/* code: 0, KN_EEXIST, KN_EGONE, KN_ETERM, KN_ESTATE, KN_ECANCELED (the store was closed: whether it is
- * durable is unknown) or another failure: then nothing is durable. data: what the answer brought, borrowed
- * during the call; else NULL. */
+/* How a write ended. code: 0, KN_EEXIST, KN_EGONE, KN_ETERM, KN_ESTATE, or KN_ECANCELED (the store was
+ * closed, and nobody knows if the write is durable); after any other failure nothing is durable. data is an
+ * answer with bytes, borrowed during the call, or NULL. */
 typedef void (*store_done)(void *ctx, int code, const void *data, size_t len);
 
-/* What store_load() calls, batch after batch: batch, then its chunks, names, records, failures and charges in
- * any number, then batch_end. Sealed batches come in the order of their sealing. A non-zero return ends the
- * load with it. */
+/* The callbacks of store_load(). For each batch it calls batch, then chunk, name, record, failure and charge
+ * any number of times, then batch_end. Sealed batches come in the order of their sealing. A non-zero return
+ * ends the load with it. */
 struct store_reader {
     void *ctx;
     int (*batch)(void *ctx, const struct store_batch *b, struct kn_err *err);

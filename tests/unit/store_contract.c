@@ -1,5 +1,6 @@
-/* coordinator/store/store.h: the same promises, kept by the store in Redis and by the one in memory. Each test runs
- * against both; Redis is a private one, and its half is left out, with a word, where none is installed. */
+/* coordinator/store/store.h: the same promises, kept by the store in Redis and by the one in memory. Each
+ * test runs against both; Redis is a private one, and its half is left out, with a word, where none is
+ * installed. */
 #include <stdarg.h>
 
 #include "coordinator/store/redis.h"

@@ -1,5 +1,5 @@
-/* See store_memory.h. It keeps the contract, and nothing that lasts longer than its `struct store_disk`. Answers
- * come on the loop's next turn. Batches and tasks are few: lists will do. */
+/* See store_memory.h. It keeps the contract, and nothing that lasts longer than its `struct store_disk`.
+ * Answers come on the loop's next turn. Batches and tasks are few: lists will do. */
 #include "tests/unit/store_memory.h"
 
 #include <stdlib.h>
