@@ -14,7 +14,7 @@
 
 struct batch_cache {
     struct slot {
-        const struct batch *batch; /* NULL: empty */
+        const struct kept_batch *batch; /* NULL: empty */
         uint32_t chunk;
         uint64_t used;
         struct kn_chunk tasks;
@@ -28,7 +28,7 @@ int batches_init(struct batches *bs) {
     return bs->by_id && bs->cache ? 0 : KN_ENOMEM;
 }
 
-static void cache_forget(struct batch_cache *c, const struct batch *b) {
+static void cache_forget(struct batch_cache *c, const struct kept_batch *b) {
     for (int i = 0; i < CACHE_SLOTS; i++) {
         if (!c->slots[i].batch || (b && c->slots[i].batch != b)) continue;
         kn_chunk_fini(&c->slots[i].tasks);
@@ -36,7 +36,7 @@ static void cache_forget(struct batch_cache *c, const struct batch *b) {
     }
 }
 
-static void batch_destroy(struct batch *b) {
+static void batch_destroy(struct kept_batch *b) {
     if (!b) return;
     batch_free_groups(b);
     batch_clear_failures(b);
@@ -53,7 +53,7 @@ static void batch_destroy(struct batch *b) {
 
 void batches_fini(struct batches *bs) {
     size_t pos = 0;
-    struct batch *b;
+    struct kept_batch *b;
     if (bs->cache) cache_forget(bs->cache, NULL);
     while (bs->by_id && (b = kn_map_next(bs->by_id, &pos))) batch_destroy(b);
     kn_map_destroy(bs->by_id);
@@ -61,15 +61,15 @@ void batches_fini(struct batches *bs) {
     *bs = (struct batches){0};
 }
 
-struct batch *batches_find(const struct batches *bs, const kn_id id) {
+struct kept_batch *batches_find(const struct batches *bs, const kn_id id) {
     return kn_map_get(bs->by_id, id, sizeof(kn_id));
 }
 
-int batches_add(struct batches *bs, struct kn_msg *msg, struct batch **out, struct kn_err *err) {
+int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out, struct kn_err *err) {
     const struct kn_submit_begin *g = &msg->u.submit_begin;
     if (bs->staged_count >= STAGED_MAX || bs->staged_bytes >= STAGED_BYTES_MAX)
         return kn_err_set(err, KN_ELIMIT, "too many batches are being submitted at once");
-    struct batch *b = calloc(1, sizeof *b);
+    struct kept_batch *b = calloc(1, sizeof *b);
     if (!b) goto no_memory;
     memcpy(b->id, g->batch, sizeof b->id);
     b->tasks = g->tasks;
@@ -96,7 +96,7 @@ no_memory:
     return kn_err_set(err, KN_ENOMEM, "batch: out of memory");
 }
 
-void batches_sealed(struct batches *bs, struct batch *b) {
+void batches_sealed(struct batches *bs, struct kept_batch *b) {
     assert(b->phase < BATCH_SEALED);
     b->phase = BATCH_SEALED;
     bs->staged_count--;
@@ -104,7 +104,7 @@ void batches_sealed(struct batches *bs, struct batch *b) {
     batch_free_groups(b);
 }
 
-void batches_drop(struct batches *bs, struct batch *b) {
+void batches_drop(struct batches *bs, struct kept_batch *b) {
     if (b->phase < BATCH_SEALED) batches_sealed(bs, b);
     cache_forget(bs->cache, b);
     kn_map_remove(bs->by_id, b->id, sizeof b->id);
@@ -113,18 +113,18 @@ void batches_drop(struct batches *bs, struct batch *b) {
 
 /* ---- chunks and groups */
 
-uint32_t batch_chunk_tasks(const struct batch *b, uint32_t chunk) {
+uint32_t batch_chunk_tasks(const struct kept_batch *b, uint32_t chunk) {
     return chunk + 1 < b->chunk_count ? KN_TASKS_PER_CHUNK_MAX : b->tasks - chunk * KN_TASKS_PER_CHUNK_MAX;
 }
 
-uint32_t batch_chunks_missing(const struct batch *b) {
+uint32_t batch_chunks_missing(const struct kept_batch *b) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < b->chunk_count; i++)
         if (!b->chunks[i].data) n++;
     return n;
 }
 
-void batch_free_groups(struct batch *b) {
+void batch_free_groups(struct kept_batch *b) {
     free(b->groups);
     free(b->task_group);
     kn_map_destroy(b->group_index);
@@ -135,7 +135,7 @@ void batch_free_groups(struct batch *b) {
 }
 
 /* The number of the group that a task belongs to. */
-static int group_of(struct batch *b, const struct kn_task *t, uint16_t *out, struct kn_err *err) {
+static int group_of(struct kept_batch *b, const struct kn_task *t, uint16_t *out, struct kn_err *err) {
     struct farm_group g;
     memset(&g, 0, sizeof g); /* it is a key: no stray bytes */
     memcpy(g.model, b->begin->models[t->model_index].sha256, sizeof g.model);
@@ -165,7 +165,7 @@ static int group_of(struct batch *b, const struct kn_task *t, uint16_t *out, str
     return 0;
 }
 
-int batches_add_chunk(struct batches *bs, struct batch *b, uint32_t chunk, const void *data, size_t len,
+int batches_add_chunk(struct batches *bs, struct kept_batch *b, uint32_t chunk, const void *data, size_t len,
                       struct kn_err *err) {
     struct kn_chunk c;
     if (chunk >= b->chunk_count)
@@ -199,7 +199,8 @@ int batches_add_chunk(struct batches *bs, struct batch *b, uint32_t chunk, const
     return 0;
 }
 
-const struct kn_task *batches_task(struct batches *bs, struct batch *b, uint32_t task, struct kn_err *err) {
+const struct kn_task *batches_task(struct batches *bs, struct kept_batch *b, uint32_t task,
+                                   struct kn_err *err) {
     uint32_t chunk = task / KN_TASKS_PER_CHUNK_MAX;
     struct batch_cache *c = bs->cache;
     struct slot *oldest = &c->slots[0];
@@ -226,7 +227,7 @@ const struct kn_task *batches_task(struct batches *bs, struct batch *b, uint32_t
 
 /* ---- names, records, failures */
 
-int batch_set_name(struct batch *b, uint32_t number, const char *text) {
+int batch_set_name(struct kept_batch *b, uint32_t number, const char *text) {
     if (number == 0 || number > UINT16_MAX) return KN_ELIMIT;
     if (!b->name_index && !(b->name_index = kn_map_create(UINT16_MAX))) return KN_ENOMEM;
     if (number >= b->name_cap) {
@@ -251,7 +252,7 @@ int batch_set_name(struct batch *b, uint32_t number, const char *text) {
     return 0;
 }
 
-int batch_name(struct batch *b, const char *text, uint16_t *out, bool *is_new) {
+int batch_name(struct kept_batch *b, const char *text, uint16_t *out, bool *is_new) {
     *is_new = false;
     *out = 0;
     if (!text[0]) return 0;
@@ -269,11 +270,11 @@ int batch_name(struct batch *b, const char *text, uint16_t *out, bool *is_new) {
     return 0;
 }
 
-const char *batch_name_text(const struct batch *b, uint32_t number) {
+const char *batch_name_text(const struct kept_batch *b, uint32_t number) {
     return number < b->name_count && b->names[number] ? b->names[number] : "";
 }
 
-int batch_set_record(struct batch *b, uint32_t task, const struct store_record *r) {
+int batch_set_record(struct kept_batch *b, uint32_t task, const struct store_record *r) {
     if (task >= b->tasks) return KN_EINVAL;
     if (!b->records && !(b->records = calloc(b->tasks, sizeof *b->records))) return KN_ENOMEM;
     store_record_pack(r, b->records[task]);
@@ -285,11 +286,11 @@ int batch_set_record(struct batch *b, uint32_t task, const struct store_record *
     return 0;
 }
 
-bool batch_record(const struct batch *b, uint32_t task, struct store_record *out) {
+bool batch_record(const struct kept_batch *b, uint32_t task, struct store_record *out) {
     return b->records && task < b->tasks && store_record_unpack(b->records[task], out);
 }
 
-int batch_set_failure(struct batch *b, const struct store_failure *f) {
+int batch_set_failure(struct kept_batch *b, const struct store_failure *f) {
     if (f->task >= b->tasks) return KN_EINVAL;
     if (!b->failures && !(b->failures = calloc(b->tasks, sizeof *b->failures))) return KN_ENOMEM;
     size_t len = strlen(f->reason);
@@ -306,17 +307,17 @@ int batch_set_failure(struct batch *b, const struct store_failure *f) {
     return 0;
 }
 
-const struct batch_failure *batch_failure(const struct batch *b, uint32_t task) {
+const struct batch_failure *batch_failure(const struct kept_batch *b, uint32_t task) {
     return b->failures && task < b->tasks ? b->failures[task] : NULL;
 }
 
-void batch_clear_failures(struct batch *b) {
+void batch_clear_failures(struct kept_batch *b) {
     for (uint32_t i = 0; b->failures && i < b->tasks; i++) free(b->failures[i]);
     free(b->failures);
     b->failures = NULL;
 }
 
-void batch_add_waiter(struct batch *b, const struct reply_to *to) {
+void batch_add_waiter(struct kept_batch *b, const struct reply_to *to) {
     if (b->waiter_count == WAITERS_MAX) { /* the oldest has asked again by now */
         memmove(b->waiters, b->waiters + 1, (WAITERS_MAX - 1) * sizeof *b->waiters);
         b->waiter_count--;

@@ -35,7 +35,7 @@ struct batch_chunk {
 
 enum batch_phase { BATCH_STAGED, BATCH_SEALING, BATCH_SEALED, BATCH_REMOVING };
 
-struct batch {
+struct kept_batch {
     kn_id id;
     enum batch_phase phase;
     struct kn_msg *msg;                  /* owns: the SubmitBegin, models pinned; see begin */
@@ -75,40 +75,42 @@ struct batches {
 
 KN_MUST_USE int batches_init(struct batches *bs);
 void batches_fini(struct batches *bs);
-struct batch *batches_find(const struct batches *bs, const kn_id id); /* NULL: none */
+struct kept_batch *batches_find(const struct batches *bs, const kn_id id); /* NULL: none */
 
 /* Makes a batch out of an accepted SubmitBegin, staged; takes msg on success. KN_ELIMIT, KN_ENOMEM. */
-KN_MUST_USE int batches_add(struct batches *bs, struct kn_msg *msg, struct batch **out, struct kn_err *err);
+KN_MUST_USE int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out,
+                            struct kn_err *err);
 /* Marks it sealed, and frees what only its submission needed. */
-void batches_sealed(struct batches *bs, struct batch *b);
-void batches_drop(struct batches *bs, struct batch *b); /* and destroys it */
+void batches_sealed(struct batches *bs, struct kept_batch *b);
+void batches_drop(struct batches *bs, struct kept_batch *b); /* and destroys it */
 
 /* Validates and keeps a chunk (copied), and sorts its tasks into groups. KN_EEXIST: it is there, the same;
  * KN_ESTATE: it is there and was another; KN_EINVAL, KN_ELIMIT, KN_EPROTO: what is wrong with it. */
-KN_MUST_USE int batches_add_chunk(struct batches *bs, struct batch *b, uint32_t chunk, const void *data,
+KN_MUST_USE int batches_add_chunk(struct batches *bs, struct kept_batch *b, uint32_t chunk, const void *data,
                                   size_t len, struct kn_err *err);
 /* How many tasks a chunk has: all but the last are full. */
-uint32_t batch_chunk_tasks(const struct batch *b, uint32_t chunk);
-uint32_t batch_chunks_missing(const struct batch *b);
-void batch_free_groups(struct batch *b);
+uint32_t batch_chunk_tasks(const struct kept_batch *b, uint32_t chunk);
+uint32_t batch_chunks_missing(const struct kept_batch *b);
+void batch_free_groups(struct kept_batch *b);
 
 /* A task as it was submitted, out of the cache of unpacked chunks: borrowed until the next call. NULL: cannot
  * be unpacked (memory). */
-const struct kn_task *batches_task(struct batches *bs, struct batch *b, uint32_t task, struct kn_err *err);
+const struct kn_task *batches_task(struct batches *bs, struct kept_batch *b, uint32_t task,
+                                   struct kn_err *err);
 
 /* The number of a name in the batch's table; *is_new: it was given now, and the store must learn it. A full
  * table gives 0, which is "". KN_ENOMEM. */
-KN_MUST_USE int batch_name(struct batch *b, const char *text, uint16_t *out, bool *is_new);
-const char *batch_name_text(const struct batch *b, uint32_t number);
-KN_MUST_USE int batch_set_name(struct batch *b, uint32_t number, const char *text); /* reading back */
+KN_MUST_USE int batch_name(struct kept_batch *b, const char *text, uint16_t *out, bool *is_new);
+const char *batch_name_text(const struct kept_batch *b, uint32_t number);
+KN_MUST_USE int batch_set_name(struct kept_batch *b, uint32_t number, const char *text); /* reading back */
 
-KN_MUST_USE int batch_set_record(struct batch *b, uint32_t task, const struct store_record *r);
-bool batch_record(const struct batch *b, uint32_t task, struct store_record *out); /* false: none */
-KN_MUST_USE int batch_set_failure(struct batch *b, const struct store_failure *f);
-const struct batch_failure *batch_failure(const struct batch *b, uint32_t task); /* NULL: none */
-void batch_clear_failures(struct batch *b);
+KN_MUST_USE int batch_set_record(struct kept_batch *b, uint32_t task, const struct store_record *r);
+bool batch_record(const struct kept_batch *b, uint32_t task, struct store_record *out); /* false: none */
+KN_MUST_USE int batch_set_failure(struct kept_batch *b, const struct store_failure *f);
+const struct batch_failure *batch_failure(const struct kept_batch *b, uint32_t task); /* NULL: none */
+void batch_clear_failures(struct kept_batch *b);
 
 /* One more who waits for the seal or the removal; the oldest gives way when there are too many. */
-void batch_add_waiter(struct batch *b, const struct reply_to *to);
+void batch_add_waiter(struct kept_batch *b, const struct reply_to *to);
 
 #endif

@@ -149,7 +149,7 @@ static void not_taken(struct server *s, struct op *o, const struct farm_effect *
     stored(s, e->type, e->batch, e->task, code);
 }
 
-static uint16_t name_number(struct server *s, struct batch *b, const char *text) {
+static uint16_t name_number(struct server *s, struct kept_batch *b, const char *text) {
     uint16_t n;
     bool is_new;
     if (batch_name(b, text ? text : "", &n, &is_new) != 0) return 0;
@@ -179,7 +179,7 @@ static void on_committed(void *ctx, int code, const void *data, size_t len) {
     struct server *s = o->s;
     unlink_commit(s, &o->commit);
     if (!s->closing) {
-        struct batch *b = batches_find(&s->batches, o->batch);
+        struct kept_batch *b = batches_find(&s->batches, o->batch);
         if (code == KN_EGONE) orphans_add(s, o->u.record.sha256);
         if (code == KN_EEXIST && len == STORE_RECORD_BYTES) {
             struct store_record mine = o->u.record;
@@ -197,7 +197,7 @@ static void on_committed(void *ctx, int code, const void *data, size_t len) {
 }
 
 static void do_commit(struct server *s, const struct farm_effect *e) {
-    struct batch *b = batches_find(&s->batches, e->batch);
+    struct kept_batch *b = batches_find(&s->batches, e->batch);
     struct op *o = b ? op_create(s, e) : NULL;
     int rc = b ? KN_ENOMEM : KN_EGONE;
     if (o) {
@@ -228,7 +228,7 @@ static void on_failed(void *ctx, int code, const void *data, size_t len) {
     (void)data;
     (void)len;
     if (!s->closing) {
-        struct batch *b = batches_find(&s->batches, o->batch);
+        struct kept_batch *b = batches_find(&s->batches, o->batch);
         if (b && code == 0) {
             int rc = batch_set_failure(b, &o->u.fail.f);
             if (rc != 0) kn_error("failure_not_kept task=%u code=%d", o->task, rc);
@@ -240,7 +240,7 @@ static void on_failed(void *ctx, int code, const void *data, size_t len) {
 }
 
 static void do_fail(struct server *s, const struct farm_effect *e) {
-    struct batch *b = batches_find(&s->batches, e->batch);
+    struct kept_batch *b = batches_find(&s->batches, e->batch);
     struct op *o = b ? op_create(s, e) : NULL;
     int rc = b ? KN_ENOMEM : KN_EGONE;
     if (o) {
@@ -271,7 +271,7 @@ static void on_state(void *ctx, int code, const void *data, size_t len) {
     (void)data;
     (void)len;
     if (!s->closing) {
-        struct batch *b = batches_find(&s->batches, o->batch);
+        struct kept_batch *b = batches_find(&s->batches, o->batch);
         if (b && code == 0) {
             b->finished_wall_ms = o->u.state.finished;
             if (o->u.state.retried) batch_clear_failures(b);
@@ -283,7 +283,7 @@ static void on_state(void *ctx, int code, const void *data, size_t len) {
 }
 
 static void do_state(struct server *s, const struct farm_effect *e) {
-    struct batch *b = batches_find(&s->batches, e->batch);
+    struct kept_batch *b = batches_find(&s->batches, e->batch);
     struct op *o = b ? op_create(s, e) : NULL;
     int rc = b ? KN_ENOMEM : KN_EGONE;
     if (o) {
@@ -315,7 +315,7 @@ static void do_grant(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_SHARD_GRANT};
     struct kn_shard_grant *g = &m.u.shard_grant;
     struct kn_err err = {0};
-    struct batch *b = batches_find(&s->batches, e->batch);
+    struct kept_batch *b = batches_find(&s->batches, e->batch);
     struct kn_task tasks[KN_SHARD_TASKS_MAX];
     uint32_t index[KN_SHARD_TASKS_MAX];
     struct kn_buf text; /* strings of one chunk do not outlive the unpacking of another */
@@ -386,7 +386,7 @@ static void do_drain(struct server *s, const struct farm_effect *e) {
 }
 
 /* Deletes the batch's pictures, except those that another batch names. */
-static void discard_pictures(struct server *s, const struct batch *gone) {
+static void discard_pictures(struct server *s, const struct kept_batch *gone) {
     struct store_record r;
     size_t count = 0;
     for (uint32_t i = 0; gone->records && i < gone->tasks; i++)
@@ -399,7 +399,7 @@ static void on_removed(void *ctx, int code, const void *data, size_t len) {
     struct server *s = o->s;
     (void)data;
     (void)len;
-    struct batch *b = s->closing ? NULL : batches_find(&s->batches, o->batch);
+    struct kept_batch *b = s->closing ? NULL : batches_find(&s->batches, o->batch);
     free(o);
     if (!b) return;
     send_to_waiters(s, b, code, "");
@@ -410,7 +410,7 @@ static void on_removed(void *ctx, int code, const void *data, size_t len) {
 }
 
 /* Removes the batch from the store, and then its pictures. */
-static void do_remove(struct server *s, const struct farm_effect *e, struct batch *b) {
+static void do_remove(struct server *s, const struct farm_effect *e, struct kept_batch *b) {
     struct op *o = op_create(s, e);
     b->phase = BATCH_REMOVING;
     if (s->asking.sock) batch_add_waiter(b, &s->asking);
@@ -424,7 +424,7 @@ static void do_remove(struct server *s, const struct farm_effect *e, struct batc
 static void carry_out(struct server *s) {
     for (size_t i = 0; i < s->fx.count; i++) {
         const struct farm_effect *e = &s->fx.v[i];
-        struct batch *b;
+        struct kept_batch *b;
         switch (e->type) {
         case FX_GRANT:
             do_grant(s, e);

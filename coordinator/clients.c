@@ -69,7 +69,7 @@ static int pin_models(struct server *s, struct kn_submit_begin *g, struct kn_err
 static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) {
     struct kn_submit_begin *g = &msg->u.submit_begin;
     struct kn_err err = {0};
-    struct batch *b = batches_find(&s->batches, g->batch);
+    struct kept_batch *b = batches_find(&s->batches, g->batch);
     int rc = 0;
     if (b && b->phase != BATCH_STAGED) {
         send_reply(s, to, b->phase == BATCH_REMOVING ? KN_ESTATE : 0, "");
@@ -122,7 +122,7 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
 
 static void on_chunk(struct server *s, struct reply_to *to, const struct kn_submit_chunk *c) {
     struct kn_err err = {0};
-    struct batch *b = batches_find(&s->batches, c->batch);
+    struct kept_batch *b = batches_find(&s->batches, c->batch);
     int rc = 0;
     if (!b)
         rc = kn_err_set(&err, KN_ENOENT, "no such batch is being submitted: begin again");
@@ -145,7 +145,7 @@ static void on_chunk(struct server *s, struct reply_to *to, const struct kn_subm
 }
 
 /* The batch is durable: the core may hand it out. */
-static int open_batch(struct server *s, struct batch *b) {
+static int open_batch(struct server *s, struct kept_batch *b) {
     struct farm_event ev = {.type = EV_BATCH_OPEN};
     struct ev_batch_open *o = &ev.u.batch_open;
     memcpy(o->id, b->id, sizeof o->id);
@@ -171,7 +171,7 @@ static void on_sealed(void *ctx, int code, const void *data, size_t len) {
     struct server *s = a->s;
     (void)data;
     (void)len;
-    struct batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
+    struct kept_batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
     free(a);
     if (!b || b->phase != BATCH_SEALING) return;
     if (code == 0 || code == KN_EEXIST) {
@@ -185,7 +185,7 @@ static void on_sealed(void *ctx, int code, const void *data, size_t len) {
 
 static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
     struct kn_err err = {0};
-    struct batch *b = batches_find(&s->batches, id);
+    struct kept_batch *b = batches_find(&s->batches, id);
     uint32_t missing = b && b->phase == BATCH_STAGED ? batch_chunks_missing(b) : 0;
     if (!b) {
         send_reply(s, to, KN_ENOENT, "no such batch is being submitted: begin again");
@@ -211,7 +211,7 @@ static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
 
 void clients_sweep(struct server *s) {
     size_t pos = 0;
-    struct batch *b, *old = NULL;
+    struct kept_batch *b, *old = NULL;
     uint64_t now = kn_clock_ms();
     while ((b = kn_map_next(s->batches.by_id, &pos)))
         if (b->phase == BATCH_STAGED && now - b->touched_ms > STAGED_MS) old = b;
@@ -250,7 +250,7 @@ static void on_worker_command(struct server *s, struct reply_to *to, const struc
 
 /* ---- queries */
 
-static void status_of(const struct batch *b, const struct farm_batch_view *v, bool with_request,
+static void status_of(const struct kept_batch *b, const struct farm_batch_view *v, bool with_request,
                       struct kn_batch_status *out) {
     memcpy(out->batch, v->id, sizeof out->batch);
     out->name = b->begin->name;
@@ -277,7 +277,7 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     struct farm_batch_view v;
     uint64_t now = kn_clock_ms();
     if (q->has_batch) {
-        struct batch *b = batches_find(&s->batches, q->batch);
+        struct kept_batch *b = batches_find(&s->batches, q->batch);
         if (!b || farm_batch_view(s->farm, q->batch, now, &v) != 0) {
             send_reply(s, to, KN_ENOENT, "no such batch");
             return;
@@ -295,7 +295,7 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
         return;
     }
     for (size_t i = 0; i < count; i++) {
-        struct batch *b;
+        struct kept_batch *b;
         if (farm_batch_at(s->farm, i, now, &v) == 0 && (b = batches_find(&s->batches, v.id)))
             status_of(b, &v, false, &list->v[list->count++]);
     }
@@ -353,7 +353,8 @@ static void on_models_query(struct server *s, struct reply_to *to) {
     free(m.u.model_list.v);
 }
 
-static void result_of(const struct server *s, const struct batch *b, uint32_t task, struct kn_result *r) {
+static void result_of(const struct server *s, const struct kept_batch *b, uint32_t task,
+                      struct kn_result *r) {
     enum farm_task_state state = TASK_CANCELLED;
     struct store_record rec;
     const struct batch_failure *f;
@@ -384,7 +385,7 @@ static void result_of(const struct server *s, const struct batch *b, uint32_t ta
 static void on_results_query(struct server *s, struct reply_to *to, const struct kn_results_query *q) {
     struct kn_msg m = {.type = KN_MSG_RESULTS_REPLY};
     struct kn_results_reply *r = &m.u.results_reply;
-    struct batch *b = batches_find(&s->batches, q->batch);
+    struct kept_batch *b = batches_find(&s->batches, q->batch);
     struct farm_batch_view v;
     uint32_t tasks[KN_RESULTS_PER_REPLY_MAX], count = 0, cursor = q->cursor;
     uint64_t epoch = 0;
@@ -414,7 +415,7 @@ static void on_results_query(struct server *s, struct reply_to *to, const struct
 static void on_tasks_query(struct server *s, struct reply_to *to, const struct kn_tasks_query *q) {
     struct kn_msg m = {.type = KN_MSG_TASKS_REPLY};
     struct kn_tasks_reply *r = &m.u.tasks_reply;
-    struct batch *b = batches_find(&s->batches, q->batch);
+    struct kept_batch *b = batches_find(&s->batches, q->batch);
     if (!b || b->phase != BATCH_SEALED) {
         send_reply(s, to, KN_ENOENT, "no such batch");
     } else if (q->chunk >= b->chunk_count) {
@@ -431,7 +432,7 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
 
 /* ---- objects */
 
-struct fetch {
+struct object_fetch {
     struct server *s;
     struct kn_peer peer;
     uint64_t request;
@@ -452,7 +453,7 @@ static void free_data(void *data, void *hint) {
     free(data);
 }
 
-static void object_reply(struct fetch *f, int code, void *data, size_t len) {
+static void object_reply(struct object_fetch *f, int code, void *data, size_t len) {
     struct kn_msg m = {.type = KN_MSG_OBJECT_REPLY, .request = f->request};
     struct kn_err err = {0};
     struct kn_blob blob = {0};
@@ -479,7 +480,7 @@ static void object_reply(struct fetch *f, int code, void *data, size_t len) {
 }
 
 static void on_read(void *ctx, int code, void *data, size_t len) {
-    struct fetch *f = ctx;
+    struct object_fetch *f = ctx;
     if (code != 0) {
         char hex[KN_SHA256_HEX];
         kn_hex(f->sha256, sizeof f->sha256, hex);
@@ -490,9 +491,9 @@ static void on_read(void *ctx, int code, void *data, size_t len) {
 }
 
 void clients_object(struct server *s, const struct kn_peer *peer, const struct kn_msg *msg) {
-    struct fetch *f = malloc(sizeof *f);
+    struct object_fetch *f = malloc(sizeof *f);
     if (!f) return;
-    *f = (struct fetch){.s = s, .peer = *peer, .request = msg->request};
+    *f = (struct object_fetch){.s = s, .peer = *peer, .request = msg->request};
     memcpy(f->sha256, msg->u.object_get.sha256, sizeof f->sha256);
     int rc = collect_get(s->collect, f->sha256, on_read, f);
     if (rc != 0) {

@@ -30,9 +30,9 @@
 #define DISCARD_LAST_MS 3000
 #define DISCARD_MAX ((size_t)KN_TASKS_PER_BATCH_MAX * 4)
 
-struct item {
-    struct item *next;                  /* in its list: waiting, or the group's */
-    struct item *busy_next, *busy_prev; /* among all that are not done */
+struct collect_item {
+    struct collect_item *next;                  /* in its list: waiting, or the group's */
+    struct collect_item *busy_next, *busy_prev; /* among all that are not done */
     uint8_t sha256[KN_SHA256_BYTES];
     struct kn_blob blob;
     collect_done done;
@@ -42,10 +42,10 @@ struct item {
     char temp[32]; /* name in incoming/; "" when there is nothing to rename */
 };
 
-struct group {
+struct collect_group {
     uv_work_t work;
     struct collect *c;
-    struct item *first;
+    struct collect_item *first;
     size_t count, bytes;
     bool whole;       /* syncfs */
     uint64_t sync_us; /* how long the syncs took */
@@ -67,9 +67,9 @@ struct collect {
     uv_idle_t *later; /* owns; outlives this struct */
     char dir[KN_PATH_MAX];
     int dir_fd, incoming_fd;
-    struct item *first, *last; /* waiting */
-    struct item *busy;
-    struct item *held; /* their objects are being deleted */
+    struct collect_item *first, *last; /* waiting */
+    struct collect_item *busy;
+    struct collect_item *held; /* their objects are being deleted */
     size_t waiting, count, bytes;
     int groups, reads;
     bool destroyed;
@@ -98,7 +98,7 @@ static void name_of(const uint8_t sha256[KN_SHA256_BYTES], char out[80]) {
 
 /* ---- on a pool's thread */
 
-static void item_fail(struct item *i, int code, const char *what) {
+static void item_fail(struct collect_item *i, int code, const char *what) {
     int why = errno;
     i->code = code;
     if (code == KN_EIO)
@@ -126,7 +126,7 @@ static bool is_there(struct collect *c, const char *name, const struct kn_blob *
     return same;
 }
 
-static void write_item(struct collect *c, struct item *i, bool sync) {
+static void write_item(struct collect *c, struct collect_item *i, bool sync) {
     uint8_t digest[KN_SHA256_BYTES];
     char name[80];
     kn_sha256(i->blob.data, i->blob.len, digest);
@@ -156,7 +156,7 @@ static void write_item(struct collect *c, struct item *i, bool sync) {
     if (close(fd) != 0 && i->code == 0) item_fail(i, KN_EIO, "close");
 }
 
-static void rename_item(struct collect *c, struct item *i) {
+static void rename_item(struct collect *c, struct collect_item *i) {
     char name[80];
     if (i->code != 0 || !i->temp[0]) {
         if (i->temp[0]) unlinkat(c->incoming_fd, i->temp, 0);
@@ -169,13 +169,13 @@ static void rename_item(struct collect *c, struct item *i) {
     }
 }
 
-static void fail_all(struct group *g, const char *what) {
-    for (struct item *i = g->first; i; i = i->next)
+static void fail_all(struct collect_group *g, const char *what) {
+    for (struct collect_item *i = g->first; i; i = i->next)
         if (i->code == 0) item_fail(i, KN_EIO, what);
 }
 
 /* Also for objects that were there already: another thread may have renamed them and not synced yet. */
-static void sync_folders(struct group *g) {
+static void sync_folders(struct collect_group *g) {
     bool done[256] = {false};
     if (!atomic_load(&g->c->synced)) {
         if (fsync(g->c->dir_fd) != 0 && errno != EINVAL) {
@@ -184,7 +184,7 @@ static void sync_folders(struct group *g) {
         }
         atomic_store(&g->c->synced, true);
     }
-    for (struct item *i = g->first; i; i = i->next) {
+    for (struct collect_item *i = g->first; i; i = i->next) {
         char name[3];
         if (i->code != 0 || done[i->sha256[0]]) continue;
         snprintf(name, sizeof name, "%02x", i->sha256[0]);
@@ -193,7 +193,7 @@ static void sync_folders(struct group *g) {
         int why = errno;
         if (fd >= 0) close(fd);
         done[i->sha256[0]] = true;
-        for (struct item *k = i; !ok && k; k = k->next) {
+        for (struct collect_item *k = i; !ok && k; k = k->next) {
             errno = why;
             if (k->code == 0 && k->sha256[0] == i->sha256[0]) item_fail(k, KN_EIO, "fsync of the folder");
         }
@@ -201,9 +201,9 @@ static void sync_folders(struct group *g) {
 }
 
 static void on_group(uv_work_t *work) {
-    struct group *g = work->data;
+    struct collect_group *g = work->data;
     struct collect *c = g->c;
-    for (struct item *i = g->first; i; i = i->next) {
+    for (struct collect_item *i = g->first; i; i = i->next) {
         uint64_t t = kn_clock_us();
         write_item(c, i, !g->whole);
         if (!g->whole) g->sync_us += kn_clock_us() - t;
@@ -211,7 +211,7 @@ static void on_group(uv_work_t *work) {
     uint64_t t = kn_clock_us();
     if (g->whole && syncfs(c->dir_fd) != 0) fail_all(g, "syncfs");
     uint64_t first = kn_clock_us() - t;
-    for (struct item *i = g->first; i; i = i->next) rename_item(c, i);
+    for (struct collect_item *i = g->first; i; i = i->next) rename_item(c, i);
     t = kn_clock_us();
     if (g->whole) {
         if (syncfs(c->dir_fd) != 0) fail_all(g, "syncfs");
@@ -268,7 +268,7 @@ static void average(uint64_t *mean, uint64_t v) {
     *mean = *mean ? (*mean * 7 + v) / 8 : v;
 }
 
-static void learn(struct collect *c, const struct group *g) {
+static void learn(struct collect *c, const struct collect_group *g) {
     if (g->whole) {
         average(&c->syncfs_us, g->sync_us);
         c->fsync_us += c->fsync_us / 64; /* what is not tried grows dearer or cheaper until it is */
@@ -278,7 +278,7 @@ static void learn(struct collect *c, const struct group *g) {
     }
 }
 
-static void not_busy(struct collect *c, struct item *i) {
+static void not_busy(struct collect *c, struct collect_item *i) {
     if (i->busy_prev)
         i->busy_prev->busy_next = i->busy_next;
     else
@@ -288,12 +288,12 @@ static void not_busy(struct collect *c, struct item *i) {
 }
 
 static void on_group_done(uv_work_t *work, int status) {
-    struct group *g = work->data;
+    struct collect_group *g = work->data;
     struct collect *c = g->c;
     (void)status;
     c->groups--;
     learn(c, g);
-    for (struct item *i = g->first, *next; i; i = next) {
+    for (struct collect_item *i = g->first, *next; i; i = next) {
         next = i->next;
         not_busy(c, i);
         c->bytes -= i->blob.len;
@@ -310,12 +310,12 @@ static void start_groups(struct collect *c) {
     while (c->first && c->groups < GROUPS_MAX) {
         /* A second group only begins when it is worth a sync of its own. */
         if (c->groups > 0 && c->waiting < GROUP_ITEMS_MAX / 4 && c->bytes < GROUP_BYTES_MAX) return;
-        struct group *g = calloc(1, sizeof *g);
+        struct collect_group *g = calloc(1, sizeof *g);
         if (!g) return; /* the next upload tries again */
-        struct item **end = &g->first;
+        struct collect_item **end = &g->first;
         while (c->first && g->count < GROUP_ITEMS_MAX &&
                (g->count == 0 || g->bytes + c->first->blob.len <= GROUP_BYTES_MAX)) {
-            struct item *i = c->first;
+            struct collect_item *i = c->first;
             c->first = i->next;
             i->next = NULL;
             *end = i;
@@ -333,7 +333,7 @@ static void start_groups(struct collect *c) {
     }
 }
 
-static void append(struct collect *c, struct item *i) {
+static void append(struct collect *c, struct collect_item *i) {
     i->next = NULL;
     if (c->last)
         c->last->next = i;
@@ -394,7 +394,7 @@ void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
 }
 
 void collect_keep_busy(struct collect *c) {
-    for (struct item *i = c->busy; i; i = i->busy_next) collect_keep(c, i->sha256);
+    for (struct collect_item *i = c->busy; i; i = i->busy_next) collect_keep(c, i->sha256);
 }
 
 static void on_discards(uv_work_t *work) {
@@ -417,7 +417,7 @@ static void on_discarded(uv_work_t *work, int status) {
         return;
     }
     while (c->held) {
-        struct item *i = c->held;
+        struct collect_item *i = c->held;
         c->held = i->next;
         append(c, i);
     }
@@ -461,7 +461,7 @@ int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]) {
 
 int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
                 collect_done done, void *ctx) {
-    struct item *i = calloc(1, sizeof *i);
+    struct collect_item *i = calloc(1, sizeof *i);
     if (!i) return KN_ENOMEM;
     collect_keep(c, sha256);
     memcpy(i->sha256, sha256, sizeof i->sha256);
@@ -562,10 +562,10 @@ static void free_handle(uv_handle_t *h) {
 void collect_destroy(struct collect *c) {
     if (!c) return;
     c->destroyed = true;
-    struct item **lists[] = {&c->first, &c->held};
+    struct collect_item **lists[] = {&c->first, &c->held};
     for (int k = 0; k < 2; k++) {
         while (*lists[k]) {
-            struct item *i = *lists[k];
+            struct collect_item *i = *lists[k];
             *lists[k] = i->next;
             not_busy(c, i); /* a group that is still being written looks at its neighbours there */
             kn_blob_release(&i->blob);

@@ -22,7 +22,7 @@ void orphans_add(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
 
 void orphans_keep_named(struct server *s) {
     size_t pos = 0;
-    struct batch *b;
+    struct kept_batch *b;
     struct store_record r;
     while ((b = kn_map_next(s->batches.by_id, &pos))) {
         if (b->phase == BATCH_REMOVING) continue;

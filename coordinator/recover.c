@@ -11,7 +11,7 @@
 
 struct recovery {
     struct server *s;
-    struct batch *b; /* the one being read */
+    struct kept_batch *b; /* the one being read */
     bool sealed;
     size_t batches, staged, tasks, done;
 };
@@ -65,7 +65,7 @@ static int on_failure(void *ctx, const struct store_failure *f, struct kn_err *e
 
 static int on_charge(void *ctx, uint32_t task, uint32_t charges, struct kn_err *err) {
     struct recovery *r = ctx;
-    struct batch *b = r->b;
+    struct kept_batch *b = r->b;
     if (task >= b->tasks) return kn_err_set(err, KN_ECORRUPT, "charge of task %u", task);
     if (b->charge_count == b->charge_cap) {
         uint32_t cap = b->charge_cap ? b->charge_cap * 2 : 16;
@@ -90,7 +90,7 @@ static int by_order(const void *a, const void *b) {
 
 /* The tasks that have ended, in the order in which they did; those that a person cancelled come last. The
  * caller frees *out. */
-static int list_ended(struct server *s, struct batch *b, struct farm_done_task **out, uint32_t *count,
+static int list_ended(struct server *s, struct kept_batch *b, struct farm_done_task **out, uint32_t *count,
                       struct kn_err *err) {
     struct ended *order = calloc(b->tasks, sizeof *order);
     struct farm_done_task *v = calloc(b->tasks, sizeof *v);
@@ -129,7 +129,7 @@ static int list_ended(struct server *s, struct batch *b, struct farm_done_task *
 static int on_batch_end(void *ctx, struct kn_err *err) {
     struct recovery *r = ctx;
     struct server *s = r->s;
-    struct batch *b = r->b;
+    struct kept_batch *b = r->b;
     struct farm_done_task *ended = NULL;
     struct farm_event ev = {.type = EV_BATCH_OPEN};
     struct ev_batch_open *o = &ev.u.batch_open;

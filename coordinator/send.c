@@ -49,7 +49,7 @@ void send_reply(struct server *s, struct reply_to *to, int code, const char *tex
     to->sock = NULL;
 }
 
-void send_to_waiters(struct server *s, struct batch *b, int code, const char *text) {
+void send_to_waiters(struct server *s, struct kept_batch *b, int code, const char *text) {
     for (int i = 0; i < b->waiter_count; i++) send_reply(s, &b->waiters[i], code, text);
     b->waiter_count = 0;
 }

@@ -17,6 +17,6 @@ void send_welcome(struct server *s, struct listener *l, const struct kn_peer *pe
                   bool objects);
 /* Answers whoever waits, if anybody does, and empties *to. Without a text it is the code's words. */
 void send_reply(struct server *s, struct reply_to *to, int code, const char *text);
-void send_to_waiters(struct server *s, struct batch *b, int code, const char *text);
+void send_to_waiters(struct server *s, struct kept_batch *b, int code, const char *text);
 
 #endif

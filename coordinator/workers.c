@@ -205,7 +205,7 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
 
 /* ---- data */
 
-struct upload {
+struct arrival {
     struct server *s;
     struct kn_msg *msg; /* owns */
     uint64_t conn;
@@ -233,11 +233,11 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
 }
 
 static void on_collected(void *ctx, int code, const char *why) {
-    struct upload *u = ctx;
+    struct arrival *u = ctx;
     const struct kn_image_result *r = &u->msg->u.image_result;
     if (code == 0) {
         int wanted = farm_wants(u->s->farm, r->batch, r->task);
-        struct batch *b = batches_find(&u->s->batches, r->batch);
+        struct kept_batch *b = batches_find(&u->s->batches, r->batch);
         struct store_record have;
         if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
                              memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
@@ -266,9 +266,9 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
         kn_warn("image_without_bytes task=%u worker=%s", r->task, r->worker);
         server_ack(s, conn, r->batch, r->task, KN_EPROTO);
     } else {
-        struct upload *u = malloc(sizeof *u);
+        struct arrival *u = malloc(sizeof *u);
         if (u) {
-            *u = (struct upload){s, msg, conn};
+            *u = (struct arrival){s, msg, conn};
             if (collect_put(s->collect, r->sha256, blob, on_collected, u) == 0) {
                 server_flow(s);
                 return;

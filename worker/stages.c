@@ -26,8 +26,8 @@ struct queued_grant {
 };
 
 /* A grant that a stage has taken. Freed when its last part is. */
-struct run {
-    struct run *next; /* taken later */
+struct stage_run {
+    struct stage_run *next; /* taken later */
     struct queued_grant q;
     atomic_bool abort; /* it is not wanted any more, or stop */
     bool begun;        /* its denoising; STARTED was told */
@@ -40,18 +40,18 @@ struct run {
 };
 
 /* A minibatch of a grant on its way through the engine; the whole grant where the engine has no stages. */
-struct part {
-    struct part *next;
+struct stage_part {
+    struct stage_part *next;
     struct stages *s;
-    struct run *run;
+    struct stage_run *run;
     int first, count;
     struct engine_work work;
     struct kiln_callbacks cb;
     struct engine_minibatch *minibatch; /* owns; NULL: no stages */
 };
 
-struct parts {
-    struct part *first, *last;
+struct stage_parts {
+    struct stage_part *first, *last;
     int count;
 };
 
@@ -65,9 +65,9 @@ struct stages {
     bool stop;
     struct queued_grant grants[KN_SHARDS_PER_WORKER_MAX];
     size_t grant_count;
-    struct run *runs;             /* taken, the oldest first */
-    struct run *running;          /* one of runs: the one that is denoised */
-    struct parts ready, denoised; /* between the engine's stages */
+    struct stage_run *runs;             /* taken, the oldest first */
+    struct stage_run *running;          /* one of runs: the one that is denoised */
+    struct stage_parts ready, denoised; /* between the engine's stages */
     bool has_model;
     kn_digest model_sha256;
     struct queue pixels, events;
@@ -128,7 +128,7 @@ static void tell_loop(struct stages *s, struct stage_event *e) {
 
 /* ---- a grant's way through the engine */
 
-static void push_part(struct parts *q, struct part *p) {
+static void push_part(struct stage_parts *q, struct stage_part *p) {
     p->next = NULL;
     if (q->last)
         q->last->next = p;
@@ -138,14 +138,14 @@ static void push_part(struct parts *q, struct part *p) {
     q->count++;
 }
 
-static struct part *pop_part(struct parts *q) {
-    struct part *p = q->first;
+static struct stage_part *pop_part(struct stage_parts *q) {
+    struct stage_part *p = q->first;
     if (p && !(q->first = p->next)) q->last = NULL;
     if (p) q->count--;
     return p;
 }
 
-static void fail(struct stages *s, struct run *r, int rc, const char *text) {
+static void fail(struct stages *s, struct stage_run *r, int rc, const char *text) {
     pthread_mutex_lock(&s->lock);
     if (!r->rc) {
         r->rc = rc;
@@ -154,7 +154,7 @@ static void fail(struct stages *s, struct run *r, int rc, const char *text) {
     pthread_mutex_unlock(&s->lock);
 }
 
-static void free_run(struct run *r) {
+static void free_run(struct stage_run *r) {
     stage_event_free(r->q.started);
     stage_event_free(r->q.finished);
     grant_unref(r->q.grant);
@@ -162,14 +162,14 @@ static void free_run(struct run *r) {
 }
 
 /* Out of the list, with the lock. */
-static void forget_run(struct stages *s, struct run *r) {
-    struct run **at = &s->runs;
+static void forget_run(struct stages *s, struct stage_run *r) {
+    struct stage_run **at = &s->runs;
     while (*at != r) at = &(*at)->next;
     *at = r->next;
 }
 
 /* A part is done, or the cutting. With the last one goes the run: its end is told behind its pictures. */
-static void run_done(struct stages *s, struct run *r) {
+static void run_done(struct stages *s, struct stage_run *r) {
     pthread_mutex_lock(&s->lock);
     if (--r->parts > 0) {
         pthread_mutex_unlock(&s->lock);
@@ -201,16 +201,17 @@ static void run_done(struct stages *s, struct run *r) {
     free_run(r);
 }
 
-static void part_done(struct stages *s, struct part *p) {
+static void part_done(struct stages *s, struct stage_part *p) {
     if (p->minibatch) s->opt.engine->ops->drop(p->minibatch);
-    struct run *r = p->run;
+    struct stage_run *r = p->run;
     free(p);
     run_done(s, r);
 }
 
 /* Hands a part to the next stage when there is room. Waiting for it is no sign of life: the next stage may
  * hang. */
-static void hand_on(struct stages *s, struct part *p, struct parts *to, int from_thread, int to_thread) {
+static void hand_on(struct stages *s, struct stage_part *p, struct stage_parts *to, int from_thread,
+                    int to_thread) {
     pthread_mutex_lock(&s->lock);
     while (!s->stop && to->count >= PARTS_WAITING_MAX) pthread_cond_wait(&s->wake[from_thread], &s->lock);
     push_part(to, p); /* with stop too: it is dropped at the end */
@@ -219,17 +220,17 @@ static void hand_on(struct stages *s, struct part *p, struct parts *to, int from
 }
 
 /* The next part for a thread, or NULL at the end. */
-static struct part *next_part(struct stages *s, struct parts *from, int thread, int before) {
+static struct stage_part *next_part(struct stages *s, struct stage_parts *from, int thread, int before) {
     pthread_mutex_lock(&s->lock);
     while (!s->stop && !from->first) pthread_cond_wait(&s->wake[thread], &s->lock);
-    struct part *p = s->stop ? NULL : pop_part(from);
+    struct stage_part *p = s->stop ? NULL : pop_part(from);
     pthread_cond_signal(&s->wake[before]);
     pthread_mutex_unlock(&s->lock);
     return p;
 }
 
 static int on_step(void *ctx, int step, int steps) {
-    struct part *p = ctx;
+    struct stage_part *p = ctx;
     struct stages *s = p->s;
     atomic_store(&s->step, (unsigned)step);
     atomic_store(&s->steps, (unsigned)steps);
@@ -238,8 +239,8 @@ static int on_step(void *ctx, int step, int steps) {
 }
 
 static int on_image(void *ctx, const struct kiln_image *image) {
-    struct part *p = ctx;
-    struct run *r = p->run;
+    struct stage_part *p = ctx;
+    struct stage_run *r = p->run;
     struct stages *s = p->s;
     size_t bytes = (size_t)image->task->width * image->task->height * 3;
     struct stage_event *e = new_event(image->status ? STAGE_FAILED : STAGE_IMAGE, r->q.grant);
@@ -285,8 +286,8 @@ no_memory:
 
 /* ---- the first stage: grants are cut in parts, their texts encoded */
 
-static struct run *take_grant(struct stages *s) {
-    struct run *r = calloc(1, sizeof *r);
+static struct stage_run *take_grant(struct stages *s) {
+    struct stage_run *r = calloc(1, sizeof *r);
     pthread_mutex_lock(&s->lock);
     while (!s->stop && (s->grant_count == 0 || !r)) {
         if (s->grant_count == 0)
@@ -303,7 +304,7 @@ static struct run *take_grant(struct stages *s) {
     r->q = s->grants[0];
     r->parts = 1;
     memmove(s->grants, s->grants + 1, --s->grant_count * sizeof s->grants[0]);
-    struct run **at = &s->runs;
+    struct stage_run **at = &s->runs;
     if (!*at) { /* what was idle until now */
         atomic_store(&s->step, 0);
         atomic_store(&s->steps, r->q.grant->shard->tasks->steps);
@@ -315,11 +316,11 @@ static struct run *take_grant(struct stages *s) {
     return r;
 }
 
-static struct part *new_part(struct stages *s, struct run *r, int first) {
-    struct part *p = calloc(1, sizeof *p);
+static struct stage_part *new_part(struct stages *s, struct stage_run *r, int first) {
+    struct stage_part *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     const struct kn_shard_grant *g = r->q.grant->shard;
-    *p = (struct part){.s = s, .run = r, .first = first};
+    *p = (struct stage_part){.s = s, .run = r, .first = first};
     p->work = (struct engine_work){
         .model = r->q.grant->model, .tasks = g->tasks, .count = (int)g->count, .attempt = g->attempt};
     p->cb = (struct kiln_callbacks){.ctx = p, .step = on_step, .image = on_image};
@@ -329,20 +330,20 @@ static struct part *new_part(struct stages *s, struct run *r, int first) {
     return p;
 }
 
-static bool unwanted(struct stages *s, struct run *r) {
+static bool unwanted(struct stages *s, struct stage_run *r) {
     pthread_mutex_lock(&s->lock);
     bool no = s->stop || r->rc || r->withdrawn || atomic_load(&r->abort);
     pthread_mutex_unlock(&s->lock);
     return no;
 }
 
-static void cut(struct stages *s, struct run *r) {
+static void cut(struct stages *s, struct stage_run *r) {
     const struct engine_ops *ops = s->opt.engine->ops;
     int count = (int)r->q.grant->shard->count;
     if (!r->q.grant->model) fail(s, r, KN_EMODEL, "this worker has no such model");
     for (int at = 0; at < count && !unwanted(s, r);) {
         struct kn_err err = {0};
-        struct part *p = new_part(s, r, at);
+        struct stage_part *p = new_part(s, r, at);
         if (!p) {
             fail(s, r, KN_EOOM, "no memory for a minibatch");
             break;
@@ -363,14 +364,14 @@ static void cut(struct stages *s, struct run *r) {
 
 static void *texts_main(void *arg) {
     struct stages *s = arg;
-    for (struct run *r; (r = take_grant(s)) != NULL;) cut(s, r);
+    for (struct stage_run *r; (r = take_grant(s)) != NULL;) cut(s, r);
     return NULL;
 }
 
 /* ---- the second: the loop, or all of it */
 
 /* True if the part is still wanted. A run begins with its first part. */
-static bool begin_run(struct stages *s, struct run *r) {
+static bool begin_run(struct stages *s, struct stage_run *r) {
     struct stage_event *started = NULL;
     pthread_mutex_lock(&s->lock);
     bool wanted = !s->stop && !r->rc && !r->withdrawn && !atomic_load(&r->abort);
@@ -399,7 +400,7 @@ static bool begin_run(struct stages *s, struct run *r) {
 static void *denoising_main(void *arg) {
     struct stages *s = arg;
     const struct engine_ops *ops = s->opt.engine->ops;
-    for (struct part *p; (p = next_part(s, &s->ready, DENOISING, TEXTS)) != NULL;) {
+    for (struct stage_part *p; (p = next_part(s, &s->ready, DENOISING, TEXTS)) != NULL;) {
         struct kn_err err = {0};
         int rc = 0;
         bool wanted = begin_run(s, p->run);
@@ -422,7 +423,7 @@ static void *denoising_main(void *arg) {
 
 static void *decoding_main(void *arg) {
     struct stages *s = arg;
-    for (struct part *p; (p = next_part(s, &s->denoised, DECODING, DENOISING)) != NULL;) {
+    for (struct stage_part *p; (p = next_part(s, &s->denoised, DECODING, DENOISING)) != NULL;) {
         struct kn_err err = {0};
         int rc = atomic_load(&p->run->abort) ? kn_err_set(&err, KN_ECANCELED, "stopped")
                                              : s->opt.engine->ops->finish(p->minibatch, &err);
@@ -505,7 +506,7 @@ static void *encoder_main(void *arg) {
 static void stop(struct stages *s, int threads) {
     pthread_mutex_lock(&s->lock);
     s->stop = true;
-    for (struct run *r = s->runs; r; r = r->next) atomic_store(&r->abort, true);
+    for (struct stage_run *r = s->runs; r; r = r->next) atomic_store(&r->abort, true);
     for (int i = 0; i < THREADS; i++) pthread_cond_broadcast(&s->wake[i]);
     pthread_mutex_unlock(&s->lock);
     for (int i = 0; i < threads; i++) pthread_join(s->threads[i], NULL);
@@ -542,8 +543,8 @@ int stages_create(const struct stages_options *opt, struct stages **out, struct 
 void stages_destroy(struct stages *s) {
     if (!s) return;
     stop(s, THREADS);
-    for (struct part *p; (p = pop_part(&s->ready)) != NULL;) part_done(s, p);
-    for (struct part *p; (p = pop_part(&s->denoised)) != NULL;) part_done(s, p);
+    for (struct stage_part *p; (p = pop_part(&s->ready)) != NULL;) part_done(s, p);
+    for (struct stage_part *p; (p = pop_part(&s->denoised)) != NULL;) part_done(s, p);
     assert(!s->runs);
     for (size_t i = 0; i < s->grant_count; i++) {
         stage_event_free(s->grants[i].started);
@@ -584,7 +585,7 @@ bool stages_withdraw(struct stages *s, const struct grant *grant) {
         memmove(s->grants + i, s->grants + i + 1, (s->grant_count - i) * sizeof s->grants[0]);
     }
     bool withdrawn = false;
-    for (struct run *r = s->runs; r && !q.grant && !withdrawn; r = r->next) {
+    for (struct stage_run *r = s->runs; r && !q.grant && !withdrawn; r = r->next) {
         if (r->q.grant != grant || r->begun) continue;
         r->withdrawn = withdrawn = true; /* its parts are dropped where they are */
         atomic_store(&r->abort, true);
@@ -599,7 +600,7 @@ bool stages_withdraw(struct stages *s, const struct grant *grant) {
 
 void stages_abort(struct stages *s, const struct grant *grant) {
     pthread_mutex_lock(&s->lock);
-    for (struct run *r = s->runs; r; r = r->next)
+    for (struct stage_run *r = s->runs; r; r = r->next)
         if (r->q.grant == grant) atomic_store(&r->abort, true);
     for (int i = TEXTS; i <= DECODING; i++) pthread_cond_signal(&s->wake[i]); /* what waits for room */
     pthread_mutex_unlock(&s->lock);

@@ -162,7 +162,7 @@ struct redis_store {
     bool lost;
 };
 
-struct pending {
+struct redis_write {
     struct redis_store *s;
     store_done done; /* may be NULL */
     void *ctx;
@@ -641,7 +641,7 @@ static void lose(struct redis_store *s, int code, const char *text) {
 }
 
 static void on_reply(void *ctx, const redisReply *r) {
-    struct pending *p = ctx;
+    struct redis_write *p = ctx;
     struct redis_store *s = p->s;
     const redisReply *code = r;
     int rc = KN_EINTERNAL;
@@ -669,9 +669,9 @@ static void on_reply(void *ctx, const redisReply *r) {
 }
 
 static int send_script(struct redis_store *s, const struct words *w, store_done done, void *ctx) {
-    struct pending *p = malloc(sizeof *p);
+    struct redis_write *p = malloc(sizeof *p);
     if (!p) return KN_ENOMEM;
-    *p = (struct pending){s, done, ctx};
+    *p = (struct redis_write){s, done, ctx};
     int rc = redis_link_send(s->link, w->count, (const char **)(uintptr_t)w->v, w->len, on_reply, p);
     if (rc != 0)
         free(p);

@@ -156,9 +156,9 @@ static void say(struct reading *r, const char *fmt, ...) {
 
 static int rd_batch(void *ctx, const struct store_batch *b, struct kn_err *err) {
     (void)err;
-    say(ctx, "%x %s begin=%zu tasks=%u chunks=%u state=%u priority=%d created=%llu finished=%llu;", b->id[0],
-        b->sealed ? "sealed" : "staged", b->begin_len, b->tasks, b->chunks, b->state, b->priority,
-        (unsigned long long)b->created_wall_ms, (unsigned long long)b->finished_wall_ms);
+    say(ctx, "%x %s begin=%zu tasks=%u chunks=%u state=%s priority=%d created=%llu finished=%llu;", b->id[0],
+        b->sealed ? "sealed" : "staged", b->begin_len, b->tasks, b->chunks, kn_batch_state_name(b->state),
+        b->priority, (unsigned long long)b->created_wall_ms, (unsigned long long)b->finished_wall_ms);
     CHECK_MEM(b->begin, "what was\0asked", b->begin_len);
     return 0;
 }
@@ -280,7 +280,7 @@ BOTH(every_write_is_fenced) {
     store_close(old);
     f->s = next;
     CHECK_STR(read_back(f),
-              "a sealed begin=14 tasks=2000 chunks=2 state=1 priority=-3 created=1234567890123 "
+              "a sealed begin=14 tasks=2000 chunks=2 state=active priority=-3 created=1234567890123 "
               "finished=0; chunk 0 11 first chunk 1 6 second.\n");
 }
 
@@ -340,15 +340,16 @@ BOTH(what_is_read_back_is_what_was_written) {
     struct store_batch staged = {.begin = "what was\0asked", .begin_len = 14, .tasks = 3, .chunks = 1};
     staged.id[0] = 0xc;
     CHECK_INT(ANSWER_OF(f, store_begin(f->s, &staged, on_done, &a)), 0);
-    CHECK_STR(read_back(f),
-              "b sealed begin=14 tasks=2000 chunks=2 state=2 priority=9 created=1234567890123 finished=77; "
-              "chunk 0 11 first chunk 1 6 second name 1=gpu 3 name 65535=kiln 0.1.0 "
-              "record 0 sha=3333 pixels=34 order=2 ms=70000 names=1,2,65535 attempt=3 flat=1 "
-              "failure 7 code=-18 attempt=3 order=1 worker=[gpu 3] reason=[not a number: 1 2 3] charge 7=3 "
-              "charge 8=1.\n"
-              "a sealed begin=14 tasks=2000 chunks=2 state=1 priority=-3 created=1234567890123 finished=0; "
-              "chunk 0 11 first chunk 1 6 second.\n"
-              "c staged begin=14 tasks=3 chunks=1 state=1 priority=0 created=0 finished=0;.\n");
+    CHECK_STR(
+        read_back(f),
+        "b sealed begin=14 tasks=2000 chunks=2 state=paused priority=9 created=1234567890123 finished=77; "
+        "chunk 0 11 first chunk 1 6 second name 1=gpu 3 name 65535=kiln 0.1.0 "
+        "record 0 sha=3333 pixels=34 order=2 ms=70000 names=1,2,65535 attempt=3 flat=1 "
+        "failure 7 code=-18 attempt=3 order=1 worker=[gpu 3] reason=[not a number: 1 2 3] charge 7=3 "
+        "charge 8=1.\n"
+        "a sealed begin=14 tasks=2000 chunks=2 state=active priority=-3 created=1234567890123 finished=0; "
+        "chunk 0 11 first chunk 1 6 second.\n"
+        "c staged begin=14 tasks=3 chunks=1 state=active priority=0 created=0 finished=0;.\n");
 }
 
 BOTH(a_late_image_voids_the_failure) {

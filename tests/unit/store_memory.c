@@ -5,29 +5,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct item { /* a chunk, name, failure or charge */
-    struct item *next;
+struct memory_item { /* a chunk, name, failure or charge */
+    struct memory_item *next;
     uint32_t number;
     struct store_failure failure; /* its strings: owned */
     size_t len;
     uint8_t data[];
 };
 
-struct batch {
-    struct batch *next;
+struct memory_batch {
+    struct memory_batch *next;
     struct store_batch b;
     void *begin;
-    struct item *chunks, *names, *failures, *charges;
+    struct memory_item *chunks, *names, *failures, *charges;
     uint8_t (*records)[STORE_RECORD_BYTES];
 };
 
 struct store_disk {
     uint64_t term;
-    struct batch *sealed, *staged; /* in order */
+    struct memory_batch *sealed, *staged; /* in order */
 };
 
-struct answer {
-    struct answer *next;
+struct memory_answer {
+    struct memory_answer *next;
     store_done done;
     void *ctx;
     int code;
@@ -39,14 +39,14 @@ struct memory_store {
     struct store base;
     struct store_disk *disk;
     uv_idle_t *idle; /* owns; closed after this struct is gone */
-    struct answer *first, *last;
+    struct memory_answer *first, *last;
     size_t waiting;
     bool lost;
 };
 
-static void items_free(struct item **list) {
+static void items_free(struct memory_item **list) {
     while (*list) {
-        struct item *i = *list;
+        struct memory_item *i = *list;
         *list = i->next;
         free((char *)(uintptr_t)i->failure.worker);
         free((char *)(uintptr_t)i->failure.reason);
@@ -54,7 +54,7 @@ static void items_free(struct item **list) {
     }
 }
 
-static void batch_free(struct batch *b) {
+static void batch_free(struct memory_batch *b) {
     items_free(&b->chunks);
     items_free(&b->names);
     items_free(&b->failures);
@@ -64,15 +64,15 @@ static void batch_free(struct batch *b) {
     free(b);
 }
 
-static struct batch **batch_find(struct batch **list, const kn_id id) {
+static struct memory_batch **batch_find(struct memory_batch **list, const kn_id id) {
     while (*list && memcmp((*list)->b.id, id, KN_UUID_BYTES) != 0) list = &(*list)->next;
     return list;
 }
 
-static void item_drop(struct item **list, uint32_t number) {
-    for (struct item **p = list; *p; p = &(*p)->next) {
+static void item_drop(struct memory_item **list, uint32_t number) {
+    for (struct memory_item **p = list; *p; p = &(*p)->next) {
         if ((*p)->number != number) continue;
-        struct item *one = *p;
+        struct memory_item *one = *p;
         *p = one->next;
         one->next = NULL;
         items_free(&one);
@@ -81,9 +81,10 @@ static void item_drop(struct item **list, uint32_t number) {
 }
 
 /* Replaces the item of that number; the list is kept in order. */
-static struct item *item_put(struct item **list, uint32_t number, const void *data, size_t len) {
+static struct memory_item *item_put(struct memory_item **list, uint32_t number, const void *data,
+                                    size_t len) {
     item_drop(list, number);
-    struct item *i = calloc(1, sizeof *i + len + 1);
+    struct memory_item *i = calloc(1, sizeof *i + len + 1);
     if (!i) return NULL;
     i->number = number;
     i->len = len;
@@ -97,9 +98,9 @@ static struct item *item_put(struct item **list, uint32_t number, const void *da
 static void on_idle(uv_idle_t *h);
 
 static int answer(struct memory_store *s, store_done done, void *ctx, int code, const void *data) {
-    struct answer *a = calloc(1, sizeof *a);
+    struct memory_answer *a = calloc(1, sizeof *a);
     if (!a) return KN_ENOMEM;
-    *a = (struct answer){.done = done, .ctx = ctx, .code = code};
+    *a = (struct memory_answer){.done = done, .ctx = ctx, .code = code};
     if (data) {
         a->len = STORE_RECORD_BYTES;
         memcpy(a->data, data, a->len);
@@ -114,8 +115,8 @@ static int answer(struct memory_store *s, store_done done, void *ctx, int code, 
     return 0;
 }
 
-static struct answer *answer_pop(struct memory_store *s) {
-    struct answer *a = s->first;
+static struct memory_answer *answer_pop(struct memory_store *s) {
+    struct memory_answer *a = s->first;
     if (!a) return NULL;
     s->first = a->next;
     if (!s->first) s->last = NULL;
@@ -125,7 +126,7 @@ static struct answer *answer_pop(struct memory_store *s) {
 
 static void on_idle(uv_idle_t *h) {
     struct memory_store *s = h->data;
-    struct answer *a;
+    struct memory_answer *a;
     for (size_t n = s->waiting; n > 0 && (a = answer_pop(s)); n--) {
         int code = a->code;
         if (a->done) a->done(a->ctx, code, a->len ? a->data : NULL, a->len);
@@ -139,8 +140,8 @@ static void on_idle(uv_idle_t *h) {
 }
 
 /* What every write begins with: the fence, and the batch; NULL: *code says why not. */
-static struct batch *live(struct memory_store *s, const kn_id id, bool sealed, int *code) {
-    struct batch *b = NULL;
+static struct memory_batch *live(struct memory_store *s, const kn_id id, bool sealed, int *code) {
+    struct memory_batch *b = NULL;
     *code = 0;
     if (s->base.term != s->disk->term)
         *code = KN_ETERM;
@@ -152,9 +153,9 @@ static struct batch *live(struct memory_store *s, const kn_id id, bool sealed, i
 static int memory_begin(struct store *base, const struct store_batch *in, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
-    struct batch *b = live(s, in->id, false, &code);
+    struct memory_batch *b = live(s, in->id, false, &code);
     if (code == KN_EGONE) {
-        struct batch **end = &s->disk->staged;
+        struct memory_batch **end = &s->disk->staged;
         while (*end) end = &(*end)->next;
         if (!(b = calloc(1, sizeof *b))) return KN_ENOMEM;
         *end = b;
@@ -178,7 +179,7 @@ static int memory_chunk(struct store *base, const kn_id id, uint32_t chunk, cons
                         store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
-    struct batch *b = live(s, id, false, &code);
+    struct memory_batch *b = live(s, id, false, &code);
     if (b && !item_put(&b->chunks, chunk, data, len)) return KN_ENOMEM;
     return answer(s, done, ctx, code, NULL);
 }
@@ -186,10 +187,10 @@ static int memory_chunk(struct store *base, const kn_id id, uint32_t chunk, cons
 static int memory_seal(struct store *base, const kn_id id, uint32_t chunks, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
-    struct batch *b = live(s, id, false, &code);
+    struct memory_batch *b = live(s, id, false, &code);
     if (b) {
         uint32_t have = 0;
-        for (struct item *i = b->chunks; i; i = i->next) have++;
+        for (struct memory_item *i = b->chunks; i; i = i->next) have++;
         if (have != chunks) code = KN_ESTATE;
         if (code == 0 && !(b->records = calloc(b->b.tasks, sizeof *b->records))) return KN_ENOMEM;
     }
@@ -197,7 +198,7 @@ static int memory_seal(struct store *base, const kn_id id, uint32_t chunks, stor
         *batch_find(&s->disk->staged, id) = b->next;
         b->next = NULL;
         b->b.sealed = true;
-        struct batch **end = &s->disk->sealed;
+        struct memory_batch **end = &s->disk->sealed;
         while (*end) end = &(*end)->next;
         *end = b;
     }
@@ -207,7 +208,7 @@ static int memory_seal(struct store *base, const kn_id id, uint32_t chunks, stor
 static int memory_name(struct store *base, const kn_id id, uint32_t number, const char *text) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
-    struct batch *b = live(s, id, true, &code);
+    struct memory_batch *b = live(s, id, true, &code);
     if (b && !item_put(&b->names, number, text, strlen(text) + 1)) return KN_ENOMEM;
     return answer(s, NULL, NULL, code, NULL);
 }
@@ -217,7 +218,7 @@ static int memory_commit(struct store *base, const kn_id id, uint32_t task, cons
     struct memory_store *s = (struct memory_store *)base;
     int code;
     struct store_record old;
-    struct batch *b = live(s, id, true, &code);
+    struct memory_batch *b = live(s, id, true, &code);
     if (b && b->b.state == KN_BATCH_CANCELLED) code = KN_EGONE;
     if (b && code == 0 && store_record_unpack(b->records[task], &old)) code = KN_EEXIST;
     if (b && code == 0) {
@@ -232,11 +233,11 @@ static int memory_fail(struct store *base, const kn_id id, const struct store_fa
     struct memory_store *s = (struct memory_store *)base;
     int code;
     struct store_record old;
-    struct batch *b = live(s, id, true, &code);
+    struct memory_batch *b = live(s, id, true, &code);
     if (b && b->b.state == KN_BATCH_CANCELLED) code = KN_EGONE;
     if (b && code == 0 && store_record_unpack(b->records[f->task], &old)) code = KN_EEXIST;
     if (b && code == 0) {
-        struct item *i = item_put(&b->failures, f->task, NULL, 0);
+        struct memory_item *i = item_put(&b->failures, f->task, NULL, 0);
         if (!i) return KN_ENOMEM;
         i->failure = *f;
         i->failure.worker = strdup(f->worker);
@@ -252,7 +253,7 @@ static int memory_fail(struct store *base, const kn_id id, const struct store_fa
 static int memory_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
-    struct batch *b = live(s, id, true, &code);
+    struct memory_batch *b = live(s, id, true, &code);
     if (b && !item_put(&b->charges, task, &charges, sizeof charges)) return KN_ENOMEM;
     return answer(s, NULL, NULL, code, NULL);
 }
@@ -261,7 +262,7 @@ static int memory_state(struct store *base, const kn_id id, enum kn_batch_state 
                         uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
-    struct batch *b = live(s, id, true, &code);
+    struct memory_batch *b = live(s, id, true, &code);
     if (b) {
         b->b.state = state;
         b->b.priority = priority;
@@ -277,9 +278,9 @@ static int memory_state(struct store *base, const kn_id id, enum kn_batch_state 
 static int memory_remove(struct store *base, const kn_id id, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
-    struct batch **lists[] = {&s->disk->sealed, &s->disk->staged};
+    struct memory_batch **lists[] = {&s->disk->sealed, &s->disk->staged};
     for (size_t i = 0; code == 0 && i < 2; i++) {
-        struct batch **p = batch_find(lists[i], id), *b = *p;
+        struct memory_batch **p = batch_find(lists[i], id), *b = *p;
         if (!b) continue;
         *p = b->next;
         batch_free(b);
@@ -287,18 +288,19 @@ static int memory_remove(struct store *base, const kn_id id, store_done done, vo
     return answer(s, done, ctx, code, NULL);
 }
 
-static int load_batch(const struct batch *b, const struct store_reader *rd, struct kn_err *err) {
+static int load_batch(const struct memory_batch *b, const struct store_reader *rd, struct kn_err *err) {
     int rc = rd->batch(rd->ctx, &b->b, err);
-    for (struct item *i = b->chunks; rc == 0 && i; i = i->next)
+    for (struct memory_item *i = b->chunks; rc == 0 && i; i = i->next)
         rc = rd->chunk(rd->ctx, i->number, i->data, i->len, err);
-    for (struct item *i = b->names; rc == 0 && i; i = i->next)
+    for (struct memory_item *i = b->names; rc == 0 && i; i = i->next)
         rc = rd->name(rd->ctx, i->number, (const char *)i->data, err);
     for (uint32_t t = 0; rc == 0 && b->records && t < b->b.tasks; t++) {
         struct store_record r;
         if (store_record_unpack(b->records[t], &r)) rc = rd->record(rd->ctx, t, &r, err);
     }
-    for (struct item *i = b->failures; rc == 0 && i; i = i->next) rc = rd->failure(rd->ctx, &i->failure, err);
-    for (struct item *i = b->charges; rc == 0 && i; i = i->next) {
+    for (struct memory_item *i = b->failures; rc == 0 && i; i = i->next)
+        rc = rd->failure(rd->ctx, &i->failure, err);
+    for (struct memory_item *i = b->charges; rc == 0 && i; i = i->next) {
         uint32_t n;
         memcpy(&n, i->data, sizeof n);
         rc = rd->charge(rd->ctx, i->number, n, err);
@@ -309,8 +311,8 @@ static int load_batch(const struct batch *b, const struct store_reader *rd, stru
 static int memory_load(struct store *base, const struct store_reader *rd, struct kn_err *err) {
     struct memory_store *s = (struct memory_store *)base;
     int rc = 0;
-    for (struct batch *b = s->disk->sealed; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
-    for (struct batch *b = s->disk->staged; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
+    for (struct memory_batch *b = s->disk->sealed; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
+    for (struct memory_batch *b = s->disk->staged; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
     return rc;
 }
 
@@ -324,7 +326,7 @@ static void free_handle(uv_handle_t *h) {
 
 static void memory_close(struct store *base) {
     struct memory_store *s = (struct memory_store *)base;
-    struct answer *a;
+    struct memory_answer *a;
     while ((a = answer_pop(s))) {
         if (a->done) a->done(a->ctx, KN_ECANCELED, NULL, 0);
         free(a);
@@ -354,10 +356,10 @@ struct store_disk *store_disk_create(void) {
 
 void store_disk_destroy(struct store_disk *d) {
     if (!d) return;
-    struct batch **lists[] = {&d->sealed, &d->staged};
+    struct memory_batch **lists[] = {&d->sealed, &d->staged};
     for (size_t i = 0; i < 2; i++) {
         while (*lists[i]) {
-            struct batch *b = *lists[i];
+            struct memory_batch *b = *lists[i];
             *lists[i] = b->next;
             batch_free(b);
         }
