@@ -150,13 +150,16 @@ Kiln__Pb__Task **codec_tasks_to_pb(struct arena *a, const struct kn_task *t, siz
 
 /* A field of kiln.proto without a row here would never be sent: the first message that is made says so. */
 #define ONE_ROW(...) +1
+/* clang-format off */
 #define ENCODER(ID, name, pb)                                                                                \
     static Kiln__Pb__##pb *pb_##name(struct enc *c, const struct kn_##name *s) {                             \
         assert(kiln__pb__##name##__descriptor.n_fields == 0 KN_FIELDS_##ID(ONE_ROW));                        \
         Kiln__Pb__##pb *p = new_pb(c, &kiln__pb__##name##__descriptor);                                      \
         if (!p) return NULL;                                                                                 \
-        KN_FIELDS_##ID(ENCODE) return c->full ? NULL : p;                                                    \
+        KN_FIELDS_##ID(ENCODE)                                                                               \
+        return c->full ? NULL : p;                                                                           \
     }
+/* clang-format on */
 #define MSG_ENCODER(number, ID, name, pb) ENCODER(ID, name, pb)
 #define NO_FUNCTION(number, ID, name, pb)
 KN_PART_TABLE(ENCODER)
