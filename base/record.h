@@ -69,6 +69,16 @@ KN_MUST_USE int kn_record_set(const struct kn_reader *r, struct kn_record *rec, 
 /* Checks the record and appends its tasks; the record is empty afterwards, whatever came of it. */
 KN_MUST_USE int kn_record_finish(const struct kn_reader *r, struct kn_record *rec);
 
+/* The readers, a format each (prompts_txt.c, prompts_json.c, prompts_csv.c): they append the records of
+ * [p, end) to r->out, in part if they fail. */
+KN_MUST_USE int kn_txt_read(struct kn_reader *r, const char *p, const char *end);
+KN_MUST_USE int kn_jsonl_read(struct kn_reader *r, const char *p, const char *end);
+KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end, char separator);
+
+static inline bool kn_is_blank(char c) {
+    return c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f';
+}
+
 /* Lists (tasks.c). */
 void kn_task_fini(struct kn_task *t);                                        /* frees its strings */
 KN_MUST_USE bool kn_task_copy(struct kn_task *out, const struct kn_task *t); /* false: out of memory */
