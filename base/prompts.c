@@ -4,16 +4,13 @@
  * Invariant: while a record is read, `line` is where it begins. */
 #include "base/prompts.h"
 
-#include <assert.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/decode.h"
 #include "base/fs.h"
 #include "base/record.h"
-#include "base/utf8.h"
-
-#define NAME_SHOWN_MAX 200 /* bytes of the file's name in a message: its end */
 
 static const struct {
     const char *name;
@@ -34,29 +31,16 @@ static bool format_find(const char *name, enum kn_input_format *out) {
     return false;
 }
 
+static const char *format_name(enum kn_input_format format) {
+    size_t i = 0;
+    while (formats[i].format != format) i++;
+    return formats[i].name;
+}
+
 int kn_input_format_parse(const char *text, enum kn_input_format *out, struct kn_err *err) {
     if (format_find(text, out)) return KN_OK;
     return kn_err_set(err, KN_EINVAL, "\"%.*s\" is not one of txt, jsonl, csv, tsv", kn_record_shown(text),
                       text);
-}
-
-/* NUL bytes and what is not UTF-8, with the line where it stands, before any reader looks at the text. */
-static int bytes_check(struct kn_reader *r, const char *text, size_t len) {
-    const char *nul = memchr(text, '\0', len);
-    size_t good = kn_utf8_span(text, nul ? (size_t)(nul - text) : len);
-    if (good == len) return KN_OK;
-    size_t line_begin = 0;
-    r->line = 1;
-    for (size_t i = 0; i < good; i++) {
-        if (text[i] == '\n') {
-            r->line++;
-            line_begin = i + 1;
-        }
-    }
-    return kn_record_fail(r, KN_EPARSE,
-                          text[good] == '\0' ? "a NUL byte (byte %zu of the line)"
-                                             : "not UTF-8 (byte %zu of the line)",
-                          good - line_begin + 1);
 }
 
 int kn_prompts_parse(const char *name, enum kn_input_format format, const char *text, size_t len,
@@ -69,16 +53,14 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, const char *
                               "%s: what format is this? --input-format txt, jsonl, csv or tsv says it", name);
     }
     size_t name_len = strlen(name);
-    if (name_len > NAME_SHOWN_MAX) name += name_len - NAME_SHOWN_MAX;
+    if (name_len > KN_FILE_SHOWN_MAX) name += name_len - KN_FILE_SHOWN_MAX;
     struct kn_err unheard = {0};
     struct kn_reader r = {.name = name, .line = 1, .out = out, .err = err ? err : &unheard};
     size_t before = out->count;
-    int rc = bytes_check(&r, text, len);
-    if (rc) return rc;
-    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) { /* a byte order mark */
-        text += 3;
-        len -= 3;
-    }
+    struct kn_buf room;
+    kn_buf_init(&room, KN_INPUT_BYTES_MAX);
+    int rc = kn_decode(&r, text, len, format_name(format), &room, &text, &len);
+    if (rc) format = KN_INPUT_AUTO;
     switch (format) {
     case KN_INPUT_TXT:
         rc = kn_txt_read(&r, text, text + len);
@@ -93,9 +75,9 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, const char *
         rc = kn_csv_read(&r, text, text + len, '\t');
         break;
     case KN_INPUT_AUTO:
-        assert(false); /* resolved above */
-        break;
+        break; /* resolved above, or not decoded */
     }
+    kn_buf_fini(&room);
     if (rc) kn_tasks_cut(out, before);
     return rc;
 }
@@ -108,7 +90,7 @@ int kn_prompts_read(const char *path, enum kn_input_format format, struct kn_tas
     kn_buf_init(&text, KN_INPUT_BYTES_MAX);
     int rc = kn_fs_read(path, &text, err);
     if (rc == KN_OK)
-        rc = kn_prompts_parse(standard_input ? "standard input" : path, format, text.data ? text.data : "",
+        rc = kn_prompts_parse(standard_input ? KN_STANDARD_INPUT : path, format, text.data ? text.data : "",
                               text.len, out, err);
     kn_buf_fini(&text);
     return rc;

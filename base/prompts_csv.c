@@ -1,9 +1,10 @@
 /* The reader of .csv and .tsv (RFC 4180); the contract is record.h. json-c writes `extra`. */
-#include "base/record.h"
-
 #include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/decode.h"
+#include "base/record.h"
 
 #define CSV_COLUMNS_MAX 256
 #define CSV_QUOTED_MAX (4 * KN_PROMPT_BYTES_MAX) /* a quoted field of a .tsv ends within so many bytes */
@@ -25,7 +26,7 @@ static bool csv_quoted(const struct csv *c) {
     const char *end = c->end - c->p > CSV_QUOTED_MAX ? c->p + CSV_QUOTED_MAX : c->end;
     for (const char *p = c->p + 1; p < end; p++) {
         if (*p != '"') continue;
-        if (p + 1 == c->end || p[1] == c->separator || p[1] == '\n' || p[1] == '\r') return true;
+        if (p + 1 == c->end || p[1] == c->separator || p[1] == '\n') return true;
         if (p[1] != '"') return false;
         p++;
     }
@@ -61,14 +62,21 @@ static int csv_record(struct kn_reader *r, struct csv *c) {
             c->p++;
         } else {
             const char *from = c->p;
-            while (c->p < c->end && *c->p != c->separator && *c->p != '\n' &&
-                   !(*c->p == '\r' && (c->end - c->p == 1 || c->p[1] == '\n'))) {
+            while (c->p < c->end && *c->p != c->separator && *c->p != '\n') {
                 if (*c->p == '"' && c->separator == ',')
                     return kn_record_fail(r, KN_EPARSE,
                                           "a quote inside a field that does not begin with one (column %zu)",
                                           c->count);
                 c->p++;
             }
+            size_t at;
+            const char *stray = kn_stray_break(from, c->p, &at);
+            if (stray)
+                return kn_record_fail(
+                    r, KN_EPARSE,
+                    "%s, in column %zu, may end a line or not: put quotes around the field, or a "
+                    "line's end or a blank there",
+                    stray, c->count);
             if (c->p > from) any = true;
             rc = kn_buf_append(&c->cells, from, (size_t)(c->p - from));
         }
@@ -79,7 +87,6 @@ static int csv_record(struct kn_reader *r, struct csv *c) {
             c->p++;
             continue;
         }
-        if (c->p < c->end && *c->p == '\r' && (c->end - c->p == 1 || c->p[1] == '\n')) c->p++;
         if (c->p == c->end) break;
         if (*c->p != '\n')
             return kn_record_fail(r, KN_EPARSE, "something follows a quoted field (column %zu)", c->count);

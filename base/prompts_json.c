@@ -9,7 +9,7 @@
 #define JSON_DEPTH_MAX 16
 
 static bool json_blank(char c) {
-    return c == ' ' || c == '\t' || c == '\r';
+    return c == ' ' || c == '\t';
 }
 
 static int hex4(const char *p) {
@@ -134,7 +134,7 @@ static int json_value(const struct kn_reader *r, struct kn_record *rec, enum kn_
         size_t len = kn_number_span(p, (size_t)(end - p));
         if (len == 0 || !number) {
             size_t n = 0;
-            while (p + n < end && n < KN_SHOWN_MAX && !strchr(",}] \t\r", p[n])) n++;
+            while (p + n < end && n < KN_SHOWN_MAX && !strchr(",}] \t", p[n])) n++;
             return kn_record_fail(r, KN_EPARSE, "%s: %.*s is not %s", name, (int)n, p, wanted);
         }
         stop = p + len;
@@ -198,6 +198,8 @@ int kn_jsonl_read(struct kn_reader *r, const char *p, const char *end) {
     for (r->line = 1; rc == KN_OK && p < end; r->line++) {
         const char *newline = memchr(p, '\n', (size_t)(end - p));
         const char *stop = newline ? newline : end, *next = newline ? newline + 1 : end;
+        while (stop - p >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0)
+            p += 3; /* files that begin with it, joined */
         while (p < stop && json_blank(*p)) p++;
         if (p < stop) {
             struct kn_record rec;

@@ -1,9 +1,10 @@
 /* The reader of .txt: a prompt a line, with A1111's options behind it; the contract is record.h. */
-#include "base/record.h"
-
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "base/decode.h"
+#include "base/record.h"
 
 static bool option_begins(const char *p, const char *end) {
     return end - p > 2 && p[0] == '-' && p[1] == '-' && isalpha((unsigned char)p[2]);
@@ -105,6 +106,18 @@ static int txt_line(const struct kn_reader *r, const char *p, const char *end, s
     return kn_record_finish(r, &rec);
 }
 
+/* Byte order marks at the line's beginning are passed over: files that begin with one were joined. Any other
+ * character that may end a line or may not is refused, in comments too, which could swallow a prompt. */
+static int txt_check(const struct kn_reader *r, const char **line, const char *end) {
+    size_t at;
+    while (end - *line >= 3 && memcmp(*line, "\xef\xbb\xbf", 3) == 0) *line += 3;
+    const char *stray = kn_stray_break(*line, end, &at);
+    if (!stray) return KN_OK;
+    return kn_record_fail(r, KN_EPARSE,
+                          "%s, at byte %zu of the line, may end it or not: put a line's end or a blank there",
+                          stray, at + 1);
+}
+
 int kn_txt_read(struct kn_reader *r, const char *p, const char *end) {
     struct kn_buf word, value;
     kn_buf_init(&word, KN_INPUT_BYTES_MAX);
@@ -113,9 +126,10 @@ int kn_txt_read(struct kn_reader *r, const char *p, const char *end) {
     for (r->line = 1; rc == KN_OK && p < end; r->line++) {
         const char *newline = memchr(p, '\n', (size_t)(end - p));
         const char *stop = newline ? newline : end, *next = newline ? newline + 1 : end;
+        rc = txt_check(r, &p, stop);
         while (p < stop && kn_is_blank(*p)) p++;
         while (stop > p && kn_is_blank(stop[-1])) stop--;
-        if (p < stop && *p != '#') rc = txt_line(r, p, stop, &word, &value);
+        if (rc == KN_OK && p < stop && *p != '#') rc = txt_line(r, p, stop, &word, &value);
         p = next;
     }
     kn_buf_fini(&word);

@@ -7,7 +7,9 @@
 
 #include "base/prompts.h"
 
-#define KN_SHOWN_MAX 60 /* bytes of a person's own text in a message */
+#define KN_SHOWN_MAX 60       /* bytes of a person's own text in a message */
+#define KN_FILE_SHOWN_MAX 200 /* bytes of the file's name in a message: its end */
+#define KN_STANDARD_INPUT "standard input"
 
 enum kn_record_field {
     KN_IN_PROMPT,
@@ -70,13 +72,13 @@ KN_MUST_USE int kn_record_set(const struct kn_reader *r, struct kn_record *rec, 
 KN_MUST_USE int kn_record_finish(const struct kn_reader *r, struct kn_record *rec);
 
 /* The readers, a format each (prompts_txt.c, prompts_json.c, prompts_csv.c): they append the records of
- * [p, end) to r->out, in part if they fail. */
+ * [p, end) to r->out, in part if they fail. The text comes from kn_decode(): each line ends with '\n' alone. */
 KN_MUST_USE int kn_txt_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_jsonl_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end, char separator);
 
 static inline bool kn_is_blank(char c) {
-    return c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f';
+    return c == ' ' || c == '\t';
 }
 
 /* Lists (tasks.c). */

@@ -32,6 +32,165 @@ static void check_mistakes(const char *name, const struct mistake *cases, size_t
 }
 #define CHECK_MISTAKES(name, cases) check_mistakes(name, cases, sizeof(cases) / sizeof *(cases))
 
+/* --- bytes --- */
+
+TEST(a_line_ends_with_lf_cr_or_both_in_every_format) {
+    static const char *const inputs[][2] = {
+        {"p.txt", "a\rb\r\nc\n\rd"},
+        {"p.jsonl", "{\"prompt\":\"a\"}\r{\"prompt\":\"b\"}\r\n{\"prompt\":\"c\"}\n\r{\"prompt\":\"d\"}"},
+        {"p.csv", "prompt,x\ra,1\rb,2\r\nc,3\n\rd,4\r"},
+        {"p.tsv", "prompt\r\n\"a\"\rb\rc\rd"},
+    };
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        CHECK_INT(parse(inputs[i][0], inputs[i][1]), 0);
+        CHECK_INT(got.count, 4);
+        for (size_t k = 0; k < 4; k++) CHECK_STR(got.v[k].prompt, ((const char *[]){"a", "b", "c", "d"})[k]);
+    }
+    CHECK(parse("p.txt", "a\rb\r\nc --steps 0\r") != 0); /* and lines are counted so */
+    CHECK_STR(err.text, "p.txt:3: steps: 0 is not between 1 and 1000");
+    CHECK(parse("p.txt", "a\rb\r\nc\xff\r") != 0);
+    CHECK(strncmp(err.text, "p.txt:3: not UTF-8 (byte 2 of the line", 38) == 0);
+    CHECK_INT(parse("p.csv", "prompt\r\n\"two\r\nlines\"\r\n"), 0);
+    CHECK_STR(got.v[0].prompt, "two\nlines");
+}
+
+TEST(a_character_that_may_end_a_line_never_joins_two_prompts) {
+    static const struct mistake lines[] = {
+        {"a\nb\xe2\x80\xa8"
+         "c",
+         "p.txt:2: U+2028 (line separator), at byte 2 of the line, may end it or not: put a line's end or a blank "
+         "there"},
+        {"a\xe2\x80\xa9"
+         "b",
+         "p.txt:1: U+2029 (paragraph separator), at byte 2 of the line, may end it or not: put a line's end or a "
+         "blank there"},
+        {"a\xc2\x85"
+         "b",
+         "p.txt:1: U+0085 (next line), at byte 2 of the line, may end it or not: put a line's end or a blank there"},
+        {"a\vb",
+         "p.txt:1: a vertical tab, at byte 2 of the line, may end it or not: put a line's end or a blank there"},
+        {"a\n\f",
+         "p.txt:2: a form feed, at byte 1 of the line, may end it or not: put a line's end or a blank there"},
+        {"a\x1e"
+         "b",
+         "p.txt:1: U+001E (record separator), at byte 2 of the line, may end it or not: put a line's end or a blank "
+         "there"},
+        {"# a\xe2\x80\xa8"
+         "b",
+         "p.txt:1: U+2028 (line separator), at byte 4 of the line, may end it or not: put a line's end or a blank "
+         "there"},
+        {"a\xef\xbb\xbf"
+         "b",
+         "p.txt:1: U+FEFF (byte order mark; two files joined?), at byte 2 of the line, may end it or not: put a "
+         "line's end or a blank there"},
+    };
+    CHECK_MISTAKES("p.txt", lines);
+    static const struct mistake rows[] = {
+        {"x,prompt\n1,a\xe2\x80\xa8"
+         "2,b",
+         "p.csv:2: U+2028 (line separator), in column 2, may end a line or not: put quotes around the field, or a "
+         "line's end or a blank there"},
+    };
+    CHECK_MISTAKES("p.csv", rows);
+    /* quotes say where a prompt ends */
+    CHECK_INT(parse("p.csv",
+                    "prompt\n\"a\xe2\x80\xa8"
+                    "b\""),
+              0);
+    CHECK_STR(got.v[0].prompt,
+              "a\xe2\x80\xa8"
+              "b");
+    CHECK_INT(parse("p.jsonl",
+                    "{\"prompt\":\"a\xc2\x85"
+                    "b\"}"),
+              0);
+    CHECK_STR(got.v[0].prompt,
+              "a\xc2\x85"
+              "b");
+}
+
+TEST(byte_order_marks_of_joined_files_are_passed_over) {
+    CHECK_INT(parse("p.txt",
+                    "\xef\xbb\xbf\xef\xbb\xbf"
+                    "a\n\xef\xbb\xbf"
+                    "b\n\xef\xbb\xbf# c\n"),
+              0);
+    CHECK_INT(got.count, 2);
+    CHECK_STR(got.v[0].prompt, "a");
+    CHECK_STR(got.v[1].prompt, "b");
+    CHECK_INT(parse("p.jsonl", "\xef\xbb\xbf{\"prompt\":\"a\"}\n\xef\xbb\xbf{\"prompt\":\"b\"}\n"), 0);
+    CHECK_INT(got.count, 2);
+    CHECK_INT(parse("p.csv", "\xef\xbb\xbf\xef\xbb\xbfprompt\na\n"), 0);
+    CHECK_INT(got.count, 1);
+}
+
+#define PARSE_BYTES(name, text) parse_n(name, text, sizeof(text) - 1)
+
+TEST(utf_16_with_its_mark_is_read) {
+    /* "ä\r\n😀 b\rc", of either byte order */
+    CHECK_INT(PARSE_BYTES("p.txt", "\xff\xfe\xe4\0\r\0\n\0\x3d\xd8\0\xde \0b\0\r\0c\0"), 0);
+    CHECK_INT(got.count, 3);
+    CHECK_STR(got.v[0].prompt, "\xc3\xa4");
+    CHECK_STR(got.v[1].prompt, "\xf0\x9f\x98\x80 b");
+    CHECK_STR(got.v[2].prompt, "c");
+    CHECK_INT(PARSE_BYTES("p.txt", "\xfe\xff\0\xe4\0\r\0\n\xd8\x3d\xde\0\0 \0b\0\r\0c"), 0);
+    CHECK_INT(got.count, 3);
+    CHECK_STR(got.v[1].prompt, "\xf0\x9f\x98\x80 b");
+    CHECK_INT(PARSE_BYTES("p.txt", "\xff\xfe\xac\x20"), 0);
+    CHECK_STR(got.v[0].prompt, "\xe2\x82\xac");
+    CHECK_INT(PARSE_BYTES("p.csv", "\xff\xfep\0r\0o\0m\0p\0t\0\r\0\n\0a\0\r\0\n\0"), 0);
+    CHECK_INT(got.count, 1);
+    CHECK(PARSE_BYTES("p.txt",
+                      "\xff\xfe"
+                      "a\0\n\0b\0\x3d\xd8") != 0);
+    CHECK_STR(err.text, "p.txt:2: half a surrogate pair in UTF-16 (character 2 of the line)");
+    CHECK(PARSE_BYTES("p.txt", "\xff\xfe\0\xde") != 0);
+    CHECK_STR(err.text, "p.txt:1: half a surrogate pair in UTF-16 (character 1 of the line)");
+    CHECK(PARSE_BYTES("p.txt",
+                      "\xff\xfe\x3d\xd8"
+                      "a\0") != 0);
+    CHECK(PARSE_BYTES("p.txt",
+                      "\xff\xfe"
+                      "a\0\n\0b") != 0);
+    CHECK_STR(err.text, "p.txt:2: UTF-16 of an odd number of bytes: the file is cut short");
+    CHECK(PARSE_BYTES("p.txt",
+                      "\xff\xfe"
+                      "a\0\r\0\n\0b\0\0\0") != 0);
+    CHECK_STR(err.text, "p.txt:2: a NUL in UTF-16 (character 2 of the line)");
+}
+
+TEST(other_encodings_are_refused_with_the_command_that_converts) {
+    CHECK(PARSE_BYTES("my prompts.csv", "prompt;note\r\ncaf\xe9;\x93so\x94\r\n") != 0);
+    CHECK_STR(err.text,
+              "my prompts.csv:2: not UTF-8 (byte 4 of the line is 0xE9): this looks like Windows-1252; to "
+              "convert it: iconv -f WINDOWS-1252 -t UTF-8 'my prompts.csv' > utf8.csv");
+    CHECK(PARSE_BYTES("p's.txt", "caf\xe9") != 0);
+    CHECK(strstr(err.text, "-t UTF-8 FILE > utf8.txt") != NULL);
+    kn_tasks_fini(&got);
+    CHECK(kn_prompts_parse("standard input", KN_INPUT_TXT, "caf\xe9", 4, &got, &err) != 0);
+    CHECK(strstr(err.text, "iconv -f WINDOWS-1252 -t UTF-8 | kiln") != NULL);
+    /* a run of bytes is another script, and beside whole characters one alone is damage */
+    static const char *const others[] = {"\xcf\xf0\xe8\xe2\xe5\xf2 \xec\xe8\xf0", "caf\xc3\xa9 caf\xe9",
+                                         "f\x81r", "a\xe2\x82"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        CHECK(parse("p.txt", others[i]) != 0);
+        CHECK_MSG(strstr(err.text, "damaged, or in another encoding; iconv") != NULL, "%s", err.text);
+    }
+    CHECK(PARSE_BYTES("p.txt", "a\0 \0c\0a\0t\0\n\0") != 0);
+    CHECK_STR(err.text,
+              "p.txt:1: a NUL byte (byte 2 of the line): this looks like UTF-16LE without its mark; to "
+              "convert it: iconv -f UTF-16LE -t UTF-8 p.txt > utf8.txt");
+    CHECK(PARSE_BYTES("p.txt", "\0a\0 \0c\0a\0t\0\n") != 0);
+    CHECK(strstr(err.text, "iconv -f UTF-16BE -t") != NULL);
+    CHECK(PARSE_BYTES("p.txt", "a\0\0\0b\0\0\0") != 0);
+    CHECK(strstr(err.text, "iconv -f UTF-32LE -t") != NULL);
+    CHECK(PARSE_BYTES("p.txt", "\xff\xfe\0\0a\0\0\0") != 0);
+    CHECK_STR(err.text,
+              "p.txt:1: UTF-32 is not read; to convert it: iconv -f UTF-32 -t UTF-8 p.txt > utf8.txt");
+    CHECK(PARSE_BYTES("p.txt", "\0\0\xfe\xff\0\0\0a") != 0);
+    CHECK(strstr(err.text, "iconv -f UTF-32 -t") != NULL);
+}
+
 /* --- .txt --- */
 
 TEST(txt_is_a_prompt_a_line_without_empty_lines_and_comments) {
@@ -150,11 +309,13 @@ TEST(txt_mistakes_are_named) {
         {"a --styles x", "p.txt:1: styles: not supported"},
         {"a --do_not_save_samples", "p.txt:1: do_not_save_samples: not supported"},
         {"a --outpath_samples /tmp", "p.txt:1: outpath_samples: not supported"},
-        {"a\nb\xff", "p.txt:2: not UTF-8 (byte 2 of the line)"},
+        {"a\nb\xff",
+         "p.txt:2: not UTF-8 (byte 2 of the line is 0xFF): this looks like Windows-1252; to convert it: iconv -f "
+         "WINDOWS-1252 -t UTF-8 p.txt > utf8.txt"},
     };
     CHECK_MISTAKES("p.txt", cases);
     CHECK_INT(parse_n("p.txt", "a\nb\0c", 5), KN_EPARSE);
-    CHECK_STR(err.text, "p.txt:2: a NUL byte (byte 2 of the line)");
+    CHECK_STR(err.text, "p.txt:2: a NUL byte (byte 2 of the line): is this a text file?");
 }
 
 TEST(prompt_longer_than_the_limit_is_refused_with_its_line) {
@@ -243,7 +404,9 @@ TEST(jsonl_mistakes_are_named) {
          "p.jsonl:1: extra: malformed JSON, or nested deeper than 16"},
         {"{\"prompt\":\"a\",\"extra\":{\"x\":1", "p.jsonl:1: extra: a bracket is not closed"},
         {"{\"prompt\":\"a\",\"subseed\":1}", "p.jsonl:1: subseed: not supported"},
-        {"{\"prompt\":\"\xc3\"}", "p.jsonl:1: not UTF-8 (byte 12 of the line)"},
+        {"{\"prompt\":\"\xc3\"}",
+         "p.jsonl:1: not UTF-8 (byte 12 of the line is 0xC3): this looks like Windows-1252; to convert it: iconv -f "
+         "WINDOWS-1252 -t UTF-8 p.jsonl > utf8.jsonl"},
     };
     CHECK_MISTAKES("p.jsonl", cases);
 }
@@ -468,16 +631,24 @@ TEST(an_endless_name_does_not_push_the_message_out) {
 TEST(every_truncation_is_read_or_refused_with_a_line) {
     static const struct {
         const char *name, *text;
+        size_t len; /* 0: up to the NUL */
     } inputs[] = {
         {"t.txt",
+         "\xff\xfe"
+         "a\0\r\0\n\0\x3d\xd8\0\xde"
+         "b\0",
+         16},
+        {"t.txt",
          "a cat --negative \"b \\\" c\" --sampler 'Euler a' --steps=30 --seed 5\n--prompt \xc3\xa4 d "
-         "--images 2\n"},
-        {"t.jsonl", "{\"prompt\":\"a \\u00e4\\ud83d\\ude00\",\"cfg\":1.5e0,\"extra\":{\"x\":[1,\"}\"]}}\n"},
-        {"t.csv", "\xef\xbb\xbfid,prompt,seed\r\n1,\"a \"\"b\"\"\r\nc\",12\r\n2,d,\r\n"},
-        {"t.tsv", "id\tprompt\tseed\n1\t\"a \"\"b\"\"\nc\"\t12\n2\td\t\n"},
+         "--images 2\n",
+         0},
+        {"t.jsonl", "{\"prompt\":\"a \\u00e4\\ud83d\\ude00\",\"cfg\":1.5e0,\"extra\":{\"x\":[1,\"}\"]}}\n",
+         0},
+        {"t.csv", "\xef\xbb\xbfid,prompt,seed\r\n1,\"a \"\"b\"\"\r\nc\",12\r\n2,d,\r\n", 0},
+        {"t.tsv", "id\tprompt\tseed\n1\t\"a \"\"b\"\"\nc\"\t12\n2\td\t\n", 0},
     };
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
-        size_t len = strlen(inputs[i].text), refused = 0;
+        size_t len = inputs[i].len ? inputs[i].len : strlen(inputs[i].text), refused = 0;
         for (size_t n = 0; n <= len; n++) {
             char *exact = malloc(n ? n : 1); /* so that a sanitizer sees a read past the end */
             memcpy(exact, inputs[i].text, n);
