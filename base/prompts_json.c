@@ -21,9 +21,7 @@ static int hex4(const char *p) {
     return v;
 }
 
-/* From the opening quote of a string to behind the closing one; NULL and *why when it is none. Stricter than
- * json-c: raw control characters, half surrogates and \u0000 are errors. */
-static const char *json_string_end(const char *p, const char *end, const char **why) {
+const char *kn_json_string_end(const char *p, const char *end, const char **why) {
     for (p++; p < end && *p != '"'; p++) {
         *why = "a control character in a string";
         if ((unsigned char)*p < 0x20) return NULL;
@@ -60,8 +58,7 @@ static json_object *json_parse(const char *p, size_t len) {
     return o;
 }
 
-/* The text of the string [p, end), quotes included, which json_string_end() has accepted. */
-static int json_text(const struct kn_reader *r, const char *p, const char *end, struct kn_buf *out) {
+int kn_json_text(const struct kn_reader *r, const char *p, const char *end, struct kn_buf *out) {
     int rc;
     kn_buf_clear(out);
     if (!memchr(p, '\\', (size_t)(end - p))) {
@@ -75,13 +72,11 @@ static int json_text(const struct kn_reader *r, const char *p, const char *end, 
     return rc ? kn_record_fail(r, rc, "%s", kn_err_words(rc)) : KN_OK;
 }
 
-/* From a bracket to behind the one that closes it. What is between is checked by json-c; but that takes NaN
- * and Infinity, whose capitals nothing else outside a string begins with. */
-static const char *json_nest_end(const char *p, const char *end, const char **why) {
+const char *kn_json_nest_end(const char *p, const char *end, const char **why) {
     size_t depth = 0;
     while (p < end) {
         if (*p == '"') {
-            p = json_string_end(p, end, why);
+            p = kn_json_string_end(p, end, why);
             if (!p) return NULL;
             continue;
         }
@@ -107,15 +102,15 @@ static int json_value(const struct kn_reader *r, struct kn_record *rec, enum kn_
     int rc;
 
     if (*p == '"') {
-        stop = json_string_end(p, end, &why);
+        stop = kn_json_string_end(p, end, &why);
         if (!stop) return kn_record_fail(r, KN_EPARSE, "%s: %s", name, why);
-        rc = json_text(r, p, stop, text);
+        rc = kn_json_text(r, p, stop, text);
         if (rc) return rc;
         if (number || field == KN_IN_EXTRA)
             return kn_record_fail(r, KN_EPARSE, "%s: \"%.*s\" is a string, not %s", name,
                                   kn_record_shown(text->data), text->data, wanted);
     } else if (*p == '{' || *p == '[') {
-        stop = json_nest_end(p, end, &why);
+        stop = kn_json_nest_end(p, end, &why);
         if (!stop) return kn_record_fail(r, KN_EPARSE, "%s: %s", name, why);
         if (field != KN_IN_EXTRA || *p != '{')
             return kn_record_fail(r, KN_EPARSE, "%s: is not %s", name, wanted);
@@ -155,9 +150,9 @@ static int json_pairs(const struct kn_reader *r, struct kn_record *rec, const ch
         while (p < end && json_blank(*p)) p++;
         if (first && p < end && *p == '}') break;
         if (p == end || *p != '"') return kn_record_fail(r, KN_EPARSE, "a key in quotes is missing");
-        const char *key_end = json_string_end(p, end, &why);
+        const char *key_end = kn_json_string_end(p, end, &why);
         if (!key_end) return kn_record_fail(r, KN_EPARSE, "%s", why);
-        int rc = json_text(r, p, key_end, key);
+        int rc = kn_json_text(r, p, key_end, key);
         if (rc) return rc;
         p = key_end;
         while (p < end && json_blank(*p)) p++;

@@ -77,6 +77,15 @@ KN_MUST_USE int kn_txt_read(struct kn_reader *r, const char *p, const char *end)
 KN_MUST_USE int kn_jsonl_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end, char separator);
 
+/* Pieces of JSON (prompts_json.c). From the opening quote of a string to behind the closing one; NULL and *why when
+ * it is none. Stricter than json-c: raw control characters, half surrogates and \u0000 are errors. */
+const char *kn_json_string_end(const char *p, const char *end, const char **why);
+/* From a bracket to behind the one that closes it. What is between is yet to be checked by json-c; but that takes NaN
+ * and Infinity, whose capitals nothing else outside a string begins with: they are refused here. */
+const char *kn_json_nest_end(const char *p, const char *end, const char **why);
+/* The text of the string [p, end), quotes included, which kn_json_string_end() has accepted. */
+KN_MUST_USE int kn_json_text(const struct kn_reader *r, const char *p, const char *end, struct kn_buf *out);
+
 static inline bool kn_is_blank(char c) {
     return c == ' ' || c == '\t';
 }

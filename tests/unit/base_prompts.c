@@ -318,6 +318,139 @@ TEST(txt_mistakes_are_named) {
     CHECK_STR(err.text, "p.txt:2: a NUL byte (byte 2 of the line): is this a text file?");
 }
 
+TEST(txt_block_of_generation_data_is_one_prompt_with_its_settings) {
+    CHECK_INT(
+        parse(
+            "p.txt",
+            "# pasted\na cat,  \r\n  (sitting:1.2)\nNegative prompt: blurry,\nlow: bad\n"
+            "Steps: 30, Sampler: Euler a, Schedule type: Karras, CFG scale: 7.5, Seed: 18446744073709551615, "
+            "Size: 512x768, Model hash: 6ce0161689, Model: \"my, model\", Clip skip: 1, Version: v1.9.4\n"
+            "a dog\nSteps: 20, Sampler: DDIM, Seed: 5\n\n\n"
+            "a \\ bird\n\nNegative prompt: x\n\ny\n"
+            "Steps: 9, Sampler: DPM++ 2M Karras, CFG scale: 3, Template: \"a\\nb: c\", User: \n"),
+        0);
+    CHECK_INT(got.count, 3);
+    const struct kn_task *t = &got.v[0];
+    CHECK_STR(t->prompt, "a cat,\n(sitting:1.2)");
+    CHECK_STR(t->negative, "blurry,\nlow: bad");
+    CHECK_STR(t->model, "my, model");
+    CHECK_STR(t->extra, "{\"Model hash\":\"6ce0161689\",\"Clip skip\":\"1\",\"Version\":\"v1.9.4\"}");
+    CHECK_U64(t->seed, UINT64_MAX);
+    CHECK(t->sampler == KN_SAMPLER_EULER_A && t->schedule == KN_SCHEDULE_KARRAS && t->steps == 30 &&
+          t->cfg == 7.5f && t->width == 512 && t->height == 768);
+    CHECK_INT(t->set, KN_SET_ALL);
+    CHECK_INT(t->line, 6);
+    t = &got.v[1];
+    CHECK_STR(t->prompt, "a dog");
+    CHECK_STR(t->negative, "");
+    CHECK_INT(t->set, KN_SET_STEPS | KN_SET_SAMPLER | KN_SET_SCHEDULE | KN_SET_SEED);
+    CHECK_INT(t->schedule, KN_SCHEDULE_NORMAL); /* the model's own spacing, which A1111 did not write then */
+    t = &got.v[2];
+    CHECK_STR(t->prompt, "a \\ bird");
+    CHECK_STR(t->negative, "x\n\ny");
+    CHECK(t->sampler == KN_SAMPLER_DPMPP_2M && t->schedule == KN_SCHEDULE_KARRAS);
+    CHECK_STR(t->extra, "{\"Template\":\"a\\nb: c\",\"User\":\"\"}");
+}
+
+TEST(txt_automatic_is_the_samplers_schedule_in_a1111) {
+    CHECK_INT(parse("p.txt",
+                    "a\nSteps: 1, Sampler: DPM++ 2M, Schedule type: Automatic\n"
+                    "b\nSteps: 1, Sampler: Euler, Schedule type: Automatic\n"
+                    "c\nSeed: 4, Steps: 1, Size: 64x64\n"),
+              0);
+    CHECK_INT(got.v[0].schedule, KN_SCHEDULE_KARRAS);
+    CHECK_INT(got.v[1].schedule, KN_SCHEDULE_NORMAL);
+    CHECK_INT(got.v[2].set,
+              KN_SET_SEED | KN_SET_STEPS | KN_SET_SIZE); /* the line need not begin with Steps */
+}
+
+TEST(txt_reads_the_parameters_that_kiln_writes) {
+    static char prompt[] = "a cat,\n\"the\" cat: 3", negative[] = "b";
+    struct kn_task t = {.prompt = prompt,
+                        .negative = negative,
+                        .seed = 77,
+                        .cfg = 0.1f,
+                        .steps = 3,
+                        .width = 64,
+                        .height = 32,
+                        .sampler = KN_SAMPLER_DPMPP_2M,
+                        .schedule = KN_SCHEDULE_KARRAS,
+                        .set = KN_SET_ALL};
+    struct kn_model_info m = {.name = "a, \"b\": c", .sha256 = {0xab}};
+    struct kn_buf b;
+    kn_buf_init(&b, 4096);
+    CHECK_INT(kn_task_parameters(&t, &m, "kiln 1", &b), 0);
+    CHECK_INT(parse("p.txt", b.data), 0);
+    kn_buf_fini(&b);
+    CHECK_INT(got.count, 1);
+    uint8_t want[KN_SHA256_BYTES], have[KN_SHA256_BYTES];
+    kn_task_key(&t, m.sha256, want);
+    kn_task_key(&got.v[0], m.sha256, have);
+    CHECK(memcmp(want, have, sizeof want) == 0);
+    CHECK_STR(got.v[0].model, "a, \"b\": c");
+}
+
+TEST(txt_mistakes_in_generation_data_are_named) {
+    static const struct mistake cases[] = {
+        {"a\nSteps: 20, Sampler: Euler, Denoising strength: 0.7, Hires upscale: 2",
+         "p.txt:2: Denoising strength: not supported; take it out of the line to render without it"},
+        {"a\nSteps: 20, Seed: 1, Hires upscale: 2",
+         "p.txt:2: Hires upscale: not supported; take it out of the line to render without it"},
+        {"a\nSteps: 20, Seed: 1, Clip skip: 2",
+         "p.txt:2: Clip skip: not supported; take it out of the line to render without it"},
+        {"a\nSteps: 20, Seed: 1, Lora hashes: \"x: 1, y: 2\"",
+         "p.txt:2: Lora hashes: not supported; take it out of the line to render without it"},
+        {"a\nSteps: 20, Seed: 1, Civitai resources: [{\"a\":1,\"b\":2}]",
+         "p.txt:2: Civitai resources: not supported; take it out of the line to render without it"},
+        {"a\nSteps: 0, Seed: 1, CFG scale: 7", "p.txt:2: Steps: 0 is not between 1 and 1000"},
+        {"a\n\n\nSteps: 5, Seed: x, CFG scale: 7", "p.txt:4: Seed: \"x\" is not a whole number"},
+        {"a\nSteps: 5, Seed: 1, Seed: 1", "p.txt:2: Seed: given twice"},
+        {"a\nSteps: 5, Version: 1, Version: 2", "p.txt:2: Version: given twice"},
+        {"a\nSteps: 5, Schedule type: Karras, Schedule type: Karras", "p.txt:2: Schedule type: given twice"},
+        {"a\nSteps: 5, Sampler: DPM++ SDE Magic, Seed: 1",
+         "p.txt:2: Sampler: \"DPM++ SDE Magic\" is not one of DDIM, PNDM, Euler, Euler a, DPM++ 2M"},
+        {"a\nSteps: 5, Schedule type: Automatic, Seed: 1",
+         "p.txt:2: Schedule type: Automatic, with the sampler unnamed: name the schedule"},
+        {"a\nSteps: 5, Sampler: DDIM, Schedule type: Karras",
+         "p.txt:2: schedule: karras means nothing with the sampler DDIM"},
+        {"a\nSteps: 5, Seed: 1",
+         "p.txt:2: a line of settings has 3 at least, as in Steps: 20, Sampler: Euler, Seed: 1"},
+        {"a\nSteps: 5, Seed: 1, and more",
+         "p.txt:2: \"and more\" is not Key: value, as a line of settings has them"},
+        {"a\nSteps: 5, Seed: 1, User: \"x",
+         "p.txt:2: \"User: \"x\" is not Key: value, as a line of settings has them"},
+        {"\nSteps: 5, Seed: 1, Size: 64x64", "p.txt:2: prompt: missing"},
+        {"Negative prompt: b\nSteps: 5, Seed: 1, Size: 64x64", "p.txt:2: prompt: missing"},
+        {"a cat\n\na dog\nSteps: 5, Seed: 1, Size: 64x64",
+         "p.txt:3: an empty line stands before this one, within a prompt of generation data: take it out if it is one "
+         "prompt; plain prompts go into a file of their own"},
+        {"a dog\nSteps: 5, Seed: 1, Size: 64x64\n\na cat\na bird",
+         "p.txt:4: no line of settings (Steps: …) ends this, as in the generation data above; plain prompts go into a "
+         "file of their own"},
+        {"a --steps 3\nb\nSteps: 5, Seed: 1, Size: 64x64",
+         "p.txt:1: options (--…) do not go with generation data: its settings are in its last line"},
+        {"a\nNegative prompt: b\nNegative prompt: c\nSteps: 5, Seed: 1, Size: 64x64",
+         "p.txt:3: a second \"Negative prompt:\" before a line of settings"},
+        {"a\nNegative prompt: b",
+         "p.txt:2: \"Negative prompt:\" needs a line of settings below it (Steps: 20, Sampler: …); in a list of prompts "
+         "write a cat --negative \"blurry\""},
+    };
+    CHECK_MISTAKES("p.txt", cases);
+    /* text that only resembles it is a prompt */
+    static const char *const texts[] = {"Steps: a stairway, oil, dark", "Steps: 3 stairs, oil",
+                                        "a: b, c: d, e: f", "x Negative prompt: y",
+                                        "Style: oil, Mood: dark, Light: low"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        CHECK_INT(parse("p.txt", texts[i]), 0);
+        CHECK_STR(got.v[0].prompt, texts[i]);
+    }
+    static char text[KN_PROMPT_BYTES_MAX + 100];
+    memset(text, 'p', KN_PROMPT_BYTES_MAX);
+    strcpy(text + KN_PROMPT_BYTES_MAX, "\nq\nSteps: 5, Seed: 1, Size: 64x64");
+    CHECK(parse("p.txt", text) != 0);
+    CHECK_STR(err.text, "p.txt:1: prompt: 8194 bytes are more than 8192");
+}
+
 TEST(prompt_longer_than_the_limit_is_refused_with_its_line) {
     static char text[KN_PROMPT_BYTES_MAX + 16];
     memcpy(text, "ok\n", 3);
@@ -641,6 +774,10 @@ TEST(every_truncation_is_read_or_refused_with_a_line) {
         {"t.txt",
          "a cat --negative \"b \\\" c\" --sampler 'Euler a' --steps=30 --seed 5\n--prompt \xc3\xa4 d "
          "--images 2\n",
+         0},
+        {"t.txt",
+         "a\nNegative prompt: b\nSteps: 5, Sampler: Euler a, Template: \"x\\n, y\", Civitai metadata: {\"a\":[1,2]}\n"
+         "c\nSteps: 9, Seed: 1, Size: 64x64",
          0},
         {"t.jsonl", "{\"prompt\":\"a \\u00e4\\ud83d\\ude00\",\"cfg\":1.5e0,\"extra\":{\"x\":[1,\"}\"]}}\n",
          0},

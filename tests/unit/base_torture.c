@@ -72,6 +72,7 @@ static int read_once(void) {
 TEST(reading_prompts_survives_every_failed_allocation) {
     static const char *const inputs[][2] = {
         {"t.txt", "a --negative 'b c' --model m --images 3 --seed 5\r\nd\r\n"},
+        {"t.txt", "a\nb\nNegative prompt: c\nSteps: 5, Schedule type: Karras, Model: \"m\", Version: 1\n"},
         {"t.jsonl",
          "{\"prompt\":\"a \\u00e4\",\"negative\":\"n\",\"model\":\"m\",\"extra\":{\"x\":1},\"images\":2}\n"},
         {"t.csv", "id,prompt,negative,model\n7,\"a \"\"b\"\"\",n,m\n8,c,,\n"},
