@@ -285,11 +285,8 @@ int kn_record_finish(const struct kn_reader *r, struct kn_record *rec) {
     t->line = (uint32_t)r->line;
     if (!t->prompt) {
         rc = kn_record_fail(r, KN_EPARSE, "prompt: missing");
-    } else if (width != height) {
-        rc = kn_record_fail(r, KN_EPARSE,
-                            width ? "width: needs height beside it" : "height: needs width beside it");
     } else {
-        if (width) t->set |= KN_SET_SIZE;
+        if (width && height) t->set |= KN_SET_SIZE; /* one alone: the other is yet to come from the defaults */
         if (rec->given & count_bits) t->set |= KN_SET_IMAGES;
         rc = kn_task_check(t, r->err);
         if (rc) kn_record_fail_in(r, NULL);

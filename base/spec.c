@@ -235,7 +235,9 @@ int kn_task_check(const struct kn_task *t, struct kn_err *err) {
         return kn_err_set(err, KN_EINVAL, "schedule: %s means nothing with the sampler %s",
                           kn_schedule_name(t->schedule), kn_sampler_name(t->sampler));
     if (t->set & KN_SET_SIZE) return check_size(t, KN_SIZE_MAX, KN_SIZE_MULTIPLE, err);
-    return KN_OK;
+    if (t->width) rc = check_side("width", t->width, KN_SIZE_MAX, KN_SIZE_MULTIPLE, err);
+    if (rc == KN_OK && t->height) rc = check_side("height", t->height, KN_SIZE_MAX, KN_SIZE_MULTIPLE, err);
+    return rc;
 }
 
 int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m, struct kn_err *err) {
@@ -252,8 +254,8 @@ int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m, struct kn_
     if (!(t->set & KN_SET_STEPS)) t->steps = d->steps;
     if (!(t->set & KN_SET_CFG)) t->cfg = d->cfg;
     if (!(t->set & KN_SET_SIZE)) {
-        t->width = d->width;
-        t->height = d->height;
+        if (!t->width) t->width = d->width;
+        if (!t->height) t->height = d->height;
     }
     t->set |= KN_SET_ALL; /* an unset negative prompt is "" already, an unset model is m */
     int rc = kn_task_check(t, err);

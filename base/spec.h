@@ -63,7 +63,7 @@ struct kn_task {
     uint64_t seed;
     float cfg;
     uint32_t steps;
-    uint32_t width, height; /* pixels */
+    uint32_t width, height; /* pixels; one alone may be set: then KN_SET_SIZE is not, and the other is 0 */
     enum kn_sampler sampler;
     enum kn_schedule schedule;
     uint32_t set;  /* KN_SET_… */

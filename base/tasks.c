@@ -106,8 +106,8 @@ int kn_tasks_apply(struct kn_tasks *ts, const struct kn_task *settings, struct k
         if (missing & KN_SET_STEPS) t->steps = settings->steps;
         if (missing & KN_SET_CFG) t->cfg = settings->cfg;
         if (missing & KN_SET_SIZE) {
-            t->width = settings->width;
-            t->height = settings->height;
+            if (!t->width) t->width = settings->width;
+            if (!t->height) t->height = settings->height;
         }
         t->set |= missing;
         int rc = kn_task_check(t, err);

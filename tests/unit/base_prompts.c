@@ -292,8 +292,8 @@ TEST(txt_mistakes_are_named) {
         {"a --size 512", "p.txt:1: size: \"512\" is not WIDTHxHEIGHT, as in 512x768"},
         {"a --size 512x500", "p.txt:1: height: 500 is not a multiple of 8"},
         {"a --size 512x512 --width 512", "p.txt:1: width: given twice"},
-        {"a --width 512", "p.txt:1: width: needs height beside it"},
-        {"a --height 512", "p.txt:1: height: needs width beside it"},
+        {"a --width 500", "p.txt:1: width: 500 is not a multiple of 8"},
+        {"a --height 5120", "p.txt:1: height: 5120 is not between 16 and 4096"},
         {"a --width 8 --height 8", "p.txt:1: width: 8 is not between 16 and 4096"},
         {"a --images 0", "p.txt:1: images: 0 is not between 1 and 100000"},
         {"a --images 2 --n_iter 2", "p.txt:1: n_iter: given twice"},
@@ -597,6 +597,28 @@ TEST(csv_mistakes_name_the_line_where_the_record_begins) {
         {"\n\nprompt,steps\na,5000", "p.csv:4: steps: 5000 is not between 1 and 1000"},
     };
     CHECK_MISTAKES("p.csv", cases);
+}
+
+TEST(width_or_height_alone_leaves_the_other_to_the_defaults) {
+    static const char *const inputs[][2] = {
+        {"p.csv", "prompt,width,height\na,64,\nb,,32\n"},
+        {"p.txt", "a --width 64\nb --height 32\n"},
+        {"p.jsonl", "{\"prompt\":\"a\",\"width\":64}\n{\"prompt\":\"b\",\"height\":32}"}};
+    struct kn_model_info m = {.name = "tiny",
+                              .defaults = {KN_SAMPLER_DDIM, KN_SCHEDULE_NORMAL, 20, 7, 128, 256}};
+    struct kn_task settings = {.width = 512, .height = 768, .set = KN_SET_SIZE};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        for (int applied = 0; applied < 2; applied++) {
+            CHECK_INT(parse(inputs[i][0], inputs[i][1]), 0);
+            if (applied) CHECK_INT(kn_tasks_apply(&got, &settings, &err), 0);
+            CHECK_INT(kn_tasks_expand(&got, 1, 1, &err), 0);
+            for (size_t k = 0; k < 2; k++) CHECK_INT(kn_task_resolve(&got.v[k], &m, &err), 0);
+            CHECK_INT(got.v[0].width, 64);
+            CHECK_INT(got.v[0].height, applied ? 768 : 256);
+            CHECK_INT(got.v[1].width, applied ? 512 : 128);
+            CHECK_INT(got.v[1].height, 32);
+        }
+    }
 }
 
 TEST(csv_extra_over_its_limit_is_refused) {
