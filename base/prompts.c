@@ -15,11 +15,8 @@
 static const struct {
     const char *name;
     enum kn_input_format format;
-} formats[] = {{"txt", KN_INPUT_TXT},
-               {"jsonl", KN_INPUT_JSONL},
-               {"ndjson", KN_INPUT_JSONL},
-               {"csv", KN_INPUT_CSV},
-               {"tsv", KN_INPUT_TSV}};
+} formats[] = {{"txt", KN_INPUT_TXT},   {"jsonl", KN_INPUT_JSONL}, {"ndjson", KN_INPUT_JSONL},
+               {"json", KN_INPUT_JSON}, {"csv", KN_INPUT_CSV},     {"tsv", KN_INPUT_TSV}};
 
 static bool format_find(const char *name, enum kn_input_format *out) {
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
@@ -39,23 +36,24 @@ static const char *format_name(enum kn_input_format format) {
 
 int kn_input_format_parse(const char *text, enum kn_input_format *out, struct kn_err *err) {
     if (format_find(text, out)) return KN_OK;
-    return kn_err_set(err, KN_EINVAL, "\"%.*s\" is not one of txt, jsonl, csv, tsv", kn_record_shown(text),
-                      text);
+    return kn_err_set(err, KN_EINVAL, "\"%.*s\" is not one of txt, jsonl, json, csv, tsv",
+                      kn_record_shown(text), text);
 }
 
-int kn_prompts_parse(const char *name, enum kn_input_format format, const char *text, size_t len,
+int kn_prompts_parse(const char *name, enum kn_input_format format, bool strict, const char *text, size_t len,
                      struct kn_tasks *out, struct kn_err *err) {
     if (format == KN_INPUT_AUTO) {
         const char *slash = strrchr(name, '/');
         const char *dot = strrchr(slash ? slash : name, '.');
         if (!dot || !format_find(dot + 1, &format))
             return kn_err_set(err, KN_EINVAL,
-                              "%s: what format is this? --input-format txt, jsonl, csv or tsv says it", name);
+                              "%s: what format is this? --input-format txt, jsonl, json, csv or tsv says it",
+                              name);
     }
     size_t name_len = strlen(name);
     if (name_len > KN_FILE_SHOWN_MAX) name += name_len - KN_FILE_SHOWN_MAX;
     struct kn_err unheard = {0};
-    struct kn_reader r = {.name = name, .line = 1, .out = out, .err = err ? err : &unheard};
+    struct kn_reader r = {.name = name, .line = 1, .strict = strict, .out = out, .err = err ? err : &unheard};
     size_t before = out->count;
     struct kn_buf room;
     kn_buf_init(&room, KN_INPUT_BYTES_MAX);
@@ -68,11 +66,14 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, const char *
     case KN_INPUT_JSONL:
         rc = kn_jsonl_read(&r, text, text + len);
         break;
+    case KN_INPUT_JSON:
+        rc = kn_json_read(&r, text, text + len);
+        break;
     case KN_INPUT_CSV:
-        rc = kn_csv_read(&r, text, text + len, ',');
+        rc = kn_csv_read(&r, text, text + len, false);
         break;
     case KN_INPUT_TSV:
-        rc = kn_csv_read(&r, text, text + len, '\t');
+        rc = kn_csv_read(&r, text, text + len, true);
         break;
     case KN_INPUT_AUTO:
         break; /* resolved above, or not decoded */
@@ -82,16 +83,17 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, const char *
     return rc;
 }
 
-int kn_prompts_read(const char *path, enum kn_input_format format, struct kn_tasks *out, struct kn_err *err) {
+int kn_prompts_read(const char *path, enum kn_input_format format, bool strict, struct kn_tasks *out,
+                    struct kn_err *err) {
     bool standard_input = strcmp(path, "-") == 0;
     if (standard_input && format == KN_INPUT_AUTO)
-        return kn_err_set(err, KN_EINVAL, "standard input needs --input-format txt, jsonl, csv or tsv");
+        return kn_err_set(err, KN_EINVAL, "standard input needs --input-format txt, jsonl, json, csv or tsv");
     struct kn_buf text;
     kn_buf_init(&text, KN_INPUT_BYTES_MAX);
     int rc = kn_fs_read(path, &text, err);
     if (rc == KN_OK)
-        rc = kn_prompts_parse(standard_input ? KN_STANDARD_INPUT : path, format, text.data ? text.data : "",
-                              text.len, out, err);
+        rc = kn_prompts_parse(standard_input ? KN_STANDARD_INPUT : path, format, strict,
+                              text.data ? text.data : "", text.len, out, err);
     kn_buf_fini(&text);
     return rc;
 }

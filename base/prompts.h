@@ -1,12 +1,20 @@
-/* The reader of prompt files: .txt (A1111's prompts-from-file), .jsonl, .csv, .tsv. Every mistake names file,
- * line and field: "prompts.jsonl:17: stesp: unknown, did you mean steps?". Nothing is guessed and nothing is
- * skipped but empty lines and, in .txt, lines that begin with '#'. */
+/* The reader of prompt files: .txt (A1111's prompts-from-file, or pasted generation data), .jsonl, .json, .csv, .tsv;
+ * UTF-8, or UTF-16 with its mark. Every mistake names file, line and field: "prompts.jsonl:17: stesp: unknown, did you
+ * mean steps?". Nothing is guessed and nothing is skipped but empty lines, rows without any text and, in .txt, lines
+ * that begin with '#'. Columns and keys that kiln does not know go to the task's `extra`. */
 #ifndef KN_BASE_PROMPTS_H
 #define KN_BASE_PROMPTS_H
 
 #include "base/spec.h"
 
-enum kn_input_format { KN_INPUT_AUTO, KN_INPUT_TXT, KN_INPUT_JSONL, KN_INPUT_CSV, KN_INPUT_TSV };
+enum kn_input_format {
+    KN_INPUT_AUTO,
+    KN_INPUT_TXT,
+    KN_INPUT_JSONL,
+    KN_INPUT_JSON,
+    KN_INPUT_CSV,
+    KN_INPUT_TSV
+};
 
 struct kn_tasks {
     struct kn_task *v; /* owns, with all strings in them */
@@ -20,12 +28,13 @@ KN_MUST_USE int kn_input_format_parse(const char *text, enum kn_input_format *ou
  * product) becomes so many tasks, with KN_SET_IMAGES; their seeds go up by one, or, if the line sets no seed,
  * `seed` holds the offset 0, 1, … from the seed that they are yet to get. A seed of -1 (A1111's "random")
  * counts as none, so do null in .jsonl and an empty cell. On failure `out` holds what it held before. A file
- * without any task is no failure. KN_TASKS_PER_BATCH_MAX bounds `out`. */
-KN_MUST_USE int kn_prompts_read(const char *path, enum kn_input_format format, struct kn_tasks *out,
-                                struct kn_err *err);
+ * without any task is no failure. KN_TASKS_PER_BATCH_MAX bounds `out`. `strict`: a column or a key that kiln does not
+ * know is an error. */
+KN_MUST_USE int kn_prompts_read(const char *path, enum kn_input_format format, bool strict,
+                                struct kn_tasks *out, struct kn_err *err);
 /* The same from memory; `name` stands for the file in messages. */
-KN_MUST_USE int kn_prompts_parse(const char *name, enum kn_input_format format, const char *text, size_t len,
-                                 struct kn_tasks *out, struct kn_err *err);
+KN_MUST_USE int kn_prompts_parse(const char *name, enum kn_input_format format, bool strict, const char *text,
+                                 size_t len, struct kn_tasks *out, struct kn_err *err);
 /* Appends one task with this prompt and nothing set. */
 KN_MUST_USE int kn_tasks_add(struct kn_tasks *ts, const char *prompt, struct kn_err *err);
 

@@ -63,11 +63,14 @@ int kn_record_fail(const struct kn_reader *r, int code, const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    if (r->element)
+        return kn_err_set(r->err, code, "%s:%zu: element %zu: %s", r->name, r->line, r->element, text);
     return kn_err_set(r->err, code, "%s:%zu: %s", r->name, r->line, text);
 }
 
 int kn_record_fail_in(const struct kn_reader *r, const char *field) {
-    if (field) return kn_err_prefix(r->err, "%s:%zu: %s", r->name, r->line, field);
+    if (field) kn_err_prefix(r->err, "%s", field);
+    if (r->element) kn_err_prefix(r->err, "element %zu", r->element);
     return kn_err_prefix(r->err, "%s:%zu", r->name, r->line);
 }
 
@@ -104,22 +107,37 @@ enum kn_record_field kn_record_field(const char *folded) {
     return KN_IN_UNKNOWN;
 }
 
-const char *kn_record_suggest(const char *word) {
-    const char *names[IN_NAMES + 1];
-    for (size_t i = 0; i < IN_NAMES; i++) names[i] = in_names[i].name;
-    names[IN_NAMES] = NULL;
-    return kn_suggest(word, names);
+/* See kn_record_check_unknown(). Both are folded. */
+static bool is_misspelt(const char *word, const char *name) {
+    size_t lw = strlen(word), ln = strlen(name), head = 0, tail = 0, shorter = lw < ln ? lw : ln;
+    while (head < shorter && word[head] == name[head]) head++;
+    while (tail < shorter - head && word[lw - 1 - tail] == name[ln - 1 - tail]) tail++;
+    size_t w = lw - head - tail, n = ln - head - tail; /* what is left to differ */
+    if (ln < 5) return false;
+    if (w == 2 && n == 2 && word[head] == name[head + 1] && word[head + 1] == name[head]) return true;
+    return w <= 1 && n <= 1 && (ln >= 8 || (head > 0 && tail > 0));
+}
+
+int kn_record_check_unknown(const struct kn_reader *r, const char *name) {
+    char folded[KN_NAME_MAX + 1];
+    if (r->strict) return kn_record_fail_unknown(r, name);
+    for (size_t i = 0; kn_record_fold(name, folded) && i < IN_NAMES; i++) {
+        if (is_misspelt(folded, in_names[i].name)) return kn_record_fail_unknown(r, name);
+    }
+    return KN_OK;
 }
 
 int kn_record_fail_unknown(const struct kn_reader *r, const char *name) {
-    const char *near = kn_record_suggest(name);
+    const char *names[IN_NAMES + 1];
+    for (size_t i = 0; i < IN_NAMES; i++) names[i] = in_names[i].name;
+    names[IN_NAMES] = NULL;
+    const char *near = kn_suggest(name, names);
     if (near)
         return kn_record_fail(r, KN_EPARSE, "%.*s: unknown, did you mean %s?", kn_record_shown(name), name,
                               near);
     return kn_record_fail(
         r, KN_EPARSE,
-        "%.*s: unknown; known are prompt, negative, seed, sampler, schedule, steps, cfg, size, "
-        "width, height, "
+        "%.*s: unknown; known are prompt, negative, seed, sampler, schedule, steps, cfg, size, width, height, "
         "model, images",
         kn_record_shown(name), name);
 }
@@ -128,12 +146,19 @@ int kn_record_fail_unsupported(const struct kn_reader *r, const char *name) {
     return kn_record_fail(r, KN_EUNSUPPORTED, "%s: not supported", name);
 }
 
-/* A whole number, all of the text, without sign or leading blanks. */
+/* How many of the first bytes are a number without what spreadsheets put behind it in a column that has gaps: 20.0 */
+static size_t span_without_zeros(const char *text) {
+    size_t len = strlen(text), end = len;
+    while (end > 0 && text[end - 1] == '0') end--;
+    return end < len && end > 0 && text[end - 1] == '.' ? end - 1 : len;
+}
+
+/* A whole number, all of the text but ".0", without sign or leading blanks. */
 static int parse_whole(const struct kn_reader *r, const char *field, const char *text, uint64_t min,
                        uint64_t max, uint64_t *out) {
     const char *digits = text[0] == '-' ? text + 1 : text;
     size_t len = strspn(digits, "0123456789");
-    if (len == 0 || digits[len] != '\0')
+    if (len == 0 || digits + len != text + span_without_zeros(text))
         return kn_record_fail(r, KN_EPARSE, "%s: \"%.*s\" is not a whole number", field,
                               kn_record_shown(text), text);
     uint64_t v = 0;
@@ -222,7 +247,8 @@ int kn_record_set(const struct kn_reader *r, struct kn_record *rec, enum kn_reco
         if (rc == KN_OK) t->set |= KN_SET_NEGATIVE;
         return rc;
     case KN_IN_SEED:
-        if (strcmp(text, "-1") == 0) return KN_OK; /* A1111's "a random one": as if nothing was said */
+        if (strncmp(text, "-1", 2) == 0 && span_without_zeros(text) == 2)
+            return KN_OK; /* A1111's "a random one": as if nothing was said */
         rc = parse_whole(r, name, text, 0, UINT64_MAX, &t->seed);
         if (rc == KN_OK) t->set |= KN_SET_SEED;
         return rc;
@@ -276,6 +302,11 @@ int kn_record_set(const struct kn_reader *r, struct kn_record *rec, enum kn_reco
     return KN_EINTERNAL;
 }
 
+int kn_record_set_extra(const struct kn_reader *r, struct kn_record *rec, const char *text) {
+    rec->given |= 1u << KN_IN_EXTRA;
+    return set_string(r, &rec->t.extra, text);
+}
+
 int kn_record_finish(const struct kn_reader *r, struct kn_record *rec) {
     static const uint32_t count_bits = 1u << KN_IN_IMAGES | 1u << KN_IN_N_ITER | 1u << KN_IN_BATCH_SIZE;
     struct kn_task *t = &rec->t;
@@ -286,7 +317,8 @@ int kn_record_finish(const struct kn_reader *r, struct kn_record *rec) {
     if (!t->prompt) {
         rc = kn_record_fail(r, KN_EPARSE, "prompt: missing");
     } else {
-        if (width && height) t->set |= KN_SET_SIZE; /* one alone: the other is yet to come from the defaults */
+        if (width && height)
+            t->set |= KN_SET_SIZE; /* one alone: the other is yet to come from the defaults */
         if (rec->given & count_bits) t->set |= KN_SET_IMAGES;
         rc = kn_task_check(t, r->err);
         if (rc) kn_record_fail_in(r, NULL);

@@ -26,14 +26,16 @@ enum kn_record_field {
     KN_IN_IMAGES,
     KN_IN_N_ITER,
     KN_IN_BATCH_SIZE,
-    KN_IN_EXTRA, /* .jsonl only */
+    KN_IN_EXTRA, /* .jsonl and .json only */
     KN_IN_UNKNOWN,
     KN_IN_UNSUPPORTED,
 };
 
 struct kn_reader {
     const char *name;
-    size_t line; /* where the record begins */
+    size_t line;    /* where the record begins */
+    size_t element; /* of a .json array, from 1 on; 0: the format has none */
+    bool strict;    /* every unknown name is an error */
     struct kn_tasks *out;
     struct kn_err *err;
 };
@@ -44,6 +46,7 @@ struct kn_record {
     uint64_t images, n_iter, batch_size;
 };
 
+/* "name:line: what", with "element 3: " between in a .json. */
 KN_PRINTF(3, 4) int kn_record_fail(const struct kn_reader *r, int code, const char *fmt, ...);
 /* Puts "name:line: " or "name:line: field: " before what a lower layer said; returns its code. */
 int kn_record_fail_in(const struct kn_reader *r, const char *field);
@@ -57,7 +60,12 @@ int kn_record_shown(const char *text);
  * known. */
 bool kn_record_fold(const char *name, char out[KN_NAME_MAX + 1]);
 enum kn_record_field kn_record_field(const char *folded);
-const char *kn_record_suggest(const char *word); /* the nearest known name, or NULL */
+/* Whether a record may have this name, which kiln does not know, as one of its own: it then goes to `extra`. Not in a
+ * strict reading, and not when it is a known name misspelt. That is: one letter more, less or other, or two
+ * neighbours swapped, compared with a known name of eight letters or more; with one of five to seven, the same but
+ * not at the first or the last letter, for many words are so near (image, mode, weight). Shorter names have no
+ * misspellings. KN_EPARSE. */
+KN_MUST_USE int kn_record_check_unknown(const struct kn_reader *r, const char *name);
 /* How many of the first bytes are a number as JSON writes it. */
 size_t kn_number_span(const char *p, size_t len);
 
@@ -68,6 +76,8 @@ KN_MUST_USE int kn_record_give(const struct kn_reader *r, struct kn_record *rec,
 /* Gives and parses. `name` is how the file spells the field, for messages. */
 KN_MUST_USE int kn_record_set(const struct kn_reader *r, struct kn_record *rec, enum kn_record_field field,
                               const char *name, const char *text);
+/* Sets `extra`, whether it was given or not. */
+KN_MUST_USE int kn_record_set_extra(const struct kn_reader *r, struct kn_record *rec, const char *text);
 /* Checks the record and appends its tasks; the record is empty afterwards, whatever came of it. */
 KN_MUST_USE int kn_record_finish(const struct kn_reader *r, struct kn_record *rec);
 
@@ -75,7 +85,8 @@ KN_MUST_USE int kn_record_finish(const struct kn_reader *r, struct kn_record *re
  * [p, end) to r->out, in part if they fail. The text comes from kn_decode(): each line ends with '\n' alone. */
 KN_MUST_USE int kn_txt_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_jsonl_read(struct kn_reader *r, const char *p, const char *end);
-KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end, char separator);
+KN_MUST_USE int kn_json_read(struct kn_reader *r, const char *p, const char *end);
+KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end, bool tabs);
 
 /* Pieces of JSON (prompts_json.c). From the opening quote of a string to behind the closing one; NULL and *why when
  * it is none. Stricter than json-c: raw control characters, half surrogates and \u0000 are errors. */

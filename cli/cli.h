@@ -34,6 +34,7 @@ struct cli_options {
     const char *prompts[CLI_PROMPTS_MAX];
     size_t prompt_count;
     enum kn_input_format format;
+    bool strict;             /* names that kiln does not know are errors */
     struct kn_task settings; /* strings borrowed from argv */
     bool has_seed;
     uint32_t images;

@@ -332,7 +332,8 @@ static int render_all(struct run *r, struct kiln_model *m, const struct kn_tasks
 /* The tasks, resolved. *drawn_seed: the one that was drawn for them, 0 when every task had its own. */
 static int read_tasks(const struct render_settings *o, const struct kn_model_info *info, struct kn_tasks *ts,
                       uint64_t *drawn_seed, struct kn_err *err) {
-    int rc = o->prompts ? kn_prompts_read(o->prompts, o->format, ts, err) : kn_tasks_add(ts, o->prompt, err);
+    int rc = o->prompts ? kn_prompts_read(o->prompts, o->format, false, ts, err)
+                        : kn_tasks_add(ts, o->prompt, err);
     uint64_t seed = o->settings.seed;
     struct kn_task settings = o->settings;
     settings.set &= ~(unsigned)KN_SET_SEED; /* the first seed of each prompt, see kn_tasks_expand */

@@ -74,7 +74,7 @@ int submission_read(const struct cli_options *o, struct submission *out, struct 
             return kn_err_set(err, KN_EINVAL, "-: standard input can be read once only");
         size_t before = out->tasks.count;
         remember_input(out, o->args[i]);
-        rc = kn_prompts_read(o->args[i], o->format, &out->tasks, err);
+        rc = kn_prompts_read(o->args[i], o->format, o->strict, &out->tasks, err);
         if (rc) return rc;
         if (out->tasks.count == before) return kn_err_set(err, KN_EPARSE, "%s: no prompt in it", o->args[i]);
     }

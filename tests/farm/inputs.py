@@ -15,11 +15,25 @@ FILES = [  # name, text, what is said
     ("p.txt", "a --sampler_name Eulr\n", "p.txt:1: sampler"),
     ("p.txt", "a --sd_model nosuch\n", "p.txt:1: model: nosuch is not there"),
     ("p.txt", "a --width 100 --height 128\n", "p.txt:1: width: 100 is not a multiple of 8"),
-    ("p.txt", b"a\nb\xff\n", "p.txt:2: "),
+    ("p.txt", b"a\nb\xff\n", "p.txt:2: not UTF-8 (byte 2 of the line is 0xFF): this looks like Windows-1252; to convert it: iconv -f WINDOWS-1252"),
+    ("p.txt", "a\nb\u2028c\n", "p.txt:2: U+2028 (line separator)"),
+    ("p.txt", "a\nb\x85c\n", "p.txt:2: U+0085 (next line)"),
+    ("p.txt", "a\rb --steps 0\r", "p.txt:2: steps: 0 is not between"),
+    ("p.txt", "a\nb".encode("utf-16le"), "p.txt:1: a NUL byte (byte 2 of the line): this looks like UTF-16LE without its mark"),
+    ("p.txt", "a".encode("utf-32"), "p.txt:1: UTF-32 is not read"),
+    ("p.txt", b"\xff\xfea\0\n\0\0\xdc", "p.txt:2: half a surrogate pair in UTF-16 (character 1 of the line)"),
+    ("p.txt", "a\nSteps: 20, Sampler: Euler, Denoising strength: 0.5\n", "p.txt:2: Denoising strength: not supported; take it out"),
+    ("p.txt", "a\n\nb\nSteps: 20, Sampler: Euler, Seed: 1\n", "p.txt:3: an empty line stands before this one"),
+    ("p.txt", "a\nSteps: 20, Sampler: Euler, Model: nosuch\n", "p.txt:2: model: nosuch is not there"),
+    ("p.txt", "a\nNegative prompt: b\n", 'p.txt:2: "Negative prompt:" needs a line of settings'),
     ("p.txt", "# nothing\n\n", "p.txt: no prompt in it"),
     ("p.csv", "prompt,steps\na,1\nb,x\n", 'p.csv:3: steps: "x" is not a whole number'),
     ("p.csv", "promt\na\n", "p.csv:1: promt: unknown, did you mean prompt?"),
     ("p.csv", "steps\n1\n", "p.csv:1: no column is named prompt"),
+    ("p.csv", "prompt;cfg\na;7,5\nb;7,x\n", 'p.csv:3: cfg: "7,x" is not a number'),
+    ("p.csv", "prompt;note\r\ncafé;x\r\n".encode("cp1252"), "p.csv:2: not UTF-8 (byte 4 of the line is 0xE9): this looks like Windows-1252"),
+    ("p.json", '[\n"a",\n{"prompt":"b",\n"steps":0}]', "p.json:4: element 2: steps: 0 is not between"),
+    ("p.json", '{"prompt":"a"}\n', "p.json:1: a .json is an array"),
     ("p.tsv", "prompt\tcfg\na\tmuch\n", "p.tsv:2: cfg"),
     ("p.xyz", "a\n", "--input-format"),
     ("p.txt", "x" * 9000 + "\n", "p.txt:1: prompt: "),
@@ -33,6 +47,7 @@ LINES = [  # the command line behind kiln render, what is said
     (["-p", "x", "--model", "nosuch"], "model: nosuch is not there"),
     (["-p", "x", "--seed", "18446744073709551615", "--images", "2"], "seed: "),
     (["nosuch.txt"], "nosuch.txt: "),
+    (["--strict", "extra.csv"], "extra.csv:1: note: unknown; known are prompt,"),
     (["-p", "x", "--workers", "0"], "--workers: 0"),
     (["-"], "--input-format"),
     ([], "no prompts"),
@@ -64,6 +79,7 @@ class Inputs(FarmTest):
             path.unlink()
 
     def test_mistakes_on_the_command_line(self):
+        (self.farm.tmp / "extra.csv").write_text("prompt,note\na,b\n")
         for args, said in LINES:
             self.wants(args, said)
 
@@ -85,14 +101,22 @@ class Inputs(FarmTest):
 
     def test_what_is_right_is_taken_in_every_format(self):
         for name, text in [("a.txt", "one -- and a half\ntwo --steps 3 --seed 9\n"), ("a.jsonl", '{"prompt":"one"}\n{"prompt":"two","seed":9}\n'),
+                           ("b.jsonl", '{"prompt":"one","tag":"x"}\n{"prompt":"two","seed":9,"who":[1]}\n'), ("a.json", '["one",\n{"prompt":"two","seed":9}]'),
+                           ("b.txt", "one\rtwo --seed 9\r"), ("c.txt", "one\nSteps: 3, Sampler: Euler a, Schedule type: Karras\ntwo\nSteps: 3, Seed: 9, Version: v1\n"),
+                           ("b.csv", "sep=;\r\nprompt;seed;cfg;width\r\none;;7,5;64\r\ntwo;9,0;;\r\n;;;\r\n"),
+                           ("u.csv", "\ufeffprompt,seed\r\none,\r\ntwo,9\r\n".encode("utf-16le")),
                            ("a.csv", 'Prompt,seed,who\n"one, or so",,me\ntwo,9,you\n'), ("a.tsv", "prompt\tseed\none\t\ntwo\t9\n")]:
-            (self.farm.tmp / name).write_text(text)
+            (self.farm.tmp / name).write_bytes(text if isinstance(text, bytes) else text.encode())
             out = self.farm.tmp / (name + ".out")
             self.farm.ok("render", name, "-o", out, "--engine", "sim:ms=0", "--workers", "1")
             lines = self.check_folder(out, 2)
             self.assertEqual((lines[1]["prompt"], lines[1]["seed"]), ("two", 9))
             if name == "a.csv":
                 self.assertEqual(lines[1]["extra"], {"who": "you"})
+            if name == "b.jsonl":
+                self.assertEqual(lines[1]["extra"], {"who": [1]})
+            if name == "b.csv":
+                self.assertEqual((lines[0]["cfg"], lines[0]["width"]), (7.5, 64))
         self.farm.ok("render", "-", "--input-format", "txt", "-o", "in", "--engine", "sim:ms=0", "--workers", "1", input="one\ntwo\n")
         self.check_folder(self.farm.tmp / "in", 2)
 

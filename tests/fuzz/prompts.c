@@ -1,4 +1,4 @@
-/* The prompt readers. The first byte chooses the format, the rest is the file. What must hold whatever it
+/* The prompt readers. The first byte chooses the format and whether it is read strictly, the rest is the file. What must hold whatever it
  * says: a failure names the file and a line and leaves the list alone; a success gives tasks that pass their
  * own check, strings that are UTF-8, `extra` that is a JSON object; and reading is a function of the bytes.
  */
@@ -31,15 +31,16 @@ static void check_task(const struct kn_task *t) {
 }
 
 int kn_fuzz(const uint8_t *data, size_t size) {
-    static const enum kn_input_format formats[] = {KN_INPUT_TXT, KN_INPUT_JSONL, KN_INPUT_CSV, KN_INPUT_TSV};
+    static const enum kn_input_format formats[] = {KN_INPUT_TXT, KN_INPUT_JSONL, KN_INPUT_CSV, KN_INPUT_TSV,
+                                                   KN_INPUT_JSON};
     if (size == 0) return 0;
-    enum kn_input_format format = formats[data[0] % 4];
+    enum kn_input_format format = formats[(data[0] & 7) % 5];
     const char *text = (const char *)data + 1;
     struct kn_tasks ts = {0};
     struct kn_err err = {0};
     FUZZ_CHECK(kn_tasks_add(&ts, "before", &err) == 0);
 
-    int rc = kn_prompts_parse("f", format, text, size - 1, &ts, &err);
+    int rc = kn_prompts_parse("f", format, data[0] & 8, text, size - 1, &ts, &err);
     if (rc) {
         FUZZ_CHECK(ts.count == 1 && strcmp(ts.v[0].prompt, "before") == 0);
         FUZZ_CHECK(err.code == rc && strncmp(err.text, "f:", 2) == 0 && err.text[2] >= '1' &&

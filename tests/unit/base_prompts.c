@@ -6,11 +6,12 @@
 
 static struct kn_tasks got;
 static struct kn_err err;
+static bool strict; /* how parse() reads */
 
 static int parse_n(const char *name, const char *text, size_t len) {
     kn_tasks_fini(&got);
     err = (struct kn_err){0};
-    return kn_prompts_parse(name, KN_INPUT_AUTO, text, len, &got, &err);
+    return kn_prompts_parse(name, KN_INPUT_AUTO, strict, text, len, &got, &err);
 }
 
 static int parse(const char *name, const char *text) {
@@ -167,7 +168,7 @@ TEST(other_encodings_are_refused_with_the_command_that_converts) {
     CHECK(PARSE_BYTES("p's.txt", "caf\xe9") != 0);
     CHECK(strstr(err.text, "-t UTF-8 FILE > utf8.txt") != NULL);
     kn_tasks_fini(&got);
-    CHECK(kn_prompts_parse("standard input", KN_INPUT_TXT, "caf\xe9", 4, &got, &err) != 0);
+    CHECK(kn_prompts_parse("standard input", KN_INPUT_TXT, false, "caf\xe9", 4, &got, &err) != 0);
     CHECK(strstr(err.text, "iconv -f WINDOWS-1252 -t UTF-8 | kiln") != NULL);
     /* a run of bytes is another script, and beside whole characters one alone is damage */
     static const char *const others[] = {"\xcf\xf0\xe8\xe2\xe5\xf2 \xec\xe8\xf0", "caf\xc3\xa9 caf\xe9",
@@ -491,9 +492,8 @@ TEST(jsonl_mistakes_are_named) {
     static const struct mistake cases[] = {
         {"{\"prompt\":\"a\"}\n{\"prompt\":\"a\",\"stesp\":3}",
          "p.jsonl:2: stesp: unknown, did you mean steps?"},
-        {"{\"Prompt\":\"a\"}", "p.jsonl:1: Prompt: unknown, did you mean prompt?"},
         {"{\"prompt\":\"a\",\"steps\":0}", "p.jsonl:1: steps: 0 is not between 1 and 1000"},
-        {"{\"prompt\":\"a\",\"steps\":20.0}", "p.jsonl:1: steps: \"20.0\" is not a whole number"},
+        {"{\"prompt\":\"a\",\"steps\":20.5}", "p.jsonl:1: steps: \"20.5\" is not a whole number"},
         {"{\"prompt\":\"a\",\"steps\":\"20\"}", "p.jsonl:1: steps: \"20\" is a string, not a number"},
         {"{\"prompt\":\"a\",\"steps\":007}", "p.jsonl:1: steps: 007 is not a number"},
         {"{\"prompt\":\"a\",\"steps\":+7}", "p.jsonl:1: steps: +7 is not a number"},
@@ -584,7 +584,7 @@ TEST(csv_mistakes_name_the_line_where_the_record_begins) {
         {"prompt,seed,Seed\na,1,1", "p.csv:1: Seed: two columns have this name (2 and 3)"},
         {"prompt,id,id\na,1,1", "p.csv:1: id: two columns have this name (2 and 3)"},
         {"prompt,cfg,cfg_scale\na,1,1", "p.csv:1: cfg_scale: two columns have this name (2 and 3)"},
-        {"prompt,,b\na,1,1", "p.csv:1: column 2 has no name"},
+        {"prompt,,b\na,1,1", "p.csv:2: \"1\" is in column 2, which the header does not name"},
         {"prompt,tiling\na,1", "p.csv:1: tiling: not supported"},
         {"prompt,steps\n\"a\nb\nc\",5\nd,0", "p.csv:5: steps: 0 is not between 1 and 1000"},
         {"prompt,steps\n\"a\nb\",x", "p.csv:2: steps: \"x\" is not a whole number"},
@@ -597,6 +597,102 @@ TEST(csv_mistakes_name_the_line_where_the_record_begins) {
         {"\n\nprompt,steps\na,5000", "p.csv:4: steps: 5000 is not between 1 and 1000"},
     };
     CHECK_MISTAKES("p.csv", cases);
+}
+
+TEST(csv_as_spreadsheets_export_it_is_read) {
+    static const char *const inputs[] = {
+        "prompt;Steps;cfg;seed;note\r\n\"a; b\";20,0;7,5;5.0;x,y\r\nc;;;-1,0;z\r\n",
+        "sep=;\r\nprompt;Steps;cfg;seed;note\r\n\"a; b\";20;7,5;5;x,y\r\nc;;;;z\r\n",
+        "\"sep=;\"\nprompt;Steps;cfg;seed;note;\n\"a; b\";20;7,50;5;x,y;\nc;;;-1;z;\n;;;;;\n;;\n",
+        "\xef\xbb\xbfsep=\t\nprompt\tSteps\tcfg\tseed\tnote\na; b\t20\t7.5\t5\tx,y\nc\t\t\t\tz\n",
+        "\n;;\nprompt;Steps;cfg;seed;note\n\na; b;20;7.5;5;x,y\nc;;;;z", /* one column too many: below */
+        "prompt\tSteps\tcfg\tseed\tnote\t\t\r\na; b\t20.000\t7,5\t5\tx,y\t\t\r\n\t\t\t\t\t\t\r\nc\t\t\t\tz\t \t\r\n",
+    };
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        if (i == 4) {
+            CHECK(parse("p.csv", inputs[i]) != 0);
+            CHECK_STR(err.text, "p.csv:5: 6 fields, but the header has 5");
+            continue;
+        }
+        CHECK_MSG(parse("p.csv", inputs[i]) == 0, "%zu: %s", i, err.text);
+        CHECK_INT(got.count, 2);
+        CHECK_STR(got.v[0].prompt, "a; b");
+        CHECK(got.v[0].steps == 20 && got.v[0].cfg == 7.5f && got.v[0].seed == 5);
+        CHECK_STR(got.v[0].extra, "{\"note\":\"x,y\"}");
+        CHECK_STR(got.v[1].prompt, "c");
+        CHECK_INT(got.v[1].set, 0);
+    }
+    CHECK_INT(parse("p.tsv", "sep=;\nprompt;cfg\na;7,5\n"), 0);
+    CHECK(got.v[0].cfg == 7.5f);
+    CHECK_INT(parse("p.csv", "prompt\na; b\n"), 0); /* one column, whatever is in its text */
+    CHECK_STR(got.v[0].prompt, "a; b");
+    CHECK_INT(parse("p.csv", ",prompt,\n,a,\n"), 0);
+    CHECK(got.v[0].extra == NULL);
+    static const struct mistake cases[] = {
+        {"prompt;cfg\na;7,5,1", "p.csv:2: cfg: \"7,5,1\" is not a number"},
+        {"prompt;steps\na;20,5", "p.csv:2: steps: \"20.5\" is not a whole number"},
+        {"prompt,steps\na,20.5", "p.csv:2: steps: \"20.5\" is not a whole number"},
+        {"prompt,steps\na,20.", "p.csv:2: steps: \"20.\" is not a whole number"},
+        {"prompt,seed\na,1.5E+10", "p.csv:2: seed: \"1.5E+10\" is not a whole number"},
+        {"prompt,cfg\na,\"7,5\"", "p.csv:2: cfg: \"7,5\" is not a number"},
+        {"sep=;\nprompt,steps\na,1", "p.csv:2: no column is named prompt"},
+        {"text;steps\na;1", "p.csv:1: no column is named prompt"},
+        {"promt;seed\na;1", "p.csv:1: promt: unknown, did you mean prompt?"},
+        {"prompt,,\na,1,", "p.csv:2: \"1\" is in column 2, which the header does not name"},
+        {"prompt,seed\na,1,,x", "p.csv:2: 4 fields, but the header has 2"},
+    };
+    CHECK_MISTAKES("p.csv", cases);
+}
+
+TEST(names_that_kiln_does_not_know_are_extra_unless_they_are_known_ones_misspelt) {
+    static const char *const others[] = {"image", "mode", "site",    "weight", "step",
+                                         "seeds", "text", "cgf",     "sede",   "sample",
+                                         "state", "node", "height2", "x",      "models"};
+    static const char *const misspelt[][2] = {
+        {"stesp", "steps"},
+        {"promt", "prompt"},
+        {"promppt", "prompt"},
+        {"widht", "width"},
+        {"heigth", "height"},
+        {"modle", "model"},
+        {"smapler", "sampler"},
+        {"imgaes", "images"},
+        {"negativ", "negative"},
+        {"scheduled", "schedule"},
+        {"cfg_scal", "cfg_scale"},
+        {"batch size s", NULL},
+        {"Negative Promt", "negative_prompt"},
+    };
+    char text[200], want[200];
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(text, sizeof text, "prompt,%s\na,1\n", others[i]);
+        CHECK_MSG(parse("p.csv", text) == 0, "%s", err.text);
+        snprintf(want, sizeof want, "{\"%s\":\"1\"}", others[i]);
+        CHECK_STR(got.v[0].extra, want);
+        snprintf(text, sizeof text, "{\"prompt\":\"a\",\"%s\":\"1\"}", others[i]);
+        CHECK_MSG(parse("p.jsonl", text) == 0, "%s", err.text);
+        CHECK_STR(got.v[0].extra, want);
+        strict = true;
+        CHECK_MSG(parse("p.jsonl", text) != 0, "%s", text);
+        snprintf(want, sizeof want, "p.jsonl:1: %s: unknown", others[i]);
+        CHECK(strncmp(err.text, want, strlen(want)) == 0);
+        snprintf(text, sizeof text, "prompt,%s\na,1\n", others[i]);
+        CHECK_MSG(parse("p.csv", text) != 0, "%s", text);
+        strict = false;
+    }
+    for (size_t i = 0; i < sizeof misspelt / sizeof *misspelt; i++) {
+        snprintf(text, sizeof text, "{\"prompt\":\"a\",\"%s\":1}", misspelt[i][0]);
+        if (!misspelt[i][1]) {
+            CHECK_INT(parse("p.jsonl", text), 0);
+            continue;
+        }
+        CHECK_MSG(parse("p.jsonl", text) != 0, "%s", text);
+        snprintf(want, sizeof want, "p.jsonl:1: %s: unknown, did you mean %s?", misspelt[i][0],
+                 misspelt[i][1]);
+        CHECK_STR(err.text, want);
+        snprintf(text, sizeof text, "prompt,%s\na,1\n", misspelt[i][0]);
+        CHECK_MSG(parse("p.csv", text) != 0, "%s", text);
+    }
 }
 
 TEST(width_or_height_alone_leaves_the_other_to_the_defaults) {
@@ -619,6 +715,76 @@ TEST(width_or_height_alone_leaves_the_other_to_the_defaults) {
             CHECK_INT(got.v[1].height, 32);
         }
     }
+}
+
+/* --- .json --- */
+
+TEST(jsonl_keeps_keys_that_kiln_does_not_know_in_extra_as_they_stand) {
+    CHECK_INT(
+        parse("p.jsonl",
+              "{\"tag\": \"x\", \"Prompt\":\"a\",\"big\":12345678901234567890123, \"extra\":{\"k\": 1.50}, "
+              "\"l\":[1, {\"\\u00e4\":null}],\"CFG scale\":3.0,\"t\":true , \"steps\":20.0}\n"
+              "{\"prompt\":\"b\",\"extra\":{ },\"n\":null}\n{\"prompt\":\"c\",\"extra\":null,\"n\":-1e5}\n"),
+        0);
+    CHECK_STR(
+        got.v[0].extra,
+        "{\"k\": 1.50,\"tag\":\"x\",\"big\":12345678901234567890123,\"l\":[1, {\"\\u00e4\":null}],\"t\":true}");
+    CHECK(got.v[0].cfg == 3.0f && got.v[0].steps == 20);
+    CHECK_STR(got.v[1].extra, "{ \"n\":null}");
+    CHECK_STR(got.v[2].extra, "{\"n\":-1e5}");
+    static const struct mistake cases[] = {
+        {"{\"prompt\":\"a\",\"x\":1,\"x\":1}", "p.jsonl:1: x: given twice"},
+        {"{\"prompt\":\"a\",\"x\":1,\"extra\":{\"x\":1}}", "p.jsonl:1: x: given twice, in extra too"},
+        {"{\"prompt\":\"a\",\"extra\":{},\"extra\":{}}", "p.jsonl:1: extra: given twice"},
+        {"{\"prompt\":\"a\",\"x\":NaN}", "p.jsonl:1: x: NaN is not a value of JSON"},
+        {"{\"prompt\":\"a\",\"x\":[NaN]}", "p.jsonl:1: x: NaN and Infinity are not JSON"},
+        {"{\"prompt\":\"a\",\"x\":[1", "p.jsonl:1: x: a bracket is not closed"},
+        {"{\"prompt\":\"a\",\"x\":[1,]}", "p.jsonl:1: x: malformed JSON, or nested deeper than 16"},
+        {"{\"prompt\":\"a\",\"x\":nul}", "p.jsonl:1: x: nul is not a value of JSON"},
+        {"{\"prompt\":\"a\",\"x\":truely}", "p.jsonl:1: x: a comma or a closing brace is missing after it"},
+        {"{\"prompt\":\"a\",\"x\":\"\\q\"}", "p.jsonl:1: x: an unknown escape in a string"},
+    };
+    CHECK_MISTAKES("p.jsonl", cases);
+}
+
+TEST(json_is_an_array_of_objects_or_of_strings) {
+    CHECK_INT(
+        parse("p.json",
+              "\xef\xbb\xbf\n[\r\n  \"a \\\"cat\\\"\",\n\n  {\n    \"prompt\": \"b\",\n    \"seed\": 7,\n"
+              "    \"id\": [\n1]\n  }\n, \"c\"]\n"),
+        0);
+    CHECK_INT(got.count, 3);
+    CHECK_STR(got.v[0].prompt, "a \"cat\"");
+    CHECK_INT(got.v[0].line, 3);
+    CHECK_INT(got.v[1].line, 5);
+    CHECK_STR(got.v[1].extra, "{\"id\":[\n1]}");
+    CHECK_U64(got.v[1].seed, 7);
+    CHECK_INT(got.v[2].line, 11);
+    CHECK_INT(parse("p.json", " [ ] "), 0);
+    CHECK_INT(got.count, 0);
+    CHECK_INT(parse("p.json", "\n"), 0);
+    CHECK_INT(got.count, 0);
+    static const struct mistake cases[] = {
+        {"[\"a\",\n{\"prompt\":\"b\",\n\n\"steps\":0}]",
+         "p.json:4: element 2: steps: 0 is not between 1 and 1000"},
+        {"[\"a\",\n{\"prompt\":\"b\",\n\"sampler\":\"x\"}]",
+         "p.json:3: element 2: sampler: \"x\" is not one of DDIM, PNDM, Euler, Euler a, DPM++ 2M"},
+        {"[\n{\n\"steps\":3}]", "p.json:2: element 1: prompt: missing"},
+        {"[\"a\" \n\"b\"]", "p.json:2: element 1: a comma or the closing ] is missing after it"},
+        {"[\"a\",]", "p.json:1: element 2: is missing, or the closing ] is"},
+        {"[\"a\",", "p.json:1: element 2: is missing, or the closing ] is"},
+        {"[", "p.json:1: element 1: is missing, or the closing ] is"},
+        {"[\"a\"", "p.json:1: element 1: a comma or the closing ] is missing after it"},
+        {"[\"a\",3]", "p.json:1: element 2: is neither an object nor a string"},
+        {"[[\"a\"]]", "p.json:1: element 1: is neither an object nor a string"},
+        {"[\"a\nb\"]", "p.json:1: element 1: prompt: a control character in a string"},
+        {"[\"a\"]\n]", "p.json:2: something follows the JSON array"},
+        {"{\"prompt\":\"a\"}",
+         "p.json:1: a .json is an array of objects or of strings, [ … ]; an object a line is a .jsonl, and "
+         "--input-format jsonl says so"},
+        {"[{\"prompt\":\"a\",\"stesp\":1}]", "p.json:1: element 1: stesp: unknown, did you mean steps?"},
+    };
+    CHECK_MISTAKES("p.json", cases);
 }
 
 TEST(csv_extra_over_its_limit_is_refused) {
@@ -741,17 +907,17 @@ TEST(format_follows_the_name_or_must_be_said) {
     CHECK_INT(kn_input_format_parse("xml", &f, &err), KN_EINVAL);
     CHECK_INT(parse("dir.txt/prompts", "a"), KN_EINVAL);
     CHECK_STR(err.text,
-              "dir.txt/prompts: what format is this? --input-format txt, jsonl, csv or tsv says it");
+              "dir.txt/prompts: what format is this? --input-format txt, jsonl, json, csv or tsv says it");
     CHECK_INT(parse("P.TXT", "a"), 0);
-    CHECK_INT(kn_prompts_parse("x", KN_INPUT_TXT, "b", 1, &got, &err), 0);
+    CHECK_INT(kn_prompts_parse("x", KN_INPUT_TXT, false, "b", 1, &got, &err), 0);
     CHECK_INT(got.count, 2); /* appends */
-    CHECK_INT(kn_prompts_read("-", KN_INPUT_AUTO, &got, &err), KN_EINVAL);
-    CHECK_INT(kn_prompts_read("/nowhere/p.txt", KN_INPUT_AUTO, &got, &err), KN_ENOENT);
+    CHECK_INT(kn_prompts_read("-", KN_INPUT_AUTO, false, &got, &err), KN_EINVAL);
+    CHECK_INT(kn_prompts_read("/nowhere/p.txt", KN_INPUT_AUTO, false, &got, &err), KN_ENOENT);
 }
 
 TEST(a_failure_keeps_what_was_there_before) {
     CHECK_INT(parse("p.txt", "a\nb"), 0);
-    CHECK_INT(kn_prompts_parse("q.txt", KN_INPUT_AUTO, "c\nd --steps 0", 13, &got, &err), KN_EINVAL);
+    CHECK_INT(kn_prompts_parse("q.txt", KN_INPUT_AUTO, false, "c\nd --steps 0", 13, &got, &err), KN_EINVAL);
     CHECK_INT(got.count, 2);
     CHECK_STR(got.v[1].prompt, "b");
     CHECK_INT(kn_tasks_add(&got, "e", &err), 0);
@@ -768,7 +934,7 @@ TEST(a_file_is_read_from_disk_under_its_name) {
     CHECK(write(fd, "prompt\na\n", 9) == 9);
     close(fd);
     kn_tasks_fini(&got);
-    CHECK_INT(kn_prompts_read(path, KN_INPUT_AUTO, &got, &err), 0);
+    CHECK_INT(kn_prompts_read(path, KN_INPUT_AUTO, false, &got, &err), 0);
     CHECK_INT(got.count, 1);
     unlink(path);
     kn_tasks_fini(&got);
@@ -792,7 +958,7 @@ TEST(every_truncation_is_read_or_refused_with_a_line) {
          "\xff\xfe"
          "a\0\r\0\n\0\x3d\xd8\0\xde"
          "b\0",
-         16},
+         14},
         {"t.txt",
          "a cat --negative \"b \\\" c\" --sampler 'Euler a' --steps=30 --seed 5\n--prompt \xc3\xa4 d "
          "--images 2\n",
@@ -803,6 +969,9 @@ TEST(every_truncation_is_read_or_refused_with_a_line) {
          0},
         {"t.jsonl", "{\"prompt\":\"a \\u00e4\\ud83d\\ude00\",\"cfg\":1.5e0,\"extra\":{\"x\":[1,\"}\"]}}\n",
          0},
+        {"t.jsonl", "{\"x\":[1,{\"y\":\"\\u00e4\"}],\"prompt\":\"a\",\"z\":-1.5e3,\"extra\":{\"w\":1}}\n", 0},
+        {"t.json", " [\n\"a\", {\"prompt\":\"b\",\n\"x\":null},\n\"c\\n\"]\n", 0},
+        {"t.csv", "sep=;\r\nprompt;cfg;;id\r\n\"a;\";7,5;;1\r\n;;;\r\n", 0},
         {"t.csv", "\xef\xbb\xbfid,prompt,seed\r\n1,\"a \"\"b\"\"\r\nc\",12\r\n2,d,\r\n", 0},
         {"t.tsv", "id\tprompt\tseed\n1\t\"a \"\"b\"\"\nc\"\t12\n2\td\t\n", 0},
     };

@@ -60,7 +60,7 @@ static const char *name, *text;
 static int read_once(void) {
     struct kn_tasks ts = {0};
     struct kn_err err = {0};
-    int rc = kn_prompts_parse(name, KN_INPUT_AUTO, text, strlen(text), &ts, &err);
+    int rc = kn_prompts_parse(name, KN_INPUT_AUTO, false, text, strlen(text), &ts, &err);
     if (rc) {
         CHECK_INT(ts.count, 0);
         CHECK(strstr(err.text, "out of memory") != NULL);
@@ -75,6 +75,9 @@ TEST(reading_prompts_survives_every_failed_allocation) {
         {"t.txt", "a\nb\nNegative prompt: c\nSteps: 5, Schedule type: Karras, Model: \"m\", Version: 1\n"},
         {"t.jsonl",
          "{\"prompt\":\"a \\u00e4\",\"negative\":\"n\",\"model\":\"m\",\"extra\":{\"x\":1},\"images\":2}\n"},
+        {"t.json", "[\"a\",\n{\"prompt\":\"b\",\"x\":[1],\"extra\":{\"y\":2},\"z\":null}]\n"},
+        {"t.csv", "sep=;\nprompt;cfg;x\na;7,5;b\n"},
+        {"t.csv", "prompt;cfg;x\na;7,5;b\n"},
         {"t.csv", "id,prompt,negative,model\n7,\"a \"\"b\"\"\",n,m\n8,c,,\n"},
     };
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {

@@ -60,6 +60,15 @@ TEST(names_of_samplers_are_those_of_three_programs) {
     }
 }
 
+TEST(strict_is_a_switch_of_the_commands_that_read_prompts) {
+    CHECK_INT(parse("render|a.csv"), 0);
+    CHECK(!got.strict);
+    CHECK_INT(parse("render|--strict|a.csv"), 0);
+    CHECK(got.strict);
+    CHECK_INT(got.arg_count, 1);
+    CHECK_INT(parse("wait|--strict|x"), KN_EINVAL);
+}
+
 TEST(a_seed_of_minus_one_is_none) {
     CHECK_INT(parse("render|--seed=7|--seed=-1"), 0);
     CHECK(!got.has_seed && !(got.settings.set & KN_SET_SEED));
