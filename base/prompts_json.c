@@ -187,7 +187,8 @@ static int json_value(struct json *j, enum kn_record_field field, const char **a
         if (!stop) return fail_key(j, why);
         rc = kn_json_text(j->r, p, stop, &j->text);
         if (rc) return rc;
-        if (number || field == KN_IN_EXTRA)
+        bool each = field == KN_IN_SEED && strcmp(j->text.data, "each") == 0;
+        if ((number && !each) || field == KN_IN_EXTRA)
             return kn_record_fail(j->r, KN_EPARSE, "%s: \"%.*s\" is a string, not %s", name,
                                   kn_record_shown(j->text.data), j->text.data, wanted);
     } else if (*p == '{' || *p == '[') {

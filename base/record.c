@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/utf8.h"
 
@@ -249,6 +250,10 @@ int kn_record_set(const struct kn_reader *r, struct kn_record *rec, enum kn_reco
     case KN_IN_SEED:
         if (strncmp(text, "-1", 2) == 0 && span_without_zeros(text) == 2)
             return KN_OK; /* A1111's "a random one": as if nothing was said */
+        if (strcasecmp(text, "each") == 0) {
+            t->set |= KN_SET_SEED_EACH;
+            return KN_OK;
+        }
         rc = parse_whole(r, name, text, 0, UINT64_MAX, &t->seed);
         if (rc == KN_OK) t->set |= KN_SET_SEED;
         return rc;

@@ -52,6 +52,7 @@ enum kn_task_field {
     KN_SET_ALL = 0xff,
     KN_SET_IMAGES = 1u << 8, /* one of the images that its line asked for itself; only between the reader and
                               * kn_tasks_expand(), see prompts.h */
+    KN_SET_SEED_EACH = 1u << 9, /* its seed is to be drawn for its prompt alone; likewise */
 };
 
 struct kn_task {

@@ -2,9 +2,11 @@
  * alone use is in record.h. Invariant: a task in a list owns all its strings. */
 #include "base/prompts.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/map.h"
 #include "base/record.h"
 
 void kn_task_fini(struct kn_task *t) {
@@ -74,6 +76,8 @@ int kn_tasks_apply(struct kn_tasks *ts, const struct kn_task *settings, struct k
     for (size_t i = 0; i < ts->count; i++) {
         struct kn_task *t = &ts->v[i];
         uint32_t missing = settings->set & ~t->set & KN_SET_ALL;
+        if (t->set & KN_SET_SEED_EACH) missing &= ~(uint32_t)KN_SET_SEED;
+        if (!(t->set & KN_SET_SEED)) t->set |= settings->set & KN_SET_SEED_EACH;
         if (missing == 0) continue;
         if (missing & (KN_SET_NEGATIVE | KN_SET_MODEL)) {
             char *negative = NULL, *model = NULL;
@@ -119,15 +123,65 @@ int kn_tasks_apply(struct kn_tasks *ts, const struct kn_task *settings, struct k
     return KN_OK;
 }
 
+/* The seed drawn out of `first` for the prompt, of which `before` equal ones have had theirs. */
+static int draw_seed(uint64_t first, uint32_t before, const char *prompt, uint64_t *out) {
+    char head[64];
+    uint8_t d[KN_SHA256_BYTES];
+    struct kn_sha256 *h = kn_sha256_create();
+    if (!h) return KN_ENOMEM;
+    int n = snprintf(head, sizeof head, "kiln-seed-each=1\n%llu\n%u\n", (unsigned long long)first, before);
+    kn_sha256_update(h, head, (size_t)n);
+    kn_sha256_update(h, prompt, strlen(prompt));
+    kn_sha256_final(h, d);
+    *out = (uint64_t)d[0] << 24 | (uint64_t)d[1] << 16 | (uint64_t)d[2] << 8 | d[3];
+    return KN_OK;
+}
+
+/* (*out)[i]: what is drawn for the task i of those with KN_SET_SEED_EACH. The caller frees; NULL when none has it. */
+static int draw_seeds(const struct kn_tasks *ts, uint64_t first, uint64_t **out, struct kn_err *err) {
+    size_t from = 0;
+    while (from < ts->count && !(ts->v[from].set & KN_SET_SEED_EACH)) from++;
+    *out = NULL;
+    if (from == ts->count) return KN_OK;
+    uint64_t *seeds = calloc(ts->count, sizeof *seeds);
+    uint32_t *counts = calloc(ts->count, sizeof *counts); /* of equal prompts, at the first of them */
+    struct kn_map *seen = kn_map_create(KN_TASKS_PER_BATCH_MAX);
+    int rc = seeds && counts && seen ? KN_OK : KN_ENOMEM;
+    for (size_t i = from; rc == KN_OK && i < ts->count; i++) {
+        const struct kn_task *t = &ts->v[i];
+        if (!(t->set & KN_SET_SEED_EACH)) continue;
+        if (t->set & KN_SET_IMAGES &&
+            t->seed > 0) { /* the further images of one line count up from its first */
+            seeds[i] = seeds[i - 1];
+            continue;
+        }
+        size_t len = strlen(t->prompt);
+        uint32_t *count = kn_map_get(seen, t->prompt, len);
+        if (!count) rc = kn_map_put(seen, t->prompt, len, count = &counts[i]);
+        if (rc == KN_OK) rc = draw_seed(first, (*count)++, t->prompt, &seeds[i]);
+    }
+    kn_map_destroy(seen);
+    free(counts);
+    if (rc) {
+        free(seeds);
+        return kn_err_set(err, rc, "%s", kn_err_words(rc));
+    }
+    *out = seeds;
+    return KN_OK;
+}
+
 int kn_tasks_expand(struct kn_tasks *ts, uint32_t images, uint64_t first_seed, struct kn_err *err) {
     if (images < 1 || images > KN_IMAGES_MAX)
         return kn_err_set(err, KN_EINVAL, "images: %u is not between 1 and %d", images, KN_IMAGES_MAX);
     struct kn_tasks all = {0};
-    int rc = KN_OK;
+    uint64_t *drawn;
+    int rc = draw_seeds(ts, first_seed, &drawn, err);
     for (size_t i = 0; rc == KN_OK && i < ts->count; i++) {
         struct kn_task *t = &ts->v[i];
         uint32_t n = t->set & KN_SET_IMAGES ? 1 : images;
-        uint64_t first = t->seed, offset = t->set & KN_SET_SEED ? 0 : first_seed;
+        uint64_t first = t->seed, offset = t->set & KN_SET_SEED        ? 0
+                                           : t->set & KN_SET_SEED_EACH ? drawn[i]
+                                                                       : first_seed;
         if (offset > UINT64_MAX - first || n - 1 > UINT64_MAX - first - offset)
             rc = kn_err_set(err, KN_EINVAL, "task %zu: seed: %u images go past %llu", i, n,
                             (unsigned long long)UINT64_MAX);
@@ -140,9 +194,10 @@ int kn_tasks_expand(struct kn_tasks *ts, uint32_t images, uint64_t first_seed, s
             }
             all.count++;
             to->seed = first + offset + k;
-            to->set = (to->set | KN_SET_SEED) & ~(uint32_t)KN_SET_IMAGES;
+            to->set = (to->set | KN_SET_SEED) & ~(uint32_t)(KN_SET_IMAGES | KN_SET_SEED_EACH);
         }
     }
+    free(drawn);
     if (rc) {
         kn_tasks_fini(&all);
         return rc;

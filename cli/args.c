@@ -19,16 +19,18 @@ static int read_prompt(void *options, char *value, struct kn_err *err) {
     return KN_OK;
 }
 
-/* -1 is A1111's "random": as if no seed were given. */
+/* -1 is A1111's "random": as if no seed were given. "each": one is drawn for each prompt. */
 static int read_seed(void *options, char *value, struct kn_err *err) {
     struct cli_options *o = options;
     struct kn_task *t = &o->settings;
-    o->has_seed = strcmp(value, "-1") != 0;
-    t->set &= ~(uint32_t)KN_SET_SEED;
+    t->set &= ~(uint32_t)(KN_SET_SEED | KN_SET_SEED_EACH);
+    if (strcmp(value, "each") == 0) t->set |= KN_SET_SEED_EACH;
+    o->has_seed = strcmp(value, "-1") != 0 && !(t->set & KN_SET_SEED_EACH);
     if (!o->has_seed) return KN_OK;
     if (kn_option_number(value, 0, UINT64_MAX, &t->seed, NULL))
         return kn_err_set(err, KN_EINVAL,
-                          "\"%.60s\" is not a whole number between 0 and 18446744073709551615", value);
+                          "\"%.60s\" is not a whole number between 0 and 18446744073709551615, nor each",
+                          value);
     t->set |= KN_SET_SEED;
     return KN_OK;
 }
@@ -82,8 +84,9 @@ static const struct kn_option table[] = {
     {"sampler", 0, "NAME", CLI_G_INPUT, "DDIM, PNDM, Euler, Euler a, DPM++ 2M", SETTING(kn_setting_sampler)},
     {"schedule", 0, "NAME", CLI_G_INPUT, "normal, karras", SETTING(kn_setting_schedule)},
     {"cfg", 0, "X", CLI_G_INPUT, "guidance", SETTING(kn_setting_cfg)},
-    {"seed", 0, "N", CLI_G_INPUT,
-     "seed of each prompt's first image; drawn once for the batch when not given", WHOLE(read_seed)},
+    {"seed", 0, "N|each", CLI_G_INPUT,
+     "seed of each prompt's first image, or each: one drawn for each prompt; drawn once for the batch when not given",
+     WHOLE(read_seed)},
     {"images", 0, "N", CLI_G_INPUT, "images a prompt, of seeds N, N+1, … (1)", INTO(images), .min = 1,
      .max = KN_IMAGES_MAX},
     {"negative", 0, "TEXT", CLI_G_INPUT, "what the pictures should not show", SETTING(kn_setting_negative)},

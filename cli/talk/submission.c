@@ -209,6 +209,7 @@ static int write_request(struct submission *sub, const struct cli_options *o, st
     json_object_object_add(r, "seed", json_object_new_uint64(sub->seed));
     json_object_object_add(r, "seed_drawn", json_object_new_boolean(sub->seed_drawn));
     uint32_t set = o->settings.set;
+    if (set & KN_SET_SEED_EACH) json_object_object_add(r, "seed_each", json_object_new_boolean(true));
     if (set & KN_SET_MODEL) json_object_object_add(s, "model", json_object_new_string(o->settings.model));
     if (set & KN_SET_STEPS) json_object_object_add(s, "steps", json_object_new_int64(o->settings.steps));
     if (set & KN_SET_CFG) json_object_object_add(s, "cfg", text_json_float(o->settings.cfg));

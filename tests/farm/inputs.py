@@ -46,6 +46,7 @@ LINES = [  # the command line behind kiln render, what is said
     (["-p", "x", "--schedule", "karras", "--sampler", "ddim"], "--schedule: karras means nothing with the sampler DDIM"),
     (["-p", "x", "--model", "nosuch"], "model: nosuch is not there"),
     (["-p", "x", "--seed", "18446744073709551615", "--images", "2"], "seed: "),
+    (["-p", "x", "--seed", "eahc"], '--seed: "eahc" is not a whole number between 0 and 18446744073709551615, nor each'),
     (["nosuch.txt"], "nosuch.txt: "),
     (["--strict", "extra.csv"], "extra.csv:1: note: unknown; known are prompt,"),
     (["-p", "x", "--workers", "0"], "--workers: 0"),

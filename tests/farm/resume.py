@@ -38,6 +38,27 @@ class Resume(FarmTest):
         after = self.times()
         self.assertEqual({n: after[n] for n in before}, before)
 
+    def test_a_seed_drawn_for_each_prompt_stays_its_own(self):
+        file = self.farm.tmp / "each.txt"
+        file.write_text("a cat\na dog\na cat\na bird --seed 5\n")
+        args = ["render", file, "--seed", "each", "--images", "2", "--engine", "sim:ms=0", "--workers", "1", "--json", "-o"]
+        self.farm.ok(*args, self.out)
+        seeds = [l["seed"] for l in self.check_folder(self.out, 8)]
+        self.assertEqual(seeds[1::2], [s + 1 for s in seeds[::2]])
+        self.assertEqual(seeds[6:], [5, 6])
+        self.assertEqual(len({*seeds[::2]}), 4)
+        request = json.loads((self.out / "batch.json").read_text())["request"]
+        self.assertEqual((request["seed_drawn"], request["seed_each"]), (True, True))
+
+        file.write_text("a fish\n" + file.read_text())
+        s = json.loads(self.farm.ok(*args, self.out))
+        self.assertEqual((s["total"], s["kept"], s["rendered"]), (10, 8, 2))
+        self.assertEqual([l["seed"] for l in self.check_folder(self.out, 10)][2:], seeds)
+
+        other = self.farm.tmp / "other"
+        self.farm.ok(*args, other)
+        self.assertNotEqual([l["seed"] for l in self.check_folder(other, 10)][2:8], seeds[:6])
+
     def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(self):
         p = self.farm.start(*self.args)
         self.await_pictures(self.out, 5)

@@ -20,7 +20,7 @@ static void check_task(const struct kn_task *t) {
     check_text(t->prompt);
     check_text(t->negative);
     FUZZ_CHECK((t->set & KN_SET_MODEL) == 0 || (t->model && t->model[0]));
-    FUZZ_CHECK((t->set & ~(uint32_t)(KN_SET_ALL | KN_SET_IMAGES)) == 0);
+    FUZZ_CHECK((t->set & ~(uint32_t)(KN_SET_ALL | KN_SET_IMAGES | KN_SET_SEED_EACH)) == 0);
     FUZZ_CHECK(kn_task_check(t, &err) == 0);
     if (t->extra) {
         check_text(t->extra);
@@ -52,7 +52,7 @@ int kn_fuzz(const uint8_t *data, size_t size) {
         if (count < 1000 && kn_tasks_expand(&ts, 2, 7, &err) == 0) {
             FUZZ_CHECK(ts.count >= count && ts.count <= 2 * count);
             for (size_t i = 0; i < ts.count; i++)
-                FUZZ_CHECK(ts.v[i].set & KN_SET_SEED && !(ts.v[i].set & KN_SET_IMAGES));
+                FUZZ_CHECK(ts.v[i].set & KN_SET_SEED && !(ts.v[i].set & (KN_SET_IMAGES | KN_SET_SEED_EACH)));
         }
     }
     kn_tasks_fini(&ts);

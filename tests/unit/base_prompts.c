@@ -848,6 +848,65 @@ TEST(images_of_the_command_line_count_up_prompt_by_prompt) {
     }
 }
 
+/* The seeds of the prompt's images, after an expansion by two. */
+static const uint64_t *seeds_of(const char *prompt) {
+    static uint64_t seeds[8];
+    size_t n = 0;
+    for (size_t i = 0; i < got.count; i++) {
+        if (strcmp(got.v[i].prompt, prompt) == 0 && n < 8) seeds[n++] = got.v[i].seed;
+    }
+    return seeds;
+}
+
+TEST(a_seed_for_each_prompt_stays_whatever_stands_around_it) {
+    const struct kn_task each = {.set = KN_SET_SEED_EACH};
+    CHECK_INT(parse("p.txt", "a\nb --seed 50\nc --images 3\na\nd --seed -1\n"), 0);
+    CHECK_INT(kn_tasks_apply(&got, &each, &err), 0);
+    CHECK_INT(kn_tasks_expand(&got, 2, 7, &err), 0);
+    CHECK_INT(got.count, 11);
+    for (size_t i = 0; i < got.count; i++) CHECK_INT(got.v[i].set, KN_SET_SEED);
+    uint64_t a[4], c[3], d = seeds_of("d")[0];
+    memcpy(a, seeds_of("a"), sizeof a);
+    memcpy(c, seeds_of("c"), sizeof c);
+    CHECK(a[1] == a[0] + 1 && a[3] == a[2] + 1 && c[1] == c[0] + 1 && c[2] == c[0] + 2);
+    CHECK(a[0] != a[2] && a[0] != c[0] && a[0] != d && c[0] != d); /* equal prompts too */
+    CHECK(a[0] <= UINT32_MAX && a[2] <= UINT32_MAX);
+    CHECK_U64(seeds_of("b")[0], 50);
+
+    CHECK_INT(parse("p.txt", "new\nc --images 2\na --steps 3\nd\na\n"), 0);
+    CHECK_INT(kn_tasks_apply(&got, &each, &err), 0);
+    CHECK_INT(kn_tasks_expand(&got, 1, 7, &err), 0);
+    CHECK(seeds_of("a")[0] == a[0] && seeds_of("a")[1] == a[2] && seeds_of("c")[0] == c[0] &&
+          seeds_of("d")[0] == d);
+
+    CHECK_INT(parse("p.txt", "a"), 0);
+    CHECK_INT(kn_tasks_apply(&got, &each, &err), 0);
+    CHECK_INT(kn_tasks_expand(&got, 1, 8, &err), 0);
+    CHECK(got.v[0].seed != a[0]); /* drawn out of another seed */
+}
+
+TEST(a_line_may_ask_for_a_seed_of_its_own) {
+    static const char *const inputs[][2] = {{"p.txt", "a --seed each\nb\nc --seed=Each --images 2"},
+                                            {"p.csv", "prompt,seed,images\na,each,\nb,,\nc,each,2\n"},
+                                            {"p.jsonl",
+                                             "{\"prompt\":\"a\",\"seed\":\"each\"}\n{\"prompt\":\"b\"}\n"
+                                             "{\"prompt\":\"c\",\"seed\":\"each\",\"images\":2}"}};
+    const struct kn_task settings = {.seed = 100, .set = KN_SET_SEED};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        for (int applied = 0; applied < 2;
+             applied++) { /* a seed of the command line does not take its place */
+            CHECK_INT(parse(inputs[i][0], inputs[i][1]), 0);
+            if (applied) CHECK_INT(kn_tasks_apply(&got, &settings, &err), 0);
+            CHECK_INT(kn_tasks_expand(&got, 1, 100, &err), 0);
+            CHECK_INT(got.count, 4);
+            CHECK_U64(got.v[1].seed, 100);
+            CHECK(got.v[0].seed != 100 && got.v[2].seed != 100 && got.v[2].seed != got.v[0].seed);
+            CHECK_U64(got.v[3].seed, got.v[2].seed + 1);
+        }
+    }
+    CHECK(parse("p.jsonl", "{\"prompt\":\"a\",\"steps\":\"each\"}") != 0);
+}
+
 TEST(images_past_a_limit_leave_the_list_as_it_was) {
     CHECK_INT(parse("p.txt", "a\nb --seed 18446744073709551614\n"), 0);
     CHECK_INT(kn_tasks_expand(&got, 3, 7, &err), KN_EINVAL);

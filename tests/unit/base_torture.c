@@ -90,7 +90,8 @@ TEST(reading_prompts_survives_every_failed_allocation) {
 
 static int expand_once(void) {
     static char negative[] = "n", model[] = "m";
-    struct kn_task settings = {.negative = negative, .model = model, .set = KN_SET_NEGATIVE | KN_SET_MODEL};
+    struct kn_task settings = {
+        .negative = negative, .model = model, .set = KN_SET_NEGATIVE | KN_SET_MODEL | KN_SET_SEED_EACH};
     struct kn_tasks ts = {0};
     struct kn_err err = {0};
     int rc = kn_tasks_add(&ts, "a", &err);

@@ -69,6 +69,15 @@ TEST(strict_is_a_switch_of_the_commands_that_read_prompts) {
     CHECK_INT(parse("wait|--strict|x"), KN_EINVAL);
 }
 
+TEST(a_seed_for_each_prompt_is_no_seed_of_the_batch) {
+    CHECK_INT(parse("render|--seed=7|--seed=each"), 0);
+    CHECK(!got.has_seed && !(got.settings.set & KN_SET_SEED) && got.settings.set & KN_SET_SEED_EACH);
+    CHECK_INT(parse("render|--seed=each|--seed=7"), 0);
+    CHECK(got.has_seed && !(got.settings.set & KN_SET_SEED_EACH));
+    CHECK_INT(parse("render|--seed=each|--seed=-1"), 0);
+    CHECK(!got.has_seed && !(got.settings.set & KN_SET_SEED_EACH));
+}
+
 TEST(a_seed_of_minus_one_is_none) {
     CHECK_INT(parse("render|--seed=7|--seed=-1"), 0);
     CHECK(!got.has_seed && !(got.settings.set & KN_SET_SEED));
@@ -97,9 +106,10 @@ TEST(mistakes_are_named_and_near_misses_suggested) {
         {"render|--size=13x64", "--size: width: 13 is not between 16 and 4096"},
         {"render|--cfg=nan", "--cfg: \"nan\" is not a number"},
         {"render|--cfg=200", "--cfg: 200 is not between 0 and 100"},
-        {"render|--seed=-5", "--seed: \"-5\" is not a whole number between 0 and 18446744073709551615"},
+        {"render|--seed=-5",
+         "--seed: \"-5\" is not a whole number between 0 and 18446744073709551615, nor each"},
         {"render|--seed=18446744073709551616",
-         "--seed: \"18446744073709551616\" is not a whole number between 0 and 18446744073709551615"},
+         "--seed: \"18446744073709551616\" is not a whole number between 0 and 18446744073709551615, nor each"},
         {"render|--images=0", "--images: 0 is not between 1 and 100000"},
         {"render|--format=webp", "--format: \"webp\" is not supported; png is"},
         {"render|--engine=gpu", "--engine: \"gpu\" is neither cpu nor sim:…"},
