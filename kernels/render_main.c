@@ -133,9 +133,9 @@ static const char *const precisions[] = {"auto", "f16", "bf16", "fp8", NULL}; /*
 static const struct kn_option option_table[] = {
     {"model", 0, "DIR", 1, "the model's folder", INTO(model)},
     {"prompt", 'p', "TEXT", 1, "one prompt", INTO(prompt)},
-    {"prompts", 0, "FILE", 1, "many: .txt (a prompt a line), .jsonl, .csv, .tsv; - is standard input",
+    {"prompts", 0, "FILE", 1, "many: .txt (a prompt a line), .jsonl, .json, .csv, .tsv; - is standard input",
      INTO(prompts)},
-    {"input-format", 0, "F", 1, "txt, jsonl, csv or tsv (for - and other endings)",
+    {"input-format", 0, "F", 1, "txt, jsonl, json, csv or tsv (for - and other endings)",
      KN_OPTION_READ(struct render_settings, format, kn_setting_input_format)},
     {"negative", 0, "TEXT", 1, "what the picture should not show", SETTING(kn_setting_negative)},
     {"seed", 0, "N", 1, "seed; drawn and printed when not given", SETTING(read_seed)},

@@ -595,7 +595,7 @@ const struct cli_command cmd_render = {
     .words = "render prompts into a folder",
     .more =
         "Renders every prompt of the files (.txt: a prompt a line, with A1111's --steps 30 "
-        "--seed 7 …; .jsonl; .csv and .tsv with a header; - for standard input) and of -p into a "
+        "--seed 7 …; .jsonl and .json; .csv and .tsv with a header; - for standard input) and of -p into a "
         "folder: images/, manifest.jsonl, index.html (a gallery), batch.json. Uses the farm that "
         "is up, else starts a private one and ends it. What the folder has already is not "
         "rendered again: after an interruption the same command goes on.",
