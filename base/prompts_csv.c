@@ -174,8 +174,10 @@ static int csv_check_width(const struct kn_reader *r, const struct csv *c, const
         if (i >= h->count)
             fits = false;
         else if (h->name[i][0] == '\0')
-            return kn_record_fail(r, KN_EPARSE, "\"%.*s\" is in column %zu, which the header does not name",
-                                  kn_record_shown(cell), cell, i + 1);
+            return kn_record_fail(
+                r, KN_EPARSE,
+                "\"%.*s\" is in column %zu, which the header does not name: name it there, or empty it",
+                kn_record_shown(cell), cell, i + 1);
     }
     return fits ? KN_OK
                 : kn_record_fail(r, KN_EPARSE, "%zu fields, but the header has %zu", c->count, h->count);

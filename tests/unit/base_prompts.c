@@ -171,8 +171,8 @@ TEST(other_encodings_are_refused_with_the_command_that_converts) {
     CHECK(kn_prompts_parse("standard input", KN_INPUT_TXT, false, "caf\xe9", 4, &got, &err) != 0);
     CHECK(strstr(err.text, "iconv -f WINDOWS-1252 -t UTF-8 | kiln") != NULL);
     /* a run of bytes is another script, and beside whole characters one alone is damage */
-    static const char *const others[] = {"\xcf\xf0\xe8\xe2\xe5\xf2 \xec\xe8\xf0", "caf\xc3\xa9 caf\xe9",
-                                         "f\x81r", "a\xe2\x82"};
+    static const char *const others[] = {"\xcf\xf0\xe8\xe2\xe5\xf2 \xec\xe8\xf0",
+                                         "caf\xc3\xa9 \xe9 \xe9 caf\xe9", "f\x81r", "a\xe2\x82"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         CHECK(parse("p.txt", others[i]) != 0);
         CHECK_MSG(strstr(err.text, "damaged, or in another encoding; iconv") != NULL, "%s", err.text);
@@ -328,7 +328,7 @@ TEST(txt_block_of_generation_data_is_one_prompt_with_its_settings) {
             "Size: 512x768, Model hash: 6ce0161689, Model: \"my, model\", Clip skip: 1, Version: v1.9.4\n"
             "a dog\nSteps: 20, Sampler: DDIM, Seed: 5\n\n\n"
             "a \\ bird\n\nNegative prompt: x\n\ny\n"
-            "Steps: 9, Sampler: DPM++ 2M Karras, CFG scale: 3, Template: \"a\\nb: c\", User: \n"),
+            "Steps: 9, Sampler: DPM++ 2M Karras, CFG scale: 3, Template: \"a\\nb: c\", User: [x] y, App: \n"),
         0);
     CHECK_INT(got.count, 3);
     const struct kn_task *t = &got.v[0];
@@ -350,7 +350,7 @@ TEST(txt_block_of_generation_data_is_one_prompt_with_its_settings) {
     CHECK_STR(t->prompt, "a \\ bird");
     CHECK_STR(t->negative, "x\n\ny");
     CHECK(t->sampler == KN_SAMPLER_DPMPP_2M && t->schedule == KN_SCHEDULE_KARRAS);
-    CHECK_STR(t->extra, "{\"Template\":\"a\\nb: c\",\"User\":\"\"}");
+    CHECK_STR(t->extra, "{\"Template\":\"a\\nb: c\",\"User\":\"[x] y\",\"App\":\"\"}");
 }
 
 TEST(txt_automatic_is_the_samplers_schedule_in_a1111) {
@@ -420,6 +420,8 @@ TEST(txt_mistakes_in_generation_data_are_named) {
          "p.txt:2: \"and more\" is not Key: value, as a line of settings has them"},
         {"a\nSteps: 5, Seed: 1, User: \"x",
          "p.txt:2: \"User: \"x\" is not Key: value, as a line of settings has them"},
+        {"a\nSteps: 5, Seed: 1, User: \"x\" y",
+         "p.txt:2: \"User: \"x\" y\" is not Key: value, as a line of settings has them"},
         {"\nSteps: 5, Seed: 1, Size: 64x64", "p.txt:2: prompt: missing"},
         {"Negative prompt: b\nSteps: 5, Seed: 1, Size: 64x64", "p.txt:2: prompt: missing"},
         {"a cat\n\na dog\nSteps: 5, Seed: 1, Size: 64x64",
@@ -584,7 +586,8 @@ TEST(csv_mistakes_name_the_line_where_the_record_begins) {
         {"prompt,seed,Seed\na,1,1", "p.csv:1: Seed: two columns have this name (2 and 3)"},
         {"prompt,id,id\na,1,1", "p.csv:1: id: two columns have this name (2 and 3)"},
         {"prompt,cfg,cfg_scale\na,1,1", "p.csv:1: cfg_scale: two columns have this name (2 and 3)"},
-        {"prompt,,b\na,1,1", "p.csv:2: \"1\" is in column 2, which the header does not name"},
+        {"prompt,,b\na,1,1",
+         "p.csv:2: \"1\" is in column 2, which the header does not name: name it there, or empty it"},
         {"prompt,tiling\na,1", "p.csv:1: tiling: not supported"},
         {"prompt,steps\n\"a\nb\nc\",5\nd,0", "p.csv:5: steps: 0 is not between 1 and 1000"},
         {"prompt,steps\n\"a\nb\",x", "p.csv:2: steps: \"x\" is not a whole number"},
@@ -626,6 +629,8 @@ TEST(csv_as_spreadsheets_export_it_is_read) {
     CHECK(got.v[0].cfg == 7.5f);
     CHECK_INT(parse("p.csv", "prompt\na; b\n"), 0); /* one column, whatever is in its text */
     CHECK_STR(got.v[0].prompt, "a; b");
+    CHECK_INT(parse("p.csv", "prompt,x;prompt\na,b;c\n"), 0); /* of two that would do, the comma */
+    CHECK_STR(got.v[0].prompt, "a");
     CHECK_INT(parse("p.csv", ",prompt,\n,a,\n"), 0);
     CHECK(got.v[0].extra == NULL);
     static const struct mistake cases[] = {
@@ -638,7 +643,8 @@ TEST(csv_as_spreadsheets_export_it_is_read) {
         {"sep=;\nprompt,steps\na,1", "p.csv:2: no column is named prompt"},
         {"text;steps\na;1", "p.csv:1: no column is named prompt"},
         {"promt;seed\na;1", "p.csv:1: promt: unknown, did you mean prompt?"},
-        {"prompt,,\na,1,", "p.csv:2: \"1\" is in column 2, which the header does not name"},
+        {"prompt,,\na,1,",
+         "p.csv:2: \"1\" is in column 2, which the header does not name: name it there, or empty it"},
         {"prompt,seed\na,1,,x", "p.csv:2: 4 fields, but the header has 2"},
     };
     CHECK_MISTAKES("p.csv", cases);
