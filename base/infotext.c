@@ -1,8 +1,8 @@
 /* The line of settings that ends a block of generation data; the contract is infotext.h.
  *
- * Three kinds of keys: those of the table `settings` are kiln's own; those of `harmless` say where a picture came
- * from and change none, they are kept in `extra`; any other key (Hires upscale, VAE, Lora hashes, what extensions
- * add) may change the picture, and kiln does not know how: it is refused. */
+ * Three kinds of keys: those of the table `settings` are kiln's own; those of `harmless` say where a
+ * picture came from and change none, they are kept in `extra`; any other key (Hires upscale, VAE, Lora
+ * hashes, what extensions add) may change the picture, and kiln does not know how: it is refused. */
 #include "base/infotext.h"
 
 #include <ctype.h>
@@ -46,8 +46,9 @@ static const char *skip_blanks(const char *p, const char *end) {
     return p;
 }
 
-/* Cuts the next "Key: value" off; *at moves behind its comma. False: there is none at *at. A value in quotes is a
- * JSON string; one in brackets goes to the bracket that closes it; any other ends at the next comma. */
+/* Cuts the next "Key: value" off; *at moves behind its comma. False: there is none at *at. A value in
+ * quotes is a JSON string; one in brackets goes to the bracket that closes it; any other ends at the next
+ * comma. */
 static bool pair_next(const char **at, const char *end, struct pair *out) {
     const char *p = skip_blanks(*at, end), *why, *stop = NULL;
     out->key = p;
@@ -112,8 +113,8 @@ static int set_sampler(const struct kn_reader *r, struct kn_record *rec, const c
     return kn_record_set(r, rec, KN_IN_SAMPLER, key, text);
 }
 
-/* What the schedule is: the one that is named; with "Automatic" the sampler's own in A1111; where none is named, the
- * one that A1111 used when it did not write it: the model's own spacing. */
+/* What the schedule is: the one that is named; with "Automatic" the sampler's own in A1111; where none is
+ * named, the one that A1111 used when it did not write it: the model's own spacing. */
 static int set_schedule(const struct kn_reader *r, struct kn_record *rec, const char *named, bool karras) {
     static const char key[] = "Schedule type";
     if (!(rec->t.set & KN_SET_SAMPLER) && !named) return KN_OK;

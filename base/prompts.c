@@ -1,5 +1,6 @@
 /* The reader of prompt files; the contract is prompts.h. The format chooses the reader (prompts_txt.c,
- * prompts_json.c, prompts_csv.c), which cuts the input into records and pairs; record.h takes them from there.
+ * prompts_json.c, prompts_csv.c), which cuts the input into records and pairs; record.h takes them from
+ * there.
  *
  * Invariant: while a record is read, `line` is where it begins. */
 #include "base/prompts.h"

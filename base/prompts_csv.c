@@ -1,6 +1,6 @@
-/* The reader of .csv and .tsv; the contract is record.h. RFC 4180, and what spreadsheets make of it where a comma is
- * in the numbers: ';' or a tab between fields, a first line "sep=;", decimals as in 7,5, and empty rows and columns at
- * the edges. json-c writes `extra`. */
+/* The reader of .csv and .tsv; the contract is record.h. RFC 4180, and what spreadsheets make of it where
+ * a comma is in the numbers: ';' or a tab between fields, a first line "sep=;", decimals as in 7,5, and
+ * empty rows and columns at the edges. json-c writes `extra`. */
 #include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
@@ -238,8 +238,9 @@ static bool sep_line(struct csv *c) {
     return true;
 }
 
-/* A .csv names nowhere what is between its fields: it is that one of , ; and tab with which the header has a column
- * "prompt"; if there is none, the one with which it has the most columns, for the messages that follow. */
+/* A .csv names nowhere what is between its fields: it is that one of , ; and tab with which the header has
+ * a column "prompt"; if there is none, the one with which it has the most columns, for the messages that
+ * follow. */
 static int find_separator(const struct kn_reader *r, struct csv *c) {
     struct kn_err unheard;
     struct kn_reader quiet = {.name = r->name, .err = &unheard};

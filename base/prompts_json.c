@@ -1,6 +1,6 @@
-/* The readers of .jsonl, an object a line, and of .json, an array of objects or of strings; the contract is record.h.
- * json-c decodes strings with escapes and validates values that are kept as they stand: `extra`, and what has a name
- * that kiln does not know, which joins it. */
+/* The readers of .jsonl, an object a line, and of .json, an array of objects or of strings; the contract
+ * is record.h. json-c decodes strings with escapes and validates values that are kept as they stand:
+ * `extra`, and what has a name that kiln does not know, which joins it. */
 #include "base/record.h"
 
 #include <ctype.h>
@@ -216,8 +216,8 @@ static int json_value(struct json *j, enum kn_record_field field, const char **a
     return kn_record_set(j->r, &j->rec, field, name, j->text.data);
 }
 
-/* A pair whose name kiln does not know; [key, key_end) is the name as it stands. Its value may be any, and is kept as
- * it stands: a library would round its numbers. */
+/* A pair whose name kiln does not know; [key, key_end) is the name as it stands. Its value may be any, and
+ * is kept as it stands: a library would round its numbers. */
 static int json_other(struct json *j, const char *key, const char *key_end, const char **at,
                       const char *end) {
     const char *p = *at, *why = NULL, *stop = p;
@@ -307,8 +307,8 @@ static int json_pairs(struct json *j, const char **at, const char *end) {
     return KN_OK;
 }
 
-/* The object, or where `strings` the string, that begins at *at: appends its tasks. r->line is the line where it
- * begins, in the record as well; after success it is the line of *at again. */
+/* The object, or where `strings` the string, that begins at *at: appends its tasks. r->line is the line
+ * where it begins, in the record as well; after success it is the line of *at again. */
 static int json_item(struct json *j, const char **at, const char *end, bool strings) {
     size_t line = j->r->line;
     int rc = kn_record_init(j->r, &j->rec);

@@ -1,6 +1,7 @@
-/* The reader of .txt; the contract is record.h. A file is a list, a prompt a line with A1111's options behind it, or,
- * when it has a line of settings anywhere, blocks of generation data (infotext.h). It is never both: plain prompts
- * before a block could as well be the first lines of the block's prompt, so that is an error. */
+/* The reader of .txt; the contract is record.h. A file is a list, a prompt a line with A1111's options
+ * behind it, or, when it has a line of settings anywhere, blocks of generation data (infotext.h). It is
+ * never both: plain prompts before a block could as well be the first lines of the block's prompt, so that
+ * is an error. */
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>

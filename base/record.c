@@ -147,7 +147,8 @@ int kn_record_fail_unsupported(const struct kn_reader *r, const char *name) {
     return kn_record_fail(r, KN_EUNSUPPORTED, "%s: not supported", name);
 }
 
-/* How many of the first bytes are a number without what spreadsheets put behind it in a column that has gaps: 20.0 */
+/* How many of the first bytes are a number without what spreadsheets put behind it in a column that has
+ * gaps: 20.0 */
 static size_t span_without_zeros(const char *text) {
     size_t len = strlen(text), end = len;
     while (end > 0 && text[end - 1] == '0') end--;

@@ -60,11 +60,11 @@ int kn_record_shown(const char *text);
  * known. */
 bool kn_record_fold(const char *name, char out[KN_NAME_MAX + 1]);
 enum kn_record_field kn_record_field(const char *folded);
-/* Whether a record may have this name, which kiln does not know, as one of its own: it then goes to `extra`. Not in a
- * strict reading, and not when it is a known name misspelt. That is: one letter more, less or other, or two
- * neighbours swapped, compared with a known name of eight letters or more; with one of five to seven, the same but
- * not at the first or the last letter, for many words are so near (image, mode, weight). Shorter names have no
- * misspellings. KN_EPARSE. */
+/* Whether a record may have this name, which kiln does not know, as one of its own: it then goes to
+ * `extra`. Not in a strict reading, and not when it is a known name misspelt. That is: one letter more,
+ * less or other, or two neighbours swapped, compared with a known name of eight letters or more; with one
+ * of five to seven, the same but not at the first or the last letter, for many words are so near (image,
+ * mode, weight). Shorter names have no misspellings. KN_EPARSE. */
 KN_MUST_USE int kn_record_check_unknown(const struct kn_reader *r, const char *name);
 /* How many of the first bytes are a number as JSON writes it. */
 size_t kn_number_span(const char *p, size_t len);
@@ -82,17 +82,20 @@ KN_MUST_USE int kn_record_set_extra(const struct kn_reader *r, struct kn_record 
 KN_MUST_USE int kn_record_finish(const struct kn_reader *r, struct kn_record *rec);
 
 /* The readers, a format each (prompts_txt.c, prompts_json.c, prompts_csv.c): they append the records of
- * [p, end) to r->out, in part if they fail. The text comes from kn_decode(): each line ends with '\n' alone. */
+ * [p, end) to r->out, in part if they fail. The text comes from kn_decode(): each line ends with '\n'
+ * alone. */
 KN_MUST_USE int kn_txt_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_jsonl_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_json_read(struct kn_reader *r, const char *p, const char *end);
 KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end, bool tabs);
 
-/* Pieces of JSON (prompts_json.c). From the opening quote of a string to behind the closing one; NULL and *why when
- * it is none. Stricter than json-c: raw control characters, half surrogates and \u0000 are errors. */
+/* Pieces of JSON (prompts_json.c). From the opening quote of a string to behind the closing one; NULL and
+ * *why when it is none. Stricter than json-c: raw control characters, half surrogates and \u0000 are
+ * errors. */
 const char *kn_json_string_end(const char *p, const char *end, const char **why);
-/* From a bracket to behind the one that closes it. What is between is yet to be checked by json-c; but that takes NaN
- * and Infinity, whose capitals nothing else outside a string begins with: they are refused here. */
+/* From a bracket to behind the one that closes it. What is between is yet to be checked by json-c; but
+ * that takes NaN and Infinity, whose capitals nothing else outside a string begins with: they are refused
+ * here. */
 const char *kn_json_nest_end(const char *p, const char *end, const char **why);
 /* The text of the string [p, end), quotes included, which kn_json_string_end() has accepted. */
 KN_MUST_USE int kn_json_text(const struct kn_reader *r, const char *p, const char *end, struct kn_buf *out);

@@ -137,7 +137,8 @@ static int draw_seed(uint64_t first, uint32_t before, const char *prompt, uint64
     return KN_OK;
 }
 
-/* (*out)[i]: what is drawn for the task i of those with KN_SET_SEED_EACH. The caller frees; NULL when none has it. */
+/* (*out)[i]: what is drawn for the task i of those with KN_SET_SEED_EACH. The caller frees; NULL when none
+ * has it. */
 static int draw_seeds(const struct kn_tasks *ts, uint64_t first, uint64_t **out, struct kn_err *err) {
     size_t from = 0;
     while (from < ts->count && !(ts->v[from].set & KN_SET_SEED_EACH)) from++;

@@ -1,7 +1,8 @@
-/* The prompt readers. The first byte chooses the format and whether it is read strictly, the rest is the file. What must hold whatever it
- * says: a failure names the file and a line and leaves the list alone; a success gives tasks that pass their
- * own check, strings that are UTF-8, `extra` that is a JSON object; and reading is a function of the bytes.
- */
+/* The prompt readers. The first byte chooses the format and whether it is read strictly, the rest is the
+ * file. What must hold whatever it says: a failure names the file and a line and leaves the list alone; a
+ * success gives tasks that pass their own check, strings that are UTF-8, `extra` that is a JSON object; and
+ * reading is a function of the bytes.
+ * */
 #include "base/prompts.h"
 
 #include <json-c/json.h>
