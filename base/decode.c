@@ -14,16 +14,16 @@
 /* "iconv -f WINDOWS-1252 -t UTF-8 'my prompts.csv' > utf8.csv": a command that can be pasted. */
 static int fail_convert(const struct kn_reader *r, const char *ending, const char *encoding,
                         const char *what) {
-    bool plain = r->name[0] != '-';
-    for (const char *p = r->name; *p; p++)
-        plain = plain && (isalnum((unsigned char)*p) || strchr("._/+-", *p));
     if (strcmp(r->name, KN_STANDARD_INPUT) == 0)
         return kn_record_fail(r, KN_EPARSE, "%s; to convert it: … | iconv -f %s -t UTF-8 | kiln …", what,
                               encoding);
-    /* a shell would need more than quotes around a quote, and of a long name only the end is here */
-    if (strchr(r->name, '\'') || strlen(r->name) >= KN_FILE_SHOWN_MAX)
+    /* quotes alone do not make these names safe, and of a long one only the end is here */
+    if (r->name[0] == '-' || strchr(r->name, '\'') || strlen(r->name) >= KN_FILE_SHOWN_MAX)
         return kn_record_fail(r, KN_EPARSE, "%s; to convert it: iconv -f %s -t UTF-8 FILE > utf8.%s", what,
                               encoding, ending);
+    bool plain = true;
+    for (const char *p = r->name; *p; p++)
+        plain = plain && (isalnum((unsigned char)*p) || strchr("._/+-", *p));
     const char *quote = plain ? "" : "'";
     return kn_record_fail(r, KN_EPARSE, "%s; to convert it: iconv -f %s -t UTF-8 %s%s%s > utf8.%s", what,
                           encoding, quote, r->name, quote, ending);
@@ -44,9 +44,10 @@ static const char *guess_wide(const char *bytes, size_t len) {
     return NULL;
 }
 
-/* Whether text that is no UTF-8 looks like one byte a character in Latin letters: its bytes above ASCII stand
- * mostly alone ("café", “so”), where other scripts and the encodings of East Asia have runs of them. Five
- * bytes mean nothing in Windows-1252; a file that has whole UTF-8 characters too is damaged, or joined from two. */
+/* Whether text that is no UTF-8 looks like one byte a character in Latin letters: its bytes above ASCII
+ * stand mostly alone ("café", “so”), where other scripts and the encodings of East Asia have runs of them.
+ * Five bytes mean nothing in Windows-1252; a file that has whole UTF-8 characters too is damaged, or
+ * joined from two. */
 static bool looks_latin(const char *bytes, size_t len) {
     size_t alone = 0, runs = 0, n = 0;
     for (size_t i = 0; i < len; i += n ? n : 1) {

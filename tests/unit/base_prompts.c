@@ -167,6 +167,8 @@ TEST(other_encodings_are_refused_with_the_command_that_converts) {
               "convert it: iconv -f WINDOWS-1252 -t UTF-8 'my prompts.csv' > utf8.csv");
     CHECK(PARSE_BYTES("p's.txt", "caf\xe9") != 0);
     CHECK(strstr(err.text, "-t UTF-8 FILE > utf8.txt") != NULL);
+    CHECK(PARSE_BYTES("-x.txt", "caf\xe9") != 0); /* iconv would take the name for options */
+    CHECK(strstr(err.text, "-t UTF-8 FILE > utf8.txt") != NULL);
     kn_tasks_fini(&got);
     CHECK(kn_prompts_parse("standard input", KN_INPUT_TXT, false, "caf\xe9", 4, &got, &err) != 0);
     CHECK(strstr(err.text, "iconv -f WINDOWS-1252 -t UTF-8 | kiln") != NULL);
