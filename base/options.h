@@ -59,6 +59,7 @@ struct kn_option {
         int: KN_OPTION_INT,                                                                                  \
         uint32_t: KN_OPTION_U32,                                                                             \
         uint64_t: KN_OPTION_U64)
+#define KN_OPTION_STOP_KIND(member) _Generic((member), bool: KN_OPTION_STOP)
 #define KN_OPTION_LIST_KIND(array, number)                                                                   \
     _Generic(&(array)[0], const char **: _Generic(&(number), size_t *: KN_OPTION_LIST))
 /* clang-format on */
@@ -67,7 +68,8 @@ struct kn_option {
 #define KN_OPTION_INTO(type, member)                                                                         \
     .kind = KN_OPTION_KIND(((type *)0)->member), .offset = offsetof(type, member)
 /* A flag that ends the parsing. */
-#define KN_OPTION_STOP_INTO(type, member) .kind = KN_OPTION_STOP, .offset = offsetof(type, member)
+#define KN_OPTION_STOP_INTO(type, member)                                                                    \
+    .kind = KN_OPTION_STOP_KIND(((type *)0)->member), .offset = offsetof(type, member)
 /* An array of const char * and its count, a size_t. */
 #define KN_OPTION_LIST_INTO(type, array, number)                                                             \
     .kind = KN_OPTION_LIST_KIND(((type *)0)->array, ((type *)0)->number), .offset = offsetof(type, array),   \
