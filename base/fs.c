@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/limits.h"
+
 #define FS_READ_STEP 65536
 
 static int fs_fail(struct kn_err *err, const char *path, const char *doing) {
@@ -17,14 +19,63 @@ static int fs_fail(struct kn_err *err, const char *path, const char *doing) {
     return kn_err_set(err, code, "%s: %s: %s", path, doing, strerror(errno));
 }
 
+static const char *kind_of(mode_t mode) {
+    switch (mode & S_IFMT) {
+    case S_IFDIR:
+        return "a folder";
+    case S_IFIFO:
+        return "a FIFO or pipe";
+    case S_IFSOCK:
+        return "a socket";
+    case S_IFCHR:
+    case S_IFBLK:
+        return "a device";
+    default:
+        return "something else";
+    }
+}
+
+int kn_fs_open(const char *path, uint64_t bytes_max, int *fd, uint64_t *bytes, struct kn_err *err) {
+    /* O_NONBLOCK: opening a FIFO that nobody writes to would block. Regular files know no such state. */
+    int f = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct stat st;
+    if (f < 0 && errno == ENXIO && stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return kn_err_set(err, KN_EIO, "%s: is %s, not a regular file", path, kind_of(st.st_mode));
+    if (f < 0) return fs_fail(err, path, "open");
+    int rc = KN_OK;
+    if (fstat(f, &st) != 0)
+        rc = fs_fail(err, path, "stat");
+    else if (!S_ISREG(st.st_mode))
+        rc = kn_err_set(err, KN_EIO, "%s: is %s, not a regular file", path, kind_of(st.st_mode));
+    else if ((uint64_t)st.st_size > bytes_max)
+        rc = kn_err_set(err, KN_ELIMIT, "%s: more than %llu bytes", path, (unsigned long long)bytes_max);
+    if (rc) {
+        close(f);
+        return rc;
+    }
+    *fd = f;
+    if (bytes) *bytes = (uint64_t)st.st_size;
+    return KN_OK;
+}
+
+FILE *kn_fs_stream(const char *path, struct kn_err *err) {
+    int fd;
+    if (kn_fs_open(path, KN_FILE_BYTES_MAX, &fd, NULL, err)) return NULL;
+    FILE *f = fdopen(fd, "r");
+    if (!f) {
+        (void)fs_fail(err, path, "open");
+        close(fd);
+    }
+    return f;
+}
+
 int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err) {
     bool standard_input = strcmp(path, "-") == 0;
     const char *name = standard_input ? "standard input" : path;
-    int fd = standard_input ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fs_fail(err, name, "open");
-
     size_t before = out->len;
-    int rc = KN_OK;
+    int fd = STDIN_FILENO, rc = KN_OK;
+    if (!standard_input) rc = kn_fs_open(path, out->max - before, &fd, NULL, err);
+    if (rc) return rc;
     for (;;) {
         /* The last step may be short of room: then one byte more than fits tells a file that ends from one
          * too long. */

@@ -4,13 +4,23 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
 #include "base/buf.h"
 #include "base/err.h"
 
 #define KN_PATH_MAX 4096
 
-/* Appends the whole file to out (whose max bounds it). "-" is standard input. KN_ENOENT, KN_EIO, KN_ELIMIT.
- */
+/* Opens a regular file for reading. A folder, a FIFO, a device or a socket is refused at once (KN_EIO), even
+ * where opening or reading it would block or never end; a file over bytes_max is KN_ELIMIT. Everything that a
+ * person names (a model, a LoRA, prompts, a config) is opened by this function or by kn_fs_read. The caller
+ * closes *fd. bytes may be NULL; KN_ENOENT when there is no such file. */
+KN_MUST_USE int kn_fs_open(const char *path, uint64_t bytes_max, int *fd, uint64_t *bytes,
+                           struct kn_err *err);
+/* The same as a stream for whom lines are read one by one; NULL: refused, err says why. */
+KN_MUST_USE FILE *kn_fs_stream(const char *path, struct kn_err *err);
+/* Appends the whole file to out (whose max bounds it). "-" is standard input, which may be anything; a path
+ * is opened as kn_fs_open does. KN_ENOENT, KN_EIO, KN_ELIMIT. */
 KN_MUST_USE int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err);
 /* Writes PATH.tmp.XXXXXX beside path, renames over path. durable: fsync of file and directory. */
 KN_MUST_USE int kn_fs_replace(const char *path, const void *data, size_t len, bool durable,

@@ -3,11 +3,13 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <openssl/evp.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
+
+#include "base/fs.h"
+#include "base/limits.h"
 
 /* EVP wants a context of its own making; `struct kn_sha256` never exists, it is the EVP_MD_CTX behind another
  * name. */
@@ -39,11 +41,8 @@ void kn_sha256(const void *data, size_t len, uint8_t out[KN_SHA256_BYTES]) {
 }
 
 int kn_sha256_file(const char *path, uint8_t out[KN_SHA256_BYTES], struct kn_err *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        int code = errno == ENOENT || errno == ENOTDIR ? KN_ENOENT : KN_EIO;
-        return kn_err_set(err, code, "%s: open: %s", path, strerror(errno));
-    }
+    int fd, opened = kn_fs_open(path, KN_FILE_BYTES_MAX, &fd, NULL, err);
+    if (opened) return opened;
     struct kn_sha256 *h = kn_sha256_create();
     if (!h) {
         close(fd);

@@ -20,7 +20,7 @@ void kn_sha256_update(struct kn_sha256 *h, const void *data, size_t len);
 void kn_sha256_final(struct kn_sha256 *h, uint8_t out[KN_SHA256_BYTES]); /* also destroys h */
 
 void kn_sha256(const void *data, size_t len, uint8_t out[KN_SHA256_BYTES]);
-/* Digest of a file's bytes. KN_ENOENT, KN_EIO. */
+/* Digest of a file's bytes, opened by kn_fs_open. KN_ENOENT, KN_EIO, KN_ELIMIT. */
 KN_MUST_USE int kn_sha256_file(const char *path, uint8_t out[KN_SHA256_BYTES], struct kn_err *err);
 
 void kn_hex(const void *data, size_t len, char *out); /* writes 2*len lower-case digits and a 0 */

@@ -25,6 +25,9 @@
 #define KN_BATCHES_MAX 10000          /* on a farm at once, finished ones too */
 #define KN_INPUT_BYTES_MAX (1u << 30) /* a prompt file */
 
+/* files */
+#define KN_FILE_BYTES_MAX (1ull << 40) /* the largest that is opened at all: one file of weights */
+
 /* the farm */
 #define KN_WORKERS_MAX 4096
 #define KN_MODELS_PER_WORKER_MAX 64

@@ -124,7 +124,7 @@ static int pid_path(const char *dir, const char *name, char out[KN_PATH_MAX]) {
 pid_t farmdir_pid(const char *dir, const char *name) {
     char path[KN_PATH_MAX];
     if (pid_path(dir, name, path)) return 0;
-    FILE *f = fopen(path, "re");
+    FILE *f = kn_fs_stream(path, NULL);
     if (!f) return 0;
     int pid = 0;
     if (fscanf(f, "%d", &pid) != 1 || pid <= 1 || (kill(pid, 0) && errno == ESRCH)) pid = 0;

@@ -185,7 +185,7 @@ static int read_old(struct folder *o, struct old_images *old, struct kn_err *err
     char path[KN_PATH_MAX];
     int rc = kn_fs_join(path, sizeof path, o->dir, "manifest.jsonl");
     if (rc) return kn_err_set(err, rc, "the path is too long");
-    FILE *f = fopen(path, "re");
+    FILE *f = kn_fs_stream(path, NULL);
     if (f) {
         char *line = malloc(MANIFEST_LINE_MAX);
         size_t len;

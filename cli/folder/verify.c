@@ -205,8 +205,9 @@ static int read_manifest(struct audit *a) {
     char path[KN_PATH_MAX];
     int rc = kn_fs_join(path, sizeof path, a->r->dir, "manifest.jsonl");
     if (rc) return rc;
-    FILE *f = fopen(path, "re");
-    if (!f) return fault(a->r, "manifest.jsonl", 0, "%s", errno == ENOENT ? "is not there" : strerror(errno));
+    struct kn_err err = {0};
+    FILE *f = kn_fs_stream(path, &err);
+    if (!f) return fault(a->r, "manifest.jsonl", 0, "%s", err.code == KN_ENOENT ? "is not there" : err.text);
     char *line = malloc(MANIFEST_LINE_MAX);
     rc = line ? KN_OK : KN_ENOMEM;
     int64_t last = -1;
@@ -393,7 +394,7 @@ static int strays(struct audit *a) {
 static bool is_busy(const char *dir) {
     char path[KN_PATH_MAX];
     if (kn_fs_join(path, sizeof path, dir, ".lock")) return false;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return false;
     bool busy = flock(fd, LOCK_SH | LOCK_NB) != 0;
     close(fd);

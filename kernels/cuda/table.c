@@ -1,12 +1,12 @@
 /* The table of variants: what ships, its parser and the look-up. The format: table.h. */
 #include "kernels/cuda/table.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fs.h"
 #include "base/hash.h"
 
 /* What ships. Nothing of it was measured: nobody has run this backend on a GPU yet. The reasons until then:
@@ -227,35 +227,16 @@ int kx_variants_create(int sm, struct kx_variants **out, struct kn_err *err) {
     const char *path = getenv("KILN_CUDA_TABLE");
     if (!path || !*path) return kx_variants_parse("the shipped table", shipped, sm, out, err);
 
-    FILE *f = fopen(path, "r");
-    if (!f)
-        return kn_err_set(err, errno == ENOENT ? KN_ENOENT : KN_EIO, "KILN_CUDA_TABLE=%s: %s", path,
-                          strerror(errno));
-    int rc = 0;
-    char *text = malloc(KX_VARIANTS_TEXT_MAX + 1);
-    if (!text) {
-        rc = kn_err_set(err, KN_ENOMEM, "out of memory");
-        goto out;
-    }
-    size_t n = fread(text, 1, KX_VARIANTS_TEXT_MAX + 1, f);
-    if (ferror(f)) {
-        rc = kn_err_set(err, KN_EIO, "KILN_CUDA_TABLE=%s: cannot be read", path);
-        goto out;
-    }
-    if (n > KX_VARIANTS_TEXT_MAX) {
-        rc = kn_err_set(err, KN_ELIMIT, "KILN_CUDA_TABLE=%s: larger than %d bytes", path,
-                        KX_VARIANTS_TEXT_MAX);
-        goto out;
-    }
-    text[n] = 0;
-    if (strlen(text) != n) {
-        rc = kn_err_set(err, KN_EPARSE, "KILN_CUDA_TABLE=%s: not a text", path);
-        goto out;
-    }
-    rc = kx_variants_parse(path, text, sm, out, err);
-out:
-    free(text);
-    fclose(f);
+    struct kn_buf text;
+    kn_buf_init(&text, KX_VARIANTS_TEXT_MAX);
+    int rc = strcmp(path, "-") ? kn_fs_read(path, &text, err) : kn_err_set(err, KN_EINVAL, "-: not a file");
+    if (!rc && text.data && strlen(text.data) != text.len)
+        rc = kn_err_set(err, KN_EPARSE, "%s: not a text", path);
+    if (rc)
+        kn_err_prefix(err, "KILN_CUDA_TABLE");
+    else
+        rc = kx_variants_parse(path, text.data ? text.data : "", sm, out, err);
+    kn_buf_fini(&text);
     return rc;
 }
 

@@ -9,14 +9,11 @@
 
 #include <assert.h>
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <json-c/json.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -24,6 +21,7 @@
 
 #include "base/buf.h"
 #include "base/fs.h"
+#include "base/limits.h"
 
 #define HEADER_BYTES_MAX (64u << 20)
 #define TENSORS_MAX 100000
@@ -185,18 +183,18 @@ static int finish(struct kx_weights *w, const char *file, struct kn_err *err) {
 static int map_part(struct kx_weights *w, const char *path, struct kn_err *err) {
     if (w->part_count == PARTS_MAX)
         return kn_err_set(err, KN_ELIMIT, "%s: more than %d parts", path, PARTS_MAX);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return kn_err_set(err, errno == ENOENT ? KN_ENOENT : KN_EIO, "%s: %s", path, strerror(errno));
-    struct stat st;
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < 8) {
+    int fd, rc;
+    uint64_t bytes;
+    if ((rc = kn_fs_open(path, KN_FILE_BYTES_MAX, &fd, &bytes, err))) return rc;
+    if (bytes < 8) {
         close(fd);
         return kn_err_set(err, KN_EPARSE, "%s: not a safetensors file", path);
     }
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    void *map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
     close(fd);
-    if (map == MAP_FAILED) return kn_err_set(err, KN_EIO, "%s: mmap: %s", path, strerror(errno));
+    if (map == MAP_FAILED) return kn_err_set(err, KN_EIO, "%s: mmap: %m", path);
     struct part *p = &w->parts[w->part_count++];
-    *p = (struct part){.map = map, .len = (size_t)st.st_size, .mapped = true};
+    *p = (struct part){.map = map, .len = (size_t)bytes, .mapped = true};
     return parse_part(w, p, path, err);
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Every mistake is found before anything is started, with status 1 and words that name file, line and field."""
+import os
 import sys
 
 from farm import FarmTest, main
@@ -78,6 +79,14 @@ class Inputs(FarmTest):
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
             self.wants([name], said)
             path.unlink()
+
+    def test_prompts_that_are_no_regular_file_are_refused_at_once(self):
+        fifo = self.farm.tmp / "fifo.txt"
+        os.mkfifo(fifo)
+        zero = self.farm.tmp / "zero.txt"
+        zero.symlink_to("/dev/zero")
+        for path, kind in ((fifo, "a FIFO or pipe"), (zero, "a device")):
+            self.wants([str(path)], f"{path}: is {kind}, not a regular file")
 
     def test_mistakes_on_the_command_line(self):
         (self.farm.tmp / "extra.csv").write_text("prompt,note\na,b\n")

@@ -173,6 +173,29 @@ class Render(unittest.TestCase):
         refused("only a pickle (diffusion_pytorch_model.bin) is there; kiln reads safetensors alone")
         self.assertFalse(out.exists())
 
+    def test_what_is_no_regular_file_is_refused_at_once(self):
+        """Each in the place of each file that is read: none of them may block or be read for ever."""
+        model, out = self.copy_of_sd1(), self.path / "p.png"
+        (model / "kiln.json").write_text("{}")
+        fifo = self.path / "fifo"
+        os.mkfifo(fifo)
+        for file in sorted(f for f in model.rglob("*") if f.is_file()):
+            good = file.read_bytes()
+            for target, kind in ((fifo, "a FIFO or pipe"), ("/dev/zero", "a device"), (self.path, "a folder")):
+                with self.subTest(f"{file.name}: {kind}"):
+                    file.unlink()
+                    file.symlink_to(target)
+                    self.refused("-p", "a", "-o", out, model=str(model),
+                                 says=f"{file.relative_to(model)}: is {kind}, not a regular file")
+            file.unlink()
+            file.write_bytes(good)
+        for target, kind in ((fifo, "a FIFO or pipe"), ("/dev/zero", "a device"), (self.path, "a folder")):
+            with self.subTest(f"prompts and LoRAs: {kind}"):
+                self.refused("--prompts", target, "--input-format", "txt", "-o", self.path / "out",
+                             says=f"{target}: is {kind}, not a regular file")
+                self.refused("-p", "a", "-o", out, "--lora", target,
+                             says=f"{target}: is {kind}, not a regular file")
+
     def test_interrupted_it_says_130(self):
         (self.path / "p.txt").write_text("a cat\n" * 2000)
         p = subprocess.Popen([PROGRAM, "--model", SD1, "--prompts", self.path / "p.txt", "-o", self.path / "out",

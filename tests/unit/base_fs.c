@@ -1,8 +1,11 @@
 /* Files: whole reads with a maximum, atomic replacement, directories. Each test has a folder of its own. */
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/fs.h"
+#include "base/hash.h"
 #include "tests/unit/check.h"
 
 static char dir[64];
@@ -74,6 +77,59 @@ TEST(what_is_not_there_or_not_a_file_is_told_with_its_path) {
     CHECK_INT(kn_fs_replace(at("none/f"), "", 0, false, &err), KN_ENOENT);
     CHECK_INT(kn_fs_sync_dir(at("none"), &err), KN_ENOENT);
     kn_buf_fini(&b);
+    end();
+}
+
+/* Refused by every way in which a file is opened, with its path and what it is. */
+static void refuse(const char *path, const char *says) {
+    struct kn_err err = {0};
+    uint8_t digest[KN_SHA256_BYTES];
+    struct kn_buf b;
+    int fd = -1;
+    kn_buf_init(&b, 1u << 20);
+    CHECK_INT(kn_fs_read(path, &b, &err), KN_EIO);
+    CHECK_MSG(strstr(err.text, path) && strstr(err.text, says), "%s", err.text);
+    CHECK_INT(b.len, 0);
+    CHECK_INT(kn_fs_open(path, 1u << 20, &fd, NULL, &err), KN_EIO);
+    CHECK_INT(fd, -1);
+    CHECK(kn_fs_stream(path, &err) == NULL && err.code == KN_EIO);
+    CHECK_INT(kn_sha256_file(path, digest, &err), KN_EIO);
+    CHECK_MSG(strstr(err.text, path) && strstr(err.text, says), "%s", err.text);
+    kn_buf_fini(&b);
+}
+
+TEST(what_is_no_regular_file_is_refused_at_once_by_name) {
+    begin();
+    CHECK(mkfifo(at("fifo"), 0600) == 0); /* nobody writes into it: opening it would block for ever */
+    refuse(at("fifo"), "is a FIFO or pipe, not a regular file");
+    CHECK(symlink("/dev/zero", at("zero")) == 0); /* reading it would never end */
+    refuse(at("zero"), "is a device, not a regular file");
+    refuse(dir, "is a folder, not a regular file");
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    snprintf(name.sun_path, sizeof name.sun_path, "%s/socket", dir);
+    int s = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(s >= 0 && bind(s, (struct sockaddr *)&name, sizeof name) == 0);
+    refuse(at("socket"), "is a socket, not a regular file");
+    close(s);
+    end();
+}
+
+TEST(a_regular_file_is_opened_with_its_size_and_a_maximum) {
+    struct kn_err err = {0};
+    int fd;
+    uint64_t bytes;
+    begin();
+    CHECK_INT(kn_fs_replace(at("f"), "12345", 5, false, &err), 0);
+    CHECK_INT(kn_fs_open(at("f"), 5, &fd, &bytes, &err), 0);
+    CHECK_INT(bytes, 5);
+    close(fd);
+    CHECK_INT(kn_fs_open(at("f"), 4, &fd, &bytes, &err), KN_ELIMIT);
+    CHECK_MSG(strstr(err.text, "f: more than 4 bytes"), "%s", err.text);
+    FILE *f = kn_fs_stream(at("f"), &err);
+    char text[8];
+    CHECK(f && fgets(text, sizeof text, f));
+    CHECK_STR(text, "12345");
+    fclose(f);
     end();
 }
 
