@@ -84,8 +84,10 @@ static int narrow(struct kiln_model *m, struct kx_part *p, int count, void *arg,
         char name[KX_TENSOR_NAME_MAX + 16];
         snprintf(name, sizeof name, "%s.weight", p[i].name);
         const struct kx_weight *w = kx_weights_find(n->weights, name);
-        if (!w || kx_weight_f32(w, v + (size_t)p[i].from * columns))
+        if (!w)
             rc = kn_err_set(err, KN_EPARSE, "%s: it has changed since the model was loaded", name);
+        else
+            rc = kx_weight_read(w, v + (size_t)p[i].from * columns, err);
     }
     if (!rc) rc = kx_narrow(m->engine->unet, layer_of(p), v, (float)most, err);
     free(v);

@@ -33,6 +33,7 @@ struct part {
     size_t len;
     bool mapped;
     json_object *header; /* owns; the tensors' names live in it */
+    char *name;          /* owns; as messages name the file */
 };
 
 struct kx_weights {
@@ -123,9 +124,12 @@ static int parse_tensor(const char *file, const char *name, json_object *o, cons
     return 0;
 }
 
-/* Appends the tensors of the part; on failure the part stays in w (closed with it). */
-static int parse_part(struct kx_weights *w, struct part *p, const char *file, struct kn_err *err) {
+/* Appends the tensors of the part; on failure the part stays in w (closed with it). `name` is how messages
+ * about a tensor will name the file, later; `file` is its whole path. */
+static int parse_part(struct kx_weights *w, struct part *p, const char *file, const char *name,
+                      struct kn_err *err) {
     const unsigned char *b = p->map;
+    if (!(p->name = strdup(name))) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
     if (p->len < 8) return kn_err_set(err, KN_EPARSE, "%s: too short for a safetensors file", file);
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--) header = header << 8 | b[i];
@@ -152,11 +156,12 @@ static int parse_part(struct kx_weights *w, struct part *p, const char *file, st
     struct kx_weight *v = realloc(w->v, (w->count + more + 1) * sizeof *v);
     if (!v) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
     w->v = v;
-    json_object_object_foreach(p->header, name, o) {
-        if (!strcmp(name, "__metadata__")) continue;
-        int rc = parse_tensor(file, name, o, data, data_len, &w->v[w->count], err);
+    json_object_object_foreach(p->header, tensor, o) {
+        if (!strcmp(tensor, "__metadata__")) continue;
+        int rc = parse_tensor(file, tensor, o, data, data_len, &w->v[w->count], err);
         if (rc) return rc;
         w->v[w->count].mapped = p->mapped;
+        w->v[w->count].file = p->name;
         w->count++;
     }
     /* no hole, no overlap: what the data holds is what the names say */
@@ -180,7 +185,7 @@ static int finish(struct kx_weights *w, const char *file, struct kn_err *err) {
     return 0;
 }
 
-static int map_part(struct kx_weights *w, const char *path, struct kn_err *err) {
+static int map_part(struct kx_weights *w, const char *path, const char *name, struct kn_err *err) {
     if (w->part_count == PARTS_MAX)
         return kn_err_set(err, KN_ELIMIT, "%s: more than %d parts", path, PARTS_MAX);
     int fd, rc;
@@ -195,7 +200,7 @@ static int map_part(struct kx_weights *w, const char *path, struct kn_err *err) 
     if (map == MAP_FAILED) return kn_err_set(err, KN_EIO, "%s: mmap: %m", path);
     struct part *p = &w->parts[w->part_count++];
     *p = (struct part){.map = map, .len = (size_t)bytes, .mapped = true};
-    return parse_part(w, p, path, err);
+    return parse_part(w, p, path, name, err);
 }
 
 int kx_weights_parse(const void *data, size_t len, const char *name, struct kx_weights **out,
@@ -206,7 +211,7 @@ int kx_weights_parse(const void *data, size_t len, const char *name, struct kx_w
     struct part *p = &w->parts[w->part_count++];
     p->map = (void *)(uintptr_t)data;
     p->len = len;
-    int rc = parse_part(w, p, name, err);
+    int rc = parse_part(w, p, name, name, err);
     if (!rc) rc = finish(w, name, err);
     if (rc) {
         kx_weights_close(w);
@@ -296,14 +301,15 @@ int kx_weights_files(const char *dir, const char *stem, int (*each)(void *, cons
 static int open_file(void *ctx, const char *path, struct kn_err *err) {
     size_t len = strlen(path);
     if (len > 5 && !strcmp(path + len - 5, ".json")) return 0; /* the index itself */
-    return map_part(ctx, path, err);
+    const char *slash = strrchr(path, '/');
+    return map_part(ctx, path, slash ? slash + 1 : path, err);
 }
 
 int kx_weights_open_file(const char *path, struct kx_weights **out, struct kn_err *err) {
     *out = NULL;
     struct kx_weights *w = calloc(1, sizeof *w);
     if (!w) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", path);
-    int rc = map_part(w, path, err);
+    int rc = map_part(w, path, path, err);
     if (!rc) rc = finish(w, path, err);
     if (rc) {
         kx_weights_close(w);
@@ -331,6 +337,7 @@ void kx_weights_close(struct kx_weights *w) {
     if (!w) return;
     for (int i = 0; i < w->part_count; i++) {
         json_object_put(w->parts[i].header);
+        free(w->parts[i].name);
         if (w->parts[i].mapped) munmap(w->parts[i].map, w->parts[i].len);
     }
     free(w->v);
@@ -396,22 +403,20 @@ static void let_go(const struct kx_weight *w) {
     if (w->mapped && from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
-static int convert(const struct kx_weight *w, float *out) {
-    const char *p = w->data;
-    size_t n, done = 0;
-    switch (w->dtype) {
+/* n values from the data at p on. */
+static int convert(enum kx_dtype dtype, const char *p, size_t n, float *out) {
+    size_t done = 0;
+    switch (dtype) {
     case KX_F32:
-        memcpy(out, p, w->bytes);
+        memcpy(out, p, n * sizeof *out);
         return 0;
     case KX_F16:
-        n = w->bytes / 2;
 #if defined(__x86_64__)
         done = __builtin_cpu_supports("avx2") ? halves_by_eight(p, out, n) : 0;
 #endif
         halves_to_floats(p + 2 * done, out + done, n - done);
         return 0;
     case KX_BF16:
-        n = w->bytes / 2;
         for (size_t i = 0; i < n; i++) {
             uint16_t h;
             memcpy(&h, p + 2 * i, 2);
@@ -425,7 +430,41 @@ static int convert(const struct kx_weight *w, float *out) {
 }
 
 int kx_weight_f32(const struct kx_weight *w, float *out) {
-    int rc = convert(w, out);
+    int rc = convert(w->dtype, w->data, w->bytes / dtype_row(w->dtype)->bytes, out);
+    let_go(w);
+    return rc;
+}
+
+/* The exponent of a NaN or an infinity is all ones: one more in its last bit carries into the sign's. */
+static bool all_finite(const float *v, size_t n) {
+    typedef uint32_t lanes __attribute__((vector_size(64)));
+    enum { LANES = sizeof(lanes) / sizeof(uint32_t) };
+    lanes u, carry = {0};
+    for (; n >= LANES; n -= LANES, v += LANES) {
+        memcpy(&u, v, sizeof u);
+        carry |= (u & 0x7fffffffu) + 0x00800000u;
+    }
+    uint32_t one, all = 0;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&one, &v[i], sizeof one);
+        all |= (one & 0x7fffffffu) + 0x00800000u;
+    }
+    for (int k = 0; k < LANES; k++) all |= carry[k];
+    return all < 0x80000000u;
+}
+
+int kx_weight_read(const struct kx_weight *w, float *out, struct kn_err *err) {
+    enum { BLOCK = 4096 }; /* values that are looked at while they are still in the first cache */
+    size_t each = dtype_row(w->dtype)->bytes, n = w->bytes / each;
+    int rc = 0;
+    for (size_t at = 0; at < n && !rc; at += BLOCK) {
+        size_t count = n - at < BLOCK ? n - at : BLOCK;
+        if ((rc = convert(w->dtype, (const char *)w->data + at * each, count, out + at)))
+            kn_err_set(err, rc, "%s: %.200s: whole numbers where weights should be", w->file, w->name);
+        else if (!all_finite(out + at, count))
+            rc = kn_err_set(err, KN_EPARSE, "%s: %.200s: a value is NaN or infinite; the file is damaged",
+                            w->file, w->name);
+    }
     let_go(w);
     return rc;
 }

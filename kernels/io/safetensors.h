@@ -21,6 +21,8 @@ struct kx_weight {
     const void *data; /* mapped, little-endian, maybe unaligned; borrowed until kx_weights_close */
     size_t bytes;
     bool mapped; /* a file's, not the caller's memory */
+    const char
+        *file; /* as messages name it: in the folder that was opened, or the path; borrowed as name is */
 };
 
 struct kx_weights;
@@ -49,6 +51,9 @@ const struct kx_weight *kx_weights_find(const struct kx_weights *w, const char *
  * mapped pages behind itself, so that a model that is being loaded is not in memory twice; it can be read
  * again. KN_EUNSUPPORTED for integers. */
 KN_MUST_USE int kx_weight_f32(const struct kx_weight *w, float *out);
+/* The same for what a network computes with: a value that is NaN or infinite is refused too (KN_EPARSE), and
+ * err names the file and the tensor. */
+KN_MUST_USE int kx_weight_read(const struct kx_weight *w, float *out, struct kn_err *err);
 /* Writes a file of f32/i32 tensors (kiln-render --dump). */
 struct kx_dump;
 KN_MUST_USE int kx_dump_create(struct kx_dump **out);

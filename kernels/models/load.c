@@ -93,8 +93,7 @@ static const struct kx_weight *find(struct kx_loader *l, const char *prefix, con
 }
 
 static void convert(struct kx_loader *l, const struct kx_weight *w, float *out) {
-    int rc = kx_weight_f32(w, out);
-    if (rc) kx_loader_fail(l, rc, "%.200s: whole numbers where weights should be", w->name);
+    if (!l->rc) l->rc = kx_weight_read(w, out, l->err);
 }
 
 /* Room for `floats` in the scratch buffer; NULL: failed. */

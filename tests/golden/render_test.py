@@ -196,6 +196,23 @@ class Render(unittest.TestCase):
                 self.refused("-p", "a", "-o", out, "--lora", target,
                              says=f"{target}: is {kind}, not a regular file")
 
+    def test_a_weight_that_is_no_number_is_found_when_the_model_is_loaded(self):
+        model = self.copy_of_sd1()
+        for file, name in (("unet/diffusion_pytorch_model.safetensors", "conv_in.weight"),
+                           ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
+                           ("text_encoder/model.safetensors", "embeddings.token_embedding.weight")):
+            path = model / file
+            good = path.read_bytes()
+            n = struct.unpack("<Q", good[:8])[0]
+            header = json.loads(good[8:8 + n])
+            full = next(k for k in header if k.endswith(name))
+            end = 8 + n + header[full]["data_offsets"][1]
+            value = {"F16": b"\0\x7e", "F32": b"\0\0\x80\x7f"}[header[full]["dtype"]]  # NaN; infinity
+            path.write_bytes(good[:end - len(value)] + value + good[end:])
+            self.refused("-p", "a", "-o", self.path / "p.png", model=str(model),
+                         says=f"{path.parent}: {path.name}: {full}: a value is NaN or infinite")
+            path.write_bytes(good)
+
     def test_interrupted_it_says_130(self):
         (self.path / "p.txt").write_text("a cat\n" * 2000)
         p = subprocess.Popen([PROGRAM, "--model", SD1, "--prompts", self.path / "p.txt", "-o", self.path / "out",

@@ -51,6 +51,7 @@ TEST(tensors_are_found_by_name_with_shape_and_data) {
     CHECK(kx_weights_find(w, "scalar")->ndim == 0);
     CHECK(!kx_weights_find(w, "c"));
     CHECK_STR(kx_weights_at(w, 0)->name, "a");
+    CHECK_STR(kx_weights_at(w, 0)->file, "x");
     kx_weights_close(w);
     free(f);
 }
@@ -178,6 +179,45 @@ TEST(halves_become_the_same_floats_alone_and_in_a_row) {
                       halves[from + i]);
         }
     }
+}
+
+TEST(a_value_that_is_not_finite_is_refused_with_file_and_tensor) {
+    enum { N = 4096 + 8 + 3 }; /* over a block, with an odd end */
+    static const struct {
+        enum kx_dtype dtype;
+        uint32_t bits;
+        bool fine;
+    } rows[] = {{KX_F32, 0x7f7fffff, true},  {KX_F32, 0xff7fffff, true},  {KX_F32, 0x7f800000, false},
+                {KX_F32, 0xff800000, false}, {KX_F32, 0x7f800001, false}, {KX_F32, 0xffc00000, false},
+                {KX_F16, 0x7bff, true},      {KX_F16, 0xfc00, false},     {KX_F16, 0x7e00, false},
+                {KX_BF16, 0x7f7f, true},     {KX_BF16, 0x7f80, false},    {KX_BF16, 0xffc0, false}};
+    static const size_t places[] = {0, 5, 4095, 4096, 4103, 4104, N - 1};
+    static uint32_t data[N];
+    static float out[N];
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+            size_t each = rows[r].dtype == KX_F32 ? 4 : 2;
+            struct kx_weight w = {.name = "conv_in.weight",
+                                  .file = "unet.safetensors",
+                                  .dtype = rows[r].dtype,
+                                  .data = data,
+                                  .bytes = N * each};
+            struct kn_err err = {0};
+            memset(data, 0, sizeof data);
+            memcpy((char *)data + places[i] * each, &rows[r].bits,
+                   each); /* little-endian: the low half first */
+            int rc = kx_weight_read(&w, out, &err);
+            CHECK_MSG(rc == (rows[r].fine ? 0 : KN_EPARSE), "type %d, 0x%x at %zu: %d", rows[r].dtype,
+                      rows[r].bits, places[i], rc);
+            CHECK_MSG(!rc || !strcmp(err.text,
+                                     "unet.safetensors: conv_in.weight: a value is NaN or infinite; "
+                                     "the file is damaged"),
+                      "%s", err.text);
+        }
+    struct kn_err err = {0};
+    struct kx_weight whole = {.name = "ids", .file = "f", .dtype = KX_I64, .data = data, .bytes = 16};
+    CHECK_INT(kx_weight_read(&whole, out, &err), KN_EUNSUPPORTED);
+    CHECK_STR(err.text, "f: ids: whole numbers where weights should be");
 }
 
 TEST(a_dump_is_read_back_as_it_was_written) {
