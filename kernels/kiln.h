@@ -69,10 +69,11 @@ KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct k
                                 struct kn_err *err);
 void kiln_model_destroy(struct kiln_model *m);
 /* Applies LoRAs in this order, in place of those that were (n 0: none), without loading the model anew: the
- * layers that they change get other weights. kohya's and diffusers'/PEFT's safetensors files; a key that
- * matches no layer of the model is KN_EPARSE, a kind that is not applied (DoRA, LoHa …) KN_EUNSUPPORTED, each
- * with file and key, and then nothing has changed. Waits for what is being rendered; batches that were
- * created before are rendered with whatever weights there are then. */
+ * layers that they change get other weights. kohya's, diffusers' and PEFT's safetensors files, the last with
+ * adapter_config.json beside them (docs/MANUAL.md says what is read); a key that matches no layer of the model
+ * or a value that is no number is KN_EPARSE, a kind or an option that is not applied (DoRA, LoHa …)
+ * KN_EUNSUPPORTED, each with file and key, and then nothing has changed. Waits for what is being rendered;
+ * batches that were created before are rendered with whatever weights there are then. */
 #define KILN_LORAS_MAX 16
 struct kiln_lora {
     const char *path;

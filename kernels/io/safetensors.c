@@ -358,6 +358,15 @@ const struct kx_weight *kx_weights_find(const struct kx_weights *w, const char *
     return w->count ? bsearch(&key, w->v, w->count, sizeof *w->v, by_name) : NULL;
 }
 
+const char *kx_weights_metadata(const struct kx_weights *w, const char *key) {
+    json_object *all = NULL, *v = NULL;
+    if (!w->part_count || !json_object_object_get_ex(w->parts[0].header, "__metadata__", &all) ||
+        !json_object_is_type(all, json_type_object) || !json_object_object_get_ex(all, key, &v) ||
+        !json_object_is_type(v, json_type_string))
+        return NULL;
+    return json_object_get_string(v);
+}
+
 /* ---- conversion ---- */
 
 static float half_to_float(uint16_t h) {

@@ -34,6 +34,9 @@ KN_MUST_USE int kx_weights_open(const char *dir, const char *stem, struct kx_wei
 /* One file. */
 KN_MUST_USE int kx_weights_open_file(const char *path, struct kx_weights **out, struct kn_err *err);
 void kx_weights_close(struct kx_weights *w);
+/* A text of the file's __metadata__ (of the first part's, where there are several); NULL: there is none. Some
+ * writers store numbers there, which are no texts and are passed over. */
+const char *kx_weights_metadata(const struct kx_weights *w, const char *key);
 /* Calls each(ctx, path) for every file that kx_weights_open would map, the index first; stops at a non-zero
  * answer and returns it. */
 KN_MUST_USE int kx_weights_files(const char *dir, const char *stem,

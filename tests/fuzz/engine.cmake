@@ -1,3 +1,6 @@
 kn_fuzz_test(NAME fuzz.config SOURCES config.c CORPUS corpus/config WORDS config.words LIBS kiln_engine RUNS 60000)
 kn_fuzz_test(NAME fuzz.safetensors SOURCES safetensors.c CORPUS corpus/safetensors LIBS kiln_engine)
 kn_fuzz_test(NAME fuzz.tokenizer SOURCES tokenizer.c CORPUS corpus/tokenizer WORDS tokenizer.words LIBS kiln_engine RUNS 100000)
+if(TARGET kiln-render)
+  kn_fuzz_test(NAME fuzz.lora_config SOURCES lora_config.c CORPUS corpus/lora_config WORDS lora_config.words LIBS kiln_engine RUNS 60000)
+endif()

@@ -3,6 +3,8 @@
  * that it does not. */
 #include "kernels/io/safetensors.h"
 
+#include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "tests/fuzz/fuzz.h"
@@ -29,8 +31,15 @@ int kn_fuzz(const uint8_t *data, size_t size) {
         FUZZ_CHECK(f);
         rc = kx_weight_f32(t, f);
         FUZZ_CHECK(rc == 0 || (rc == KN_EUNSUPPORTED && t->dtype >= KX_I32));
+        bool finite = !rc;
+        for (size_t k = 0; k < n && finite; k++) finite = isfinite(f[k]);
+        int read = kx_weight_read(t, f, &err);
+        FUZZ_CHECK(n == 0 || finite == !read);
+        FUZZ_CHECK(!read || (err.code == read && !strncmp(err.text, "f: ", 3)));
         free(f);
     }
+    const char *text = kx_weights_metadata(w, "format");
+    FUZZ_CHECK(!text || strlen(text) <= size);
     kx_weights_close(w);
     return 0;
 }

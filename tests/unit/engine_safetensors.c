@@ -52,6 +52,8 @@ TEST(tensors_are_found_by_name_with_shape_and_data) {
     CHECK(!kx_weights_find(w, "c"));
     CHECK_STR(kx_weights_at(w, 0)->name, "a");
     CHECK_STR(kx_weights_at(w, 0)->file, "x");
+    CHECK_STR(kx_weights_metadata(w, "format"), "pt");
+    CHECK(!kx_weights_metadata(w, "b"));
     kx_weights_close(w);
     free(f);
 }
