@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/fs.h"
+#include "base/limits.h"
 
 #define FORK_AGAIN_MS 1000
 #define MORE_MAX 4 /* descriptors beside the signals */
@@ -197,8 +198,8 @@ void kn_supervise_end(struct kn_supervisor *s, size_t from, size_t to, struct kn
 void kn_supervise_last_words(const char *log, off_t from, char *out, size_t out_max) {
     char tail[LAST_WORDS_BYTES + 1];
     out[0] = '\0';
-    int fd = open(log, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
+    int fd;
+    if (kn_fs_open(log, KN_FILE_BYTES_MAX, &fd, NULL, NULL)) return;
     off_t size = lseek(fd, 0, SEEK_END);
     if (size - from > LAST_WORDS_BYTES) from = size - LAST_WORDS_BYTES;
     ssize_t n = pread(fd, tail, LAST_WORDS_BYTES, from);
