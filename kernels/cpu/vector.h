@@ -1,5 +1,5 @@
-/* The CPU's own inner loops, compiled once for each instruction set (vector.c, attend.c) and chosen when a
- * context is made. Each works on a stretch that one thread has; who has which stretch is ops.c's business,
+/* The CPU's own inner loops, compiled once for each instruction set (vector.c, op_attention.c) and chosen when a
+ * context is made. Each works on a stretch that one thread has; who has which stretch is op_small.c's business,
  * and never moves a bit. */
 #ifndef KILN_KERNELS_CPU_VECTOR_H
 #define KILN_KERNELS_CPU_VECTOR_H
@@ -59,7 +59,7 @@ const struct kx_vector *kx_vector_choose(void);
 
 extern const struct kx_vector kx_vector_sse2, kx_vector_avx2, kx_vector_avx512;
 
-/* Of attend.c, for vector.c's tables. */
+/* Of op_attention.c, for vector.c's tables. */
 #define KX_ATTEND_DECLARE(isa)                                                                               \
     void kx_pack_keys_##isa(const float *k, size_t stride, int rows, int dim, float *block);                 \
     void kx_pack_values_##isa(const float *v, size_t stride, int rows, int dim, float *packed);              \
