@@ -4,8 +4,6 @@
  * its lane, and nobody waits for anybody inside of a network. */
 #include "kernels/cpu/context.h"
 
-#include "kernels/cpu/layer.h"
-
 #include <assert.h>
 #include <sched.h>
 #include <stdio.h>
@@ -23,15 +21,6 @@ static void cpu_destroy(struct kx_ctx *ctx);
 #define PRODUCTS_MAX 1000 /* eight sizes of a picture or so; each takes 100 to 200 KiB */
 
 #if defined(__x86_64__)
-const struct kx_vector *kx_vector_choose(void) {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return &kx_vector_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kx_vector_avx2;
-    return &kx_vector_sse2;
-}
-
 /* oneDNN chooses the size of its blocks, and with it the order of sums, by the caches: each level's
  * size, and how many share it, as cpuid says: " 48K/1 1024K/1 32768K/2". */
 static void describe_caches(char *out, size_t size) {
@@ -51,10 +40,6 @@ static void describe_caches(char *out, size_t size) {
     }
 }
 #else
-const struct kx_vector *kx_vector_choose(void) {
-    return &kx_vector_sse2;
-}
-
 static void describe_caches(char *out, size_t size) {
     snprintf(out, size, " %ldK %ldK", sysconf(_SC_LEVEL1_DCACHE_SIZE) >> 10,
              sysconf(_SC_LEVEL2_CACHE_SIZE) >> 10);

@@ -58,9 +58,30 @@ static inline size_t kx_round64(size_t bytes) {
 typedef void kx_item(void *arg, int i, const struct kx_seat *seat);
 void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg);
 
-/* fn(arg, i, seat) for i < n on the context's threads. */
-typedef void kx_item(void *arg, int i, const struct kx_seat *seat);
-void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg);
+/* How work is cut in stretches: as many of `each` as cover n; rows of c floats a stretch, about 32 KiB, in whole
+ * multiples of 16 rows. */
+static inline size_t kx_stretches(size_t n, size_t each) {
+    return (n + each - 1) / each;
+}
+static inline size_t kx_least(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+static inline size_t kx_rows_each(size_t c) {
+    size_t n = 8192 / (c ? c : 1) / 16 * 16;
+    return n < 16 ? 16 : n;
+}
+
+/* ---- op_conv.c: a layer with weights is what a kx_conv and a kx_linear are */
+
+struct kx_layer;
+struct kx_layer_shape {
+    int in, out, kernel, stride;
+    bool upsample;
+    enum kx_act act;
+};
+const struct kx_layer_shape *kx_layer_shape(const struct kx_layer *l);
+/* Drops the plans of every layer that was made from the context, for all sizes. */
+void kx_layers_forget(struct kx_cpu *ctx);
 
 /* The ops, as kernels/ops.h has them. */
 int kx_cpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,

@@ -1,4 +1,4 @@
-/* Convolutions and linear layers on the CPU: oneDNN computes, this file cuts.
+/* Convolutions and linear layers on the CPU: oneDNN (onednn.h) computes, this file cuts.
  *
  * The cut. The output's rows are cut in stripes; where the weights are large its channels are cut in slices
  * as well, so that a slice's weights stay in the cache while the stripes go by. A stripe and a slice are an
@@ -15,11 +15,11 @@
  *
  * Measured, 2 cores of a Zen 5, oneDNN 2.6, f32: a 1280 to 1280 3×3 convolution of 8×8 pixels 209 GFLOP/s
  * whole and 290 in slices of 160 on one thread; 320 to 320 at 64×64 261 whole, 270 in stripes of 8 rows. */
-#include "kernels/cpu/layer.h"
-
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "kernels/cpu/context.h"
 
 enum { STRIPES_MAX = 32, SLICES_MAX = 8, LAYOUTS_MAX = 4 };
 
@@ -52,6 +52,7 @@ struct variant {
     struct variant *next;
 };
 
+/* What a convolution and a linear layer have in common. */
 struct kx_layer {
     struct kx_made made;            /* first */
     struct kx_cpu *root;            /* borrowed */
@@ -122,8 +123,10 @@ static void copy_all(struct kx_layer *l, const float *weight) {
         copy_weights(l, &l->piece[i], weight, to);
 }
 
-int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const float *weight,
-                    const float *bias, struct kx_layer **out, struct kn_err *err) {
+static void layer_destroy(struct kx_layer *l);
+
+static int layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const float *weight,
+                        const float *bias, struct kx_layer **out, struct kn_err *err) {
     *out = NULL;
     assert(s->in > 0 && s->out > 0 && s->kernel > 0 && s->stride > 0);
     assert(!s->upsample || (s->kernel == 3 && s->stride == 1));
@@ -146,7 +149,7 @@ int kx_layer_create(struct kx_cpu *ctx, const struct kx_layer_shape *s, const fl
     l->plain = kx_aligned(layer_floats(l) * sizeof(float));
     l->bias = kx_aligned((size_t)s->out * sizeof(float));
     if (!l->piece || !l->plain || !l->bias) {
-        kx_layer_destroy(l);
+        layer_destroy(l);
         return kn_err_set(err, KN_EOOM, "out of memory for weights");
     }
     cut_channels(l);
@@ -176,7 +179,8 @@ static void drop_packed(struct kx_layer *l) {
     }
 }
 
-int kx_layer_set(struct kx_layer *l, const float *weight, struct kn_err *err) {
+/* Other weights: the plans are dropped, since products chose their layouts for the old ones. */
+static int layer_set(struct kx_layer *l, const float *weight, struct kn_err *err) {
     if (!l->plain) l->plain = kx_aligned(layer_floats(l) * sizeof(float));
     if (!l->plain) return kn_err_set(err, KN_EOOM, "out of memory for weights");
     forget(l);
@@ -186,7 +190,7 @@ int kx_layer_set(struct kx_layer *l, const float *weight, struct kn_err *err) {
     return 0;
 }
 
-void kx_layer_destroy(struct kx_layer *l) {
+static void layer_destroy(struct kx_layer *l) {
     if (!l) return;
     if (l->next) l->next->before = l->before;
     *(l->before ? &l->before->next : &l->root->layers) = l->next;
@@ -390,8 +394,9 @@ static void run_item(void *arg, int item, const struct kx_seat *seat) {
     if (!l->dense) place(r, s, pieces, tmp);
 }
 
-void kx_layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, int h, int w, const float *shift,
-                  const float *residual, float *y) {
+/* y = act(layer(x) + shift) + residual, or its plan. x: h × w pixels. shift and residual: or NULL. */
+static void layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, int h, int w,
+                      const float *shift, const float *residual, float *y) {
     struct variant *v = find(l, h, w, residual);
     assert(!(residual && l->shape.act == KX_ACT_GEGLU));
     if (ctx->base.planning) {
@@ -407,4 +412,80 @@ void kx_layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, int h,
         r.bias = sum;
     }
     kx_parallel(ctx, v->stripes * l->phases * l->slices, run_item, &r);
+}
+
+/* ---- the ops of kernels/ops.h */
+
+/* Each is a layer; the types keep them apart. */
+static struct kx_layer *of_conv(struct kx_conv *c) {
+    return (struct kx_layer *)c;
+}
+static struct kx_layer *of_linear(struct kx_linear *l) {
+    return (struct kx_layer *)l;
+}
+
+/* The one image's shift; NULL: none. */
+static const float *shift_of(const struct kx_rows *r) {
+    if (!r || !r->v) return NULL;
+    return (const float *)r->v + (r->index ? (size_t)r->index[0] * r->stride : 0);
+}
+
+int kx_cpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
+                       const float *bias, struct kx_conv **out, struct kn_err *err) {
+    struct kx_layer *l;
+    int rc =
+        layer_create(kx_cpu_of(ctx),
+                     &(struct kx_layer_shape){s->in, s->out, s->kernel, s->stride, s->upsample, KX_ACT_NONE},
+                     weight, bias, &l, err);
+    *out = (struct kx_conv *)l;
+    return rc;
+}
+
+int kx_cpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err) {
+    (void)ctx;
+    return layer_set(of_conv(c), weight, err);
+}
+
+void kx_cpu_conv_destroy(struct kx_conv *c) {
+    layer_destroy(of_conv(c));
+}
+
+void kx_cpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
+                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y) {
+    const struct kx_layer_shape *s = &of_conv(c)->shape;
+    int h = s->upsample ? 2 * x->h : x->h, w = s->upsample ? 2 * x->w : x->w, pad = s->kernel / 2;
+    assert(x->n == 1 && y->n == 1 && x->c == s->in && y->c == s->out);
+    assert(y->h == (h + 2 * pad - s->kernel) / s->stride + 1 &&
+           y->w == (w + 2 * pad - s->kernel) / s->stride + 1);
+    assert(!residual || kx_count(residual) == kx_count(y));
+    layer_run(kx_cpu_of(ctx), of_conv(c), x->v, x->h, x->w, ctx->planning ? NULL : shift_of(shift),
+              residual ? residual->v : NULL, y->v);
+}
+
+int kx_cpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
+                         const float *bias, struct kx_linear **out_linear, struct kn_err *err) {
+    struct kx_layer *l;
+    int rc = layer_create(kx_cpu_of(ctx), &(struct kx_layer_shape){in, out, 1, 1, false, act}, weight, bias,
+                          &l, err);
+    *out_linear = (struct kx_linear *)l;
+    return rc;
+}
+
+int kx_cpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err) {
+    (void)ctx;
+    return layer_set(of_linear(l), weight, err);
+}
+
+void kx_cpu_linear_destroy(struct kx_linear *l) {
+    layer_destroy(of_linear(l));
+}
+
+void kx_cpu_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
+                   const struct kx_tensor *residual, struct kx_tensor *y) {
+    const struct kx_layer_shape *s = &of_linear(l)->shape;
+    int rows = x->h * x->w;
+    assert(x->n == 1 && x->c == s->in && y->c == (s->act == KX_ACT_GEGLU ? s->out / 2 : s->out) &&
+           kx_count(y) == (size_t)rows * (size_t)y->c);
+    assert(!residual || kx_count(residual) == kx_count(y));
+    layer_run(kx_cpu_of(ctx), of_linear(l), x->v, rows, 1, NULL, residual ? residual->v : NULL, y->v);
 }

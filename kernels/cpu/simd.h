@@ -186,4 +186,8 @@ KX_INLINE vf vexp2(vf x) {
 #define KX_TEXT2(a) #a
 #define KX_TEXT(a) KX_TEXT2(a)
 
+KX_INLINE vf vsilu(vf x) {
+    return x / (splat(1) + vexp(-x));
+}
+
 #endif

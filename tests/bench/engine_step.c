@@ -15,7 +15,7 @@
 #include <time.h>
 
 #include "base/clock.h"
-#include "kernels/cpu/layer.h"
+#include "kernels/cpu/context.h"
 #include "kernels/kiln.h"
 
 enum kind { CONV, MATMUL, ATTENTION, NORM, REST, KINDS };
