@@ -15,7 +15,7 @@ struct kx_backend {
     int (*sync)(struct kx_ctx *ctx, struct kn_err *err);
     int (*lanes)(const struct kx_ctx *ctx, int n, size_t bytes);
     struct kx_ctx *(*lane)(struct kx_ctx *ctx, int lanes, int i);
-    int (*together)(const struct kx_ctx *ctx, int n);
+    int (*minibatch)(const struct kx_ctx *ctx, int n);
     void (*each)(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg);
 
     void *(*alloc)(struct kx_ctx *ctx, size_t bytes);
@@ -30,7 +30,7 @@ struct kx_backend {
     int (*plan_end)(struct kx_ctx *ctx, struct kn_err *err);
     size_t (*wanted)(const struct kx_ctx *ctx); /* workspace, by the ops since plan_begin */
     void (*plan_trim)(struct kx_ctx *ctx);
-    unsigned (*plan_age)(const struct kx_ctx *ctx);
+    unsigned (*plan_generation)(const struct kx_ctx *ctx);
     void (*replay)(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
     void (*recording_destroy)(struct kx_ctx *ctx, struct kx_recording *r);
     int (*event_create)(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
@@ -44,16 +44,16 @@ struct kx_backend {
     int (*conv_set)(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
     void (*conv_destroy)(struct kx_conv *c);
     void (*conv)(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
+                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
     int (*linear_create)(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                          const float *bias, struct kx_linear **out_linear, struct kn_err *err);
     int (*linear_set)(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
     void (*linear_destroy)(struct kx_linear *l);
     void (*linear)(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
                    const struct kx_tensor *residual, struct kx_tensor *y);
-    int (*narrow)(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
-    int (*observe)(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
-    float (*seen)(struct kx_ctx *ctx, void *layer);
+    int (*quantize)(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
+    int (*amax_record)(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
+    float (*amax)(struct kx_ctx *ctx, void *layer);
     void (*group_norm)(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
                        int groups, float eps, bool silu, struct kx_tensor *y);
     void (*layer_norm)(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
@@ -70,7 +70,7 @@ struct kx_backend {
     void (*table_destroy)(struct kx_table *t);
     void (*embed)(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
                   const int32_t *ids, struct kx_tensor *y);
-    void (*pick)(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+    void (*gather)(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
     void (*from_f32)(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
     void (*to_rgb)(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
                    int32_t *finite);

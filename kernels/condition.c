@@ -1,6 +1,6 @@
 /* From a prompt to what the UNet is told of it: tokens, the text encoder's states; of SDXL's two encoders the
  * states side by side and the second one's pooled state. Encoded texts are remembered, so that a negative
- * prompt, or a prompt with many seeds, is encoded once; what is new in a batch is encoded together. Stage 1's
+ * prompt, or a prompt with many seeds, is encoded once; what is new in a minibatch is encoded together. Stage 1's
  * thread. */
 #include <stdlib.h>
 #include <string.h>
@@ -55,13 +55,13 @@ static struct encoded *find(struct kiln_model *m, const char *text) {
     return NULL;
 }
 
-/* A slot for a new text: a free one, or the least recently used that this batch does not need. */
+/* A slot for a new text: a free one, or the least recently used that this minibatch does not need. */
 static struct encoded *slot(struct kiln_model *m) {
     if (m->cache_count < m->cache_max) return &m->cache[m->cache_count++];
     struct encoded *oldest = NULL;
     for (int i = 0; i < m->cache_count; i++) {
         struct encoded *c = &m->cache[i];
-        if (c->batch != m->cache_batch && (!oldest || c->used < oldest->used)) oldest = c;
+        if (c->minibatch != m->cache_minibatch && (!oldest || c->used < oldest->used)) oldest = c;
     }
     if (oldest) encoded_fini(oldest);
     return oldest;
@@ -124,10 +124,10 @@ int kx_condition(struct kiln_model *m, const char *const *texts, int n, const st
                  struct kn_err *err) {
     struct encoded **fresh = calloc((size_t)n, sizeof(struct encoded *));
     int count = 0, rc = fresh ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory");
-    m->cache_batch++;
+    m->cache_minibatch++;
     for (int i = 0; i < n; i++) { /* what is there already must not make room for what is not */
         struct encoded *c = texts[i] ? find(m, texts[i]) : NULL;
-        if (c) c->batch = m->cache_batch;
+        if (c) c->minibatch = m->cache_minibatch;
     }
     for (int i = 0; i < n && !rc; i++) {
         if (!texts[i]) {
@@ -144,7 +144,7 @@ int kx_condition(struct kiln_model *m, const char *const *texts, int n, const st
             rc = tokenize(m, texts[i], c, err);
         }
         c->used = ++m->cache_clock;
-        c->batch = m->cache_batch;
+        c->minibatch = m->cache_minibatch;
         out[i] = c;
     }
     for (int k = 0, from = 0; k < m->encoders && count && !rc; from += config_of(m, k++)->hidden_size)

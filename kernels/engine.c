@@ -17,8 +17,8 @@
 #include "kernels/cuda/cuda.h"
 #endif
 
-#define BATCH_MAX 64
-#define BATCH_CPU 4 /* or a row for each thread, where that is more: beyond it a CPU gains nothing */
+#define MINIBATCH_MAX 64
+#define MINIBATCH_CPU 4 /* or a row for each thread, where that is more: beyond it a CPU gains nothing */
 #define WATCHDOG_MS 60000
 
 /* ---- engine ---- */
@@ -255,7 +255,7 @@ void kiln_model_destroy(struct kiln_model *m) {
 
 /* ---- how many images at once ---- */
 
-static int batch_cpu(const struct kiln_model *m, uint32_t width, uint32_t height) {
+static int minibatch_cpu(const struct kiln_model *m, uint32_t width, uint32_t height) {
     const struct kx_unet_config *u = &m->cfg.unet;
     const struct kx_vae_config *v = &m->cfg.vae;
     double latents = (double)width * height / ((double)v->factor * v->factor), bytes = 0;
@@ -266,16 +266,16 @@ static int batch_cpu(const struct kiln_model *m, uint32_t width, uint32_t height
     bytes = 3 * bytes + 2 * 4.0 * latents * u->channels[0] * 12;
     double have = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 2;
     int most = (kx_ctx_threads(m->engine->unet) + 1) / 2; /* a picture with guidance has two rows */
-    if (most < BATCH_CPU) most = BATCH_CPU;
-    if (most > BATCH_MAX) most = BATCH_MAX;
+    if (most < MINIBATCH_CPU) most = MINIBATCH_CPU;
+    if (most > MINIBATCH_MAX) most = MINIBATCH_MAX;
     int n = bytes > 0 && have / bytes < most ? (int)(have / bytes) : most;
     return n < 1 ? 1 : n;
 }
 
-/* What a batch of n takes beside the weights: the loop's activations for two rows an image, its latents, and
+/* What a minibatch of n takes beside the weights: the loop's activations for two rows an image, its latents, and
  * one picture in the autoencoder (it takes as many as there is room for). Counted by planning, so exact but
  * for the backend's workspace, for which there is a reserve. */
-static int batch_bytes(struct kiln_model *m, int n, int w, int h, size_t *bytes) {
+static int minibatch_bytes(struct kiln_model *m, int n, int w, int h, size_t *bytes) {
     struct kn_err err;
     size_t unet, vae, latents = (size_t)w * (size_t)h * (size_t)m->cfg.unet.in_channels * sizeof(float);
     int rc = kx_unet_bytes(m->unet, 2 * n, h, w, m->positions, &unet, &err);
@@ -284,12 +284,13 @@ static int batch_bytes(struct kiln_model *m, int n, int w, int h, size_t *bytes)
     return rc;
 }
 
-static int batch_gpu(struct kiln_model *m, uint32_t width, uint32_t height) {
-    int w = (int)width / m->cfg.vae.factor, h = (int)height / m->cfg.vae.factor, low = 1, high = BATCH_MAX;
+static int minibatch_gpu(struct kiln_model *m, uint32_t width, uint32_t height) {
+    int w = (int)width / m->cfg.vae.factor, h = (int)height / m->cfg.vae.factor, low = 1,
+        high = MINIBATCH_MAX;
     size_t have = m->weights_free / 100 * 92, bytes;
     while (low < high) { /* low fits, or is 1 */
         int n = (low + high + 1) / 2;
-        if (!batch_bytes(m, n, w, h, &bytes) && bytes <= have)
+        if (!minibatch_bytes(m, n, w, h, &bytes) && bytes <= have)
             low = n;
         else
             high = n - 1;
@@ -297,46 +298,46 @@ static int batch_gpu(struct kiln_model *m, uint32_t width, uint32_t height) {
     return low;
 }
 
-static struct batch_limit *find_limit(struct kiln_model *m, uint32_t width, uint32_t height) {
+static struct minibatch_limit *find_limit(struct kiln_model *m, uint32_t width, uint32_t height) {
     for (int i = 0; i < m->limit_count; i++)
         if (m->limits[i].width == width && m->limits[i].height == height) return &m->limits[i];
     return NULL;
 }
 
-static struct batch_limit *add_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n) {
+static struct minibatch_limit *add_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n) {
     int max = (int)(sizeof m->limits / sizeof *m->limits);
-    struct batch_limit *l = &m->limits[m->limit_next];
+    struct minibatch_limit *l = &m->limits[m->limit_next];
     m->limit_next = (m->limit_next + 1) % max;
     if (m->limit_count < max) m->limit_count++;
-    *l = (struct batch_limit){width, height, n};
+    *l = (struct minibatch_limit){width, height, n};
     return l;
 }
 
-int kiln_model_batch_max(struct kiln_model *m, uint32_t width, uint32_t height) {
+int kiln_model_minibatch_max(struct kiln_model *m, uint32_t width, uint32_t height) {
     struct kiln_engine *e = m->engine;
     pthread_mutex_lock(&m->limits_lock);
-    struct batch_limit *l = find_limit(m, width, height);
+    struct minibatch_limit *l = find_limit(m, width, height);
     int n;
     if (e->gpu) {
         if (!l) { /* counting plans on the contexts of two stages */
             kx_stage_enter(e, KX_STAGE_LOOP);
             kx_stage_enter(e, KX_STAGE_PICTURE);
-            l = add_limit(m, width, height, batch_gpu(m, width, height));
+            l = add_limit(m, width, height, minibatch_gpu(m, width, height));
             kx_stage_leave(e, KX_STAGE_PICTURE);
             kx_stage_leave(e, KX_STAGE_LOOP);
         }
         n = l->n;
     } else {
-        n = batch_cpu(m, width, height); /* by the memory that is free now */
+        n = minibatch_cpu(m, width, height); /* by the memory that is free now */
         if (l && l->n < n) n = l->n;
     }
     pthread_mutex_unlock(&m->limits_lock);
     return n;
 }
 
-void kx_batch_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n) {
+void kx_minibatch_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n) {
     pthread_mutex_lock(&m->limits_lock);
-    struct batch_limit *l = find_limit(m, width, height);
+    struct minibatch_limit *l = find_limit(m, width, height);
     if (!l) l = add_limit(m, width, height, n);
     l->n = n / 2 < 1 ? 1 : n / 2;
     pthread_mutex_unlock(&m->limits_lock);

@@ -31,18 +31,18 @@ struct kiln_engine {
 
 /* What the networks are told of a text. */
 struct encoded {
-    char *text;     /* owns */
-    int32_t *ids;   /* encoders × positions; NULL: no text, all is zeros */
-    float *states;  /* positions × width, the encoders' side by side */
-    float *pooled;  /* pooled: the second encoder's; NULL when the UNet takes none */
-    uint64_t used;  /* the larger, the later */
-    uint64_t batch; /* the last batch that asked for it: not dropped while that one is put together */
+    char *text;         /* owns */
+    int32_t *ids;       /* encoders × positions; NULL: no text, all is zeros */
+    float *states;      /* positions × width, the encoders' side by side */
+    float *pooled;      /* pooled: the second encoder's; NULL when the UNet takes none */
+    uint64_t used;      /* the larger, the later */
+    uint64_t minibatch; /* the last minibatch that asked for it: not dropped while that one is put together */
 };
 
 #define TEXT_CACHE_MAX 256
 #define ENCODERS_MAX 2
 
-/* Buffers and recordings of one shape of batch (render.c). */
+/* Buffers and recordings of one shape of minibatch (render.c). */
 struct session;
 
 struct kiln_model {
@@ -61,17 +61,17 @@ struct kiln_model {
     struct encoded none;          /* what no text is (kx_condition) */
     struct encoded cache[TEXT_CACHE_MAX];
     int cache_count, cache_max;
-    uint64_t cache_clock, cache_batch;
+    uint64_t cache_clock, cache_minibatch;
 
     struct session *sessions; /* the latest used first */
     size_t weights_free;      /* bytes that were free when the weights were in place */
     pthread_mutex_t limits_lock;
-    struct batch_limit {
+    struct minibatch_limit {
         uint32_t width, height;
         int n;
-    } limits[8]; /* GPU: the largest batches that were computed, or found too large */
+    } limits[8]; /* GPU: the largest minibatches that were computed, or found too large */
     int limit_count, limit_next;
-    int planned_h, planned_w, planned_n; /* stage 1: the largest batch whose decoding was planned */
+    int planned_h, planned_w, planned_n; /* stage 1: the largest minibatch whose decoding was planned */
     int decode_together;                 /* 0: all; halved when memory is short */
 };
 
@@ -98,7 +98,7 @@ void kx_engine_leave_all(struct kiln_engine *e);
 
 /* ---- fp8.c */
 
-/* Makes the UNet narrow, by the folder's file. All stages are entered. */
+/* Quantizes the UNet's layers, with the scales of the folder's kiln-fp8.json. All stages are entered. */
 KN_MUST_USE int kx_fp8_load(struct kiln_model *m, struct kn_err *err);
 
 /* ---- condition.c */
@@ -115,7 +115,7 @@ void kx_condition_forget(struct kiln_model *m);
 /* ---- render.c */
 
 void kx_sessions_drop(struct kiln_model *m);
-/* Remembers that a batch of n did not fit; what fits is less. */
-void kx_batch_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n);
+/* Remembers that a minibatch of n did not fit; what fits is less. */
+void kx_minibatch_limit(struct kiln_model *m, uint32_t width, uint32_t height, int n);
 
 #endif

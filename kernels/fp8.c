@@ -1,12 +1,12 @@
 /* The UNet with eight-bit operands (KILN_PRECISION_FP8): which layers, and the scales of their inputs.
  *
- * Calibration renders a list of tasks in the storage type while every layer that may become narrow remembers
+ * Calibration renders a list of tasks in the storage type while every layer that may be quantized remembers
  * the largest magnitude of its inputs, and writes those down in the model's folder (kiln-fp8.json: a layer's
  * name and that number). The file is one of those that the model's hash is over, since it moves pixels: two
  * nodes with other scales have other models.
  *
  * Left out, because little work and much error is in them: the first and the last convolution and residual
- * block, what makes the time embedding and the shifts, and the text's keys and values, which are computed
+ * block, what makes the time embedding and time_proj, and the text's keys and values, which are computed
  * once an image. */
 #include <math.h>
 #include <stdio.h>
@@ -27,7 +27,7 @@ static void *layer_of(const struct kx_part *p) {
     return p->conv ? (void *)p->conv : (void *)p->linear;
 }
 
-/* Whether the layer that begins with this part may be narrow. */
+/* True if the layer that begins with this part may be quantized. */
 static bool eligible(const struct kiln_model *m, const struct kx_part *p) {
     const struct kx_unet_config *u = &m->cfg.unet;
     const char *const begins[] = {"conv_in", "conv_out", "time_embedding.", "add_embedding.",
@@ -61,21 +61,21 @@ static int fp8_path(const struct kiln_model *m, char path[KN_PATH_MAX], struct k
     return rc ? kn_err_set(err, rc, "%s: path too long", m->dir) : 0;
 }
 
-/* ---- becoming narrow */
+/* ---- quantizing */
 
-struct narrowing {
+struct quantizing {
     const struct kx_json *inputs;
     struct kx_weights *weights;
     int layers, found;
 };
 
-static int narrow(struct kiln_model *m, struct kx_part *p, int count, void *arg, struct kn_err *err) {
-    struct narrowing *n = arg;
-    double most = 0;
-    int rc = kx_json_double(n->inputs, p->name, 0, 1e30, &most, err);
+static int quantize(struct kiln_model *m, struct kx_part *p, int count, void *arg, struct kn_err *err) {
+    struct quantizing *n = arg;
+    double amax = 0;
+    int rc = kx_json_double(n->inputs, p->name, 0, 1e30, &amax, err);
     if (rc || !kx_json_get(n->inputs, p->name)) return rc;
     n->found++;
-    if (!(most > 0)) return 0; /* its inputs were nothing but zeros */
+    if (!(amax > 0)) return 0; /* its inputs were nothing but zeros */
     size_t columns = (size_t)p->columns, rows = 0;
     for (int i = 0; i < count; i++) rows += (size_t)p[i].rows;
     float *v = malloc(rows * columns * sizeof *v);
@@ -89,7 +89,7 @@ static int narrow(struct kiln_model *m, struct kx_part *p, int count, void *arg,
         else
             rc = kx_weight_read(w, v + (size_t)p[i].from * columns, err);
     }
-    if (!rc) rc = kx_narrow(m->engine->unet, layer_of(p), v, (float)most, err);
+    if (!rc) rc = kx_quantize(m->engine->unet, layer_of(p), v, (float)amax, err);
     free(v);
     n->layers += !rc;
     return rc;
@@ -98,7 +98,7 @@ static int narrow(struct kiln_model *m, struct kx_part *p, int count, void *arg,
 int kx_fp8_load(struct kiln_model *m, struct kn_err *err) {
     char path[KN_PATH_MAX], unet[KN_PATH_MAX];
     struct kx_json file = {0}, inputs = {0};
-    struct narrowing n = {.inputs = &inputs};
+    struct quantizing n = {.inputs = &inputs};
     int version = 0, rc = fp8_path(m, path, err);
     if (rc) return rc;
     if (!kn_fs_exists(path))
@@ -114,7 +114,7 @@ int kx_fp8_load(struct kiln_model *m, struct kn_err *err) {
     if (!rc && (rc = kn_fs_join(unet, sizeof unet, m->dir, "unet")))
         kn_err_set(err, rc, "%s: path too long", m->dir);
     if (!rc) rc = kx_weights_open(unet, "diffusion_pytorch_model", &n.weights, err);
-    if (!rc) rc = each_layer(m, narrow, &n, err);
+    if (!rc) rc = each_layer(m, quantize, &n, err);
     if (!rc && n.found != json_object_object_length(inputs.o))
         rc = kn_err_set(err, KN_EPARSE, "%s: inputs: of its %d layers this model has %d", path,
                         json_object_object_length(inputs.o), n.found);
@@ -131,27 +131,27 @@ int kx_fp8_load(struct kiln_model *m, struct kn_err *err) {
 
 /* ---- calibration */
 
-static int observe(struct kiln_model *m, struct kx_part *p, int count, void *arg, struct kn_err *err) {
+static int record_amax(struct kiln_model *m, struct kx_part *p, int count, void *arg, struct kn_err *err) {
     (void)count;
-    return kx_observe(m->engine->unet, layer_of(p), *(const bool *)arg, err);
+    return kx_amax_record(m->engine->unet, layer_of(p), *(const bool *)arg, err);
 }
 
-static int write_seen(struct kiln_model *m, struct kx_part *p, int count, void *arg, struct kn_err *err) {
+static int write_amax(struct kiln_model *m, struct kx_part *p, int count, void *arg, struct kn_err *err) {
     (void)count;
     struct kn_buf *b = arg;
-    float most = kx_seen(m->engine->unet, layer_of(p));
-    if (!isfinite(most)) return kn_err_set(err, KN_ENAN, "%s: its inputs are beyond all numbers", p->name);
+    float amax = kx_amax(m->engine->unet, layer_of(p));
+    if (!isfinite(amax)) return kn_err_set(err, KN_ENAN, "%s: its inputs are beyond all numbers", p->name);
     bool first = b->data[b->len - 1] == '{';
-    if (kn_buf_appendf(b, "%s\n    \"%s\": %.9g", first ? "" : ",", p->name, (double)most))
+    if (kn_buf_appendf(b, "%s\n    \"%s\": %.9g", first ? "" : ",", p->name, (double)amax))
         return kn_err_set(err, KN_ENOMEM, "out of memory");
     return 0;
 }
 
 /* All layers at once, while nothing is rendered. */
-static int observe_all(struct kiln_model *m, bool on, struct kn_err *err) {
+static int record_all(struct kiln_model *m, bool on, struct kn_err *err) {
     kx_engine_enter_all(m->engine);
     kx_sessions_drop(m); /* recordings that know nothing of it */
-    int rc = each_layer(m, observe, &on, err);
+    int rc = each_layer(m, record_amax, &on, err);
     kx_engine_leave_all(m->engine);
     return rc;
 }
@@ -165,18 +165,18 @@ int kiln_model_calibrate(struct kiln_model *m, const struct kn_task *tasks, int 
         return kn_err_set(err, KN_EINVAL,
                           "a model is calibrated in the precision that it is compared with, not in fp8");
     int rc = fp8_path(m, path, err);
-    if (!rc) rc = observe_all(m, true, err);
+    if (!rc) rc = record_all(m, true, err);
     if (!rc) rc = kiln_render(m, tasks, n, cb, err);
     kn_buf_init(&b, FILE_BYTES_MAX);
     if (!rc && kn_buf_appendf(&b, "{\n  \"version\": 1,\n  \"images\": %d,\n  \"inputs\": {", n))
         rc = kn_err_set(err, KN_ENOMEM, "out of memory");
     if (!rc) {
         kx_engine_enter_all(m->engine);
-        rc = each_layer(m, write_seen, &b, err);
+        rc = each_layer(m, write_amax, &b, err);
         if (!rc) rc = kx_ctx_error(m->engine->unet, err);
         kx_engine_leave_all(m->engine);
     }
-    if (observe_all(m, false, rc ? &ignored : err) && !rc) rc = err->code;
+    if (record_all(m, false, rc ? &ignored : err) && !rc) rc = err->code;
     if (!rc && kn_buf_appendf(&b, "\n  }\n}\n")) rc = kn_err_set(err, KN_ENOMEM, "out of memory");
     if (!rc) rc = kn_fs_replace(path, b.data, b.len, true, err);
     kn_buf_fini(&b);

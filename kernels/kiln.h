@@ -1,11 +1,11 @@
 /* The diffusion engine: a library that knows nothing of farms. This is its only public header.
  *
  * Life: kiln_engine_create → kiln_model_load (any number) → kiln_render (any number) → destroy in reverse. An
- * engine and its models belong to one thread at a time, but for the stages of a render (kiln_batch_create);
+ * engine and its models belong to one thread at a time, but for the stages of a render (kiln_minibatch_create);
  * two engines may live in one process.
  *
  * Promise: the pixels of an image depend on its task, the model and kiln_engine_backend() alone: not on the
- * batch that it is rendered in, its place there, the number of threads or what was rendered before. */
+ * minibatch that it is rendered in, its place there, the number of threads or what was rendered before. */
 #ifndef KILN_KERNELS_KILN_H
 #define KILN_KERNELS_KILN_H
 
@@ -30,7 +30,7 @@ struct kiln_engine_options {
     int threads;      /* CPU: 0 means all cores that this process may use */
     /* GPU, from here on. */
     enum kiln_precision precision;
-    bool fastest;     /* images may depend on their batch: the promise above is given up for speed */
+    bool fastest;     /* images may depend on their minibatch: the promise above is given up for speed */
     bool own_kernels; /* no cuBLASLt, no cuDNN, though they be there */
     int watchdog_ms;  /* a step that takes longer means that the device hangs (KN_EDEVICE); 0: 60,000 */
     uint64_t memory_bytes_max; /* of the device's; 0: all */
@@ -73,7 +73,7 @@ void kiln_model_destroy(struct kiln_model *m);
  * adapter_config.json beside them (docs/MANUAL.md says what is read); a key that matches no layer of the model
  * or a value that is no number is KN_EPARSE, a kind or an option that is not applied (DoRA, LoHa …)
  * KN_EUNSUPPORTED, each with file and key, and then nothing has changed. Waits for what is being rendered;
- * batches that were created before are rendered with whatever weights there are then. */
+ * minibatches that were created before are rendered with whatever weights there are then. */
 #define KILN_LORAS_MAX 16
 struct kiln_lora {
     const char *path;
@@ -81,25 +81,25 @@ struct kiln_lora {
 };
 KN_MUST_USE int kiln_model_set_loras(struct kiln_model *m, const struct kiln_lora *loras, int n,
                                      struct kn_err *err);
-/* The largest batch of this size that is safe here (at least 1): on a GPU computed from the memory that there
- * is, less where a batch turned out not to fit. Any thread; the first time for a size it waits for a stage
+/* The largest minibatch of this size that is safe here (at least 1): on a GPU computed from the memory that there
+ * is, less where a minibatch turned out not to fit. Any thread; the first time for a size it waits for a stage
  * that runs. */
-int kiln_model_batch_max(struct kiln_model *m, uint32_t width, uint32_t height);
+int kiln_model_minibatch_max(struct kiln_model *m, uint32_t width, uint32_t height);
 
-/* One image of a batch, as it comes out. */
+/* One image of a minibatch, as it comes out. */
 struct kiln_image {
     const struct kn_task *task; /* borrowed from the call */
     int index;                  /* its place in the call's tasks */
     int status;                 /* 0; KN_ENAN: the prediction or the picture was not finite, rgb is NULL */
     int step;                   /* with KN_ENAN: the step at which it was seen */
     const uint8_t *rgb;         /* height × width × 3, borrowed until the callback returns */
-    double render_ms;           /* this image's share of the batch's time */
+    double render_ms;           /* this image's share of the minibatch's time */
     bool flat;                  /* every pixel the same colour */
 };
 
 struct kiln_callbacks {
     void *ctx;
-    /* After every denoising step of the whole batch; returning non-zero aborts the render with KN_ECANCELED.
+    /* After every denoising step of the whole minibatch; returning non-zero aborts the render with KN_ECANCELED.
      * May be NULL. */
     int (*step)(void *ctx, int step, int steps);
     /* Once an image, in the order of the tasks; returning non-zero aborts. */
@@ -110,7 +110,7 @@ struct kiln_callbacks {
 };
 
 /* Renders n resolved tasks of one size (KN_EINVAL otherwise); prompts, negative prompts, seeds, guidance,
- * sampler, schedule and steps differ freely. n may be more than kiln_model_batch_max(): it is cut, and cut
+ * sampler, schedule and steps differ freely. n may be more than kiln_model_minibatch_max(): it is cut, and cut
  * smaller when memory is short. Errors of a single image come through the callback; the return value speaks
  * of the whole: KN_EOOM (one image does not fit), KN_EDEVICE (the engine is dead and must be destroyed),
  * KN_ECANCELED. */
@@ -124,21 +124,21 @@ KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, i
 KN_MUST_USE int kiln_model_calibrate(struct kiln_model *m, const struct kn_task *tasks, int n,
                                      const struct kiln_callbacks *cb, struct kn_err *err);
 /* The same in its three stages, for whoever wants them to overlap: three threads may be in the three stages
- * of three batches of one model at the same time (each stage belongs to one thread at a time; on a CPU they
+ * of three minibatches of one model at the same time (each stage belongs to one thread at a time; on a CPU they
  * wait for one another). tasks, cb and what it points to are borrowed until destroy. n is at most
- * kiln_model_batch_max(); KN_EOOM comes before any image is handed out, or from finish when a single picture
+ * kiln_model_minibatch_max(); KN_EOOM comes before any image is handed out, or from finish when a single picture
  * does not fit.
  *
  *     create    encodes the texts, draws the noise          no callback but dump
  *     denoise   the loop                                    callback step, dump
  *     finish    decodes                                     callback image, dump */
-struct kiln_batch;
-KN_MUST_USE int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
-                                  const struct kiln_callbacks *cb, struct kiln_batch **out,
-                                  struct kn_err *err);
-KN_MUST_USE int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err);
-KN_MUST_USE int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err);
-void kiln_batch_destroy(struct kiln_batch *b); /* NULL is fine */
+struct kiln_minibatch;
+KN_MUST_USE int kiln_minibatch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
+                                      const struct kiln_callbacks *cb, struct kiln_minibatch **out,
+                                      struct kn_err *err);
+KN_MUST_USE int kiln_minibatch_denoise(struct kiln_minibatch *b, struct kn_err *err);
+KN_MUST_USE int kiln_minibatch_finish(struct kiln_minibatch *b, struct kn_err *err);
+void kiln_minibatch_destroy(struct kiln_minibatch *b); /* NULL is fine */
 
 /* Encodes 8-bit RGB as PNG with A1111's `parameters` text (tEXt if it fits Latin-1, else iTXt; NULL for none)
  * and the IPTC mark of a synthetic picture (XMP in an iTXt chunk, before IDAT). Deterministic: the same input

@@ -42,8 +42,8 @@ int kx_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
 struct kx_ctx *kx_ctx_lane(struct kx_ctx *ctx, int lanes, int i) {
     return ctx->backend->lane(ctx, lanes, i);
 }
-int kx_ctx_together(const struct kx_ctx *ctx, int n) {
-    return ctx->backend->together(ctx, n);
+int kx_ctx_minibatch(const struct kx_ctx *ctx, int n) {
+    return ctx->backend->minibatch(ctx, n);
 }
 void kx_ctx_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
     ctx->backend->each(ctx, lanes, n, fn, arg);
@@ -142,8 +142,8 @@ int kx_count_end(struct kx_ctx *ctx, size_t *workspace_bytes, struct kn_err *err
 void kx_plan_trim(struct kx_ctx *ctx) {
     ctx->backend->plan_trim(ctx);
 }
-unsigned kx_plan_age(const struct kx_ctx *ctx) {
-    return ctx->backend->plan_age(ctx);
+unsigned kx_plan_generation(const struct kx_ctx *ctx) {
+    return ctx->backend->plan_generation(ctx);
 }
 bool kx_planning(const struct kx_ctx *ctx) {
     return ctx->planning;
@@ -186,9 +186,9 @@ int kx_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, stru
 void kx_conv_destroy(struct kx_conv *c) {
     if (c) maker(c)->conv_destroy(c);
 }
-void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *shift,
-             const struct kx_tensor *residual, struct kx_tensor *y) {
-    ctx->backend->conv(ctx, c, x, shift, residual, y);
+void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
+             const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y) {
+    ctx->backend->conv(ctx, c, x, time_proj, residual, y);
 }
 int kx_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                      const float *bias, struct kx_linear **out_linear, struct kn_err *err) {
@@ -204,14 +204,14 @@ void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *
                const struct kx_tensor *residual, struct kx_tensor *y) {
     ctx->backend->linear(ctx, l, x, residual, y);
 }
-int kx_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
-    return ctx->backend->narrow(ctx, layer, weight, x_max, err);
+int kx_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
+    return ctx->backend->quantize(ctx, layer, weight, x_max, err);
 }
-int kx_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
-    return ctx->backend->observe(ctx, layer, on, err);
+int kx_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
+    return ctx->backend->amax_record(ctx, layer, on, err);
 }
-float kx_seen(struct kx_ctx *ctx, void *layer) {
-    return ctx->backend->seen(ctx, layer);
+float kx_amax(struct kx_ctx *ctx, void *layer) {
+    return ctx->backend->amax(ctx, layer);
 }
 void kx_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
                    int groups, float eps, bool silu, struct kx_tensor *y) {
@@ -247,8 +247,8 @@ void kx_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx
               const int32_t *ids, struct kx_tensor *y) {
     ctx->backend->embed(ctx, tokens, places, ids, y);
 }
-void kx_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y) {
-    ctx->backend->pick(ctx, x, at, y);
+void kx_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y) {
+    ctx->backend->gather(ctx, x, at, y);
 }
 void kx_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y) {
     ctx->backend->from_f32(ctx, x, y);

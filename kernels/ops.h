@@ -61,7 +61,7 @@ void *kx_at(const struct kx_ctx *ctx, const void *v, size_t values);
 int kx_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes);
 struct kx_ctx *kx_ctx_lane(struct kx_ctx *ctx, int lanes, int i);
 /* How many of n images one call of kx_ctx_each's function gets: 1 on a CPU, n on a GPU. */
-int kx_ctx_together(const struct kx_ctx *ctx, int n);
+int kx_ctx_minibatch(const struct kx_ctx *ctx, int n);
 /* Calls fn(arg, lane's context, first, count) until all i < n were in one [first, first + count), on `lanes`
  * lanes; images i, i + lanes, … share a lane. */
 typedef void (*kx_images)(void *arg, struct kx_ctx *lane, int first, int count);
@@ -104,7 +104,7 @@ KN_MUST_USE int kx_count_end(struct kx_ctx *ctx, size_t *workspace_bytes, struct
  * another number: what was planned (or recorded) at an earlier age is planned again. Not between a plan and
  * its runs. */
 void kx_plan_trim(struct kx_ctx *ctx);
-unsigned kx_plan_age(const struct kx_ctx *ctx);
+unsigned kx_plan_generation(const struct kx_ctx *ctx);
 bool kx_planning(const struct kx_ctx *ctx);
 void kx_use(struct kx_ctx *ctx,
             struct kx_arena *arena); /* the arena that kx_take takes from, from now on; borrowed */
@@ -113,7 +113,7 @@ void kx_arena_fini(struct kx_ctx *ctx, struct kx_arena *a);
 
 /* Runs the ops that fn asks for; a GPU records them the first time (a CUDA graph) and replays the recording
  * from then on, so that fn must ask for the same ops with the same pointers each time: what changes from run
- * to run lies in the context's memory. *r: NULL before the first time. A recording of an earlier kx_plan_age
+ * to run lies in the context's memory. *r: NULL before the first time. A recording of an earlier kx_plan_generation
  * is made again. */
 struct kx_recording;
 void kx_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
@@ -147,7 +147,7 @@ struct kx_rows {
     const int32_t *index;
 };
 
-/* ---- convolution: y = conv(up(x)) + bias + shift + residual
+/* ---- convolution: y = conv(up(x)) + bias + time_proj + residual
  *
  * Weights OIHW as PyTorch has them, copied and re-laid. Padding k/2 on every side. Accumulator f32. Tolerance
  * against an f64 sum: 1e-5 of the output's norm in f32. */
@@ -159,14 +159,14 @@ struct kx_conv_shape {
 KN_MUST_USE int kx_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                                const float *bias, struct kx_conv **out,
                                struct kn_err *err); /* weight, bias: the host's; bias NULL for none */
-/* Other weights of the same shape; the bias stays. Not while ops run; plans may be dropped (kx_plan_age).
+/* Other weights of the same shape; the bias stays. Not while ops run; plans may be dropped (kx_plan_generation).
  * When it fails, what the weights are is not known. */
 KN_MUST_USE int kx_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
 void kx_conv_destroy(struct kx_conv *c);
-/* shift: out values an image to add to every pixel (the time embedding); NULL or v NULL for none. residual:
+/* time_proj: out values an image to add to every pixel (the time embedding); NULL or v NULL for none. residual:
  * y's shape, or NULL; it may be y itself. x and y must not overlap. */
-void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *shift,
-             const struct kx_tensor *residual, struct kx_tensor *y);
+void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
+             const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
 
 /* ---- linear: y = act(x · Wᵀ + bias) + residual
  *
@@ -191,12 +191,12 @@ void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *
  * expect, gives (what is larger is clamped). For good; kx_conv_set and kx_linear_set go on working. weight:
  * as when the layer was made. KN_EUNSUPPORTED: not on this device, or not this layer. Plan again afterwards.
  */
-KN_MUST_USE int kx_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max,
-                          struct kn_err *err);
-/* While it is observed, a layer remembers the largest magnitude of its inputs (kx_seen; waits): a pass over
+KN_MUST_USE int kx_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max,
+                            struct kn_err *err);
+/* While it is observed, a layer remembers the largest magnitude of its inputs (kx_amax; waits): a pass over
  * them at each run. Recordings know nothing of it: record again. KN_EUNSUPPORTED on a CPU. */
-KN_MUST_USE int kx_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
-float kx_seen(struct kx_ctx *ctx, void *layer);
+KN_MUST_USE int kx_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
+float kx_amax(struct kx_ctx *ctx, void *layer);
 
 /* ---- norms. gamma, beta: c f32 values in the context's memory. */
 
@@ -247,7 +247,7 @@ void kx_table_destroy(struct kx_table *t);
 void kx_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
               const int32_t *ids, struct kx_tensor *y);
 /* y (n × 1 × 1 × c): of image i the at[i]-th row (i32, the context's memory). */
-void kx_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+void kx_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
 
 /* y = x, f32 in the context's memory, as values of the storage type. */
 void kx_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);

@@ -1,6 +1,6 @@
 /* A render in its three stages (kiln.h): texts and noise; the denoising loop; the pictures.
  *
- * Why an image does not depend on its batch: texts are remembered by their text; each image has its own
+ * Why an image does not depend on its minibatch: texts are remembered by their text; each image has its own
  * generator, steps and guidance; the sampler is elementwise; and the networks promise the same of themselves
  * (models/models.h).
  *
@@ -9,9 +9,9 @@
  * step is the same calls with the same pointers each time: on a GPU one recording (a CUDA graph), replayed.
  * The host runs AHEAD steps before the device at most, so that it can report progress and notice a device
  * that hangs, and the device never waits for it. A stage's results go to the next through the host's memory:
- * a few megabytes a batch, and no stage touches another's buffers.
+ * a few megabytes a minibatch, and no stage touches another's buffers.
  *
- * A session is the buffers and the recording of one shape of batch; a model keeps the last few. */
+ * A session is the buffers and the recording of one shape of minibatch; a model keeps the last few. */
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
@@ -27,7 +27,7 @@
 #define AHEAD 2
 #define DECODE_TOGETHER_MAX 16
 
-/* ---- a batch */
+/* ---- a minibatch */
 
 /* One image while it is rendered. */
 struct image {
@@ -37,7 +37,7 @@ struct image {
     int bad;                            /* the first step that was not finite, or −1 */
 };
 
-struct kiln_batch {
+struct kiln_minibatch {
     struct kiln_model *m;            /* borrowed */
     const struct kiln_callbacks *cb; /* borrowed */
     const struct kn_task *tasks;     /* borrowed */
@@ -51,7 +51,7 @@ struct kiln_batch {
     struct image *images;          /* own, like all that follows */
     struct kx_schedule *schedules; /* n; those that equal an earlier one stay empty */
     float *states, *pooled;        /* texts × positions × width; texts × pooled */
-    float *sizes;                  /* texts × KX_SIZES, with pooled states */
+    float *time_ids;               /* texts × KX_TIME_IDS, with pooled states */
     float *timesteps;              /* times */
     int32_t *row_text;             /* rows */
     int32_t *time_rows;            /* steps × rows */
@@ -62,25 +62,25 @@ struct kiln_batch {
     float *scratch, *noise;        /* values; n × values (one draw of each image) */
 };
 
-static void dump(const struct kiln_batch *b, const char *name, const void *data, const int64_t *shape,
+static void dump(const struct kiln_minibatch *b, const char *name, const void *data, const int64_t *shape,
                  int ndim) {
     b->cb->dump(b->cb->ctx, name, data, shape, ndim);
 }
 
 /* Channels last to channels first, as the tensors of PyTorch lie. */
-static void to_nchw(const struct kiln_batch *b, const float *x, float *out) {
+static void to_nchw(const struct kiln_minibatch *b, const float *x, float *out) {
     size_t area = (size_t)b->h * (size_t)b->w, channels = (size_t)b->channels;
     for (size_t c = 0; c < channels; c++)
         for (size_t i = 0; i < area; i++) out[c * area + i] = x[i * channels + c];
 }
 
-static void to_nhwc(const struct kiln_batch *b, const float *x, float *out) {
+static void to_nhwc(const struct kiln_minibatch *b, const float *x, float *out) {
     size_t area = (size_t)b->h * (size_t)b->w, channels = (size_t)b->channels;
     for (size_t c = 0; c < channels; c++)
         for (size_t i = 0; i < area; i++) out[i * channels + c] = x[c * area + i];
 }
 
-static void dump_latents(const struct kiln_batch *b, const char *prefix, int step, const float *x) {
+static void dump_latents(const struct kiln_minibatch *b, const char *prefix, int step, const float *x) {
     char name[32];
     if (step < 0)
         snprintf(name, sizeof name, "%s", prefix);
@@ -91,7 +91,7 @@ static void dump_latents(const struct kiln_batch *b, const char *prefix, int ste
 }
 
 /* The next draw of an image's generator, in PyTorch's order, laid out as ours. */
-static void draw(const struct kiln_batch *b, struct image *im, float *out) {
+static void draw(const struct kiln_minibatch *b, struct image *im, float *out) {
     kx_noise_normal(&im->noise, b->scratch, b->values);
     to_nhwc(b, b->scratch, out);
 }
@@ -106,7 +106,7 @@ static bool same_schedule(const struct kn_task *a, const struct kn_task *b) {
     return a->sampler == b->sampler && a->schedule == b->schedule && a->steps == b->steps;
 }
 
-static int make_schedules(struct kiln_batch *b, struct kn_err *err) {
+static int make_schedules(struct kiln_minibatch *b, struct kn_err *err) {
     for (int i = 0; i < b->n; i++) {
         struct image *im = &b->images[i];
         for (int k = 0; k < i && !im->schedule; k++)
@@ -126,7 +126,7 @@ static int make_schedules(struct kiln_batch *b, struct kn_err *err) {
 }
 
 /* The number of a timestep among the different ones. */
-static int time_of(struct kiln_batch *b, float t) {
+static int time_of(struct kiln_minibatch *b, float t) {
     int k = 0;
     while (k < b->times && b->timesteps[k] != t) k++;
     if (k == b->times) b->timesteps[b->times++] = t;
@@ -134,13 +134,13 @@ static int time_of(struct kiln_batch *b, float t) {
 }
 
 /* A row's row of the UNet's shifts: with additions there is one for each timestep and text. */
-static int32_t shift_row(const struct kiln_batch *b, int time, int row) {
+static int32_t time_proj_row(const struct kiln_minibatch *b, int time, int row) {
     return b->m->pooled ? time * b->texts + b->row_text[row] : time;
 }
 
 /* Steps × images, and the UNet's timesteps. An image that has fewer steps than another stays as it is in the
  * rest: its row says x' = x. */
-static void make_table(struct kiln_batch *b) {
+static void make_table(struct kiln_minibatch *b) {
     for (int k = 0; k < b->steps; k++)
         for (int i = 0; i < b->n; i++) {
             const struct image *im = &b->images[i];
@@ -151,13 +151,14 @@ static void make_table(struct kiln_batch *b) {
                     .timestep = step.timestep, .in_scale = step.in_scale, .cx = 1, .store = -1};
             b->table[k * b->n + i] = step;
             int32_t *rows = b->time_rows + (size_t)k * (size_t)b->rows, at = time_of(b, step.timestep);
-            rows[im->row_c] = shift_row(b, at, im->row_c);
-            if (im->row_u >= 0) rows[im->row_u] = shift_row(b, at, im->row_u);
+            rows[im->row_c] = time_proj_row(b, at, im->row_c);
+            if (im->row_u >= 0) rows[im->row_u] = time_proj_row(b, at, im->row_u);
         }
 }
 
 /* One image, its negative prompt first; a text that is none has no tokens. */
-static int dump_texts(const struct kiln_batch *b, const struct encoded *const *found, struct kn_err *err) {
+static int dump_texts(const struct kiln_minibatch *b, const struct encoded *const *found,
+                      struct kn_err *err) {
     const struct kiln_model *m = b->m;
     size_t rows = (size_t)b->rows, positions = (size_t)m->positions, each = positions * (size_t)m->width,
            wide = (size_t)m->pooled;
@@ -183,16 +184,17 @@ static int dump_texts(const struct kiln_batch *b, const struct encoded *const *f
     return rc;
 }
 
-/* What the UNet is told of a text, as the next one of the batch's. */
-static int32_t add_text(struct kiln_batch *b, const struct encoded *e) {
+/* What the UNet is told of a text, as the next one of the minibatch's. */
+static int32_t add_text(struct kiln_minibatch *b, const struct encoded *e) {
     const struct kiln_model *m = b->m;
     size_t each = (size_t)m->positions * (size_t)m->width, wide = (size_t)m->pooled, at = (size_t)b->texts;
     memcpy(b->states + at * each, e->states, each * sizeof *b->states);
     if (wide) {
         /* as diffusers' pipeline fills them in: of the whole picture, nothing cut */
-        float w = (float)b->tasks->width, h = (float)b->tasks->height, sizes[KX_SIZES] = {h, w, 0, 0, h, w};
+        float w = (float)b->tasks->width, h = (float)b->tasks->height,
+              time_ids[KX_TIME_IDS] = {h, w, 0, 0, h, w};
         memcpy(b->pooled + at * wide, e->pooled, wide * sizeof *b->pooled);
-        memcpy(b->sizes + at * KX_SIZES, sizes, sizeof sizes);
+        memcpy(b->time_ids + at * KX_TIME_IDS, time_ids, sizeof time_ids);
     }
     return b->texts++;
 }
@@ -203,7 +205,7 @@ static const char *negative_of(const struct kiln_model *m, const struct kn_task 
 }
 
 /* Encodes the texts and gives each image its rows: first those without the prompt, then those with it. */
-static int make_texts(struct kiln_batch *b, struct kn_err *err) {
+static int make_texts(struct kiln_minibatch *b, struct kn_err *err) {
     struct kiln_model *m = b->m;
     const char **texts = calloc(2 * (size_t)b->n, sizeof *texts);
     const struct encoded **found = calloc(2 * (size_t)b->n, sizeof *found);
@@ -232,7 +234,7 @@ static int make_texts(struct kiln_batch *b, struct kn_err *err) {
     return rc;
 }
 
-static void make_noise(struct kiln_batch *b) {
+static void make_noise(struct kiln_minibatch *b) {
     for (int i = 0; i < b->n; i++) {
         struct image *im = &b->images[i];
         float *x = b->latents + (size_t)i * b->values;
@@ -250,12 +252,13 @@ static bool room(void *p, size_t count, size_t size) {
     return v;
 }
 
-static bool make_room(struct kiln_batch *b) {
+static bool make_room(struct kiln_minibatch *b) {
     size_t n = (size_t)b->n, rows = 2 * n, steps = (size_t)b->steps;
     return room(&b->states, rows * (size_t)b->m->positions * (size_t)b->m->width, sizeof(float)) &&
            room(&b->pooled, rows * (size_t)b->m->pooled, sizeof(float)) &&
-           room(&b->sizes, rows * KX_SIZES, sizeof(float)) && room(&b->timesteps, steps * n, sizeof(float)) &&
-           room(&b->row_text, rows, sizeof(int32_t)) && room(&b->time_rows, steps * rows, sizeof(int32_t)) &&
+           room(&b->time_ids, rows * KX_TIME_IDS, sizeof(float)) &&
+           room(&b->timesteps, steps * n, sizeof(float)) && room(&b->row_text, rows, sizeof(int32_t)) &&
+           room(&b->time_rows, steps * rows, sizeof(int32_t)) &&
            room(&b->table, steps * n, sizeof(struct kx_step)) && room(&b->guidance, n, sizeof(float)) &&
            room(&b->row_u, n, sizeof(int32_t)) && room(&b->row_c, n, sizeof(int32_t)) &&
            room(&b->latents, n * b->values, sizeof(float)) && room(&b->scratch, b->values, sizeof(float)) &&
@@ -285,9 +288,9 @@ static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int 
 }
 
 /* How many of n are decoded in one go: on a CPU what there are lanes for; on a GPU as many as fill it, in an
- * eighth of its memory: pictures come out sooner, and the loop, which gains from large batches, keeps the
+ * eighth of its memory: pictures come out sooner, and the loop, which gains from large minibatches, keeps the
  * rest. */
-static int decode_group(const struct kiln_batch *b, int n) {
+static int decode_group(const struct kiln_minibatch *b, int n) {
     struct kiln_model *m = b->m;
     size_t each, available, total;
     if (!m->engine->gpu) return kx_vae_lanes(m->vae, n, b->h, b->w) > 1 ? n : 1;
@@ -302,7 +305,7 @@ static int decode_group(const struct kiln_batch *b, int n) {
 
 /* The third stage's plan, made in the first: what a library needs for a shape that it has not seen may take
  * seconds, and a farm that heard of steps would take that for hanging. */
-static void plan_pictures(struct kiln_batch *b) {
+static void plan_pictures(struct kiln_minibatch *b) {
     struct kiln_model *m = b->m;
     if (!m->engine->gpu || (m->planned_h == b->h && m->planned_w == b->w && m->planned_n >= b->n)) return;
     struct kn_err ignored; /* it comes again in its stage */
@@ -315,14 +318,14 @@ static void plan_pictures(struct kiln_batch *b) {
     kx_stage_leave(m->engine, KX_STAGE_PICTURE);
 }
 
-int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
-                      const struct kiln_callbacks *cb, struct kiln_batch **out, struct kn_err *err) {
+int kiln_minibatch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
+                          const struct kiln_callbacks *cb, struct kiln_minibatch **out, struct kn_err *err) {
     *out = NULL;
     int rc = check_tasks(m, tasks, n, cb, err);
     if (rc) return rc;
-    struct kiln_batch *b = calloc(1, sizeof *b);
+    struct kiln_minibatch *b = calloc(1, sizeof *b);
     if (!b) return kn_err_set(err, KN_ENOMEM, "out of memory");
-    *b = (struct kiln_batch){.m = m, .cb = cb, .tasks = tasks, .n = n};
+    *b = (struct kiln_minibatch){.m = m, .cb = cb, .tasks = tasks, .n = n};
     b->w = (int)tasks->width / m->cfg.vae.factor;
     b->h = (int)tasks->height / m->cfg.vae.factor;
     b->channels = m->cfg.unet.in_channels;
@@ -349,7 +352,7 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
     }
     kx_stage_leave(m->engine, KX_STAGE_TEXT);
     if (rc) {
-        kiln_batch_destroy(b);
+        kiln_minibatch_destroy(b);
         return rc;
     }
     plan_pictures(b);
@@ -357,12 +360,12 @@ int kiln_batch_create(struct kiln_model *m, const struct kn_task *tasks, int n,
     return 0;
 }
 
-void kiln_batch_destroy(struct kiln_batch *b) {
+void kiln_minibatch_destroy(struct kiln_minibatch *b) {
     if (!b) return;
     for (int i = 0; b->schedules && i < b->n; i++) kx_schedule_fini(&b->schedules[i]);
     void *all[] = {b->images,    b->schedules, b->states,   b->timesteps, b->row_text,
                    b->time_rows, b->table,     b->guidance, b->row_u,     b->row_c,
-                   b->latents,   b->scratch,   b->noise,    b->pooled,    b->sizes};
+                   b->latents,   b->scratch,   b->noise,    b->pooled,    b->time_ids};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(b);
 }
@@ -379,7 +382,7 @@ struct session {
     void *memory;
     struct kx_recording *recording;
     struct kx_event *begins[AHEAD], *ends[AHEAD]; /* of the last steps */
-    unsigned moves;                               /* kx_unet_moves when it was recorded */
+    unsigned generation;                          /* kx_unet_generation when it was recorded */
 };
 
 static void session_destroy(struct session *s) {
@@ -432,13 +435,13 @@ static size_t lay_out(struct session *s, size_t values, size_t value_bytes, void
     return at;
 }
 
-static bool fits(const struct session *s, const struct kiln_batch *b) {
+static bool fits(const struct session *s, const struct kiln_minibatch *b) {
     return s->n == b->n && s->rows == b->rows && s->steps == b->steps && s->h == b->h && s->w == b->w &&
            s->slots == b->slots && s->noisy == b->noisy && s->saves == b->saves && s->dumps == !!b->cb->dump;
 }
 
 /* The session of this shape, in front of the model's; the oldest makes room. */
-static int session_get(struct kiln_batch *b, struct session **out, struct kn_err *err) {
+static int session_get(struct kiln_minibatch *b, struct session **out, struct kn_err *err) {
     struct kiln_model *m = b->m;
     struct kx_ctx *ctx = m->engine->unet;
     int count = 0;
@@ -487,20 +490,20 @@ static int session_get(struct kiln_batch *b, struct session **out, struct kn_err
 }
 
 /* The UNet's plan, what its images share, and the session's buffers. */
-static int prepare(struct kiln_batch *b, struct session *s, struct kn_err *err) {
+static int prepare(struct kiln_minibatch *b, struct session *s, struct kn_err *err) {
     struct kiln_model *m = b->m;
     struct kx_ctx *ctx = m->engine->unet;
     size_t n = (size_t)b->n, rows = (size_t)b->rows, steps = (size_t)b->steps;
     kx_busy_from(m->engine, KX_STAGE_LOOP, ctx);
     int rc = kx_unet_plan(m->unet, b->rows, b->h, b->w, m->positions, err);
-    if (!rc && m->pooled) rc = kx_unet_set_additions(m->unet, b->pooled, b->sizes, b->texts, err);
+    if (!rc && m->pooled) rc = kx_unet_set_added_cond(m->unet, b->pooled, b->time_ids, b->texts, err);
     if (!rc) rc = kx_unet_set_times(m->unet, b->timesteps, b->times, err);
     if (!rc) rc = kx_unet_set_text(m->unet, b->states, b->texts, m->positions, err);
     if (rc) return rc;
-    if (s->moves != kx_unet_moves(m->unet)) {
+    if (s->generation != kx_unet_generation(m->unet)) {
         kx_recording_destroy(ctx, s->recording);
         s->recording = NULL;
-        s->moves = kx_unet_moves(m->unet);
+        s->generation = kx_unet_generation(m->unet);
     }
     kx_upload(ctx, (void *)s->s.table, b->table, steps * n * sizeof *b->table);
     kx_upload(ctx, (void *)s->s.guidance, b->guidance, n * sizeof *b->guidance);
@@ -530,7 +533,7 @@ static void run_step(void *arg) {
 }
 
 /* The noise that step k adds, for the images whose sampler draws at each step. */
-static void draw_noise(struct kiln_batch *b, struct session *s, int k) {
+static void draw_noise(struct kiln_minibatch *b, struct session *s, int k) {
     for (int i = 0; i < b->n; i++) {
         struct image *im = &b->images[i];
         if (im->schedule->noisy && k < im->schedule->count) draw(b, im, b->noise + (size_t)i * b->values);
@@ -538,13 +541,13 @@ static void draw_noise(struct kiln_batch *b, struct session *s, int k) {
     kx_upload(b->m->engine->unet, (void *)s->s.noise, b->noise, (size_t)b->n * b->values * sizeof(float));
 }
 
-static int report(const struct kiln_batch *b, int done, struct kn_err *err) {
+static int report(const struct kiln_minibatch *b, int done, struct kn_err *err) {
     if (b->cb->step && b->cb->step(b->cb->ctx, done, b->steps))
         return kn_err_set(err, KN_ECANCELED, "cancelled at step %d", done);
     return 0;
 }
 
-static void dump_step(struct kiln_batch *b, const struct session *s, int k) {
+static void dump_step(struct kiln_minibatch *b, const struct session *s, int k) {
     struct kx_ctx *ctx = b->m->engine->unet;
     kx_download(ctx, b->latents, s->s.guided, b->values * sizeof(float));
     dump_latents(b, "unet", k, b->latents);
@@ -552,7 +555,7 @@ static void dump_step(struct kiln_batch *b, const struct session *s, int k) {
     dump_latents(b, "latents", k, b->latents);
 }
 
-static int loop(struct kiln_batch *b, struct session *s, struct kn_err *err) {
+static int loop(struct kiln_minibatch *b, struct session *s, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->engine->unet;
     int rc = 0, timeout_ms = b->m->engine->options.watchdog_ms, behind = b->m->engine->gpu ? AHEAD : 1;
     for (int k = 0; k < b->steps + behind - 1 && !rc; k++) {
@@ -577,7 +580,7 @@ static int loop(struct kiln_batch *b, struct session *s, struct kn_err *err) {
     return rc;
 }
 
-int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
+int kiln_minibatch_denoise(struct kiln_minibatch *b, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->engine->unet;
     struct session *s = NULL;
     int32_t *bad = malloc((size_t)b->n * sizeof *bad);
@@ -593,7 +596,7 @@ int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
         kx_download(ctx, bad, s->s.bad, (size_t)b->n * sizeof *bad);
         rc = kx_ctx_error(ctx, err);
         kx_busy_note(b->m->engine, KX_STAGE_LOOP, ctx);
-    } else { /* what was still asked for must not outlive the batch */
+    } else { /* what was still asked for must not outlive the minibatch */
         int code = kx_sync(ctx, NULL);
         if (code == KN_EDEVICE) rc = code;
         if (rc == KN_EOOM) kx_sessions_drop(b->m);
@@ -602,7 +605,7 @@ int kiln_batch_denoise(struct kiln_batch *b, struct kn_err *err) {
     b->ms += (double)(kn_clock_us() - begun) / 1000;
     kx_stage_leave(b->m->engine, KX_STAGE_LOOP);
     free(bad);
-    if (rc == KN_EOOM && b->n > 1) kx_batch_limit(b->m, b->tasks->width, b->tasks->height, b->n);
+    if (rc == KN_EOOM && b->n > 1) kx_minibatch_limit(b->m, b->tasks->width, b->tasks->height, b->n);
     return rc;
 }
 
@@ -615,7 +618,7 @@ static bool is_flat(const uint8_t *rgb, size_t pixels) {
 }
 
 /* Hands a decoded image to the callback. finite: its pixels are numbers. */
-static int hand_out(struct kiln_batch *b, int i, const uint8_t *bytes, bool finite, double ms,
+static int hand_out(struct kiln_minibatch *b, int i, const uint8_t *bytes, bool finite, double ms,
                     struct kn_err *err) {
     const struct image *im = &b->images[i];
     struct kiln_image out = {.task = &b->tasks[i], .index = b->first + i, .render_ms = ms};
@@ -654,7 +657,7 @@ static void decoder_fini(struct kx_ctx *ctx, struct decoder *d) {
     *d = (struct decoder){0};
 }
 
-static int decoder_init(struct kiln_batch *b, int n, struct decoder *d, struct kn_err *err) {
+static int decoder_init(struct kiln_minibatch *b, int n, struct decoder *d, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->vae_ctx;
     size_t count = (size_t)n;
     *d = (struct decoder){.n = n};
@@ -670,7 +673,7 @@ static int decoder_init(struct kiln_batch *b, int n, struct decoder *d, struct k
     return kn_err_set(err, KN_EOOM, "out of memory for %d pictures", n);
 }
 
-static int dump_picture(struct kiln_batch *b, const struct decoder *d, struct kn_err *err) {
+static int dump_picture(struct kiln_minibatch *b, const struct decoder *d, struct kn_err *err) {
     float *rgb = malloc(3 * b->pixels * sizeof *rgb);
     if (!rgb) return kn_err_set(err, KN_ENOMEM, "out of memory");
     kx_download(b->m->vae_ctx, rgb, d->rgb, 3 * b->pixels * sizeof *rgb);
@@ -680,7 +683,7 @@ static int dump_picture(struct kiln_batch *b, const struct decoder *d, struct kn
 }
 
 /* Decodes images from `at` on, count of them, and hands them out. */
-static int decode_some(struct kiln_batch *b, struct decoder *d, int at, int count, struct kn_err *err) {
+static int decode_some(struct kiln_minibatch *b, struct decoder *d, int at, int count, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->vae_ctx;
     uint64_t begun = kn_clock_us();
     bool wanted = false;
@@ -705,7 +708,7 @@ static int decode_some(struct kiln_batch *b, struct decoder *d, int at, int coun
     return rc;
 }
 
-int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err) {
+int kiln_minibatch_finish(struct kiln_minibatch *b, struct kn_err *err) {
     struct kx_ctx *ctx = b->m->vae_ctx;
     kx_stage_enter(b->m->engine, KX_STAGE_PICTURE);
     kx_plan_trim(ctx);
@@ -733,16 +736,16 @@ int kiln_batch_finish(struct kiln_batch *b, struct kn_err *err) {
 /* ---- all three */
 
 /* *loop_over: images may have been handed out. */
-static int render_batch(struct kiln_model *m, const struct kn_task *tasks, int first, int n,
-                        const struct kiln_callbacks *cb, bool *loop_over, struct kn_err *err) {
-    struct kiln_batch *b;
-    int rc = kiln_batch_create(m, tasks + first, n, cb, &b, err);
+static int render_minibatch(struct kiln_model *m, const struct kn_task *tasks, int first, int n,
+                            const struct kiln_callbacks *cb, bool *loop_over, struct kn_err *err) {
+    struct kiln_minibatch *b;
+    int rc = kiln_minibatch_create(m, tasks + first, n, cb, &b, err);
     if (rc) return rc;
     b->first = first;
-    rc = kiln_batch_denoise(b, err);
+    rc = kiln_minibatch_denoise(b, err);
     *loop_over = !rc;
-    if (!rc) rc = kiln_batch_finish(b, err);
-    kiln_batch_destroy(b);
+    if (!rc) rc = kiln_minibatch_finish(b, err);
+    kiln_minibatch_destroy(b);
     return rc;
 }
 
@@ -751,10 +754,10 @@ int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n, const 
     int rc = check_tasks(m, tasks, n, cb, err);
     if (rc) return rc;
     for (int i = 0, count; i < n && !rc; i += count) {
-        int most = kiln_model_batch_max(m, tasks->width, tasks->height);
+        int most = kiln_model_minibatch_max(m, tasks->width, tasks->height);
         count = n - i < most ? n - i : most;
         bool loop_over = false;
-        rc = render_batch(m, tasks, i, count, cb, &loop_over, err);
+        rc = render_minibatch(m, tasks, i, count, cb, &loop_over, err);
         if (rc == KN_EOOM && count > 1 && !loop_over) { /* an ordinary error: half of it, then */
             count = rc = 0;
         }

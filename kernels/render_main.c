@@ -315,7 +315,7 @@ static int render_all(struct run *r, struct kiln_model *m, const struct kn_tasks
         .ctx = r, .step = on_step, .image = on_image, .dump = r->dump ? on_dump : NULL};
     int rc = 0;
     for (size_t i = 0, n; i < ts->count && !rc; i += n) {
-        int max = r->o->batch ? r->o->batch : kiln_model_batch_max(m, ts->v[i].width, ts->v[i].height);
+        int max = r->o->batch ? r->o->batch : kiln_model_minibatch_max(m, ts->v[i].width, ts->v[i].height);
         for (n = 1; n < (size_t)max && i + n < ts->count && same_batch(&ts->v[i], &ts->v[i + n]);) n++;
         r->offset = i;
         rc = kiln_render(m, ts->v + i, (int)n, &cb, err);

@@ -40,7 +40,7 @@ struct kiln {
 struct engine_minibatch {
     struct kiln *k;
     struct loaded *model;
-    struct kiln_batch *b;
+    struct kiln_minibatch *b;
 };
 
 /* How many bytes of weights a model's folder holds, which is nearly what it takes in memory. */
@@ -151,9 +151,9 @@ static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
     int rc = load(k, w->model, &b->model, err);
     if (!rc) {
         const struct kn_task *t = w->tasks + first;
-        int most = kiln_model_batch_max(b->model->model, t->width, t->height);
+        int most = kiln_model_minibatch_max(b->model->model, t->width, t->height);
         *count = w->count - first < most ? w->count - first : most;
-        rc = kiln_batch_create(b->model->model, t, *count, cb, &b->b, err);
+        rc = kiln_minibatch_create(b->model->model, t, *count, cb, &b->b, err);
     }
     if (rc) {
         free(b);
@@ -167,16 +167,16 @@ static int kiln_begin(struct engine *e, const struct engine_work *w, int first,
 }
 
 static int kiln_denoise(struct engine_minibatch *b, struct kn_err *err) {
-    return kiln_batch_denoise(b->b, err);
+    return kiln_minibatch_denoise(b->b, err);
 }
 
 static int kiln_finish(struct engine_minibatch *b, struct kn_err *err) {
-    return kiln_batch_finish(b->b, err);
+    return kiln_minibatch_finish(b->b, err);
 }
 
 static void kiln_drop(struct engine_minibatch *b) {
     struct kiln *k = b->k;
-    kiln_batch_destroy(b->b);
+    kiln_minibatch_destroy(b->b);
     pthread_mutex_lock(&k->lock);
     if (--b->model->used == 0) pthread_cond_signal(&k->unused);
     pthread_mutex_unlock(&k->lock);

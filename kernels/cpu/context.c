@@ -180,7 +180,7 @@ static struct kx_ctx *cpu_lane(struct kx_ctx *ctx, int lanes, int i) {
     return lanes == 1 ? ctx : &kx_cpu_of(ctx)->lanes[i].base;
 }
 
-static int cpu_together(const struct kx_ctx *ctx, int n) {
+static int cpu_minibatch(const struct kx_ctx *ctx, int n) {
     (void)ctx;
     (void)n;
     return 1;
@@ -303,11 +303,11 @@ static void cpu_plan_trim(struct kx_ctx *ctx) {
     if (kx_dnn_count(root->dnn) <= PRODUCTS_MAX) return;
     kx_layers_forget(root);
     kx_dnn_forget(root->dnn);
-    root->age++;
+    root->plan_generation++;
 }
 
-static unsigned cpu_plan_age(const struct kx_ctx *ctx) {
-    return of(ctx)->root->age;
+static unsigned cpu_plan_generation(const struct kx_ctx *ctx) {
+    return of(ctx)->root->plan_generation;
 }
 
 /* ---- order: everything is done when its call returns */
@@ -352,7 +352,8 @@ static int cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms
 
 /* ---- what a CPU has not */
 
-static int cpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
+static int cpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max,
+                        struct kn_err *err) {
     (void)ctx;
     (void)layer;
     (void)weight;
@@ -360,14 +361,14 @@ static int cpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, floa
     return kn_err_set(err, KN_EUNSUPPORTED, "a CPU computes with no eight-bit floats");
 }
 
-static int cpu_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
+static int cpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
     (void)ctx;
     (void)layer;
     (void)on;
     return kn_err_set(err, KN_EUNSUPPORTED, "a CPU computes with no eight-bit floats");
 }
 
-static float cpu_seen(struct kx_ctx *ctx, void *layer) {
+static float cpu_amax(struct kx_ctx *ctx, void *layer) {
     (void)ctx;
     (void)layer;
     return 0;
@@ -383,7 +384,7 @@ static const struct kx_backend backend = {
     .sync = cpu_error,
     .lanes = cpu_lanes,
     .lane = cpu_lane,
-    .together = cpu_together,
+    .minibatch = cpu_minibatch,
     .each = cpu_each,
     .alloc = cpu_alloc,
     .free = cpu_free,
@@ -396,7 +397,7 @@ static const struct kx_backend backend = {
     .plan_end = cpu_plan_end,
     .wanted = cpu_wanted,
     .plan_trim = cpu_plan_trim,
-    .plan_age = cpu_plan_age,
+    .plan_generation = cpu_plan_generation,
     .replay = cpu_replay,
     .recording_destroy = cpu_recording_destroy,
     .event_create = cpu_event_create,
@@ -412,9 +413,9 @@ static const struct kx_backend backend = {
     .linear_set = kx_cpu_linear_set,
     .linear_destroy = kx_cpu_linear_destroy,
     .linear = kx_cpu_linear,
-    .narrow = cpu_narrow,
-    .observe = cpu_observe,
-    .seen = cpu_seen,
+    .quantize = cpu_quantize,
+    .amax_record = cpu_amax_record,
+    .amax = cpu_amax,
     .group_norm = kx_cpu_group_norm,
     .layer_norm = kx_cpu_layer_norm,
     .attention = kx_cpu_attention,
@@ -424,7 +425,7 @@ static const struct kx_backend backend = {
     .table_create = kx_cpu_table_create,
     .table_destroy = kx_cpu_table_destroy,
     .embed = kx_cpu_embed,
-    .pick = kx_cpu_pick,
+    .gather = kx_cpu_gather,
     .from_f32 = kx_cpu_from_f32,
     .to_rgb = kx_cpu_to_rgb,
     .sample_begin = kx_cpu_sample_begin,

@@ -33,7 +33,7 @@ struct kx_cpu {
     size_t shared_bytes, scratch_bytes;   /* what it has */
     size_t shared_wanted, scratch_wanted; /* the largest that an op asked for in this plan */
     struct kx_layer *layers;              /* root: all that were made from it; borrowed */
-    unsigned age;                         /* root: how often the plans were dropped */
+    unsigned plan_generation;             /* root: how often the plans were dropped */
     struct kx_cpu *lanes;                 /* root: `threads` of them; owns */
     pthread_mutex_t lock;                 /* root: of the error, which any thread may note */
     int error;                            /* root: first failure since it was asked for */
@@ -89,7 +89,7 @@ int kx_cpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const 
 int kx_cpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
 void kx_cpu_conv_destroy(struct kx_conv *c);
 void kx_cpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
+                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
 int kx_cpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                          const float *bias, struct kx_linear **out_linear, struct kn_err *err);
 int kx_cpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
@@ -112,7 +112,7 @@ int kx_cpu_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, str
 void kx_cpu_table_destroy(struct kx_table *t);
 void kx_cpu_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
                   const int32_t *ids, struct kx_tensor *y);
-void kx_cpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+void kx_cpu_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
 void kx_cpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
 void kx_cpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
                    int32_t *finite);

@@ -186,7 +186,7 @@ static int layer_set(struct kx_layer *l, const float *weight, struct kn_err *err
     forget(l);
     drop_packed(l);
     copy_all(l, weight);
-    l->root->age++;
+    l->root->plan_generation++;
     return 0;
 }
 
@@ -394,9 +394,9 @@ static void run_item(void *arg, int item, const struct kx_seat *seat) {
     if (!l->dense) place(r, s, pieces, tmp);
 }
 
-/* y = act(layer(x) + shift) + residual, or its plan. x: h × w pixels. shift and residual: or NULL. */
+/* y = act(layer(x) + time_proj) + residual, or its plan. x: h × w pixels. time_proj and residual: or NULL. */
 static void layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, int h, int w,
-                      const float *shift, const float *residual, float *y) {
+                      const float *time_proj, const float *residual, float *y) {
     struct variant *v = find(l, h, w, residual);
     assert(!(residual && l->shape.act == KX_ACT_GEGLU));
     if (ctx->base.planning) {
@@ -406,9 +406,9 @@ static void layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, in
     }
     assert(v); /* planned with this size */
     struct run r = {ctx, l, v, x, l->bias, residual, y};
-    if (shift) {
+    if (time_proj) {
         float *sum = ctx->workspace;
-        for (int i = 0; i < l->shape.out; i++) sum[i] = l->bias[i] + shift[i];
+        for (int i = 0; i < l->shape.out; i++) sum[i] = l->bias[i] + time_proj[i];
         r.bias = sum;
     }
     kx_parallel(ctx, v->stripes * l->phases * l->slices, run_item, &r);
@@ -424,8 +424,8 @@ static struct kx_layer *of_linear(struct kx_linear *l) {
     return (struct kx_layer *)l;
 }
 
-/* The one image's shift; NULL: none. */
-static const float *shift_of(const struct kx_rows *r) {
+/* The one image's time_proj; NULL: none. */
+static const float *time_proj_of(const struct kx_rows *r) {
     if (!r || !r->v) return NULL;
     return (const float *)r->v + (r->index ? (size_t)r->index[0] * r->stride : 0);
 }
@@ -451,14 +451,14 @@ void kx_cpu_conv_destroy(struct kx_conv *c) {
 }
 
 void kx_cpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y) {
+                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y) {
     const struct kx_layer_shape *s = &of_conv(c)->shape;
     int h = s->upsample ? 2 * x->h : x->h, w = s->upsample ? 2 * x->w : x->w, pad = s->kernel / 2;
     assert(x->n == 1 && y->n == 1 && x->c == s->in && y->c == s->out);
     assert(y->h == (h + 2 * pad - s->kernel) / s->stride + 1 &&
            y->w == (w + 2 * pad - s->kernel) / s->stride + 1);
     assert(!residual || kx_count(residual) == kx_count(y));
-    layer_run(kx_cpu_of(ctx), of_conv(c), x->v, x->h, x->w, ctx->planning ? NULL : shift_of(shift),
+    layer_run(kx_cpu_of(ctx), of_conv(c), x->v, x->h, x->w, ctx->planning ? NULL : time_proj_of(time_proj),
               residual ? residual->v : NULL, y->v);
 }
 

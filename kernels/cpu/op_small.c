@@ -105,7 +105,7 @@ void kx_cpu_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struc
     }
 }
 
-void kx_cpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y) {
+void kx_cpu_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y) {
     size_t c = (size_t)x->c, positions = (size_t)x->h * (size_t)x->w;
     assert(y->n == x->n && y->c == x->c && kx_count(y) == (size_t)y->n * c);
     if (ctx->planning) return;

@@ -298,7 +298,7 @@ static struct kx_ctx *gpu_lane(struct kx_ctx *ctx, int lanes, int i) {
     return ctx;
 }
 
-static int gpu_together(const struct kx_ctx *ctx, int n) {
+static int gpu_minibatch(const struct kx_ctx *ctx, int n) {
     (void)ctx;
     return n;
 }
@@ -358,7 +358,7 @@ static const struct kx_backend backend = {
     .sync = gpu_sync,
     .lanes = gpu_lanes,
     .lane = gpu_lane,
-    .together = gpu_together,
+    .minibatch = gpu_minibatch,
     .each = gpu_each,
     .alloc = kx_gpu_alloc,
     .free = kx_gpu_free,
@@ -371,7 +371,7 @@ static const struct kx_backend backend = {
     .plan_end = kx_gpu_plan_end,
     .wanted = kx_gpu_wanted,
     .plan_trim = kx_gpu_plan_trim,
-    .plan_age = kx_gpu_plan_age,
+    .plan_generation = kx_gpu_plan_generation,
     .replay = kx_gpu_replay,
     .recording_destroy = kx_gpu_recording_destroy,
     .event_create = kx_gpu_event_create,
@@ -387,9 +387,9 @@ static const struct kx_backend backend = {
     .linear_set = kx_gpu_linear_set,
     .linear_destroy = kx_gpu_linear_destroy,
     .linear = kx_gpu_linear,
-    .narrow = kx_gpu_narrow,
-    .observe = kx_gpu_observe,
-    .seen = kx_gpu_seen,
+    .quantize = kx_gpu_quantize,
+    .amax_record = kx_gpu_amax_record,
+    .amax = kx_gpu_amax,
     .group_norm = kx_gpu_group_norm,
     .layer_norm = kx_gpu_layer_norm,
     .attention = kx_gpu_attention,
@@ -399,7 +399,7 @@ static const struct kx_backend backend = {
     .table_create = kx_gpu_table_create,
     .table_destroy = kx_gpu_table_destroy,
     .embed = kx_gpu_embed,
-    .pick = kx_gpu_pick,
+    .gather = kx_gpu_gather,
     .from_f32 = kx_gpu_from_f32,
     .to_rgb = kx_gpu_to_rgb,
     .sample_begin = kx_gpu_sample_begin,

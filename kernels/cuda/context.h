@@ -69,14 +69,15 @@ struct kx_gpu {
     int next_stage;
     void *workspace; /* owns; that of all ops of this stream, one after another */
     size_t workspace_bytes, workspace_wanted;
-    float *ones; /* owns, the device's: ones_count of them (narrow.c) */
+    float *ones; /* owns, the device's: ones_count of them (quantize.c) */
     size_t ones_count, ones_wanted;
-    struct kx_lt *lt;       /* owns; NULL: no cuBLASLt */
-    void *lt_workspace;     /* owns: equal bits are promised only to one that no other stream uses */
-    struct kx_dnn *dnn;     /* owns; NULL: no cuDNN */
-    struct kn_map *choices; /* owns: product.c's, by layer and shape */
-    unsigned age;           /* of the plans */
-    unsigned moves;         /* of the workspace: a recording holds its address */
+    struct kx_lt *lt;         /* owns; NULL: no cuBLASLt */
+    void *lt_workspace;       /* owns: equal bits are promised only to one that no other stream uses */
+    struct kx_dnn *dnn;       /* owns; NULL: no cuDNN */
+    struct kn_map *choices;   /* owns: product.c's, by layer and shape */
+    unsigned plan_generation; /* changes when plans are dropped */
+    unsigned
+        workspace_generation; /* changes when the workspace is reallocated: a recording holds its address */
     bool capturing;
     unsigned failures; /* ever: of calls and of ops */
     int error;         /* the first since it was asked for */
@@ -137,7 +138,7 @@ void kx_gpu_want(struct kx_gpu *g, size_t bytes);
 void kx_gpu_plan_begin(struct kx_ctx *ctx);
 int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err);
 size_t kx_gpu_wanted(const struct kx_ctx *ctx);
-unsigned kx_gpu_plan_age(const struct kx_ctx *ctx);
+unsigned kx_gpu_plan_generation(const struct kx_ctx *ctx);
 
 /* ---- graph.c */
 
@@ -154,11 +155,11 @@ int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, st
 void kx_gpu_plan_trim(struct kx_ctx *ctx);
 void kx_gpu_choices_forget(struct kx_gpu *g);
 
-/* ---- narrow.c: kernels/ops.h */
+/* ---- quantize.c: kernels/ops.h */
 
-int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
-int kx_gpu_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
-float kx_gpu_seen(struct kx_ctx *ctx, void *layer);
+int kx_gpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
+int kx_gpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
+float kx_gpu_amax(struct kx_ctx *ctx, void *layer);
 
 /* ---- layer.c and ops.c: kernels/ops.h */
 
@@ -167,7 +168,7 @@ int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const 
 int kx_gpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
 void kx_gpu_conv_destroy(struct kx_conv *c);
 void kx_gpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
+                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
 int kx_gpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
                          const float *bias, struct kx_linear **out_linear, struct kn_err *err);
 int kx_gpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
@@ -190,7 +191,7 @@ void kx_gpu_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool fli
                      float freq_shift, struct kx_tensor *y);
 void kx_gpu_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
                      struct kx_tensor *y);
-void kx_gpu_pick(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
+void kx_gpu_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
 void kx_gpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
 void kx_gpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
                    int32_t *finite);

@@ -3,7 +3,7 @@
  * Same bits. A product's algorithm (kernel, tile, stages, cluster; no split of the sum) is chosen once for a
  * layer's shape and an image's number of rows, by the library's heuristic for KX_LT_IMAGES images, and used
  * for any number of images. In the mode "fastest" it is chosen for the rows at hand: faster for one image
- * alone, and an image's bytes then depend on its batch.
+ * alone, and an image's bytes then depend on its minibatch.
  *
  * What the library cannot do in one product takes a pass more (kx_cuda_finish, kx_cuda_geglu): activations,
  * since its GELU is the tanh approximation and ours is exact.

@@ -7,7 +7,7 @@
  * other of the same family and storage type; what was uploaded on one is there for another after a kx_sync
  * of the first. One thread at a time uses a context; different contexts may be used by different threads.
  *
- * How many images fit. kx_count_begin … kx_count_end give the arena and the workspace of any batch (but
+ * How many images fit. kx_count_begin … kx_count_end give the arena and the workspace of any minibatch (but
  * for what cuDNN asks for) and allocate nothing; kx_memory says what there is. A kx_alloc that fails is an
  * ordinary error: whatever was there before still is. */
 #ifndef KILN_KERNELS_CUDA_CUDA_H
@@ -42,7 +42,7 @@ KN_MUST_USE int kx_cuda_device_facts(int device, struct kx_cuda_device_facts *ou
 struct kx_cuda_options {
     int device;
     enum kx_store type;
-    bool fastest; /* images may depend on their batch; false: they do not */
+    bool fastest; /* images may depend on their minibatch; false: they do not */
     int priority; /* of the stream: 0 the lowest, greater is more urgent (as far as the device goes) */
     /* A context of the same device, borrowed for the call; NULL: a family of its own. What follows is the
      * family's, and not read where there is one. */

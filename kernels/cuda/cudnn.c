@@ -4,7 +4,7 @@
  *
  *     conv:  X, W -> T0        T0, T1 virtual and f32: they never exist in memory
  *     add:   T0, R -> T1       residual
- *     add:   T1, B -> Y        bias: 1 × out × 1 × 1, f32; with a shift: n × out × 1 × 1, bias and shift
+ *     add:   T1, B -> Y        bias: 1 × out × 1 × 1, f32; with a time_proj: n × out × 1 × 1, bias and time_proj
  * summed
  *
  * of which the last writes Y in the storage type. Where the library has no engine for the whole of it, the
@@ -68,9 +68,10 @@ struct kx_dnn_plan {
     bool fused; /* else: the convolution alone, and kx_cuda_finish_conv */
     struct engine engine;
     struct bag bag;
-    kx_dnn_ptr graph, plan;   /* in the bag */
-    size_t workspace_bytes;   /* of the plan */
-    size_t row_at, y_at, all; /* in the scratch: bias + shift; the product before what is added; its size */
+    kx_dnn_ptr graph, plan; /* in the bag */
+    size_t workspace_bytes; /* of the plan */
+    size_t row_at, y_at,
+        all; /* in the scratch: bias + time_proj; the product before what is added; its size */
 };
 
 struct kx_dnn {
@@ -209,7 +210,7 @@ static int build_graph(const struct kx_dnn *d, struct bag *b, const struct kx_dn
                        bool fused, kx_dnn_ptr *graph) {
     int value = d->type == KX_STORE_F16 ? KX_DNN_HALF : KX_DNN_BFLOAT16;
     int64_t p = out_size(shape->h, shape), q = out_size(shape->w, shape), out = shape->out;
-    bool has_r = fused && shape->residual, has_b = fused && (shape->bias || shape->shift);
+    bool has_r = fused && shape->residual, has_b = fused && (shape->bias || shape->time_proj);
     kx_dnn_ptr x = NULL, w = NULL, y = NULL, t = NULL, conv = NULL, ops[3];
     int count = 0;
 
@@ -253,7 +254,7 @@ static int build_graph(const struct kx_dnn *d, struct bag *b, const struct kx_dn
     }
     if (status == KX_DNN_SUCCESS && has_b) {
         kx_dnn_ptr row = NULL;
-        status = tensor(d, b, UID_B, value, false, shape->shift ? n : 1, out, 1, 1, &row);
+        status = tensor(d, b, UID_B, value, false, shape->time_proj ? n : 1, out, 1, 1, &row);
         if (status == KX_DNN_SUCCESS) status = add(d, b, t, row, y, &ops[count++]);
     }
 
@@ -406,7 +407,8 @@ void kx_cudnn_destroy(struct kx_dnn *d) {
 
 static bool same_shape(const struct kx_dnn_shape *a, const struct kx_dnn_shape *b) {
     return a->h == b->h && a->w == b->w && a->in == b->in && a->out == b->out && a->kernel == b->kernel &&
-           a->stride == b->stride && a->bias == b->bias && a->shift == b->shift && a->residual == b->residual;
+           a->stride == b->stride && a->bias == b->bias && a->time_proj == b->time_proj &&
+           a->residual == b->residual;
 }
 
 static struct kx_dnn_plan *find(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fastest) {
@@ -460,7 +462,7 @@ static int choose(const struct kx_dnn *d, struct kx_dnn_plan *p, int n, bool who
     static const int modes[] = {KX_DNN_HEUR_A, KX_DNN_HEUR_FALLBACK};
     struct engine *found = calloc(CANDIDATES, sizeof(*found));
     if (!found) return KX_DNN_HOST_ALLOCATION_FAILED;
-    bool adds = p->shape.bias || p->shape.shift || p->shape.residual;
+    bool adds = p->shape.bias || p->shape.time_proj || p->shape.residual;
     int status = KX_DNN_SUCCESS;
     p->none = true;
     for (int fused = 1; fused >= 0 && p->none; fused--) {
@@ -500,13 +502,13 @@ static size_t aligned(size_t bytes) {
     return (bytes + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN;
 }
 
-/* The scratch: the library's workspace, the rows of bias + shift, the product that is not fused. */
+/* The scratch: the library's workspace, the rows of bias + time_proj, the product that is not fused. */
 static void lay_scratch(struct kx_dnn_plan *p) {
     const struct kx_dnn_shape *s = &p->shape;
     size_t row = (size_t)p->n * (size_t)s->out * 2;
     size_t y = row * (size_t)(out_size(s->h, s) * out_size(s->w, s));
     p->row_at = aligned(p->workspace_bytes);
-    p->y_at = p->row_at + (p->fused && (s->shift || s->bias) ? aligned(row) : 0);
+    p->y_at = p->row_at + (p->fused && (s->time_proj || s->bias) ? aligned(row) : 0);
     p->all = p->y_at + (!p->fused && s->residual ? aligned(y) : 0);
 }
 
@@ -591,7 +593,7 @@ static int execute(const struct kx_dnn *d, const struct kx_dnn_plan *p, int coun
 
 cudaError_t kx_dnn_run(struct kx_dnn *d, struct kx_dnn_plan *p, const struct kx_dnn_call *c) {
     const struct kx_dnn_shape *s = &p->shape;
-    if (!c->bias != !s->bias || !c->shift.v != !s->shift || !c->residual != !s->residual)
+    if (!c->bias != !s->bias || !c->time_proj.v != !s->time_proj || !c->residual != !s->residual)
         return cudaErrorInvalidValue;
     char *scratch = c->scratch;
     void *workspace = p->workspace_bytes ? scratch : NULL;
@@ -610,28 +612,28 @@ cudaError_t kx_dnn_run(struct kx_dnn *d, struct kx_dnn_plan *p, const struct kx_
         uids[count] = UID_R;
         pointers[count++] = residual.to;
     }
-    if (p->fused && (s->shift || s->bias)) {
+    if (p->fused && (s->time_proj || s->bias)) {
         void *row = scratch + p->row_at;
         cudaError_t e = cudaSuccess;
-        if (s->shift) {
-            /* Row i: bias + shift of image i, out of an empty picture of one pixel. */
+        if (s->time_proj) {
+            /* Row i: bias + time_proj of image i, out of an empty picture of one pixel. */
             e = cudaMemsetAsync(row, 0, (size_t)p->n * (size_t)s->out * 2, d->stream);
             if (e == cudaSuccess)
-                e = kx_cuda_finish_conv(d->stream, d->type, row, c->bias, &c->shift, NULL, row, p->n, 1,
+                e = kx_cuda_finish_conv(d->stream, d->type, row, c->bias, &c->time_proj, NULL, row, p->n, 1,
                                         s->out);
         } else if (!c->bias_value) {
             e = kx_cuda_from_f32(d->stream, d->type, c->bias, row, (size_t)s->out);
         }
         if (e != cudaSuccess) return e;
         uids[count] = UID_B;
-        pointers[count++] = s->shift || !c->bias_value ? row : bias_value.to;
+        pointers[count++] = s->time_proj || !c->bias_value ? row : bias_value.to;
     }
     if (execute(d, p, count, uids, pointers, workspace) != KX_DNN_SUCCESS) {
         cudaError_t e = cudaPeekAtLastError();
         return e == cudaSuccess ? cudaErrorUnknown : e;
     }
-    if (p->fused || !(s->bias || s->shift || s->residual)) return cudaSuccess;
-    return kx_cuda_finish_conv(d->stream, d->type, pointers[2], c->bias, s->shift ? &c->shift : NULL,
+    if (p->fused || !(s->bias || s->time_proj || s->residual)) return cudaSuccess;
+    return kx_cuda_finish_conv(d->stream, d->type, pointers[2], c->bias, s->time_proj ? &c->time_proj : NULL,
                                c->residual, c->y, p->n, pixels, s->out);
 }
 

@@ -6,7 +6,7 @@
  * not split the sum; they are used for any number of images. In the mode "fastest" the choice is made for the
  * images at hand.
  *
- * Upsampling is not fused (kx_cuda_upsample first; our own kernel fuses it). Bias and residual are. A shift
+ * Upsampling is not fused (kx_cuda_upsample first; our own kernel fuses it). Bias and residual are. A time_proj
  * is where the library can add a row an image, which 9.19 cannot: then the convolution is bare and
  * kx_cuda_finish_conv adds all.
  *
@@ -34,7 +34,7 @@ void kx_cudnn_destroy(struct kx_dnn *d); /* and its plans; NULL is fine */
 struct kx_dnn_shape {
     int h, w, in, out; /* x's */
     int kernel, stride;
-    bool bias, shift, residual;
+    bool bias, time_proj, residual;
 };
 /* The plan for n images of a layer of this shape: made the first time, then found. Belongs to d until
  * kx_dnn_trim or kx_cudnn_destroy.
@@ -48,12 +48,12 @@ void kx_dnn_trim(struct kx_dnn *d); /* drops all plans */
 size_t kx_dnn_scratch_bytes(const struct kx_dnn_plan *p);
 
 struct kx_dnn_call {
-    const void *x;          /* n × h × w × in */
-    const void *weight;     /* out × kernel × kernel × in, of the storage type */
-    const float *bias;      /* out, or NULL: as the shape said */
-    const void *bias_value; /* the same in the storage type, or NULL: then a run makes it */
-    struct kx_rows shift;   /* v NULL for none: as the shape said */
-    const void *residual;   /* y's shape, may be y, or NULL: as the shape said */
+    const void *x;            /* n × h × w × in */
+    const void *weight;       /* out × kernel × kernel × in, of the storage type */
+    const float *bias;        /* out, or NULL: as the shape said */
+    const void *bias_value;   /* the same in the storage type, or NULL: then a run makes it */
+    struct kx_rows time_proj; /* v NULL for none: as the shape said */
+    const void *residual;     /* y's shape, may be y, or NULL: as the shape said */
     void *y;
     void *scratch;
 };

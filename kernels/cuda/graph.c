@@ -10,9 +10,9 @@
 #include "kernels/cuda/context.h"
 
 struct kx_recording {
-    cudaGraphExec_t graph; /* owns; NULL: none yet, or none possible */
-    unsigned age, moves;   /* of the context when it was made */
-    bool refused;          /* it could not be captured */
+    cudaGraphExec_t graph;                          /* owns; NULL: none yet, or none possible */
+    unsigned plan_generation, workspace_generation; /* the context's when it was made */
+    bool refused;                                   /* it could not be captured */
 };
 
 struct kx_event {
@@ -60,7 +60,7 @@ static cudaGraphExec_t capture(struct kx_gpu *g, void (*fn)(void *arg), void *ar
 }
 
 static bool current(const struct kx_gpu *g, const struct kx_recording *r) {
-    return r->age == g->age && r->moves == g->moves;
+    return r->plan_generation == g->plan_generation && r->workspace_generation == g->workspace_generation;
 }
 
 void kx_gpu_replay(struct kx_ctx *ctx, struct kx_recording **recording, void (*fn)(void *arg), void *arg) {
@@ -77,7 +77,8 @@ void kx_gpu_replay(struct kx_ctx *ctx, struct kx_recording **recording, void (*f
             kx_gpu_fail(g, KN_ENOMEM, "out of memory");
             return;
         }
-        *r = (struct kx_recording){.age = g->age, .moves = g->moves};
+        *r = (struct kx_recording){.plan_generation = g->plan_generation,
+                                   .workspace_generation = g->workspace_generation};
         fn(arg);
         return;
     }

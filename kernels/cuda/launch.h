@@ -58,8 +58,8 @@ cudaError_t kx_cuda_add_silu(cudaStream_t stream, enum kx_store type, const void
                              int nb, int c, void *y);
 cudaError_t kx_cuda_embed(cudaStream_t stream, enum kx_store type, const void *tokens, const void *places,
                           const int32_t *ids, int n, int positions, int c, void *y);
-cudaError_t kx_cuda_pick(cudaStream_t stream, enum kx_store type, const void *x, const int32_t *at, int n,
-                         int positions, int c, void *y);
+cudaError_t kx_cuda_gather(cudaStream_t stream, enum kx_store type, const void *x, const int32_t *at, int n,
+                           int positions, int c, void *y);
 /* x: rows of 2 · inner: y = first · gelu(second), exact (erf). */
 cudaError_t kx_cuda_geglu(cudaStream_t stream, enum kx_store type, const void *x, int64_t rows, int inner,
                           void *y);
@@ -67,10 +67,10 @@ cudaError_t kx_cuda_geglu(cudaStream_t stream, enum kx_store type, const void *x
  * added before act. act is not GEGLU. y may be x or residual. */
 cudaError_t kx_cuda_finish(cudaStream_t stream, enum kx_store type, const void *x, const float *bias,
                            enum kx_act act, const void *residual, void *y, int64_t rows, int c);
-/* The same with a shift an image (kx_rows), pixels rows an image. */
+/* The same with a time_proj an image (kx_rows), pixels rows an image. */
 cudaError_t kx_cuda_finish_conv(cudaStream_t stream, enum kx_store type, const void *x, const float *bias,
-                                const struct kx_rows *shift, const void *residual, void *y, int n, int pixels,
-                                int c);
+                                const struct kx_rows *time_proj, const void *residual, void *y, int n,
+                                int pixels, int c);
 /* Nearest, doubled: for convolutions whose library cannot fuse it. */
 cudaError_t kx_cuda_upsample(cudaStream_t stream, enum kx_store type, const void *x, int n, int h, int w,
                              int c, void *y);
@@ -100,8 +100,8 @@ struct kx_cuda_gemm {
     const void *x, *weight;
     const float *bias; /* out (interleaved as the weights), or NULL */
     enum kx_act act;
-    struct kx_rows shift; /* v NULL for none; in values of `type`, out an image */
-    const void *residual; /* y's shape, or NULL; may be y */
+    struct kx_rows time_proj; /* v NULL for none; in values of `type`, out an image */
+    const void *residual;     /* y's shape, or NULL; may be y */
     void *y;
 };
 /* Row r of a GEGLU layer's weights and bias, as they are laid out, is row kx_cuda_geglu_row(r, out) of the
@@ -113,7 +113,7 @@ cudaError_t kx_cuda_conv(cudaStream_t stream, const struct kx_cuda_gemm *g);
 cudaError_t kx_cuda_conv_sm90(cudaStream_t stream, const struct kx_cuda_gemm *g);
 
 /* The same with e4m3 operands, sm_89 and later (op_conv_fp8.cu): y = act(Σ x · w · weight_scale[n] · x_scale
- * + bias + shift) + residual. gemm.x and gemm.weight are e4m3, a byte a value, laid out as above; gemm.type
+ * + bias + time_proj) + residual. gemm.x and gemm.weight are e4m3, a byte a value, laid out as above; gemm.type
  * is that of the rest. KX_CUDA_NO where `in` is no multiple of 16 or x or the weights are not aligned to 16
  * bytes. */
 struct kx_cuda_gemm_fp8 {

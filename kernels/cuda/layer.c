@@ -61,8 +61,8 @@ static void layer_destroy(struct kx_gpu_layer *l) {
     kx_gpu_give(l->device, l->weight);
     kx_gpu_give(l->device, l->bias);
     kx_gpu_give(l->device, l->bias_value);
-    kx_gpu_give(l->device, l->seen);
-    kx_gpu_narrow_destroy(l);
+    kx_gpu_give(l->device, l->amax);
+    kx_gpu_quantized_destroy(l);
     kx_gpu_device_release(l->device);
     free(l);
 }
@@ -172,7 +172,7 @@ int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const 
 static int layer_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight, struct kn_err *err) {
     assert(l->type == g->type && l->device == g->device);
     int rc = write_weights(g, l, weight, err);
-    if (!rc && l->narrow) rc = kx_gpu_narrow_set(g, l, weight, err);
+    if (!rc && l->quantized) rc = kx_gpu_quantized_set(g, l, weight, err);
     return rc ? rc : arrived(g, err);
 }
 
@@ -189,13 +189,13 @@ void kx_gpu_conv_destroy(struct kx_conv *c) {
 }
 
 void kx_gpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y) {
+                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y) {
     const struct kx_conv_shape *s = &of_conv(c)->shape;
     int h = s->upsample ? 2 * x->h : x->h, w = s->upsample ? 2 * x->w : x->w, pad = s->kernel / 2;
     assert(x->n == y->n && x->c == s->in && y->c == s->out);
     assert(y->h == (h + 2 * pad - s->kernel) / s->stride + 1 &&
            y->w == (w + 2 * pad - s->kernel) / s->stride + 1);
-    kx_gpu_product(kx_gpu_of(ctx), of_conv(c), x, shift, residual, y);
+    kx_gpu_product(kx_gpu_of(ctx), of_conv(c), x, time_proj, residual, y);
 }
 
 int kx_gpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,

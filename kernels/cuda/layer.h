@@ -18,27 +18,27 @@ struct kx_gpu_layer {
     float *bias;      /* own: the device's, in the order of the weights' rows; NULL: none */
     void *bias_value; /* the same in the storage type, for the libraries; own; NULL where it cannot be asked
                          for */
-    struct kx_gpu_narrow *narrow; /* owns: the layer computes with eight-bit operands; NULL: it does not */
+    struct kx_gpu_quantized *quantized; /* owns: its eight-bit operands; NULL: it computes without */
     int32_t
-        *seen; /* own: the device's: the largest magnitude of its inputs yet, as bits; NULL: not observed */
+        *amax; /* own: the device's: the largest magnitude of its inputs yet, as bits; NULL: not recorded */
 };
 
-/* y = act(layer(x) + shift) + residual; while planning: what that wants. shift, residual: or NULL. */
+/* y = act(layer(x) + time_proj) + residual; while planning: what that wants. time_proj, residual: or NULL. */
 void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                    const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y);
-/* narrow.c */
+                    const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
+/* quantize.c */
 uint8_t kx_gpu_e4m3(float v);
-KN_MUST_USE int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight,
-                                  struct kn_err *err); /* l is narrow */
-void kx_gpu_narrow_destroy(struct kx_gpu_layer *l);    /* it is not, from now on */
+KN_MUST_USE int kx_gpu_quantized_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight,
+                                     struct kn_err *err); /* l is quantized */
+void kx_gpu_quantized_destroy(struct kx_gpu_layer *l);    /* it is not, from now on */
 /* At a plan's end. */
-void kx_gpu_narrow_ready(struct kx_gpu *g);
-void kx_gpu_narrow_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                        bool residual);
+void kx_gpu_quantized_ready(struct kx_gpu *g);
+void kx_gpu_quantized_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                           bool residual);
 /* KX_CUDA_NO: not with these. */
-cudaError_t kx_gpu_narrow_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                              const struct kx_rows *shift, const struct kx_tensor *residual,
-                              const struct kx_tensor *y);
+cudaError_t kx_gpu_quantized_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                                 const struct kx_rows *time_proj, const struct kx_tensor *residual,
+                                 const struct kx_tensor *y);
 /* Whether the layer is laid out for the library's product and not for our kernel's. */
 bool kx_gpu_layer_plain(const struct kx_gpu *g, int in, int out, enum kx_act act);
 

@@ -266,14 +266,14 @@ static int grow(struct kx_gpu *g, struct kn_err *err) {
     int rc = 0;
     if (!kx_gpu_drain(g, "workspace")) return kx_gpu_error(&g->base, err); /* the old one is in use */
     kx_gpu_give(g->device, g->workspace);
-    g->moves++;
+    g->workspace_generation++;
     g->workspace = kx_gpu_take(g, want);
     g->workspace_bytes = g->workspace ? want : 0;
     if (g->workspace) return 0;
     if (had && (g->workspace = kx_gpu_take(g, had)))
         g->workspace_bytes = had;
     else
-        g->age++;
+        g->plan_generation++;
     rc = kx_gpu_error(&g->base, err);
     return rc ? rc : kn_err_set(err, KN_EOOM, "out of memory for a workspace of %zu MiB", want >> 20);
 }
@@ -282,7 +282,7 @@ int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     int rc = kx_gpu_error(ctx, err);
     if (!rc) {
-        kx_gpu_narrow_ready(g);
+        kx_gpu_quantized_ready(g);
         rc = kx_gpu_error(ctx, err);
     }
     return rc || g->workspace_wanted <= g->workspace_bytes ? rc : grow(g, err);
@@ -292,6 +292,6 @@ size_t kx_gpu_wanted(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->workspace_wanted;
 }
 
-unsigned kx_gpu_plan_age(const struct kx_ctx *ctx) {
-    return kx_gpu_of(ctx)->age;
+unsigned kx_gpu_plan_generation(const struct kx_ctx *ctx) {
+    return kx_gpu_of(ctx)->plan_generation;
 }

@@ -1,7 +1,7 @@
 /* Convolution and linear layers as an implicit GEMM on tensor cores, for f16 and bf16.
  *
  *   y[i, p, n] = act(Σ_{ky, kx, c} up(x)[i, p_y·s + ky − k/2, p_x·s + kx − k/2, c] · w[n, ky, kx, c]
- *                    + bias[n] + shift[i, n]) + residual[i, p, n]            (p: a pixel of y)
+ *                    + bias[n] + time_proj[i, n]) + residual[i, p, n]            (p: a pixel of y)
  *
  * x outside of the image is 0; up doubles x (nearest) or is x. GEGLU: channels 2j and 2j + 1 of the sum are a
  * value and its gate, and give y's channel j = value · gelu(gate): the pairs stand side by side
@@ -18,7 +18,7 @@
  *   128×16    4   32×16   36 KiB    84   the last convolutions, 3 and 4 channels
  *
  * Accumulator: f32, in steps of 16 products in ascending order whatever the tile, so that a value of y
- * depends neither on the tile nor on its place in it; bias, shift, activation and residual in f32; one
+ * depends neither on the tile nor on its place in it; bias, time_proj, activation and residual in f32; one
  * rounding, to nearest even, at the end. Tolerance against an f64 sum of the same inputs: NMSE 1e-6 in f16,
  * 1e-5 in bf16 (it is y's rounding).
  *

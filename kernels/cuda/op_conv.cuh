@@ -33,7 +33,7 @@ struct kx_conv_out {
     const float *scale; /* e4m3: a sum's factor is scale[n] · scale_x; else NULL */
     float scale_x;
     const float *bias;
-    struct kx_rows shift;
+    struct kx_rows time_proj;
     const void *residual;
     void *y;
     int rows, out, pixels; /* rows of y in all, sums a row, rows an image */
@@ -72,11 +72,11 @@ template <typename T>
 static __device__ __forceinline__ void kx_conv_finish(const struct kx_conv_out &o, int m, int n,
                                                       float (&v)[8]) {
     const bool geglu = o.act == KX_ACT_GEGLU;
-    const T *shift = NULL;
-    if (o.shift.v) {
+    const T *time_proj = NULL;
+    if (o.time_proj.v) {
         const int image = m / o.pixels;
-        const size_t row = o.shift.index ? (size_t)o.shift.index[image] : (size_t)image;
-        shift = (const T *)o.shift.v + row * o.shift.stride + n;
+        const size_t row = o.time_proj.index ? (size_t)o.time_proj.index[image] : (size_t)image;
+        time_proj = (const T *)o.time_proj.v + row * o.time_proj.stride + n;
     }
     if (o.wide) {
         if (o.scale) {
@@ -91,7 +91,7 @@ static __device__ __forceinline__ void kx_conv_finish(const struct kx_conv_out &
             v[0] += b0.x, v[1] += b0.y, v[2] += b0.z, v[3] += b0.w;
             v[4] += b1.x, v[5] += b1.y, v[6] += b1.z, v[7] += b1.w;
         }
-        if (shift) kx_conv_add8<T>(v, shift);
+        if (time_proj) kx_conv_add8<T>(v, time_proj);
         if (geglu) {
             const size_t at = (size_t)m * (size_t)(o.out / 2) + (size_t)(n / 2);
 #pragma unroll
@@ -117,7 +117,7 @@ static __device__ __forceinline__ void kx_conv_finish(const struct kx_conv_out &
         if (n + i >= o.out) continue;
         if (o.scale) v[i] *= o.scale[n + i] * o.scale_x;
         if (o.bias) v[i] += o.bias[n + i];
-        if (shift) v[i] += kx_float(shift[i]);
+        if (time_proj) v[i] += kx_float(time_proj[i]);
     }
     const int width = geglu ? o.out / 2 : o.out, first = geglu ? n / 2 : n;
     const size_t at = (size_t)m * (size_t)width + (size_t)first;
@@ -401,14 +401,14 @@ static inline cudaError_t kx_conv_describe(const struct kx_cuda_gemm *g, struct 
     p->kernel = g->kernel, p->stride = g->stride, p->up = up;
     p->k = g->kernel * g->kernel * g->in;
     o->bias = g->bias;
-    o->shift = g->shift;
+    o->time_proj = g->time_proj;
     o->residual = g->residual;
     o->y = g->y;
     o->rows = (int)rows, o->out = g->out, o->pixels = (int)(oh * ow);
     o->act = g->act;
     const uintptr_t all =
-        (uintptr_t)g->bias | (uintptr_t)g->shift.v | (uintptr_t)g->residual | (uintptr_t)g->y;
-    o->wide = g->out % 8 == 0 && all % 16 == 0 && (!g->shift.v || g->shift.stride % 8 == 0);
+        (uintptr_t)g->bias | (uintptr_t)g->time_proj.v | (uintptr_t)g->residual | (uintptr_t)g->y;
+    o->wide = g->out % 8 == 0 && all % 16 == 0 && (!g->time_proj.v || g->time_proj.stride % 8 == 0);
     return cudaSuccess;
 }
 

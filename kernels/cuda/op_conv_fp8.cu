@@ -1,6 +1,6 @@
 /* The implicit GEMM of op_conv.cu with e4m3 operands (mma.sync m16n8k32), and their quantisation.
  *
- *   y = act(Σ x · w · weight_scale[n] · x_scale + bias[n] + shift) + residual
+ *   y = act(Σ x · w · weight_scale[n] · x_scale + bias[n] + time_proj) + residual
  *
  * Each output channel of the weights has a scale of its own, the activations have one, found beforehand by
  * calibration; both multiply the sum, so that nothing but whole sums is ever scaled. Layout, fusions and the

@@ -21,7 +21,7 @@
  * - twice, where it does not: pieces of pixels, a block each: one kernel for statistics, and one that merges
  *   at most 32 of them and applies. (More than 32 are folded to 32 in between: large pictures of few
  *   channels.) Two reads, one write: 6 bytes a value, of which the second read comes from L2 as far as that
- *   holds the batch; so the second kernel's blocks go backwards, what was read last first.
+ *   holds all images; so the second kernel's blocks go backwards, what was read last first.
  * - odd: channels not a multiple of 8, or a slice wider than a block: one block a group, value by value.
  * - cluster (op_norm_sm90.cu, not the default): once, with the slab spread over up to 8 neighbouring blocks.
  * LayerNorm: a warp a row, 4 bytes a value.
@@ -127,13 +127,13 @@ static __global__ void __launch_bounds__(THREADS, 3)
     x += p.at + (size_t)vector * 8;
     y += p.at + (size_t)vector * 8;
 #pragma unroll 1
-    for (int at = r; at < p.pixels; at += rows * BATCH) {
-        kx_vec8<T> v[BATCH];
+    for (int at = r; at < p.pixels; at += rows * IN_FLIGHT) {
+        kx_vec8<T> v[IN_FLIGHT];
 #pragma unroll
-        for (int i = 0; i < BATCH; i++)
+        for (int i = 0; i < IN_FLIGHT; i++)
             if (at + i * rows < p.pixels) v[i] = kx_load8(x + (size_t)(at + i * rows) * (size_t)g.c);
 #pragma unroll
-        for (int i = 0; i < BATCH; i++)
+        for (int i = 0; i < IN_FLIGHT; i++)
             if (at + i * rows < p.pixels)
                 kx_store8(y + (size_t)(at + i * rows) * (size_t)g.c, apply(&a, &v[i], g.silu));
     }

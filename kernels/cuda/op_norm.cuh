@@ -9,7 +9,7 @@
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    BATCH = 4,             /* loads of a thread in flight */
+    IN_FLIGHT = 4,         /* loads of a thread in flight */
     WALK = 8,              /* pixels of a thread in a piece, at least */
     SLAB_BYTES = 80 << 10, /* with the scratch of 16 KiB below what every architecture has (99 KiB) */
     SLICE_MAX = 128,       /* channels, where the groups allow it */
@@ -71,13 +71,13 @@ KX_DEVICE void collect_rows(struct sums *s, const T *x, size_t c, int r, int row
 #pragma unroll
     for (int k = 0; k < 8; k++) s->pivot[k] = s->sum[k] = s->square[k] = 0;
 #pragma unroll 1
-    for (int p = r; p < count; p += rows * BATCH) {
-        kx_vec8<T> v[BATCH];
+    for (int p = r; p < count; p += rows * IN_FLIGHT) {
+        kx_vec8<T> v[IN_FLIGHT];
 #pragma unroll
-        for (int i = 0; i < BATCH; i++)
+        for (int i = 0; i < IN_FLIGHT; i++)
             if (p + i * rows < count) v[i] = kx_load8(x + (size_t)(p + i * rows) * c);
 #pragma unroll
-        for (int i = 0; i < BATCH; i++)
+        for (int i = 0; i < IN_FLIGHT; i++)
             if (p + i * rows < count) {
                 collect(s, &v[i], i == 0 && p == r);
                 if (keep) slab[(p + i * rows) * width] = v[i];

@@ -6,7 +6,7 @@
  * step
  *
  * A term whose coefficient is 0 is neither read nor added, so that an image whose row is the identity (cx 1,
- * all else 0: its steps are done, others of the batch go on) keeps its bits whatever the UNet says about it;
+ * all else 0: its steps are done, others of the minibatch go on) keeps its bits whatever the UNet says about it;
  * `bad` looks at m only where the step uses it.
  *
  * Layout: latents, history and noise f32, images of `values`; pred and in of the storage type, rows of

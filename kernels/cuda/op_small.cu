@@ -263,8 +263,8 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-cudaError_t kx_cuda_pick(cudaStream_t stream, enum kx_store type, const void *x, const int32_t *at, int n,
-                         int positions, int c, void *y) {
+cudaError_t kx_cuda_gather(cudaStream_t stream, enum kx_store type, const void *x, const int32_t *at, int n,
+                           int positions, int c, void *y) {
     if (positions < 1 || !fits(n, c)) return cudaErrorInvalidValue;
     bool wide = c % 8 == 0 && aligned16(x, y, NULL);
     struct rows r = rows_of(n, wide ? c / 8 : c);
@@ -300,17 +300,19 @@ cudaError_t kx_cuda_geglu(cudaStream_t stream, enum kx_store type, const void *x
                                  (const T *)x, (T *)y, r));
 }
 
-/* ---- finish: y = act(x + bias + the image's shift) + residual; blockIdx.y is the image */
+/* ---- finish: y = act(x + bias + the image's time_proj) + residual; blockIdx.y is the image */
 
 template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
-    finish(const T *x, const float *__restrict__ bias, enum kx_act act, struct kx_rows shift,
+    finish(const T *x, const float *__restrict__ bias, enum kx_act act, struct kx_rows time_proj,
            const T *residual, T *y, struct rows rows) {
     struct stretch s = stretch_of(&rows);
     int image = (int)blockIdx.y;
     int64_t at = ((int64_t)image * rows.count + s.first) * rows.units * W;
     const T *add = NULL;
-    if (shift.v) add = (const T *)shift.v + (size_t)(shift.index ? shift.index[image] : image) * shift.stride;
+    if (time_proj.v)
+        add = (const T *)time_proj.v +
+              (size_t)(time_proj.index ? time_proj.index[image] : image) * time_proj.stride;
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int u = i % rows.units;
         struct unit<W> v = load<W>(x + at + i * W);
@@ -336,17 +338,17 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 static cudaError_t finish_any(cudaStream_t stream, enum kx_store type, const void *x, const float *bias,
-                              enum kx_act act, struct kx_rows shift, const void *residual, void *y, int n,
+                              enum kx_act act, struct kx_rows time_proj, const void *residual, void *y, int n,
                               int64_t rows, int c) {
     if (n < 1 || n > 65535 || act == KX_ACT_GEGLU || !fits(rows, c)) return cudaErrorInvalidValue;
-    bool wide = c % 8 == 0 && aligned16(x, bias, y) && aligned16(residual, shift.v, NULL) &&
-                (!shift.v || shift.stride % 8 == 0);
+    bool wide = c % 8 == 0 && aligned16(x, bias, y) && aligned16(residual, time_proj.v, NULL) &&
+                (!time_proj.v || time_proj.stride % 8 == 0);
     struct rows r = rows_of(rows, wide ? c / 8 : c);
     dim3 grid = grid_of(&r);
     grid.y = (unsigned)n;
     KX_DISPATCH(type, T,
                 return kx_launch(wide ? finish<T, 8> : finish<T, 1>, grid, dim3(THREADS), 0, stream,
-                                 (const T *)x, bias, act, shift, (const T *)residual, (T *)y, r));
+                                 (const T *)x, bias, act, time_proj, (const T *)residual, (T *)y, r));
 }
 
 cudaError_t kx_cuda_finish(cudaStream_t stream, enum kx_store type, const void *x, const float *bias,
@@ -356,10 +358,11 @@ cudaError_t kx_cuda_finish(cudaStream_t stream, enum kx_store type, const void *
 }
 
 cudaError_t kx_cuda_finish_conv(cudaStream_t stream, enum kx_store type, const void *x, const float *bias,
-                                const struct kx_rows *shift, const void *residual, void *y, int n, int pixels,
-                                int c) {
+                                const struct kx_rows *time_proj, const void *residual, void *y, int n,
+                                int pixels, int c) {
     struct kx_rows none = {NULL, 0, NULL};
-    return finish_any(stream, type, x, bias, KX_ACT_NONE, shift ? *shift : none, residual, y, n, pixels, c);
+    return finish_any(stream, type, x, bias, KX_ACT_NONE, time_proj ? *time_proj : none, residual, y, n,
+                      pixels, c);
 }
 
 /* ---- upsample: a row here is a line of pixels, which becomes two */

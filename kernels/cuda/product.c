@@ -29,7 +29,7 @@ struct choice {
 
 struct key {
     uint64_t layer;
-    int32_t n, h, w, flags; /* flags: 1 a shift, 2 a residual */
+    int32_t n, h, w, flags; /* flags: 1 a time_proj, 2 a residual */
 };
 
 bool kx_gpu_layer_plain(const struct kx_gpu *g, int in, int out, enum kx_act act) {
@@ -37,8 +37,9 @@ bool kx_gpu_layer_plain(const struct kx_gpu *g, int in, int out, enum kx_act act
            kx_variant_linear(g->device->variants, in, out, act, LAYOUT_ROWS) == KX_VARIANT_CUBLASLT;
 }
 
-static struct key key_of(const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift, bool residual) {
-    return (struct key){l->id, x->n, x->h, x->w, (shift ? 1 : 0) | (residual ? 2 : 0)};
+static struct key key_of(const struct kx_gpu_layer *l, const struct kx_tensor *x, bool time_proj,
+                         bool residual) {
+    return (struct key){l->id, x->n, x->h, x->w, (time_proj ? 1 : 0) | (residual ? 2 : 0)};
 }
 
 /* ---- choosing */
@@ -53,7 +54,7 @@ static size_t own_bytes(const struct kx_gpu_layer *l, const struct kx_tensor *x)
     return 2 * (size_t)x->n * (size_t)image_pixels(x) * (size_t)l->shape.out;
 }
 
-static int plan_lt(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift,
+static int plan_lt(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool time_proj,
                    bool residual, struct choice *c, struct kn_err *err) {
     struct kx_lt_shape s = {.in = l->shape.in,
                             .out = l->shape.out,
@@ -61,13 +62,13 @@ static int plan_lt(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct 
                             .bias = l->bias,
                             .residual = residual,
                             .image_rows = image_pixels(x)};
-    if (!g->lt || shift || l->interleaved || (l->bias && !l->bias_value)) return KN_EUNSUPPORTED;
+    if (!g->lt || time_proj || l->interleaved || (l->bias && !l->bias_value)) return KN_EUNSUPPORTED;
     int rc = kx_lt_plan(g->lt, &s, x->n, !g->reproducible, &c->lt, err);
     if (!rc) c->bytes = kx_lt_scratch_bytes(c->lt);
     return rc;
 }
 
-static int plan_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift,
+static int plan_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool time_proj,
                     bool residual, struct choice *c, struct kn_err *err) {
     int scale = l->shape.upsample ? 2 : 1;
     struct kx_dnn_shape s = {.h = scale * x->h,
@@ -77,7 +78,7 @@ static int plan_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
                              .kernel = l->shape.kernel,
                              .stride = l->shape.stride,
                              .bias = l->bias,
-                             .shift = shift,
+                             .time_proj = time_proj,
                              .residual = residual};
     if (!g->dnn || l->linear || (l->bias && !l->bias_value)) return KN_EUNSUPPORTED;
     int rc = kx_dnn_plan(g->dnn, &s, x->n, !g->reproducible, &c->dnn, err);
@@ -87,14 +88,14 @@ static int plan_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
     return 0;
 }
 
-static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift,
+static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool time_proj,
                   bool residual, const struct kx_tensor *y, struct choice *c, struct kn_err *err) {
     const struct kx_variants *v = g->device->variants;
     *c = (struct choice){
         .variant = l->linear ? kx_variant_linear(v, l->shape.in, l->shape.out, l->act, image_pixels(x))
                              : kx_variant_conv(v, &l->shape, image_pixels(y))};
-    int rc = c->variant == KX_VARIANT_CUBLASLT ? plan_lt(g, l, x, shift, residual, c, err)
-             : c->variant == KX_VARIANT_CUDNN  ? plan_dnn(g, l, x, shift, residual, c, err)
+    int rc = c->variant == KX_VARIANT_CUBLASLT ? plan_lt(g, l, x, time_proj, residual, c, err)
+             : c->variant == KX_VARIANT_CUDNN  ? plan_dnn(g, l, x, time_proj, residual, c, err)
                                                : KN_EUNSUPPORTED;
     /* too many images for the layer's algorithm (some count values in 32 bits): as with memory, the caller
      * tries fewer */
@@ -110,16 +111,16 @@ static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct k
     return rc;
 }
 
-static void plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool shift,
+static void plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x, bool time_proj,
                  bool residual, const struct kx_tensor *y) {
-    struct key k = key_of(l, x, shift, residual);
+    struct key k = key_of(l, x, time_proj, residual);
     struct choice *c = kn_map_get(g->choices, &k, sizeof k);
     struct kn_err err = {0};
     if (!c && kx_gpu_enter(g)) {
         int rc = KN_ENOMEM;
         if (!(c = malloc(sizeof *c)))
             kx_gpu_fail(g, rc, "out of memory");
-        else if ((rc = choose(g, l, x, shift, residual, y, c, &err)))
+        else if ((rc = choose(g, l, x, time_proj, residual, y, c, &err)))
             kx_gpu_fail(g, rc, "%s", err.text);
         else if ((rc = kn_map_put(g->choices, &k, sizeof k, c)))
             kx_gpu_fail(g, rc, "a plan: %s", kn_err_words(rc));
@@ -147,7 +148,7 @@ void kx_gpu_plan_trim(struct kx_ctx *ctx) {
     g->choices = empty;
     if (g->lt) kx_lt_trim(g->lt);
     if (g->dnn) kx_dnn_trim(g->dnn);
-    g->age++;
+    g->plan_generation++;
 }
 
 /* ---- running */
@@ -164,7 +165,7 @@ static cudaError_t launch(struct kx_gpu *g, const struct choice *c, const struct
 }
 
 static cudaError_t run_own(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct choice *c,
-                           const struct kx_tensor *x, const struct kx_rows *shift,
+                           const struct kx_tensor *x, const struct kx_rows *time_proj,
                            const struct kx_tensor *residual, const struct kx_tensor *y) {
     bool apart = l->act == KX_ACT_GEGLU && !l->interleaved;
     struct kx_cuda_gemm p = {.type = l->type,
@@ -182,7 +183,7 @@ static cudaError_t run_own(struct kx_gpu *g, const struct kx_gpu_layer *l, const
                              .act = apart ? KX_ACT_NONE : l->act,
                              .residual = residual ? residual->v : NULL,
                              .y = apart ? g->workspace : y->v};
-    if (shift) p.shift = *shift;
+    if (time_proj) p.time_proj = *time_proj;
     cudaError_t e = launch(g, c, &p);
     if (e == cudaSuccess && apart)
         e = kx_cuda_geglu(g->stream, l->type, g->workspace, x->n * image_pixels(x), y->c, y->v);
@@ -202,7 +203,7 @@ static cudaError_t run_lt(struct kx_gpu *g, const struct kx_gpu_layer *l, const 
 }
 
 static cudaError_t run_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct choice *c,
-                           const struct kx_tensor *x, const struct kx_rows *shift,
+                           const struct kx_tensor *x, const struct kx_rows *time_proj,
                            const struct kx_tensor *residual, const struct kx_tensor *y) {
     struct kx_dnn_call call = {.x = x->v,
                                .weight = l->weight,
@@ -211,7 +212,7 @@ static cudaError_t run_dnn(struct kx_gpu *g, const struct kx_gpu_layer *l, const
                                .residual = residual ? residual->v : NULL,
                                .y = y->v,
                                .scratch = (char *)g->workspace + c->before};
-    if (shift) call.shift = *shift;
+    if (time_proj) call.time_proj = *time_proj;
     if (l->shape.upsample) {
         cudaError_t e = kx_cuda_upsample(g->stream, l->type, x->v, x->n, x->h, x->w, x->c, g->workspace);
         if (e != cudaSuccess) return e;
@@ -225,37 +226,37 @@ static bool aligned(const void *p) {
 }
 
 void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                    const struct kx_rows *shift, const struct kx_tensor *residual, struct kx_tensor *y) {
+                    const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y) {
     const char *op = l->linear ? "linear layer" : "convolution";
     assert(l->type == g->type && l->device == g->device);
     assert(!residual || kx_count(residual) == kx_count(y));
     if (g->base.planning) {
         kx_gpu_want(g, own_bytes(l, x));
-        if (l->narrow) kx_gpu_narrow_plan(g, l, x, residual);
+        if (l->quantized) kx_gpu_quantized_plan(g, l, x, residual);
         if (!g->base.counting) {
             /* what is shifted by may not be there yet: then either may come */
-            if (!shift || !shift->v) plan(g, l, x, false, residual, y);
-            if (shift) plan(g, l, x, true, residual, y);
+            if (!time_proj || !time_proj->v) plan(g, l, x, false, residual, y);
+            if (time_proj) plan(g, l, x, true, residual, y);
         }
         return;
     }
-    if (shift && !shift->v) shift = NULL;
-    if (l->seen && kx_gpu_enter(g))
-        kx_gpu_ok(g, kx_cuda_amax(g->stream, l->type, x->v, kx_count(x), l->seen), "observing");
-    if (l->narrow && kx_gpu_enter(g)) {
-        cudaError_t e = kx_gpu_narrow_run(g, l, x, shift, residual, y);
+    if (time_proj && !time_proj->v) time_proj = NULL;
+    if (l->amax && kx_gpu_enter(g))
+        kx_gpu_ok(g, kx_cuda_amax(g->stream, l->type, x->v, kx_count(x), l->amax), "observing");
+    if (l->quantized && kx_gpu_enter(g)) {
+        cudaError_t e = kx_gpu_quantized_run(g, l, x, time_proj, residual, y);
         if (e != KX_CUDA_NO) {
             kx_gpu_ok(g, e, op);
             return;
         }
     }
-    struct key k = key_of(l, x, shift, residual);
+    struct key k = key_of(l, x, time_proj, residual);
     if (!kx_gpu_enter(g)) return;
     const struct choice *c = kn_map_get(g->choices, &k, sizeof k);
     assert(c && c->bytes <= g->workspace_bytes); /* planned with this size */
     bool fits = aligned(x->v) && aligned(y->v) && (!residual || aligned(residual->v));
     cudaError_t e = fits && c->variant == KX_VARIANT_CUBLASLT ? run_lt(g, l, c, x, residual, y)
-                    : fits && c->variant == KX_VARIANT_CUDNN  ? run_dnn(g, l, c, x, shift, residual, y)
-                                                              : run_own(g, l, c, x, shift, residual, y);
+                    : fits && c->variant == KX_VARIANT_CUDNN  ? run_dnn(g, l, c, x, time_proj, residual, y)
+                                                              : run_own(g, l, c, x, time_proj, residual, y);
     kx_gpu_ok(g, e, op);
 }

@@ -19,7 +19,7 @@ set(KX_CUDA_HOST
     layer.c
     library.c
     memory.c
-    narrow.c
+    quantize.c
     ops.c
     product.c
     table.c)

@@ -178,13 +178,13 @@ static int read_addition(const struct kx_json *j, struct kx_unet_config *out, st
                           key);
     if (each % 2)
         return kn_err_set(err, KN_EUNSUPPORTED, "%s: addition_time_embed_dim: %d is odd", j->file, each);
-    if (all <= KX_SIZES * each)
+    if (all <= KX_TIME_IDS * each)
         return kn_err_set(err, KN_EPARSE,
                           "%s: projection_class_embeddings_input_dim: %d leaves no room for a text beside %d "
                           "numbers of addition_time_embed_dim %d",
-                          j->file, all, KX_SIZES, each);
+                          j->file, all, KX_TIME_IDS, each);
     out->addition_time_width = each;
-    out->pooled_width = all - KX_SIZES * each;
+    out->pooled_width = all - KX_TIME_IDS * each;
     return 0;
 }
 

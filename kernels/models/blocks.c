@@ -23,7 +23,7 @@ void kx_resnet_load(struct kx_loader *l, struct kx_resnet *r, const char *prefix
     }
     if (time_width)
         kx_load_linear(l, prefix, (const char *[]){"time_emb_proj"}, 1, time_width, out, true, KX_ACT_NONE,
-                       &r->time);
+                       &r->time_emb_proj);
 }
 
 void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r) {
@@ -32,12 +32,12 @@ void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r) {
     kx_conv_destroy(r->conv1);
     kx_conv_destroy(r->conv2);
     kx_conv_destroy(r->shortcut);
-    kx_linear_destroy(r->time);
+    kx_linear_destroy(r->time_emb_proj);
     *r = (struct kx_resnet){0};
 }
 
 void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tensor *x, bool keep,
-                   const struct kx_rows *shift, struct kx_tensor *y) {
+                   const struct kx_rows *time_proj, struct kx_tensor *y) {
     const struct kx_tensor *residual = x;
     if (r->shortcut) { /* first, so that x may be worked in afterwards */
         kx_conv(ctx, r->shortcut, x, NULL, NULL, y);
@@ -48,7 +48,7 @@ void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tens
     if (keep || !r->shortcut) in = kx_tensor_take(ctx, x->n, x->h, x->w, r->in);
     kx_group_norm(ctx, x, r->norm1.gamma, r->norm1.beta, r->groups, r->eps, true, &in);
     struct kx_tensor mid = kx_tensor_take(ctx, x->n, x->h, x->w, r->out);
-    kx_conv(ctx, r->conv1, &in, shift, NULL, &mid);
+    kx_conv(ctx, r->conv1, &in, time_proj, NULL, &mid);
     kx_group_norm(ctx, &mid, r->norm2.gamma, r->norm2.beta, r->groups, r->eps, true, &mid);
     kx_conv(ctx, r->conv2, &mid, NULL, residual, y);
     kx_release(ctx, mark);

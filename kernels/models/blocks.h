@@ -6,23 +6,23 @@
 #include "kernels/models/load.h"
 #include "kernels/models/models.h"
 
-/* y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + shift))) */
+/* y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time_proj))) */
 struct kx_resnet {
     int in, out, groups;
     float eps;
     struct kx_norm norm1, norm2;
     struct kx_conv *conv1, *conv2, *shortcut; /* shortcut: NULL when in is out */
-    struct kx_linear *time;                   /* from the time embedding to the shift; NULL without one */
-    size_t shift; /* its shifts: values a timestep before those of earlier blocks */
+    struct kx_linear *time_emb_proj;          /* time embedding → time_proj; NULL without one */
+    size_t time_proj_at; /* where its time_proj begins among those of a network's blocks: values a timestep */
 };
 /* time_width: 0 for none. */
 void kx_resnet_load(struct kx_loader *l, struct kx_resnet *r, const char *prefix, int in, int out, int groups,
                     float eps, int time_width);
 void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r);
-/* shift: out values an image, or NULL. y: other memory than x's, or x itself when in is out. When in is not
+/* time_proj: out values an image, added to every pixel, or NULL. y: other memory than x's, or x itself when in is out. When in is not
  * out x is spent: its memory is worked in, unless `keep`. */
 void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tensor *x, bool keep,
-                   const struct kx_rows *shift, struct kx_tensor *y);
+                   const struct kx_rows *time_proj, struct kx_tensor *y);
 
 /* Self-attention, attention to the text, feed-forward: each x += f(norm(x)). */
 struct kx_transformer_block {

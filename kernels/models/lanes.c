@@ -4,25 +4,26 @@
 #include <stdlib.h>
 
 bool kx_lanes_ready(const struct kx_lanes *l, const struct kx_ctx *ctx, int count, int n) {
-    return l->count == count && l->together == kx_ctx_together(ctx, n) && l->age == kx_plan_age(ctx);
+    return l->count == count && l->minibatch == kx_ctx_minibatch(ctx, n) &&
+           l->plan_generation == kx_plan_generation(ctx);
 }
 
 void kx_lanes_fini(struct kx_lanes *l, struct kx_ctx *ctx) {
     for (int i = 0; l->arenas && i < l->count; i++) kx_arena_fini(ctx, &l->arenas[i]);
     free(l->arenas);
-    *l = (struct kx_lanes){.moves = l->moves + 1};
+    *l = (struct kx_lanes){.generation = l->generation + 1};
 }
 
 /* Plans on one lane; its arena is as large as it must be. */
-static int plan_one(struct kx_ctx *ctx, struct kx_ctx *lane, int together, struct kx_arena *arena,
-                    unsigned *moves, kx_images forward, void *arg, struct kn_err *err) {
+static int plan_one(struct kx_ctx *ctx, struct kx_ctx *lane, int minibatch, struct kx_arena *arena,
+                    unsigned *generation, kx_images forward, void *arg, struct kn_err *err) {
     struct kx_arena counted;
     kx_plan_begin(lane, &counted);
-    forward(arg, lane, 0, together);
+    forward(arg, lane, 0, minibatch);
     int rc = kx_plan_end(lane, err);
     if (rc || (arena->base && counted.peak <= arena->size)) return rc;
     kx_arena_fini(ctx, arena); /* first: the old memory may be needed for the new */
-    ++*moves;
+    ++*generation;
     if (kx_arena_init(ctx, arena, counted.peak))
         rc = kn_err_set(err, KN_EOOM, "out of memory for %zu MiB of activations", counted.peak >> 20);
     return rc;
@@ -36,12 +37,12 @@ int kx_lanes_plan(struct kx_lanes *l, struct kx_ctx *ctx, int count, int n, kx_i
         if (!l->arenas) return kn_err_set(err, KN_ENOMEM, "out of memory");
         l->count = count;
     }
-    l->together = kx_ctx_together(ctx, n);
+    l->minibatch = kx_ctx_minibatch(ctx, n);
     int rc = 0;
     for (int i = 0; i < count && !rc; i++)
-        rc = plan_one(ctx, kx_ctx_lane(ctx, count, i), l->together, &l->arenas[i], &l->moves, forward, arg,
-                      err);
-    l->age = kx_plan_age(ctx);
+        rc = plan_one(ctx, kx_ctx_lane(ctx, count, i), l->minibatch, &l->arenas[i], &l->generation, forward,
+                      arg, err);
+    l->plan_generation = kx_plan_generation(ctx);
     if (rc) kx_lanes_fini(l, ctx);
     return rc;
 }
@@ -50,7 +51,7 @@ int kx_lanes_count(struct kx_ctx *ctx, int n, kx_images forward, void *arg, size
                    struct kn_err *err) {
     struct kx_arena counted;
     kx_count_begin(ctx, &counted);
-    forward(arg, ctx, 0, kx_ctx_together(ctx, n));
+    forward(arg, ctx, 0, kx_ctx_minibatch(ctx, n));
     size_t workspace;
     int rc = kx_count_end(ctx, &workspace, err);
     *bytes = counted.peak + workspace;

@@ -7,10 +7,11 @@
 /* A network's memory, a stretch a lane. All zero: nothing is planned. */
 struct kx_lanes {
     int count;
-    int together;            /* images in one call */
-    struct kx_arena *arenas; /* owns, `count` of them */
-    unsigned age;            /* kx_plan_age when it was planned */
-    unsigned moves; /* how often the arenas came to lie elsewhere: recordings (kx_replay) before are void */
+    int minibatch;            /* images in one call */
+    struct kx_arena *arenas;  /* owns, `count` of them */
+    unsigned plan_generation; /* kx_plan_generation when it was planned */
+    unsigned generation; /* changes when an arena is reallocated: recordings (kx_replay) of an earlier one
+                                 are made again */
 };
 
 /* Whether it is planned, for n images on so many lanes, and the context has not dropped the plans since. */

@@ -1,6 +1,6 @@
 /* The networks of a Stable Diffusion pipeline, built on kernels/ops.h: CLIP text encoder, UNet2DCondition,
  * AutoencoderKL's decoder. Each is created from a parsed config and a bag of named weights, plans its memory
- * once a shape, and then runs without allocating. Engine-internal; tensors are NHWC (token sequences: batch ×
+ * once a shape, and then runs without allocating. Engine-internal; tensors are NHWC (token sequences: n ×
  * length × width), in the context's memory and storage type where nothing else is said. Semantics:
  * huggingface/diffusers and huggingface/transformers at the versions that tests/golden pins. */
 #ifndef KILN_KERNELS_MODELS_H
@@ -46,10 +46,10 @@ struct kx_unet_config { /* unet/config.json */
     float freq_shift;
     int sample_size; /* native latent size, 0 unknown */
     /* addition_embed_type text_time: what is added to the time embedding comes from a pooled text and six
-     * numbers (KX_SIZES), each as a sinusoidal embedding of this width */
+     * numbers (KX_TIME_IDS), each as a sinusoidal embedding of this width */
     int pooled_width, addition_time_width; /* 0, 0: nothing is added */
 };
-#define KX_SIZES 6 /* height, width, top and left of the crop, height, width */
+#define KX_TIME_IDS 6 /* height, width, top and left of the crop, height, width */
 
 struct kx_vae_config { /* vae/config.json, the decoder's part */
     int latent_channels, out_channels, levels;
@@ -85,7 +85,7 @@ KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *
                                const struct kx_weights *w, struct kx_unet **out, struct kn_err *err);
 void kx_unet_destroy(struct kx_unet *u);
 struct kx_parts *kx_unet_parts(struct kx_unet *u);
-/* Drops its plans, as is needed when layers changed their kind (kx_narrow). */
+/* Drops its plans, as is needed when layers changed their kind (kx_quantize). */
 void kx_unet_forget(struct kx_unet *u);
 /* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large
  * enough. KN_EOOM. */
@@ -95,11 +95,11 @@ KN_MUST_USE int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positi
                               struct kn_err *err);
 /* Another number whenever memory of the network came to lie elsewhere: what was recorded (kx_replay) before
  * is void. */
-unsigned kx_unet_moves(const struct kx_unet *u);
+unsigned kx_unet_generation(const struct kx_unet *u);
 /* With cfg.pooled_width, what is added to the time embedding: of n texts and sizes, pooled (n × pooled_width)
- * and sizes (n × KX_SIZES), both the host's. Before kx_unet_set_times. */
-KN_MUST_USE int kx_unet_set_additions(struct kx_unet *u, const float *pooled, const float *sizes, int n,
-                                      struct kn_err *err);
+ * and sizes (n × KX_TIME_IDS), both the host's. Before kx_unet_set_times. */
+KN_MUST_USE int kx_unet_set_added_cond(struct kx_unet *u, const float *pooled, const float *time_ids, int n,
+                                       struct kn_err *err);
 /* The residual blocks' shifts of n timesteps (the host's; may be fractional), once for all steps: row i is
  * that of timesteps[i]; with m additions row i · m + j is that of timesteps[i] and addition j. */
 #define KX_UNET_TIMES_MAX 65536

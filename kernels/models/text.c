@@ -157,7 +157,7 @@ static void pool(struct kx_ctx *ctx, const struct kx_text *t, const struct kx_te
     struct kx_tensor at = kx_tensor_take(ctx, s->n, 1, 1, s->c), out = at;
     out.c = t->cfg.projection_dim;
     out.v = kx_at(ctx, t->pooled, (size_t)first * (size_t)out.c);
-    kx_pick(ctx, s, t->ends + first, &at);
+    kx_gather(ctx, s, t->ends + first, &at);
     kx_layer_norm(ctx, &at, t->norm.gamma, t->norm.beta, t->cfg.layer_norm_eps, &at);
     kx_linear(ctx, t->projection, &at, NULL, &out);
     kx_release(ctx, mark);

@@ -33,21 +33,22 @@ struct kx_unet {
     struct level down[KX_LEVELS_MAX], mid, up[KX_LEVELS_MAX]; /* up[0] is the deepest */
     struct kx_norm norm_out;
     struct kx_parts parts;
-    size_t shifts, kv; /* values of all shifts of a timestep; of all keys and values of a position */
+    size_t time_proj_width; /* values of all residual blocks' time_proj of one timestep */
+    size_t kv;              /* values of all blocks' keys and values of one position of a text */
 
     /* the plan */
     struct kx_lanes one, many, alone; /* images one after another or together; on lanes; timesteps */
     struct kx_lanes *lanes;           /* that of the last kx_unet_plan; NULL: none */
     int h, w, positions;
-    unsigned moves; /* of the rooms: see kx_unet_moves */
+    unsigned generation; /* of the buffers below: see kx_unet_generation */
 
     /* what images share; own, the context's memory */
-    int times, times_room; /* rows that are set, and that there is room for: timesteps × additions */
+    int times, times_room; /* rows that are set, and that there is room for: timesteps × added conditions */
     float *timesteps;      /* times_room */
-    void *shifts_v;        /* times_room × shifts: a residual block's lie together */
-    int additions, additions_room;
-    float *sizes; /* additions_room × KX_SIZES */
-    void *pooled; /* additions_room × pooled_width */
+    void *time_proj;       /* times_room × time_proj_width: block by block, a block's rows together */
+    int added_conds, added_conds_room;
+    float *time_ids; /* added_conds_room × KX_TIME_IDS */
+    void *pooled;    /* added_conds_room × pooled_width */
     int texts, texts_room;
     void *states, *kv_v; /* texts_room × positions × cross_attention_dim; … × kv, as kx_keys has it */
 };
@@ -70,8 +71,8 @@ static void load_level(struct kx_loader *l, struct kx_unet *u, struct level *y, 
         snprintf(name, sizeof name, "%sresnets.%d.", prefix, k);
         kx_resnet_load(l, r, name, ins[k], y->channels, cfg->norm_groups, cfg->norm_eps,
                        TIME_WIDTH * cfg->channels[0]);
-        r->shift = u->shifts;
-        u->shifts += (size_t)y->channels;
+        r->time_proj_at = u->time_proj_width;
+        u->time_proj_width += (size_t)y->channels;
         if (k >= transformers) continue;
         snprintf(name, sizeof name, "%sattentions.%d.", prefix, k);
         kx_transformer_load(l, &y->transformers[k], name, y->channels, cfg->heads[i], cfg->norm_groups,
@@ -134,7 +135,7 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     kx_load_linear(&l, "time_embedding.", (const char *[]){"linear_2"}, 1, TIME_WIDTH * c, TIME_WIDTH * c,
                    true, cfg->pooled_width ? KX_ACT_NONE : KX_ACT_SILU, &u->time2);
     if (cfg->pooled_width) {
-        int in = cfg->pooled_width + KX_SIZES * cfg->addition_time_width;
+        int in = cfg->pooled_width + KX_TIME_IDS * cfg->addition_time_width;
         kx_load_linear(&l, "add_embedding.", (const char *[]){"linear_1"}, 1, in, TIME_WIDTH * c, true,
                        KX_ACT_SILU, &u->add1);
         kx_load_linear(&l, "add_embedding.", (const char *[]){"linear_2"}, 1, TIME_WIDTH * c, TIME_WIDTH * c,
@@ -167,19 +168,19 @@ static void level_fini(struct kx_ctx *ctx, struct level *y) {
 
 static void drop_times(struct kx_unet *u) {
     kx_free(u->ctx, u->timesteps);
-    kx_free(u->ctx, u->shifts_v);
+    kx_free(u->ctx, u->time_proj);
     u->timesteps = NULL;
-    u->shifts_v = NULL;
+    u->time_proj = NULL;
     u->times = u->times_room = 0;
-    u->moves++;
+    u->generation++;
 }
 
-static void drop_additions(struct kx_unet *u) {
-    kx_free(u->ctx, u->sizes);
+static void drop_added_conds(struct kx_unet *u) {
+    kx_free(u->ctx, u->time_ids);
     kx_free(u->ctx, u->pooled);
-    u->sizes = NULL;
+    u->time_ids = NULL;
     u->pooled = NULL;
-    u->additions = u->additions_room = 0;
+    u->added_conds = u->added_conds_room = 0;
 }
 
 static void drop_texts(struct kx_unet *u) {
@@ -187,7 +188,7 @@ static void drop_texts(struct kx_unet *u) {
     kx_free(u->ctx, u->kv_v);
     u->states = u->kv_v = NULL;
     u->texts = u->texts_room = 0;
-    u->moves++;
+    u->generation++;
 }
 
 static void drop_plan(struct kx_unet *u) {
@@ -211,7 +212,7 @@ struct kx_parts *kx_unet_parts(struct kx_unet *u) {
 void kx_unet_destroy(struct kx_unet *u) {
     if (!u) return;
     drop_plan(u);
-    drop_additions(u);
+    drop_added_conds(u);
     kx_conv_destroy(u->conv_in);
     kx_conv_destroy(u->conv_out);
     kx_linear_destroy(u->time1);
@@ -245,16 +246,16 @@ struct given {
     struct kx_keys keys;
 };
 
-static struct kx_rows shift_of(struct kx_ctx *ctx, const struct given *g, const struct kx_resnet *r) {
+static struct kx_rows time_proj_of(struct kx_ctx *ctx, const struct given *g, const struct kx_resnet *r) {
     const struct kx_unet *u = g->u;
-    return (struct kx_rows){kx_at(ctx, u->shifts_v, r->shift * (size_t)u->times_room), (size_t)r->out,
+    return (struct kx_rows){kx_at(ctx, u->time_proj, r->time_proj_at * (size_t)u->times_room), (size_t)r->out,
                             g->time_row};
 }
 
 static void resnet(struct kx_ctx *ctx, const struct given *g, const struct kx_resnet *r, struct kx_tensor *x,
                    bool keep, struct kx_tensor *y) {
-    struct kx_rows shift = shift_of(ctx, g, r);
-    kx_resnet_run(ctx, r, x, keep, &shift, y);
+    struct kx_rows time_proj = time_proj_of(ctx, g, r);
+    kx_resnet_run(ctx, r, x, keep, &time_proj, y);
 }
 
 static void transform(struct kx_ctx *ctx, const struct given *g, const struct level *y, int k,
@@ -352,29 +353,30 @@ static void run_images(void *arg, struct kx_ctx *ctx, int first, int count) {
 
 /* ---- what images share */
 
-static void level_shifts(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y,
-                         const struct kx_tensor *embedding, int first) {
+static void level_time_proj(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y,
+                            const struct kx_tensor *embedding, int first) {
     for (int k = 0; k < y->count; k++) {
         const struct kx_resnet *r = &y->resnets[k];
-        size_t at = r->shift * (size_t)u->times_room + (size_t)first * (size_t)r->out;
-        struct kx_tensor to = {kx_at(ctx, u->shifts_v, at), embedding->n, 1, 1, r->out};
-        kx_linear(ctx, r->time, embedding, NULL, &to);
+        size_t at = r->time_proj_at * (size_t)u->times_room + (size_t)first * (size_t)r->out;
+        struct kx_tensor to = {kx_at(ctx, u->time_proj, at), embedding->n, 1, 1, r->out};
+        kx_linear(ctx, r->time_emb_proj, embedding, NULL, &to);
     }
 }
 
 /* y: what `count` additions from the first on add. */
-static void run_additions(struct kx_ctx *ctx, const struct kx_unet *u, int first, int count,
-                          struct kx_tensor *y) {
+static void run_added_conds(struct kx_ctx *ctx, const struct kx_unet *u, int first, int count,
+                            struct kx_tensor *y) {
     const struct kx_unet_config *cfg = &u->cfg;
     size_t mark = kx_mark(ctx), before = (size_t)first;
-    int width = KX_SIZES * cfg->addition_time_width;
+    int width = KX_TIME_IDS * cfg->addition_time_width;
     struct kx_tensor pooled = {NULL, count, 1, 1, cfg->pooled_width};
     pooled.v = kx_at(ctx, u->pooled, before * (size_t)pooled.c); /* only read */
     struct kx_tensor sizes = kx_tensor_take(ctx, count, 1, 1, width);
     struct kx_tensor both = kx_tensor_take(ctx, count, 1, 1, pooled.c + width);
     struct kx_tensor inner = kx_tensor_take(ctx, count, 1, 1, y->c);
-    struct kx_tensor one = {sizes.v, KX_SIZES * count, 1, 1, cfg->addition_time_width}; /* number by number */
-    kx_timestep(ctx, u->sizes + KX_SIZES * before, one.n, cfg->flip_sin_to_cos, cfg->freq_shift, &one);
+    struct kx_tensor one = {sizes.v, KX_TIME_IDS * count, 1, 1,
+                            cfg->addition_time_width}; /* number by number */
+    kx_timestep(ctx, u->time_ids + KX_TIME_IDS * before, one.n, cfg->flip_sin_to_cos, cfg->freq_shift, &one);
     kx_concat(ctx, &pooled, &sizes, &both);
     kx_linear(ctx, u->add1, &both, NULL, &inner);
     kx_linear(ctx, u->add2, &inner, NULL, y);
@@ -386,9 +388,9 @@ static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct kx_unet *u = arg;
     const struct kx_unet_config *cfg = &u->cfg;
     /* a row is a timestep and an addition; of all rows, all of either */
-    int m = cfg->pooled_width ? u->additions : 1, width = TIME_WIDTH * cfg->channels[0];
-    int additions = count == 1 ? 1 : m, times = count / additions;
-    assert(times * additions == count && (count == 1 || first == 0));
+    int m = cfg->pooled_width ? u->added_conds : 1, width = TIME_WIDTH * cfg->channels[0];
+    int added_conds = count == 1 ? 1 : m, times = count / added_conds;
+    assert(times * added_conds == count && (count == 1 || first == 0));
     size_t mark = kx_mark(ctx);
     struct kx_tensor a = kx_tensor_take(ctx, times, 1, 1, cfg->channels[0]);
     struct kx_tensor b = kx_tensor_take(ctx, times, 1, 1, width);
@@ -397,15 +399,15 @@ static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
     kx_linear(ctx, u->time1, &a, NULL, &b);
     kx_linear(ctx, u->time2, &b, NULL, &c);
     if (cfg->pooled_width) {
-        struct kx_tensor added = kx_tensor_take(ctx, additions, 1, 1, width), sum;
-        run_additions(ctx, u, first % m, additions, &added);
+        struct kx_tensor added = kx_tensor_take(ctx, added_conds, 1, 1, width), sum;
+        run_added_conds(ctx, u, first % m, added_conds, &added);
         sum = kx_tensor_take(ctx, count, 1, 1, width);
         kx_add_silu(ctx, &c, &added, &sum);
         c = sum;
     }
-    for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, u, &u->down[k], &c, first);
-    level_shifts(ctx, u, &u->mid, &c, first);
-    for (int k = 0; k < cfg->levels; k++) level_shifts(ctx, u, &u->up[k], &c, first);
+    for (int k = 0; k < cfg->levels; k++) level_time_proj(ctx, u, &u->down[k], &c, first);
+    level_time_proj(ctx, u, &u->mid, &c, first);
+    for (int k = 0; k < cfg->levels; k++) level_time_proj(ctx, u, &u->up[k], &c, first);
     kx_release(ctx, mark);
 }
 
@@ -476,8 +478,8 @@ int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positions, size_t 
     return rc;
 }
 
-unsigned kx_unet_moves(const struct kx_unet *u) {
-    return u->moves + u->one.moves + u->many.moves;
+unsigned kx_unet_generation(const struct kx_unet *u) {
+    return u->generation + u->one.generation + u->many.generation;
 }
 
 /* Runs fn for i < n on one lane, planned for as many as come together. */
@@ -486,30 +488,30 @@ static int run_alone(struct kx_unet *u, int n, kx_images fn, struct kn_err *err)
     return rc ? rc : kx_lanes_run(&u->alone, u->ctx, n, fn, u, err);
 }
 
-int kx_unet_set_additions(struct kx_unet *u, const float *pooled, const float *sizes, int n,
-                          struct kn_err *err) {
+int kx_unet_set_added_cond(struct kx_unet *u, const float *pooled, const float *time_ids, int n,
+                           struct kn_err *err) {
     size_t count = (size_t)n, width = (size_t)u->cfg.pooled_width;
     if (n < 1 || n > KX_UNET_TIMES_MAX || !width)
         return kn_err_set(err, KN_EINVAL, "%d additions to the time embedding, %zu wide", n, width);
-    if (n > u->additions_room) {
-        drop_additions(u);
-        u->sizes = kx_alloc(u->ctx, count * KX_SIZES * sizeof *u->sizes);
+    if (n > u->added_conds_room) {
+        drop_added_conds(u);
+        u->time_ids = kx_alloc(u->ctx, count * KX_TIME_IDS * sizeof *u->time_ids);
         u->pooled = kx_alloc(u->ctx, count * width * kx_value_bytes(u->ctx));
-        if (!u->sizes || !u->pooled) {
-            drop_additions(u);
+        if (!u->time_ids || !u->pooled) {
+            drop_added_conds(u);
             return kn_err_set(err, KN_EOOM, "out of memory for %d texts", n);
         }
-        u->additions_room = n;
+        u->added_conds_room = n;
     }
-    u->additions = n;
+    u->added_conds = n;
     u->times = 0;
-    kx_upload(u->ctx, u->sizes, sizes, count * KX_SIZES * sizeof *sizes);
+    kx_upload(u->ctx, u->time_ids, time_ids, count * KX_TIME_IDS * sizeof *time_ids);
     kx_upload_values(u->ctx, u->pooled, pooled, count * width);
     return kx_ctx_error(u->ctx, err);
 }
 
 int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct kn_err *err) {
-    int m = u->cfg.pooled_width ? u->additions : 1;
+    int m = u->cfg.pooled_width ? u->added_conds : 1;
     if (n < 1 || n > KX_UNET_TIMES_MAX || m < 1)
         return kn_err_set(err, KN_EINVAL, "%d timesteps with %d additions, not 1 to %d", n, m,
                           KX_UNET_TIMES_MAX);
@@ -519,8 +521,8 @@ int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct k
     if (rows > u->times_room) {
         drop_times(u);
         u->timesteps = kx_alloc(u->ctx, (size_t)rows * sizeof *u->timesteps);
-        u->shifts_v = kx_alloc(u->ctx, (size_t)rows * u->shifts * kx_value_bytes(u->ctx));
-        if (!u->timesteps || !u->shifts_v) {
+        u->time_proj = kx_alloc(u->ctx, (size_t)rows * u->time_proj_width * kx_value_bytes(u->ctx));
+        if (!u->timesteps || !u->time_proj) {
             drop_times(u);
             return kn_err_set(err, KN_EOOM, "out of memory for %d timesteps", rows);
         }

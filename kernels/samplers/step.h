@@ -1,5 +1,5 @@
 /* One denoising step as data: every sampler is compiled (schedule.h) into a table of these coefficients, and
- * one kernel applies them, whatever the sampler. So a batch needs no branch by sampler, a device needs one
+ * one kernel applies them, whatever the sampler. So a minibatch needs no branch by sampler, a device needs one
  * kernel, and what is history or noise for one sampler costs another nothing (a coefficient of 0 reads
  * nothing).
  *
@@ -9,7 +9,7 @@
  *     x' = cx·x + cs·saved + cd·d + cm·m + Σ ch[k]·history[k] + cn·noise
  *     saved = x before the step if save_x; history[store] = d if store ≥ 0
  * Every term is elementwise. Accumulator f32, fused or not: one compiler decides for the whole library, so
- * that an image does not depend on its batch. The CPU's implementation is step.c; a device gets arrays of
+ * that an image does not depend on its minibatch. The CPU's implementation is step.c; a device gets arrays of
  * steps and guidance, one an image. */
 #ifndef KILN_KERNELS_STEP_H
 #define KILN_KERNELS_STEP_H

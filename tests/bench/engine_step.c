@@ -70,9 +70,9 @@ static double layer_flops(const void *layer, const struct kx_tensor *x, const st
 }
 
 WRAP(CONV, layer_flops(c, x, y), kx_conv,
-     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *shift,
+     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *time_proj,
       const struct kx_tensor *residual, struct kx_tensor *y),
-     ctx, c, x, shift, residual, y)
+     ctx, c, x, time_proj, residual, y)
 WRAP(MATMUL, layer_flops(l, x, y), kx_linear,
      (struct kx_ctx * ctx, struct kx_linear *l, const struct kx_tensor *x, const struct kx_tensor *residual,
       struct kx_tensor *y),

@@ -35,7 +35,7 @@ static const char *const precisions[] = {"auto", "f16", "bf16", "fp8"}; /* as en
 
 /* A place for one batch between two stages. */
 struct slot {
-    struct kiln_batch *b;
+    struct kiln_minibatch *b;
     bool full, end;
 };
 
@@ -175,7 +175,7 @@ static void give_up(struct pipeline *p, int rc, const struct kn_err *err) {
 }
 
 /* Takes the batch (NULL: there is no more) on success; false: given up, the batch is still the caller's. */
-static bool hand_on(struct pipeline *p, struct slot *s, struct kiln_batch *b) {
+static bool hand_on(struct pipeline *p, struct slot *s, struct kiln_minibatch *b) {
     pthread_mutex_lock(&p->lock);
     while (s->full && !p->rc) pthread_cond_wait(&p->changed, &p->lock);
     bool ok = !p->rc;
@@ -185,10 +185,10 @@ static bool hand_on(struct pipeline *p, struct slot *s, struct kiln_batch *b) {
     return ok;
 }
 
-static struct kiln_batch *take(struct pipeline *p, struct slot *s) {
+static struct kiln_minibatch *take(struct pipeline *p, struct slot *s) {
     pthread_mutex_lock(&p->lock);
     while (!s->full && !s->end && !p->rc) pthread_cond_wait(&p->changed, &p->lock);
-    struct kiln_batch *b = s->full && !p->rc ? s->b : NULL;
+    struct kiln_minibatch *b = s->full && !p->rc ? s->b : NULL;
     if (b) s->full = false;
     pthread_cond_broadcast(&p->changed);
     pthread_mutex_unlock(&p->lock);
@@ -204,13 +204,13 @@ static int on_image(void *ctx, const struct kiln_image *image) {
 
 static void *denoising(void *arg) {
     struct pipeline *p = arg;
-    for (struct kiln_batch *b; (b = take(p, &p->ready)) != NULL;) {
+    for (struct kiln_minibatch *b; (b = take(p, &p->ready)) != NULL;) {
         struct kn_err err = {0};
         uint64_t begun = kn_clock_us();
-        int rc = kiln_batch_denoise(b, &err);
+        int rc = kiln_minibatch_denoise(b, &err);
         p->denoise_us += kn_clock_us() - begun;
         if (rc) give_up(p, rc, &err);
-        if (rc || !hand_on(p, &p->denoised, b)) kiln_batch_destroy(b);
+        if (rc || !hand_on(p, &p->denoised, b)) kiln_minibatch_destroy(b);
     }
     (void)!hand_on(p, &p->denoised, NULL);
     return NULL;
@@ -218,10 +218,10 @@ static void *denoising(void *arg) {
 
 static void *decoding(void *arg) {
     struct pipeline *p = arg;
-    for (struct kiln_batch *b; (b = take(p, &p->denoised)) != NULL;) {
+    for (struct kiln_minibatch *b; (b = take(p, &p->denoised)) != NULL;) {
         struct kn_err err = {0};
-        int rc = kiln_batch_finish(b, &err);
-        kiln_batch_destroy(b);
+        int rc = kiln_minibatch_finish(b, &err);
+        kiln_minibatch_destroy(b);
         if (rc) give_up(p, rc, &err);
     }
     return NULL;
@@ -247,18 +247,18 @@ static int run(struct pipeline *p, const struct options *o, struct kiln_model *m
     if (pthread_create(&threads[0], NULL, denoising, p) || pthread_create(&threads[1], NULL, decoding, p))
         abort();
     for (int i = 0; i < count && !p->rc; i++) {
-        struct kiln_batch *b = NULL;
+        struct kiln_minibatch *b = NULL;
         struct kn_err err = {0};
-        int rc = kiln_batch_create(m, p->tasks + (size_t)i * (size_t)n, n, &cb, &b, &err);
+        int rc = kiln_minibatch_create(m, p->tasks + (size_t)i * (size_t)n, n, &cb, &b, &err);
         if (rc)
             give_up(p, rc, &err);
         else if (!hand_on(p, &p->ready, b))
-            kiln_batch_destroy(b);
+            kiln_minibatch_destroy(b);
     }
     (void)!hand_on(p, &p->ready, NULL);
     for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
-    if (p->ready.full) kiln_batch_destroy(p->ready.b);
-    if (p->denoised.full) kiln_batch_destroy(p->denoised.b);
+    if (p->ready.full) kiln_minibatch_destroy(p->ready.b);
+    if (p->denoised.full) kiln_minibatch_destroy(p->denoised.b);
     pthread_cond_destroy(&p->changed);
     pthread_mutex_destroy(&p->lock);
     return p->rc;
@@ -286,7 +286,7 @@ static int measure(const struct options *o, struct kiln_engine *e, struct kiln_m
     struct kiln_busy busy = {0};
     const struct kn_task *t = &o->settings;
     bool largest = n == 0;
-    int max = kiln_model_batch_max(m, t->width, t->height);
+    int max = kiln_model_minibatch_max(m, t->width, t->height);
     if (max > BATCH_MAX) max = BATCH_MAX;
     if (largest) n = max;
     printf("{\"bench\": \"engine\", ");

@@ -115,9 +115,9 @@ static double product(const void *layer, const struct kx_tensor *y) {
 }
 
 WRAP(kx_conv,
-     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *shift,
+     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *time_proj,
       const struct kx_tensor *residual, struct kx_tensor *y),
-     product(c, y), (ctx, c, x, shift, residual, y), "convolution %dx%d%s%s %d to %d at %dx%d",
+     product(c, y), (ctx, c, x, time_proj, residual, y), "convolution %dx%d%s%s %d to %d at %dx%d",
      shape_of(c)->kernel, shape_of(c)->kernel, shape_of(c)->stride > 1 ? " stride 2" : "",
      shape_of(c)->upsample ? " doubled" : "", x->c, y->c, y->w, y->h)
 WRAP(kx_linear,

@@ -147,7 +147,7 @@ TEST(all_images_come_in_one_call) {
     int seen[10] = {0};
     CHECK_INT(kx_ctx_lanes(ctx, 7, 1u << 30), 1);
     CHECK(kx_ctx_lane(ctx, 1, 0) == ctx);
-    CHECK_INT(kx_ctx_together(ctx, 7), 7);
+    CHECK_INT(kx_ctx_minibatch(ctx, 7), 7);
     kx_ctx_each(ctx, 1, 7, note_images, seen);
     for (int i = 0; i < 7; i++) CHECK_INT(seen[i], 1);
     CHECK_INT(seen[9], 1);
@@ -320,7 +320,7 @@ TEST(a_workspace_that_cannot_grow_leaves_the_old_one) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     struct kx_arena arena;
     struct kn_err err = {0};
-    unsigned age = kx_plan_age(ctx);
+    unsigned generation = kx_plan_generation(ctx);
     kx_plan_begin(ctx, &arena);
     kx_gpu_want(g, 3 * MB);
     kx_gpu_want(g, 2 * MB);
@@ -336,7 +336,7 @@ TEST(a_workspace_that_cannot_grow_leaves_the_old_one) {
     CHECK_INT(kx_plan_end(ctx, &err), KN_EOOM);
     CHECK(strstr(err.text, "workspace of 11 MiB"));
     CHECK_INT(g->workspace_bytes, 3 * MB);
-    CHECK_INT(kx_plan_age(ctx), age); /* what was planned before still holds */
+    CHECK_INT(kx_plan_generation(ctx), generation); /* what was planned before still holds */
     kx_plan_begin(ctx, &arena);
     kx_gpu_want(g, 9 * MB); /* which is there once the old one is gone */
     CHECK_INT(kx_plan_end(ctx, &err), 0);
@@ -404,11 +404,11 @@ TEST(plans_that_pile_up_are_dropped_when_there_are_too_many) {
     }
     CHECK_INT(kx_plan_end(ctx, &err), 0);
     CHECK_INT(kn_map_count(g->choices), 40000);
-    unsigned age = kx_plan_age(ctx);
+    unsigned generation = kx_plan_generation(ctx);
     kx_plan_trim(ctx);
-    CHECK(kn_map_count(g->choices) == 0 && kx_plan_age(ctx) != age);
+    CHECK(kn_map_count(g->choices) == 0 && kx_plan_generation(ctx) != generation);
     kx_plan_trim(ctx);
-    CHECK(kx_plan_age(ctx) == age + 1); /* nothing to drop */
+    CHECK(kx_plan_generation(ctx) == generation + 1); /* nothing to drop */
     kx_linear_destroy(l);
     want_ok(ctx);
     kx_ctx_destroy(ctx);
@@ -441,7 +441,7 @@ TEST(a_recording_is_made_once_and_again_when_the_plans_are_old) {
     move_workspace(ctx);
     for (int i = 0; i < 5; i++) replay(&j, &r, (float)i - 1.5f);
     CHECK_INT(j.calls, 4);
-    kx_gpu_of(ctx)->age++;
+    kx_gpu_of(ctx)->plan_generation++;
     for (int i = 0; i < 5; i++) replay(&j, &r, (float)i);
     CHECK_INT(j.calls, 6);
     CHECK_STR(kx_cuda_recording_note(ctx), "");

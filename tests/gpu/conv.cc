@@ -286,9 +286,9 @@ static std::vector<uint16_t> layer_run(const struct layer *l, const std::vector<
     g.bias = c->bias ? (const float *)device_bias : NULL;
     g.act = c->act;
     if (c->shift != NO_SHIFT) {
-        g.shift.v = device_shift;
-        g.shift.stride = stride;
-        g.shift.index = c->shift == INDEXED ? (const int32_t *)device_index : NULL;
+        g.time_proj.v = device_shift;
+        g.time_proj.stride = stride;
+        g.time_proj.index = c->shift == INDEXED ? (const int32_t *)device_index : NULL;
     }
     g.residual = c->residual == IN_PLACE ? y : c->residual == RESIDUAL ? device_residual : NULL;
     g.y = y;

@@ -403,10 +403,10 @@ TEST(the_batch_is_what_fits_in_the_memory_that_there_is) {
         rc = kiln_engine_create(&o, &f.engine, &err);
         if (!rc) rc = kiln_model_load(f.engine, pipeline("sd1"), &f.model, &err);
         if (!rc) {
-            int n = kiln_model_batch_max(f.model, 1024, 1024);
+            int n = kiln_model_minibatch_max(f.model, 1024, 1024);
             CHECK_MSG(n >= 1 && n <= before, "%llu bytes: %d at once, %d with more",
                       (unsigned long long)bytes, n, before);
-            CHECK(n <= kiln_model_batch_max(f.model, 512, 512));
+            CHECK(n <= kiln_model_minibatch_max(f.model, 512, 512));
             values += n != before && n > 1;
             before = n;
         }
@@ -487,7 +487,7 @@ struct pipe {
     struct kn_task tasks[BATCHES][EACH];
     struct pictures pictures[BATCHES];
     struct kiln_callbacks cb[BATCHES];
-    struct kiln_batch *batch[BATCHES];
+    struct kiln_minibatch *batch[BATCHES];
     int at[3]; /* batches that each stage is done with */
     int rc;
     pthread_mutex_t lock;
@@ -509,9 +509,9 @@ static void *work(void *arg) {
         pthread_mutex_unlock(&p->lock);
         int rc = 0;
         if (w->stage == 0)
-            rc = kiln_batch_create(p->f->model, p->tasks[i], EACH, &p->cb[i], &p->batch[i], &err);
-        if (w->stage == 1 && p->batch[i]) rc = kiln_batch_denoise(p->batch[i], &err);
-        if (w->stage == 2 && p->batch[i]) rc = kiln_batch_finish(p->batch[i], &err);
+            rc = kiln_minibatch_create(p->f->model, p->tasks[i], EACH, &p->cb[i], &p->batch[i], &err);
+        if (w->stage == 1 && p->batch[i]) rc = kiln_minibatch_denoise(p->batch[i], &err);
+        if (w->stage == 2 && p->batch[i]) rc = kiln_minibatch_finish(p->batch[i], &err);
         pthread_mutex_lock(&p->lock);
         if (rc) {
             p->rc = rc;
@@ -543,7 +543,7 @@ TEST(three_threads_in_the_three_stages_make_the_same_pictures) {
     for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
     CHECK_INT(p.rc, 0);
     for (int i = 0; i < BATCHES; i++) {
-        kiln_batch_destroy(p.batch[i]);
+        kiln_minibatch_destroy(p.batch[i]);
         CHECK_INT(p.pictures[i].count, EACH);
         for (int k = 0; k < EACH; k++) {
             render(&f, &p.tasks[i][k], 1, &alone);

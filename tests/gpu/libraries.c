@@ -605,7 +605,7 @@ TEST(cublaslt_multiplies_e4m3_with_a_scale_a_row) {
 
 struct conv {
     int h, w, in, out, kernel, stride;
-    bool bias, shift, residual, device_only;
+    bool bias, time_proj, residual, device_only;
 };
 static const struct conv convs[] = {
     {4, 4, 8, 8, 3, 1, false, false, false, false},      {5, 3, 16, 8, 3, 1, true, false, false, false},
@@ -625,7 +625,7 @@ struct picture {
     struct conv s;
     enum kx_store type;
     int n, p, q;
-    struct values x, weight, bias, shift, residual;
+    struct values x, weight, bias, time_proj, residual;
     void *bias_f32;
     int32_t *index; /* the device's */
     int32_t *rows;  /* the host's */
@@ -642,7 +642,8 @@ static struct picture picture_of(const struct conv *s, enum kx_store type, int n
     c.bias = random_values(&r, type, 1, out);
     c.bias_f32 = gpu_upload(c.bias.v, out * sizeof(float));
     c.x = random_values(&r, type, 1, (size_t)n * (size_t)(s->h * s->w) * in);
-    c.shift = random_values(&r, type, 1, SHIFT_ROWS * (out + 8)); /* rows further apart than they are long */
+    c.time_proj =
+        random_values(&r, type, 1, SHIFT_ROWS * (out + 8)); /* rows further apart than they are long */
     c.residual = random_values(&r, type, 1, (size_t)n * (size_t)(c.p * c.q) * out);
     c.rows = host((size_t)n * sizeof(int32_t));
     for (int i = 0; i < n; i++) c.rows[i] = (i * 3 + 1) % SHIFT_ROWS;
@@ -653,7 +654,7 @@ static void picture_free(struct picture *c) {
     values_free(&c->x);
     values_free(&c->weight);
     values_free(&c->bias);
-    values_free(&c->shift);
+    values_free(&c->time_proj);
     values_free(&c->residual);
     gpu_free(c->bias_f32);
     gpu_free(c->index);
@@ -666,7 +667,7 @@ static double picture_want(const struct picture *c, size_t at) {
     int q = (int)(pixel % (size_t)c->q), p = (int)(pixel / (size_t)c->q % (size_t)c->p);
     size_t i = pixel / (size_t)(c->p * c->q);
     double sum = s->bias ? c->bias.v[o] : 0;
-    if (s->shift) sum += c->shift.v[(size_t)c->rows[i] * (size_t)(s->out + 8) + (size_t)o];
+    if (s->time_proj) sum += c->time_proj.v[(size_t)c->rows[i] * (size_t)(s->out + 8) + (size_t)o];
     if (s->residual) sum += c->residual.v[at];
     for (int r = 0; r < s->kernel; r++)
         for (int t = 0; t < s->kernel; t++) {
@@ -692,8 +693,8 @@ static struct kx_dnn *dnn_create(enum kx_store type, cudaStream_t stream) {
 }
 
 static struct kx_dnn_plan *plan_picture(struct kx_dnn *d, const struct conv *s, int n, bool fastest) {
-    struct kx_dnn_shape shape = {s->h,      s->w,    s->in,    s->out,     s->kernel,
-                                 s->stride, s->bias, s->shift, s->residual};
+    struct kx_dnn_shape shape = {s->h,      s->w,    s->in,        s->out,     s->kernel,
+                                 s->stride, s->bias, s->time_proj, s->residual};
     struct kx_dnn_plan *p = NULL, *again = NULL;
     struct kn_err err = {0};
     int rc = kx_dnn_plan(d, &shape, n, fastest, &p, &err);
@@ -712,7 +713,7 @@ static struct kx_dnn_call call_of(const struct picture *c, void *y, void *scratc
                                                         : c->residual.device,
                                .y = y,
                                .scratch = scratch};
-    if (s->shift) call.shift = (struct kx_rows){c->shift.device, (size_t)s->out + 8, c->index};
+    if (s->time_proj) call.time_proj = (struct kx_rows){c->time_proj.device, (size_t)s->out + 8, c->index};
     return call;
 }
 
@@ -734,7 +735,7 @@ static void run_picture(struct kx_dnn *d, const struct picture *c, int n, int wa
         char text[512];
         kx_dnn_describe(p, text, sizeof text);
         printf("%s %d×%d of %d to %d channels at %d×%d%s%s, %d images: %s\n", say, c->s.kernel, c->s.kernel,
-               c->s.in, c->s.out, c->s.h, c->s.w, c->s.shift ? ", shift" : "",
+               c->s.in, c->s.out, c->s.h, c->s.w, c->s.time_proj ? ", time_proj" : "",
                c->s.residual ? ", residual" : "", n, text);
     }
 }

@@ -115,7 +115,7 @@ static void predict(struct kx_ctx *ctx, struct kx_unet *u, const struct unet_job
         text_row[i] = j->text_row[order[i]];
     }
     MUST(kx_unet_plan(u, n, j->h, j->w_, j->positions, MUST_ERR));
-    if (j->cfg->pooled_width) MUST(kx_unet_set_additions(u, j->pooled, j->sizes, TEXTS, MUST_ERR));
+    if (j->cfg->pooled_width) MUST(kx_unet_set_added_cond(u, j->pooled, j->sizes, TEXTS, MUST_ERR));
     MUST(kx_unet_set_times(u, j->times, TIMES, MUST_ERR));
     MUST(kx_unet_set_text(u, j->states, TEXTS, j->positions, MUST_ERR));
     void *device_x = kx_alloc(ctx, (size_t)n * in * kx_value_bytes(ctx)),
@@ -143,8 +143,8 @@ static void check_unet(const char *name, const struct kx_unet_config *cfg, const
     j.x = draw_values(&d, IMAGES * unet_values(&j, cfg->in_channels), 1.7f);
     j.states = draw_values(&d, TEXTS * (size_t)positions * (size_t)cfg->cross_attention_dim, 1.7f);
     j.pooled = draw_values(&d, TEXTS * (size_t)cfg->pooled_width, 1.7f);
-    j.sizes = draw_numbers(&d, TEXTS * KX_SIZES, 512);
-    for (int i = 0; i < TEXTS * KX_SIZES; i++) j.sizes[i] = floorf(512 + j.sizes[i]);
+    j.sizes = draw_numbers(&d, TEXTS * KX_TIME_IDS, 512);
+    for (int i = 0; i < TEXTS * KX_TIME_IDS; i++) j.sizes[i] = floorf(512 + j.sizes[i]);
     for (int i = 0; i < IMAGES; i++) {
         j.time_row[i] = (i + 1) % rows;
         j.text_row[i] = i % TEXTS;

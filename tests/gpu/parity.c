@@ -40,7 +40,7 @@ static int draw_channels(struct draw *d) {
     return c;
 }
 
-/* ---- convolution: p = in, out, kernel, stride, upsample, h, w, shift (0 none, 1 rows, 2 by index),
+/* ---- convolution: p = in, out, kernel, stride, upsample, h, w, time_proj (0 none, 1 rows, 2 by index),
  * residual (0 none, 1 apart, 2 y itself), whether its weights are set after it was made with others; shifts
  * of PARITY_IMAGES rows at a stride */
 
@@ -81,13 +81,13 @@ static void run_conv(struct bench *b, const struct scene *s) {
                      y = want_tensor(b, p[8] == 2 ? s->v[4] : NULL, h, w, p[1]);
     residual = p[8] == 1 ? give_tensor(b, s->v[4], h, w, p[1]) : y;
     size_t stride = times(p[1], 2);
-    struct kx_rows shift = {.stride = stride};
-    if (p[7] == 1) shift.v = give_images(b, VALUES, s->v[3], stride);
+    struct kx_rows time_proj = {.stride = stride};
+    if (p[7] == 1) time_proj.v = give_images(b, VALUES, s->v[3], stride);
     if (p[7] == 2) {
-        shift.v = give(b, VALUES, s->v[3], PARITY_IMAGES * stride);
-        shift.index = give_images(b, I32, s->i[0], 1);
+        time_proj.v = give(b, VALUES, s->v[3], PARITY_IMAGES * stride);
+        time_proj.index = give_images(b, I32, s->i[0], 1);
     }
-    BENCH_RUN(b, kx_conv(b->ctx, conv, &x, &shift, p[8] ? &residual : NULL, &y));
+    BENCH_RUN(b, kx_conv(b->ctx, conv, &x, &time_proj, p[8] ? &residual : NULL, &y));
     kx_conv_destroy(conv);
 }
 
@@ -306,7 +306,7 @@ static void run_pick(struct bench *b, const struct scene *s) {
     struct kx_tensor x = give_tensor(b, s->v[0], 1, s->p[1], s->p[0]),
                      y = want_tensor(b, NULL, 1, 1, s->p[0]);
     const int32_t *at = give_images(b, I32, s->i[0], 1);
-    BENCH_RUN(b, kx_pick(b->ctx, &x, at, &y));
+    BENCH_RUN(b, kx_gather(b->ctx, &x, at, &y));
 }
 
 /* p = c, pixels. Of all sizes that f16 can hold, and below. */

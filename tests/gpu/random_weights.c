@@ -193,7 +193,7 @@ void random_unet(const struct kx_unet_config *cfg, uint64_t seed, struct random_
     linear(b, "time_embedding.", "linear_1", c, 4 * c, true);
     linear(b, "time_embedding.", "linear_2", 4 * c, 4 * c, true);
     if (cfg->pooled_width) {
-        linear(b, "add_embedding.", "linear_1", cfg->pooled_width + KX_SIZES * cfg->addition_time_width,
+        linear(b, "add_embedding.", "linear_1", cfg->pooled_width + KX_TIME_IDS * cfg->addition_time_width,
                4 * c, true);
         linear(b, "add_embedding.", "linear_2", 4 * c, 4 * c, true);
     }

@@ -119,7 +119,7 @@ TEST(pick_takes_each_image_s_row) {
         size_t c = (size_t)widths[q];
         struct both x = both_of(types[q % 2], N * POSITIONS * c, 4), y = both_of(types[q % 2], N * c, 0);
         int32_t *device = (int32_t *)gpu_upload(at, sizeof at);
-        GPU_OK(kx_cuda_pick(NULL, types[q % 2], x.device, device, N, POSITIONS, widths[q], y.device));
+        GPU_OK(kx_cuda_gather(NULL, types[q % 2], x.device, device, N, POSITIONS, widths[q], y.device));
         both_get(&y);
         for (size_t i = 0; i < N; i++)
             CHECK(memcmp(y.bits + i * c, x.bits + (i * POSITIONS + (size_t)at[i]) * c, c * 2) == 0);
@@ -270,13 +270,13 @@ TEST(geglu_gates_the_first_half) {
     }
 }
 
-/* All of bias, shift, act, residual that `with` says, y apart, in x or in the residual. */
+/* All of bias, time_proj, act, residual that `with` says, y apart, in x or in the residual. */
 static void finish_one(int t, int n, int pixels, int c, enum kx_act act, int with, int place, bool conv) {
     size_t all = (size_t)n * (size_t)pixels * (size_t)c, uc = (size_t)c;
     size_t stride = with & 8 ? uc + 3 : (uc + 7) / 8 * 8;
     struct both x = both_of(types[t], all, 11), add = both_of(types[t], all, 12),
                 y = both_of(types[t], all, 0);
-    struct both shift = both_of(types[t], 3 * stride, 13);
+    struct both time_proj = both_of(types[t], 3 * stride, 13);
     int32_t index[40];
     float *bias = (float *)host(uc * sizeof *bias);
     struct gpu_random r = gpu_random_of(14);
@@ -293,7 +293,7 @@ static void finish_one(int t, int n, int pixels, int c, enum kx_act act, int wit
                 size_t at = (size_t)(i * pixels + p) * uc + k;
                 double v = x.v[at];
                 if (with_bias) v += bias[k];
-                if (with_shift) v += shift.v[(size_t)(by_index ? index[i] : i) * stride + k];
+                if (with_shift) v += time_proj.v[(size_t)(by_index ? index[i] : i) * stride + k];
                 if (act == KX_ACT_SILU) v = silu(v);
                 if (act == KX_ACT_GELU) v = gelu(v);
                 if (act == KX_ACT_QUICK_GELU) v = v / (1 + exp(-1.702 * v));
@@ -301,7 +301,7 @@ static void finish_one(int t, int n, int pixels, int c, enum kx_act act, int wit
                 want[at] = v;
             }
     void *to = place == 1 ? x.device : place == 2 && with_add ? add.device : y.device;
-    struct kx_rows rows = {with_shift ? shift.device : NULL, stride, by_index ? dindex : NULL};
+    struct kx_rows rows = {with_shift ? time_proj.device : NULL, stride, by_index ? dindex : NULL};
     cudaError_t rc = conv ? kx_cuda_finish_conv(NULL, types[t], x.device, with_bias ? dbias : NULL, &rows,
                                                 with_add ? add.device : NULL, to, n, pixels, c)
                           : kx_cuda_finish(NULL, types[t], x.device, with_bias ? dbias : NULL, act,
@@ -319,7 +319,7 @@ static void finish_one(int t, int n, int pixels, int c, enum kx_act act, int wit
     both_free(&x);
     both_free(&add);
     both_free(&y);
-    both_free(&shift);
+    both_free(&time_proj);
 }
 
 TEST(finish_adds_bias_acts_and_adds_the_residual) {

@@ -4,24 +4,24 @@
 struct conv_case {
     struct kx_conv_shape s;
     int h, w;
-    bool bias, shift, residual, in_place;
+    bool bias, time_proj, residual, in_place;
 };
 
 struct conv_call {
     struct kx_conv *conv;
     struct kx_tensor x, residual, y;
-    const float *shift;
+    const float *time_proj;
     bool with_residual;
 };
 
 static void call_conv(struct kx_ctx *ctx, void *arg) {
     struct conv_call *c = arg;
-    struct kx_rows shift = {c->shift, 0, NULL};
-    kx_conv(ctx, c->conv, &c->x, &shift, c->with_residual ? &c->residual : NULL, &c->y);
+    struct kx_rows time_proj = {c->time_proj, 0, NULL};
+    kx_conv(ctx, c->conv, &c->x, &time_proj, c->with_residual ? &c->residual : NULL, &c->y);
 }
 
 static double *want_conv(const struct conv_case *c, const float *x, const float *w, const float *bias,
-                         const float *shift, const float *residual, int oh, int ow) {
+                         const float *time_proj, const float *residual, int oh, int ow) {
     const struct kx_conv_shape *s = &c->s;
     int k = s->kernel, pad = k / 2, up = s->upsample ? 2 : 1;
     double *y = malloc((size_t)(oh * ow * s->out) * sizeof *y);
@@ -30,7 +30,7 @@ static double *want_conv(const struct conv_case *c, const float *x, const float 
         for (int j = 0; j < ow; j++)
             for (int o = 0; o < s->out; o++) {
                 size_t at = (size_t)((i * ow + j) * s->out + o);
-                double sum = (bias ? (double)bias[o] : 0) + (shift ? (double)shift[o] : 0) +
+                double sum = (bias ? (double)bias[o] : 0) + (time_proj ? (double)time_proj[o] : 0) +
                              (residual ? (double)residual[at] : 0);
                 for (int a = 0; a < k; a++)
                     for (int b = 0; b < k; b++) {
@@ -51,24 +51,25 @@ static void check_conv(struct kx_ctx *ctx, const struct conv_case *c) {
         ow = (c->w * up + 2 * pad - s->kernel) / s->stride + 1;
     size_t n = (size_t)(oh * ow * s->out), out = (size_t)s->out;
     float *w = ops_random(out * (size_t)(s->in * s->kernel * s->kernel), 1), *bias = ops_random(out, 2),
-          *shift = ops_random(out, 3), *x = ops_random((size_t)(c->h * c->w * s->in), 4),
+          *time_proj = ops_random(out, 3), *x = ops_random((size_t)(c->h * c->w * s->in), 4),
           *residual = ops_random(n, 5), *y = ops_random(n, 6);
     struct kn_err err;
     struct conv_call call = {.x = {x, 1, c->h, c->w, s->in},
                              .residual = {residual, 1, oh, ow, s->out},
                              .y = {y, 1, oh, ow, s->out},
-                             .shift = c->shift ? shift : NULL,
+                             .time_proj = c->time_proj ? time_proj : NULL,
                              .with_residual = c->residual};
     double *want =
-        want_conv(c, x, w, c->bias ? bias : NULL, call.shift, c->residual ? residual : NULL, oh, ow);
+        want_conv(c, x, w, c->bias ? bias : NULL, call.time_proj, c->residual ? residual : NULL, oh, ow);
     if (c->in_place) call.y.v = residual;
     CHECK_INT(kx_conv_create(ctx, s, w, c->bias ? bias : NULL, &call.conv, &err), 0);
     OPS_RUN(ctx, call_conv, &call);
     OPS_NEAR(call.y.v, want, n, 1e-5, "%d to %d, %dx%d, kernel %d, stride %d%s%s%s%s%s", s->in, s->out, c->w,
              c->h, s->kernel, s->stride, s->upsample ? ", doubled" : "", c->bias ? ", bias" : "",
-             c->shift ? ", shift" : "", c->residual ? ", residual" : "", c->in_place ? ", in place" : "");
+             c->time_proj ? ", time_proj" : "", c->residual ? ", residual" : "",
+             c->in_place ? ", in place" : "");
     kx_conv_destroy(call.conv);
-    free(w), free(bias), free(shift), free(x), free(residual), free(y), free(want);
+    free(w), free(bias), free(time_proj), free(x), free(residual), free(y), free(want);
 }
 
 TEST(convolutions_are_within_1e_5_of_sums_in_f64) {

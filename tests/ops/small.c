@@ -146,7 +146,7 @@ TEST(embed_adds_a_place_to_a_token_and_pick_takes_a_row) {
     kx_embed(ctx, tokens, places, ids, &out);
     for (int i = 0; i < 2 * PLACES; i++)
         for (int c = 0; c < C; c++) CHECK(y[i * C + c] == t[ids[i] * C + c] + p[i % PLACES * C + c]);
-    kx_pick(ctx, &out, at, &picked);
+    kx_gather(ctx, &out, at, &picked);
     CHECK_MEM(row, y + 2 * C, C * sizeof *y);
     CHECK_MEM(row + C, y + (PLACES + 1) * C, C * sizeof *y);
     kx_table_destroy(tokens);

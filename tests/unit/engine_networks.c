@@ -335,8 +335,8 @@ TEST(pooled_texts_and_sizes_in_one_batch_are_each_their_own) {
     enum { N = 4, VALUES = 4 * 64, POOLED = 10, TIMES = 2, TEXTS = 3 };
     static float in[N * VALUES], together[N * VALUES], alone[VALUES], states[77 * 20], pooled[TEXTS * POOLED];
     static const float times[TIMES] = {10, 500.25f},
-                       sizes[TEXTS * KX_SIZES] = {32, 16, 0,  0,  32, 16, 64, 64, 0,
-                                                  0,  64, 64, 16, 32, 4,  8,  16, 32};
+                       sizes[TEXTS * KX_TIME_IDS] = {32, 16, 0,  0,  32, 16, 64, 64, 0,
+                                                     0,  64, 64, 16, 32, 4,  8,  16, 32};
     static const int32_t time[N] = {0, 1, 1, 0}, text[N] = {2, 0, 1, 0}, zeros[N] = {0};
     int32_t rows[N];
     for (int i = 0; i < N * VALUES; i++) in[i] = (float)(i * 7919 % 1000) / 500 - 1;
@@ -349,26 +349,26 @@ TEST(pooled_texts_and_sizes_in_one_batch_are_each_their_own) {
     CHECK_MSG(!kx_unet_plan(u, N, 8, 8, 77, &err), "%s", err.text);
     CHECK_MSG(!kx_unet_set_text(u, states, 1, 77, &err), "%s", err.text);
     CHECK_INT(kx_unet_set_times(u, times, TIMES, &err), KN_EINVAL); /* no additions yet */
-    CHECK_INT(kx_unet_set_additions(u, pooled, sizes, 0, &err), KN_EINVAL);
-    CHECK_MSG(!kx_unet_set_additions(u, pooled, sizes, TEXTS, &err), "%s", err.text);
+    CHECK_INT(kx_unet_set_added_cond(u, pooled, sizes, 0, &err), KN_EINVAL);
+    CHECK_MSG(!kx_unet_set_added_cond(u, pooled, sizes, TEXTS, &err), "%s", err.text);
     CHECK_INT(kx_unet_forward(u, in, rows, zeros, N, together, &err),
-              KN_EINVAL); /* their shifts are not set */
+              KN_EINVAL); /* their time_proj is not set */
     CHECK_INT(kx_unet_set_times(u, times, KX_UNET_TIMES_MAX, &err), KN_EOOM);
     CHECK_MSG(!kx_unet_set_times(u, times, TIMES, &err), "%s", err.text);
     CHECK_MSG(!kx_unet_forward(u, in, rows, zeros, N, together, &err), "%s", err.text);
     for (int i = 0; i < N; i++) {
-        CHECK(!kx_unet_set_additions(u, pooled + text[i] * POOLED, sizes + text[i] * KX_SIZES, 1, &err));
+        CHECK(!kx_unet_set_added_cond(u, pooled + text[i] * POOLED, sizes + text[i] * KX_TIME_IDS, 1, &err));
         CHECK(!kx_unet_set_times(u, times + time[i], 1, &err));
         CHECK_MSG(!kx_unet_forward(u, in + i * VALUES, zeros, zeros, 1, alone, &err), "%s", err.text);
         CHECK_MEM(together + i * VALUES, alone, sizeof alone);
     }
     /* each of the six numbers and the text move the picture */
-    for (int k = -1; k < KX_SIZES; k++) {
-        float moved[POOLED + KX_SIZES], out[VALUES];
+    for (int k = -1; k < KX_TIME_IDS; k++) {
+        float moved[POOLED + KX_TIME_IDS], out[VALUES];
         memcpy(moved, pooled, POOLED * sizeof *moved);
-        memcpy(moved + POOLED, sizes, KX_SIZES * sizeof *moved);
+        memcpy(moved + POOLED, sizes, KX_TIME_IDS * sizeof *moved);
         moved[k < 0 ? 3 : POOLED + k] += 7;
-        CHECK(!kx_unet_set_additions(u, moved, moved + POOLED, 1, &err));
+        CHECK(!kx_unet_set_added_cond(u, moved, moved + POOLED, 1, &err));
         CHECK(!kx_unet_set_times(u, times + 1, 1, &err));
         CHECK(!kx_unet_forward(u, in + VALUES, zeros, zeros, 1, out, &err));
         CHECK_MSG(memcmp(out, together + VALUES, sizeof out), "number %d does nothing", k);
@@ -421,12 +421,12 @@ TEST(plans_of_many_sizes_do_not_pile_up_and_change_no_bit) {
     CHECK_MSG(!kx_vae_create(ctx, &cfg.vae, w, &v, &err), "%s", err.text);
     CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, first, NULL, &finite, &err), "%s", err.text);
     int sizes = 0;
-    for (int h = 4; h <= SIDE && kx_plan_age(ctx) == 0; h++)
-        for (int x = 4; x <= SIDE && kx_plan_age(ctx) == 0; x++, sizes++) {
+    for (int h = 4; h <= SIDE && kx_plan_generation(ctx) == 0; h++)
+        for (int x = 4; x <= SIDE && kx_plan_generation(ctx) == 0; x++, sizes++) {
             CHECK_MSG(!kx_vae_decode(v, in, 1, h, x, other, NULL, &finite, &err), "%s", err.text);
             kx_plan_trim(ctx);
         }
-    CHECK_MSG(kx_plan_age(ctx) == 1, "%d sizes are planned, and none is dropped", sizes);
+    CHECK_MSG(kx_plan_generation(ctx) == 1, "%d sizes are planned, and none is dropped", sizes);
     CHECK(sizes > 4);
     CHECK_MSG(!kx_vae_decode(v, in, 1, 8, 8, again, NULL, &finite, &err), "%s", err.text);
     CHECK_MEM(again, first, sizeof first);

@@ -1,6 +1,6 @@
-/* Layers with eight-bit operands (e4m3), and what calibrating them takes. See kernels/ops.h (kx_narrow).
+/* Layers with eight-bit operands (e4m3), and what calibrating them takes. See kernels/ops.h (kx_quantize).
  *
- * A narrow layer keeps its weights in the storage type too: they are what kx_linear_set changes, and what
+ * A quantized layer keeps its weights in the storage type too: they are what kx_linear_set changes, and what
  * computes where the eight-bit kernel cannot. Each of the weights' rows has a scale, its largest magnitude
  * over 448; the inputs have one, found beforehand.
  *
@@ -17,7 +17,7 @@
 
 #define E4M3_MAX 448.0f
 
-struct kx_gpu_narrow {
+struct kx_gpu_quantized {
     void *weight; /* own, the device's: a byte a value, out × kernel × kernel × in */
     float *scale; /* own, the device's: out */
     float *bias;  /* own, the device's; NULL: none, or the layer's own in the same order */
@@ -43,15 +43,15 @@ uint8_t kx_gpu_e4m3(float v) {
     return (uint8_t)(sign | (q < 8 ? q : (e + 7) << 3 | (q - 8)));
 }
 
-void kx_gpu_narrow_destroy(struct kx_gpu_layer *l) {
-    struct kx_gpu_narrow *w = l->narrow;
+void kx_gpu_quantized_destroy(struct kx_gpu_layer *l) {
+    struct kx_gpu_quantized *w = l->quantized;
     if (!w) return;
     kx_gpu_give(l->device, w->weight);
     kx_gpu_give(l->device, w->scale);
     kx_gpu_give(l->device, w->bias);
     if (w->bias_owned) kx_gpu_give(l->device, w->bias_value);
     free(w);
-    l->narrow = NULL;
+    l->quantized = NULL;
 }
 
 static size_t geglu_row(const struct kx_gpu_layer *l, int r) {
@@ -60,11 +60,11 @@ static size_t geglu_row(const struct kx_gpu_layer *l, int r) {
 
 /* The row of the original that lies r-th: for our kernel GEGLU's halves are interleaved in any case. */
 static size_t row_of(const struct kx_gpu_layer *l, int r) {
-    return l->narrow->library ? (size_t)r : geglu_row(l, r);
+    return l->quantized->library ? (size_t)r : geglu_row(l, r);
 }
 
-int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight, struct kn_err *err) {
-    struct kx_gpu_narrow *w = l->narrow;
+int kx_gpu_quantized_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight, struct kn_err *err) {
+    struct kx_gpu_quantized *w = l->quantized;
     size_t in = (size_t)l->shape.in, area = (size_t)(l->shape.kernel * l->shape.kernel),
            out = (size_t)l->shape.out, row = in * area;
     uint8_t *bytes = malloc(out * row);
@@ -93,7 +93,7 @@ int kx_gpu_narrow_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *wei
 
 /* The library's bias: in the storage type, in the original's order. */
 static int library_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err *err) {
-    struct kx_gpu_narrow *w = l->narrow;
+    struct kx_gpu_quantized *w = l->quantized;
     size_t out = (size_t)l->shape.out;
     if (!l->bias || l->bias_value) {
         w->bias_value = l->bias_value;
@@ -110,22 +110,23 @@ static int library_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err 
     return w->bias_value ? kx_gpu_error(&g->base, err) : kn_err_set(err, KN_EOOM, "out of device memory");
 }
 
-/* The layer's bias in the order of the narrow weights. */
+/* The layer's bias in the order of the quantized weights. */
 static int lay_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err *err) {
-    if (l->narrow->library) return library_bias(g, l, err);
+    if (l->quantized->library) return library_bias(g, l, err);
     if (!l->bias || l->act != KX_ACT_GEGLU || l->interleaved) return 0;
     size_t out = (size_t)l->shape.out;
     float *plain = malloc(2 * out * sizeof *plain);
     if (!plain) return kn_err_set(err, KN_ENOMEM, "out of memory");
     kx_gpu_download(&g->base, plain, l->bias, out * sizeof *plain);
     for (size_t r = 0; r < out; r++) plain[out + r] = plain[row_of(l, (int)r)];
-    l->narrow->bias = kx_gpu_take(g, out * sizeof *plain);
-    if (l->narrow->bias) kx_gpu_upload(&g->base, l->narrow->bias, plain + out, out * sizeof *plain);
+    l->quantized->bias = kx_gpu_take(g, out * sizeof *plain);
+    if (l->quantized->bias) kx_gpu_upload(&g->base, l->quantized->bias, plain + out, out * sizeof *plain);
     free(plain);
-    return l->narrow->bias ? kx_gpu_error(&g->base, err) : kn_err_set(err, KN_EOOM, "out of device memory");
+    return l->quantized->bias ? kx_gpu_error(&g->base, err)
+                              : kn_err_set(err, KN_EOOM, "out of device memory");
 }
 
-int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
+int kx_gpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     struct kx_gpu_layer *l = layer;
     const struct kx_cuda_device_facts *f = &g->device->facts;
@@ -136,8 +137,8 @@ int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_
     if (l->shape.in % 16)
         return kn_err_set(err, KN_EUNSUPPORTED, "%d inputs are no multiple of 16", l->shape.in);
     assert(x_max > 0 && isfinite(x_max));
-    kx_gpu_narrow_destroy(l);
-    struct kx_gpu_narrow *w = l->narrow = calloc(1, sizeof *w);
+    kx_gpu_quantized_destroy(l);
+    struct kx_gpu_quantized *w = l->quantized = calloc(1, sizeof *w);
     if (!w) return kn_err_set(err, KN_ENOMEM, "out of memory");
     size_t out = (size_t)l->shape.out,
            values = out * (size_t)l->shape.in * (size_t)(l->shape.kernel * l->shape.kernel);
@@ -149,8 +150,8 @@ int kx_gpu_narrow(struct kx_ctx *ctx, void *layer, const float *weight, float x_
                  ? 0
                  : kn_err_set(err, KN_EOOM, "out of device memory for weights of %zu KiB", values >> 10);
     if (!rc) rc = lay_bias(g, l, err);
-    if (!rc) rc = kx_gpu_narrow_set(g, l, weight, err);
-    if (rc) kx_gpu_narrow_destroy(l);
+    if (!rc) rc = kx_gpu_quantized_set(g, l, weight, err);
+    if (rc) kx_gpu_quantized_destroy(l);
     return rc;
 }
 
@@ -159,7 +160,7 @@ static size_t input_bytes(const struct kx_tensor *x) {
 }
 
 /* The library's scales of the rows, all of them 1. A recording holds where they lie. */
-void kx_gpu_narrow_ready(struct kx_gpu *g) {
+void kx_gpu_quantized_ready(struct kx_gpu *g) {
     size_t rows = g->ones_wanted;
     if (rows <= g->ones_count) return;
     float *host = malloc(rows * sizeof *host), *v = host ? kx_gpu_take(g, rows * sizeof *v) : NULL;
@@ -169,7 +170,7 @@ void kx_gpu_narrow_ready(struct kx_gpu *g) {
         kx_gpu_give(g->device, g->ones);
         g->ones = v;
         g->ones_count = rows;
-        g->moves++;
+        g->workspace_generation++;
     } else {
         kx_gpu_fail(g, KN_EOOM, "out of memory for the scales of %zu rows", rows);
     }
@@ -189,12 +190,12 @@ static int library_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const st
     return kx_lt_plan(g->lt, &s, x->n, !g->reproducible, plan, err);
 }
 
-void kx_gpu_narrow_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                        bool residual) {
+void kx_gpu_quantized_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                           bool residual) {
     struct kx_lt_plan *plan;
     struct kn_err err;
     size_t bytes = input_bytes(x);
-    if (l->narrow->library && !g->base.counting && kx_gpu_enter(g)) {
+    if (l->quantized->library && !g->base.counting && kx_gpu_enter(g)) {
         int rc = library_plan(g, l, x, residual, &plan, &err);
         size_t rows = kx_count(x) / (size_t)x->c;
         if (!rc) bytes += kx_lt_scratch_bytes(plan);
@@ -207,7 +208,7 @@ void kx_gpu_narrow_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const st
 
 static cudaError_t library_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
                                const struct kx_tensor *residual, const struct kx_tensor *y) {
-    const struct kx_gpu_narrow *w = l->narrow;
+    const struct kx_gpu_quantized *w = l->quantized;
     struct kx_lt_plan *plan;
     struct kn_err err;
     if (library_plan(g, l, x, residual, &plan, &err)) return KX_CUDA_NO;
@@ -224,10 +225,10 @@ static cudaError_t library_run(struct kx_gpu *g, const struct kx_gpu_layer *l, c
     return e == cudaSuccess ? kx_lt_run(g->lt, plan, &call, g->stream) : e;
 }
 
-cudaError_t kx_gpu_narrow_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
-                              const struct kx_rows *shift, const struct kx_tensor *residual,
-                              const struct kx_tensor *y) {
-    const struct kx_gpu_narrow *w = l->narrow;
+cudaError_t kx_gpu_quantized_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
+                                 const struct kx_rows *time_proj, const struct kx_tensor *residual,
+                                 const struct kx_tensor *y) {
+    const struct kx_gpu_quantized *w = l->quantized;
     assert(input_bytes(x) <= g->workspace_bytes);
     if (w->library) return library_run(g, l, x, residual, y);
     struct kx_cuda_gemm_fp8 p = {.gemm = {.type = l->type,
@@ -247,32 +248,32 @@ cudaError_t kx_gpu_narrow_run(struct kx_gpu *g, const struct kx_gpu_layer *l, co
                                           .y = y->v},
                                  .weight_scale = w->scale,
                                  .x_scale = w->x_scale};
-    if (shift) p.gemm.shift = *shift;
+    if (time_proj) p.gemm.time_proj = *time_proj;
     cudaError_t e = kx_cuda_quantize_e4m3(g->stream, l->type, x->v, w->x_scale, g->workspace, kx_count(x));
     return e == cudaSuccess ? kx_cuda_conv_fp8(g->stream, &p) : e;
 }
 
 /* ---- calibration */
 
-int kx_gpu_observe(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
+int kx_gpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     struct kx_gpu_layer *l = layer;
     if (!on) {
-        kx_gpu_give(l->device, l->seen);
-        l->seen = NULL;
+        kx_gpu_give(l->device, l->amax);
+        l->amax = NULL;
         return 0;
     }
-    if (!l->seen && !(l->seen = kx_gpu_take(g, sizeof *l->seen)))
+    if (!l->amax && !(l->amax = kx_gpu_take(g, sizeof *l->amax)))
         return kn_err_set(err, KN_EOOM, "out of device memory");
-    kx_gpu_upload(ctx, l->seen, &(int32_t){0}, sizeof *l->seen);
+    kx_gpu_upload(ctx, l->amax, &(int32_t){0}, sizeof *l->amax);
     return kx_gpu_error(ctx, err);
 }
 
-float kx_gpu_seen(struct kx_ctx *ctx, void *layer) {
+float kx_gpu_amax(struct kx_ctx *ctx, void *layer) {
     const struct kx_gpu_layer *l = layer;
     int32_t bits = 0;
     float v;
-    if (l->seen) kx_gpu_download(ctx, &bits, l->seen, sizeof bits);
+    if (l->amax) kx_gpu_download(ctx, &bits, l->amax, sizeof bits);
     memcpy(&v, &bits, sizeof v);
     return v;
 }
