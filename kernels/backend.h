@@ -1,81 +1,86 @@
-/* What a backend is: the functions behind kernels/ops.h, whose contracts they have. For backends and ops.c
- * alone. */
+/* A backend: the functions behind kernels/ops.h, as one table. For backends and ops.c alone. */
 #ifndef KILN_KERNELS_BACKEND_H
 #define KILN_KERNELS_BACKEND_H
 
 #include "kernels/ops.h"
 
+/* Every function that a backend has: kx_NAME is what the caller calls (kernels/ops.h, where its contract is),
+ * kx_cpu_NAME and kx_gpu_NAME are the backends' own, of the same type. The tables are made from these lists, so
+ * that none can have a hole: a function that a backend lacks does not link. */
+
+/* What computes. Tests (tests/ops, tests/gpu/parity.c), benchmarks and lints find the ops by this list. */
+#define KX_COMPUTING_OPS(X)                                                                                  \
+    X(conv)                                                                                                  \
+    X(linear)                                                                                                \
+    X(group_norm)                                                                                            \
+    X(layer_norm)                                                                                            \
+    X(attention)                                                                                             \
+    X(concat)                                                                                                \
+    X(timestep)                                                                                              \
+    X(add_silu)                                                                                              \
+    X(embed)                                                                                                 \
+    X(gather)                                                                                                \
+    X(from_f32)                                                                                              \
+    X(to_rgb)                                                                                                \
+    X(sample_begin)                                                                                          \
+    X(sample)
+
+/* The rest: the context, its memory, plans, recordings, and layers and tables as things. */
+#define KX_CONTEXT_OPS(X)                                                                                    \
+    X(ctx_destroy)                                                                                           \
+    X(ctx_class)                                                                                             \
+    X(ctx_facts)                                                                                             \
+    X(ctx_describe)                                                                                          \
+    X(ctx_threads)                                                                                           \
+    X(ctx_error)                                                                                             \
+    X(sync)                                                                                                  \
+    X(ctx_lanes)                                                                                             \
+    X(ctx_lane)                                                                                              \
+    X(ctx_minibatch)                                                                                         \
+    X(ctx_each)                                                                                              \
+    X(alloc)                                                                                                 \
+    X(free)                                                                                                  \
+    X(upload)                                                                                                \
+    X(download)                                                                                              \
+    X(upload_values)                                                                                         \
+    X(download_values)                                                                                       \
+    X(memory)                                                                                                \
+    X(workspace_begin)                                                                                       \
+    X(workspace_end)                                                                                         \
+    X(workspace_wanted)                                                                                      \
+    X(plan_trim)                                                                                             \
+    X(plan_generation)                                                                                       \
+    X(replay)                                                                                                \
+    X(recording_destroy)                                                                                     \
+    X(event_create)                                                                                          \
+    X(event_destroy)                                                                                         \
+    X(event_set)                                                                                             \
+    X(event_ms)                                                                                              \
+    X(event_wait)                                                                                            \
+    X(conv_create)                                                                                           \
+    X(conv_set)                                                                                              \
+    X(conv_destroy)                                                                                          \
+    X(linear_create)                                                                                         \
+    X(linear_set)                                                                                            \
+    X(linear_destroy)                                                                                        \
+    X(quantize)                                                                                              \
+    X(amax_record)                                                                                           \
+    X(amax)                                                                                                  \
+    X(table_create)                                                                                          \
+    X(table_destroy)
+
+#define KX_BACKEND_OPS(X) KX_CONTEXT_OPS(X) KX_COMPUTING_OPS(X)
+
+/* A backend's part of a plan, which kx_plan_begin and kx_plan_end (ops.c) call: between begin and end it notes
+ * the largest workspace that an op wants; end allocates it. KN_EOOM, or the first error of an op. */
+void kx_workspace_begin(struct kx_ctx *ctx);
+KN_MUST_USE int kx_workspace_end(struct kx_ctx *ctx, struct kn_err *err);
+size_t kx_workspace_wanted(const struct kx_ctx *ctx); /* bytes that ops have asked for since begin */
+
 struct kx_backend {
-    void (*destroy)(struct kx_ctx *ctx);
-    const char *(*name)(const struct kx_ctx *ctx);
-    const char *(*facts)(const struct kx_ctx *ctx);
-    void (*describe)(const struct kx_ctx *ctx, char *out, size_t size);
-    int (*threads)(const struct kx_ctx *ctx);
-    int (*error)(struct kx_ctx *ctx, struct kn_err *err);
-    int (*sync)(struct kx_ctx *ctx, struct kn_err *err);
-    int (*lanes)(const struct kx_ctx *ctx, int n, size_t bytes);
-    struct kx_ctx *(*lane)(struct kx_ctx *ctx, int lanes, int i);
-    int (*minibatch)(const struct kx_ctx *ctx, int n);
-    void (*each)(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg);
-
-    void *(*alloc)(struct kx_ctx *ctx, size_t bytes);
-    void (*free)(struct kx_ctx *ctx, void *p);
-    void (*upload)(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
-    void (*download)(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
-    void (*upload_values)(struct kx_ctx *ctx, void *to, const float *from, size_t n);
-    void (*download_values)(struct kx_ctx *ctx, float *to, const void *from, size_t n);
-    void (*memory)(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes);
-
-    void (*plan_begin)(struct kx_ctx *ctx); /* what is the backend's own; the rest is ops.c's */
-    int (*plan_end)(struct kx_ctx *ctx, struct kn_err *err);
-    size_t (*wanted)(const struct kx_ctx *ctx); /* workspace, by the ops since plan_begin */
-    void (*plan_trim)(struct kx_ctx *ctx);
-    unsigned (*plan_generation)(const struct kx_ctx *ctx);
-    void (*replay)(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
-    void (*recording_destroy)(struct kx_ctx *ctx, struct kx_recording *r);
-    int (*event_create)(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
-    void (*event_destroy)(struct kx_ctx *ctx, struct kx_event *e);
-    void (*event_set)(struct kx_ctx *ctx, struct kx_event *e);
-    double (*event_ms)(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to);
-    int (*event_wait)(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
-
-    int (*conv_create)(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
-                       const float *bias, struct kx_conv **out, struct kn_err *err);
-    int (*conv_set)(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
-    void (*conv_destroy)(struct kx_conv *c);
-    void (*conv)(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
-    int (*linear_create)(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
-                         const float *bias, struct kx_linear **out_linear, struct kn_err *err);
-    int (*linear_set)(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
-    void (*linear_destroy)(struct kx_linear *l);
-    void (*linear)(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
-                   const struct kx_tensor *residual, struct kx_tensor *y);
-    int (*quantize)(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
-    int (*amax_record)(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
-    float (*amax)(struct kx_ctx *ctx, void *layer);
-    void (*group_norm)(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
-                       int groups, float eps, bool silu, struct kx_tensor *y);
-    void (*layer_norm)(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
-                       float eps, struct kx_tensor *y);
-    void (*attention)(struct kx_ctx *ctx, const struct kx_attention *a);
-    void (*concat)(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
-                   struct kx_tensor *y);
-    void (*timestep)(struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos,
-                     float freq_shift, struct kx_tensor *y);
-    void (*add_silu)(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
-                     struct kx_tensor *y);
-    int (*table_create)(struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out,
-                        struct kn_err *err);
-    void (*table_destroy)(struct kx_table *t);
-    void (*embed)(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
-                  const int32_t *ids, struct kx_tensor *y);
-    void (*gather)(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
-    void (*from_f32)(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
-    void (*to_rgb)(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
-                   int32_t *finite);
-    void (*sample_begin)(struct kx_ctx *ctx, const struct kx_sampling *s);
-    void (*sample)(struct kx_ctx *ctx, const struct kx_sampling *s);
+#define KX_MEMBER(name) __typeof__(kx_##name) *name;
+    KX_BACKEND_OPS(KX_MEMBER)
+#undef KX_MEMBER
 };
 
 /* The beginning of every backend's context. */
@@ -85,7 +90,7 @@ struct kx_ctx {
     size_t align;           /* of kx_take, bytes */
     struct kx_arena *arena; /* borrowed */
     bool planning;
-    bool counting; /* then planning too */
+    bool counting; /* kx_count_begin … kx_count_end: then planning is true as well */
 };
 
 /* The beginning of every backend's layer and table. */

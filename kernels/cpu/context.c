@@ -15,7 +15,6 @@
 #endif
 
 static const struct kx_backend backend;
-static void cpu_destroy(struct kx_ctx *ctx);
 
 #define THREADS_MAX 256
 #define PRODUCTS_MAX 1000 /* eight sizes of a picture or so; each takes 100 to 200 KiB */
@@ -95,13 +94,13 @@ int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err) {
     c->vector = kx_vector_choose();
     int rc = create(c, err);
     if (rc)
-        cpu_destroy(&c->base);
+        kx_cpu_ctx_destroy(&c->base);
     else
         *out = &c->base;
     return rc;
 }
 
-static void cpu_destroy(struct kx_ctx *ctx) {
+void kx_cpu_ctx_destroy(struct kx_ctx *ctx) {
     struct kx_cpu *c = kx_cpu_of(ctx);
     for (int i = 0; c->lanes && i < c->threads; i++) {
         free(c->lanes[i].workspace);
@@ -120,19 +119,19 @@ static const struct kx_cpu *of(const struct kx_ctx *ctx) {
     return (const struct kx_cpu *)ctx;
 }
 
-static const char *cpu_name(const struct kx_ctx *ctx) {
+const char *kx_cpu_ctx_class(const struct kx_ctx *ctx) {
     return of(ctx)->root->name;
 }
 
-static const char *cpu_facts(const struct kx_ctx *ctx) {
+const char *kx_cpu_ctx_facts(const struct kx_ctx *ctx) {
     return of(ctx)->root->facts;
 }
 
-static int cpu_threads(const struct kx_ctx *ctx) {
+int kx_cpu_ctx_threads(const struct kx_ctx *ctx) {
     return of(ctx)->threads;
 }
 
-static void cpu_describe(const struct kx_ctx *ctx, char *out, size_t size) {
+void kx_cpu_ctx_describe(const struct kx_ctx *ctx, char *out, size_t size) {
     char line[256], model[128] = "CPU";
     int threads = of(ctx)->threads;
     FILE *f = fopen("/proc/cpuinfo", "re");
@@ -152,7 +151,7 @@ void kx_cpu_fail(struct kx_cpu *ctx, int code, const char *text) {
     pthread_mutex_unlock(&root->lock);
 }
 
-static int cpu_error(struct kx_ctx *ctx, struct kn_err *err) {
+int kx_cpu_ctx_error(struct kx_ctx *ctx, struct kn_err *err) {
     struct kx_cpu *root = kx_cpu_of(ctx)->root;
     pthread_mutex_lock(&root->lock);
     int code = root->error;
@@ -162,25 +161,29 @@ static int cpu_error(struct kx_ctx *ctx, struct kn_err *err) {
     return code;
 }
 
+int kx_cpu_sync(struct kx_ctx *ctx, struct kn_err *err) {
+    return kx_cpu_ctx_error(ctx, err); /* everything is done when its call returns */
+}
+
 void *kx_aligned(size_t bytes) {
     return aligned_alloc(64, kx_round64(bytes ? bytes : 1));
 }
 
 /* ---- lanes */
 
-static int cpu_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
+int kx_cpu_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
     int threads = of(ctx)->threads;
     if (threads == 1 || n < threads) return 1;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     return bytes <= memory / 4 / (size_t)threads ? threads : 1;
 }
 
-static struct kx_ctx *cpu_lane(struct kx_ctx *ctx, int lanes, int i) {
+struct kx_ctx *kx_cpu_ctx_lane(struct kx_ctx *ctx, int lanes, int i) {
     assert(i >= 0 && i < lanes && lanes <= of(ctx)->threads);
     return lanes == 1 ? ctx : &kx_cpu_of(ctx)->lanes[i].base;
 }
 
-static int cpu_minibatch(const struct kx_ctx *ctx, int n) {
+int kx_cpu_ctx_minibatch(const struct kx_ctx *ctx, int n) {
     (void)ctx;
     (void)n;
     return 1;
@@ -199,7 +202,7 @@ static void run_lane(void *arg, int lane, int thread) {
     for (int i = lane; i < e->n; i += e->lanes) e->fn(e->arg, &e->ctx->lanes[lane].base, i, 1);
 }
 
-static void cpu_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
+void kx_cpu_ctx_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
     struct kx_cpu *c = kx_cpu_of(ctx);
     assert(c->pool && lanes >= 1 && lanes <= c->threads);
     if (lanes == 1) {
@@ -232,30 +235,34 @@ void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg) {
 
 /* ---- memory */
 
-static void *cpu_alloc(struct kx_ctx *ctx, size_t bytes) {
+void *kx_cpu_alloc(struct kx_ctx *ctx, size_t bytes) {
     (void)ctx;
     return kx_aligned(bytes);
 }
 
-static void cpu_free(struct kx_ctx *ctx, void *p) {
+void kx_cpu_free(struct kx_ctx *ctx, void *p) {
     (void)ctx;
     free(p);
 }
 
-static void copy(struct kx_ctx *ctx, void *to, const void *from, size_t bytes) {
+void kx_cpu_upload(struct kx_ctx *ctx, void *to, const void *from, size_t bytes) {
     (void)ctx;
     memcpy(to, from, bytes);
 }
 
-static void upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n) {
-    copy(ctx, to, from, n * sizeof *from);
+void kx_cpu_download(struct kx_ctx *ctx, void *to, const void *from, size_t bytes) {
+    kx_cpu_upload(ctx, to, from, bytes);
 }
 
-static void download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n) {
-    copy(ctx, to, from, n * sizeof *to);
+void kx_cpu_upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n) {
+    kx_cpu_upload(ctx, to, from, n * sizeof *from);
 }
 
-static void cpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes) {
+void kx_cpu_download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n) {
+    kx_cpu_upload(ctx, to, from, n * sizeof *to);
+}
+
+void kx_cpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes) {
     (void)ctx;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     *free_bytes = (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
@@ -264,7 +271,7 @@ static void cpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_byt
 
 /* ---- planning */
 
-static void cpu_plan_begin(struct kx_ctx *ctx) {
+void kx_cpu_workspace_begin(struct kx_ctx *ctx) {
     struct kx_cpu *c = kx_cpu_of(ctx);
     c->shared_wanted = c->scratch_wanted = 0;
 }
@@ -275,9 +282,9 @@ void kx_want(struct kx_cpu *ctx, size_t shared_bytes, size_t scratch_bytes) {
     if (scratch_bytes > ctx->scratch_wanted) ctx->scratch_wanted = scratch_bytes;
 }
 
-static int cpu_plan_end(struct kx_ctx *base, struct kn_err *err) {
+int kx_cpu_workspace_end(struct kx_ctx *base, struct kn_err *err) {
     struct kx_cpu *ctx = kx_cpu_of(base);
-    int rc = cpu_error(base, err);
+    int rc = kx_cpu_ctx_error(base, err);
     if (rc || (ctx->shared_wanted <= ctx->shared_bytes && ctx->scratch_wanted <= ctx->scratch_bytes))
         return rc;
     if (ctx->shared_wanted > ctx->shared_bytes) ctx->shared_bytes = kx_round64(ctx->shared_wanted);
@@ -293,12 +300,12 @@ static int cpu_plan_end(struct kx_ctx *base, struct kn_err *err) {
     return 0;
 }
 
-static size_t cpu_wanted(const struct kx_ctx *ctx) {
+size_t kx_cpu_workspace_wanted(const struct kx_ctx *ctx) {
     (void)ctx; /* small, and each thread's */
     return 0;
 }
 
-static void cpu_plan_trim(struct kx_ctx *ctx) {
+void kx_cpu_plan_trim(struct kx_ctx *ctx) {
     struct kx_cpu *root = kx_cpu_of(ctx)->root;
     if (kx_dnn_count(root->dnn) <= PRODUCTS_MAX) return;
     kx_layers_forget(root);
@@ -306,43 +313,48 @@ static void cpu_plan_trim(struct kx_ctx *ctx) {
     root->plan_generation++;
 }
 
-static unsigned cpu_plan_generation(const struct kx_ctx *ctx) {
+unsigned kx_cpu_plan_generation(const struct kx_ctx *ctx) {
     return of(ctx)->root->plan_generation;
 }
 
 /* ---- order: everything is done when its call returns */
 
-static void cpu_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg) {
+void kx_cpu_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg) {
     (void)ctx;
     (void)r;
     fn(arg);
 }
 
-static void cpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r) {
+void kx_cpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r) {
     (void)ctx;
     (void)r;
 }
 
-static int cpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err) {
+int kx_cpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err) {
     (void)ctx;
     (void)err;
     *out = NULL;
     return 0;
 }
 
-static void cpu_event(struct kx_ctx *ctx, struct kx_event *e) {
+void kx_cpu_event_destroy(struct kx_ctx *ctx, struct kx_event *e) {
     (void)ctx;
     (void)e;
 }
 
-static double cpu_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to) {
+void kx_cpu_event_set(struct kx_ctx *ctx, struct kx_event *e) {
+    (void)ctx;
+    (void)e;
+}
+
+double kx_cpu_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to) {
     (void)ctx;
     (void)from;
     (void)to;
     return 0;
 }
 
-static int cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {
+int kx_cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err) {
     (void)ctx;
     (void)e;
     (void)timeout_ms;
@@ -352,8 +364,7 @@ static int cpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms
 
 /* ---- what a CPU has not */
 
-static int cpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max,
-                        struct kn_err *err) {
+int kx_cpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err) {
     (void)ctx;
     (void)layer;
     (void)weight;
@@ -361,73 +372,21 @@ static int cpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, fl
     return kn_err_set(err, KN_EUNSUPPORTED, "a CPU computes with no eight-bit floats");
 }
 
-static int cpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
+int kx_cpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err) {
     (void)ctx;
     (void)layer;
     (void)on;
     return kn_err_set(err, KN_EUNSUPPORTED, "a CPU computes with no eight-bit floats");
 }
 
-static float cpu_amax(struct kx_ctx *ctx, void *layer) {
+float kx_cpu_amax(struct kx_ctx *ctx, void *layer) {
     (void)ctx;
     (void)layer;
     return 0;
 }
 
 static const struct kx_backend backend = {
-    .destroy = cpu_destroy,
-    .name = cpu_name,
-    .facts = cpu_facts,
-    .describe = cpu_describe,
-    .threads = cpu_threads,
-    .error = cpu_error,
-    .sync = cpu_error,
-    .lanes = cpu_lanes,
-    .lane = cpu_lane,
-    .minibatch = cpu_minibatch,
-    .each = cpu_each,
-    .alloc = cpu_alloc,
-    .free = cpu_free,
-    .upload = copy,
-    .download = copy,
-    .upload_values = upload_values,
-    .download_values = download_values,
-    .memory = cpu_memory,
-    .plan_begin = cpu_plan_begin,
-    .plan_end = cpu_plan_end,
-    .wanted = cpu_wanted,
-    .plan_trim = cpu_plan_trim,
-    .plan_generation = cpu_plan_generation,
-    .replay = cpu_replay,
-    .recording_destroy = cpu_recording_destroy,
-    .event_create = cpu_event_create,
-    .event_destroy = cpu_event,
-    .event_set = cpu_event,
-    .event_ms = cpu_event_ms,
-    .event_wait = cpu_event_wait,
-    .conv_create = kx_cpu_conv_create,
-    .conv_set = kx_cpu_conv_set,
-    .conv_destroy = kx_cpu_conv_destroy,
-    .conv = kx_cpu_conv,
-    .linear_create = kx_cpu_linear_create,
-    .linear_set = kx_cpu_linear_set,
-    .linear_destroy = kx_cpu_linear_destroy,
-    .linear = kx_cpu_linear,
-    .quantize = cpu_quantize,
-    .amax_record = cpu_amax_record,
-    .amax = cpu_amax,
-    .group_norm = kx_cpu_group_norm,
-    .layer_norm = kx_cpu_layer_norm,
-    .attention = kx_cpu_attention,
-    .concat = kx_cpu_concat,
-    .timestep = kx_cpu_timestep,
-    .add_silu = kx_cpu_add_silu,
-    .table_create = kx_cpu_table_create,
-    .table_destroy = kx_cpu_table_destroy,
-    .embed = kx_cpu_embed,
-    .gather = kx_cpu_gather,
-    .from_f32 = kx_cpu_from_f32,
-    .to_rgb = kx_cpu_to_rgb,
-    .sample_begin = kx_cpu_sample_begin,
-    .sample = kx_cpu_sample,
+#define KX_ENTRY(op) .op = kx_cpu_##op,
+    KX_BACKEND_OPS(KX_ENTRY)
+#undef KX_ENTRY
 };

@@ -83,40 +83,9 @@ const struct kx_layer_shape *kx_layer_shape(const struct kx_layer *l);
 /* Drops the plans of every layer that was made from the context, for all sizes. */
 void kx_layers_forget(struct kx_cpu *ctx);
 
-/* The ops, as kernels/ops.h has them. */
-int kx_cpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
-                       const float *bias, struct kx_conv **out, struct kn_err *err);
-int kx_cpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
-void kx_cpu_conv_destroy(struct kx_conv *c);
-void kx_cpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
-int kx_cpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
-                         const float *bias, struct kx_linear **out_linear, struct kn_err *err);
-int kx_cpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
-void kx_cpu_linear_destroy(struct kx_linear *l);
-void kx_cpu_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
-                   const struct kx_tensor *residual, struct kx_tensor *y);
-void kx_cpu_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
-                       int groups, float eps, bool silu, struct kx_tensor *y);
-void kx_cpu_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
-                       float eps, struct kx_tensor *y);
-void kx_cpu_attention(struct kx_ctx *ctx, const struct kx_attention *a);
-void kx_cpu_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
-                   struct kx_tensor *y);
-void kx_cpu_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos,
-                     float freq_shift, struct kx_tensor *y);
-void kx_cpu_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
-                     struct kx_tensor *y);
-int kx_cpu_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out,
-                        struct kn_err *err);
-void kx_cpu_table_destroy(struct kx_table *t);
-void kx_cpu_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
-                  const int32_t *ids, struct kx_tensor *y);
-void kx_cpu_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
-void kx_cpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
-void kx_cpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
-                   int32_t *finite);
-void kx_cpu_sample_begin(struct kx_ctx *ctx, const struct kx_sampling *s);
-void kx_cpu_sample(struct kx_ctx *ctx, const struct kx_sampling *s);
+/* The backend's functions, of the types of kernels/ops.h. */
+#define KX_CPU_DECLARE(op) __typeof__(kx_##op) kx_cpu_##op;
+KX_BACKEND_OPS(KX_CPU_DECLARE)
+#undef KX_CPU_DECLARE
 
 #endif

@@ -163,7 +163,7 @@ bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op) {
     return false;
 }
 
-int kx_gpu_error(struct kx_ctx *ctx, struct kn_err *err) {
+int kx_gpu_ctx_error(struct kx_ctx *ctx, struct kn_err *err) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     int code = g->error;
     g->error = 0;
@@ -212,28 +212,28 @@ bool kx_gpu_drain(struct kx_gpu *g, const char *op) {
            !kx_gpu_wait(g, g->mark, -1, op);
 }
 
-static int gpu_sync(struct kx_ctx *ctx, struct kn_err *err) {
+int kx_gpu_sync(struct kx_ctx *ctx, struct kn_err *err) {
     (void)kx_gpu_drain(kx_gpu_of(ctx), "sync");
-    return kx_gpu_error(ctx, err);
+    return kx_gpu_ctx_error(ctx, err);
 }
 
 /* ---- what it is */
 
-static const char *gpu_name(const struct kx_ctx *ctx) {
+const char *kx_gpu_ctx_class(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->name;
 }
 
-static const char *gpu_facts(const struct kx_ctx *ctx) {
+const char *kx_gpu_ctx_facts(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->facts;
 }
 
-static void gpu_describe(const struct kx_ctx *ctx, char *out, size_t size) {
+void kx_gpu_ctx_describe(const struct kx_ctx *ctx, char *out, size_t size) {
     const struct kx_gpu *g = kx_gpu_of(ctx);
     snprintf(out, size, "%s, %s%s", g->device->facts.name, g->type == KX_STORE_F16 ? "f16" : "bf16",
              g->reproducible ? "" : ", fastest");
 }
 
-static int gpu_threads(const struct kx_ctx *ctx) {
+int kx_gpu_ctx_threads(const struct kx_ctx *ctx) {
     (void)ctx;
     return 1;
 }
@@ -288,22 +288,22 @@ static int write_facts(struct kx_gpu *g, struct kn_err *err) {
 
 /* ---- images: all at once, on the one stream */
 
-static int gpu_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
+int kx_gpu_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
     (void)ctx, (void)n, (void)bytes;
     return 1;
 }
 
-static struct kx_ctx *gpu_lane(struct kx_ctx *ctx, int lanes, int i) {
+struct kx_ctx *kx_gpu_ctx_lane(struct kx_ctx *ctx, int lanes, int i) {
     assert(lanes == 1 && i == 0);
     return ctx;
 }
 
-static int gpu_minibatch(const struct kx_ctx *ctx, int n) {
+int kx_gpu_ctx_minibatch(const struct kx_ctx *ctx, int n) {
     (void)ctx;
     return n;
 }
 
-static void gpu_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
+void kx_gpu_ctx_each(struct kx_ctx *ctx, int lanes, int n, kx_images fn, void *arg) {
     assert(lanes == 1);
     if (n > 0) fn(arg, ctx, 0, n);
 }
@@ -329,7 +329,7 @@ static int library_init(struct kx_gpu *g, struct kn_err *err) {
     return 0;
 }
 
-static void gpu_destroy(struct kx_ctx *ctx) {
+void kx_gpu_ctx_destroy(struct kx_ctx *ctx) {
     struct kx_gpu *g = kx_gpu_of(ctx);
     struct kx_gpu_device *d = g->device;
     if (g->mark) (void)kx_gpu_drain(g, "end"); /* what is under way may read what is freed now */
@@ -349,66 +349,14 @@ static void gpu_destroy(struct kx_ctx *ctx) {
 }
 
 static const struct kx_backend backend = {
-    .destroy = gpu_destroy,
-    .name = gpu_name,
-    .facts = gpu_facts,
-    .describe = gpu_describe,
-    .threads = gpu_threads,
-    .error = kx_gpu_error,
-    .sync = gpu_sync,
-    .lanes = gpu_lanes,
-    .lane = gpu_lane,
-    .minibatch = gpu_minibatch,
-    .each = gpu_each,
-    .alloc = kx_gpu_alloc,
-    .free = kx_gpu_free,
-    .upload = kx_gpu_upload,
-    .download = kx_gpu_download,
-    .upload_values = kx_gpu_upload_values,
-    .download_values = kx_gpu_download_values,
-    .memory = kx_gpu_memory,
-    .plan_begin = kx_gpu_plan_begin,
-    .plan_end = kx_gpu_plan_end,
-    .wanted = kx_gpu_wanted,
-    .plan_trim = kx_gpu_plan_trim,
-    .plan_generation = kx_gpu_plan_generation,
-    .replay = kx_gpu_replay,
-    .recording_destroy = kx_gpu_recording_destroy,
-    .event_create = kx_gpu_event_create,
-    .event_destroy = kx_gpu_event_destroy,
-    .event_set = kx_gpu_event_set,
-    .event_ms = kx_gpu_event_ms,
-    .event_wait = kx_gpu_event_wait,
-    .conv_create = kx_gpu_conv_create,
-    .conv_set = kx_gpu_conv_set,
-    .conv_destroy = kx_gpu_conv_destroy,
-    .conv = kx_gpu_conv,
-    .linear_create = kx_gpu_linear_create,
-    .linear_set = kx_gpu_linear_set,
-    .linear_destroy = kx_gpu_linear_destroy,
-    .linear = kx_gpu_linear,
-    .quantize = kx_gpu_quantize,
-    .amax_record = kx_gpu_amax_record,
-    .amax = kx_gpu_amax,
-    .group_norm = kx_gpu_group_norm,
-    .layer_norm = kx_gpu_layer_norm,
-    .attention = kx_gpu_attention,
-    .concat = kx_gpu_concat,
-    .timestep = kx_gpu_timestep,
-    .add_silu = kx_gpu_add_silu,
-    .table_create = kx_gpu_table_create,
-    .table_destroy = kx_gpu_table_destroy,
-    .embed = kx_gpu_embed,
-    .gather = kx_gpu_gather,
-    .from_f32 = kx_gpu_from_f32,
-    .to_rgb = kx_gpu_to_rgb,
-    .sample_begin = kx_gpu_sample_begin,
-    .sample = kx_gpu_sample,
+#define KX_ENTRY(op) .op = kx_gpu_##op,
+    KX_BACKEND_OPS(KX_ENTRY)
+#undef KX_ENTRY
 };
 
 static int start(struct kx_gpu *g, const struct kx_cuda_options *o, struct kn_err *err) {
     int least = 0, greatest = 0; /* the lowest priority's number is the larger one */
-    if (!kx_gpu_enter(g)) return kx_gpu_error(&g->base, err);
+    if (!kx_gpu_enter(g)) return kx_gpu_ctx_error(&g->base, err);
     if (kx_gpu_ok(g, cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream priorities")) {
         int priority = least - o->priority;
         if (priority < greatest) priority = greatest;
@@ -416,7 +364,7 @@ static int start(struct kx_gpu *g, const struct kx_cuda_options *o, struct kn_er
         kx_gpu_ok(g, cudaStreamCreateWithPriority(&g->stream, cudaStreamNonBlocking, priority), "stream");
     }
     if (!g->error) kx_gpu_ok(g, cudaEventCreateWithFlags(&g->mark, cudaEventDisableTiming), "event");
-    int rc = kx_gpu_error(&g->base, err);
+    int rc = kx_gpu_ctx_error(&g->base, err);
     if (!rc) rc = library_init(g, err);
     return rc ? rc : write_facts(g, err);
 }
@@ -441,7 +389,7 @@ int kx_cuda_ctx_create(const struct kx_cuda_options *o, struct kx_ctx **out, str
         return rc;
     }
     if ((rc = start(g, o, err)))
-        gpu_destroy(&g->base);
+        kx_gpu_ctx_destroy(&g->base);
     else
         *out = &g->base;
     return rc;

@@ -102,8 +102,6 @@ void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) KN_PRINTF(3, 
 bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op);
 /* Whether this is a Hopper and the kernels for it alone were built (op_*_sm90.cu). */
 bool kx_gpu_has_sm90(const struct kx_gpu_device *d);
-/* The first failure, cleared; a dead device's stays. */
-int kx_gpu_error(struct kx_ctx *ctx, struct kn_err *err);
 /* Waits until e, recorded on this context's stream, is done. 0, KN_ETIMEOUT after timeout_ms (negative: no
  * limit), KN_EDEVICE. */
 int kx_gpu_wait(struct kx_gpu *g, cudaEvent_t e, int timeout_ms, const char *op);
@@ -118,13 +116,6 @@ void kx_gpu_memory_fini(struct kx_gpu *g);
 /* Device memory, counted. NULL when there is none (nothing is noted). */
 void *kx_gpu_take(struct kx_gpu *g, size_t bytes);
 void kx_gpu_give(struct kx_gpu_device *d, void *p); /* NULL is fine */
-void *kx_gpu_alloc(struct kx_ctx *ctx, size_t bytes);
-void kx_gpu_free(struct kx_ctx *ctx, void *p);
-void kx_gpu_upload(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
-void kx_gpu_download(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
-void kx_gpu_upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n);
-void kx_gpu_download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n);
-void kx_gpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes);
 /* The next stage, when nobody uses it any more. NULL: the failure is noted. */
 struct kx_gpu_stage *kx_gpu_stage(struct kx_gpu *g, const char *op);
 /* The stage's first bytes go to `to`. */
@@ -135,67 +126,15 @@ size_t kx_gpu_values(enum kx_store type, const float *v, size_t step, size_t n, 
 
 /* While planning: this op will want so much of the workspace. */
 void kx_gpu_want(struct kx_gpu *g, size_t bytes);
-void kx_gpu_plan_begin(struct kx_ctx *ctx);
-int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err);
-size_t kx_gpu_wanted(const struct kx_ctx *ctx);
-unsigned kx_gpu_plan_generation(const struct kx_ctx *ctx);
-
-/* ---- graph.c */
-
-void kx_gpu_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
-void kx_gpu_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r);
-int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
-void kx_gpu_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
-void kx_gpu_event_set(struct kx_ctx *ctx, struct kx_event *e);
-double kx_gpu_event_ms(struct kx_ctx *ctx, struct kx_event *from, struct kx_event *to);
-int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, struct kn_err *err);
 
 /* ---- product.c: which variant of a layer */
 
-void kx_gpu_plan_trim(struct kx_ctx *ctx);
 void kx_gpu_choices_forget(struct kx_gpu *g);
 
-/* ---- quantize.c: kernels/ops.h */
+/* ---- the backend's functions, of the types of kernels/ops.h */
 
-int kx_gpu_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err);
-int kx_gpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
-float kx_gpu_amax(struct kx_ctx *ctx, void *layer);
-
-/* ---- layer.c and ops.c: kernels/ops.h */
-
-int kx_gpu_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
-                       const float *bias, struct kx_conv **out, struct kn_err *err);
-int kx_gpu_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
-void kx_gpu_conv_destroy(struct kx_conv *c);
-void kx_gpu_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
-                 const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
-int kx_gpu_linear_create(struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight,
-                         const float *bias, struct kx_linear **out_linear, struct kn_err *err);
-int kx_gpu_linear_set(struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err);
-void kx_gpu_linear_destroy(struct kx_linear *l);
-void kx_gpu_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
-                   const struct kx_tensor *residual, struct kx_tensor *y);
-int kx_gpu_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out,
-                        struct kn_err *err);
-void kx_gpu_table_destroy(struct kx_table *t);
-void kx_gpu_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
-                  const int32_t *ids, struct kx_tensor *y);
-void kx_gpu_group_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
-                       int groups, float eps, bool silu, struct kx_tensor *y);
-void kx_gpu_layer_norm(struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta,
-                       float eps, struct kx_tensor *y);
-void kx_gpu_attention(struct kx_ctx *ctx, const struct kx_attention *a);
-void kx_gpu_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
-                   struct kx_tensor *y);
-void kx_gpu_timestep(struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos,
-                     float freq_shift, struct kx_tensor *y);
-void kx_gpu_add_silu(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b,
-                     struct kx_tensor *y);
-void kx_gpu_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
-void kx_gpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y);
-void kx_gpu_to_rgb(struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes,
-                   int32_t *finite);
-void kx_gpu_sample_begin(struct kx_ctx *ctx, const struct kx_sampling *s);
-void kx_gpu_sample(struct kx_ctx *ctx, const struct kx_sampling *s);
+#define KX_GPU_DECLARE(op) __typeof__(kx_##op) kx_gpu_##op;
+KX_BACKEND_OPS(KX_GPU_DECLARE)
+#undef KX_GPU_DECLARE
 
 #endif

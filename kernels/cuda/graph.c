@@ -102,7 +102,7 @@ int kx_gpu_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err
     struct kx_event *e = calloc(1, sizeof *e);
     if (!e) return kn_err_set(err, KN_ENOMEM, "out of memory");
     if (kx_gpu_enter(g)) kx_gpu_ok(g, cudaEventCreate(&e->e), "event");
-    int rc = kx_gpu_error(ctx, err);
+    int rc = kx_gpu_ctx_error(ctx, err);
     if (rc)
         free(e);
     else
@@ -134,5 +134,5 @@ int kx_gpu_event_wait(struct kx_ctx *ctx, struct kx_event *e, int timeout_ms, st
     if (rc == KN_ETIMEOUT)
         return kn_err_set(err, KN_ETIMEOUT, "%s (device %d): not done after %d ms", g->device->facts.name,
                           g->device->index, timeout_ms);
-    return rc || kx_gpu_dead(g->device) ? kx_gpu_error(ctx, err) : 0;
+    return rc || kx_gpu_dead(g->device) ? kx_gpu_ctx_error(ctx, err) : 0;
 }

@@ -104,7 +104,7 @@ static int write_bias(struct kx_gpu *g, const struct kx_gpu_layer *l, const floa
 /* Another context, with a stream of its own, may use it at once: so it is there when this returns. */
 static int arrived(struct kx_gpu *g, struct kn_err *err) {
     (void)kx_gpu_drain(g, "weights");
-    return kx_gpu_error(&g->base, err);
+    return kx_gpu_ctx_error(&g->base, err);
 }
 
 /* Whether the storage type can hold the bias, as the libraries want it: where not, our kernel adds it. */
@@ -139,7 +139,7 @@ static int layer_create(struct kx_gpu *g, const struct kx_conv_shape *s, enum kx
     l->weight = kx_gpu_take(g, 2 * values);
     if (bias) l->bias = kx_gpu_take(g, width * sizeof *bias);
     if (twice) l->bias_value = kx_gpu_take(g, 2 * width);
-    int rc = kx_gpu_error(&g->base, err);
+    int rc = kx_gpu_ctx_error(&g->base, err);
     if (!rc && (!l->weight || (bias && !l->bias) || (twice && !l->bias_value)))
         rc = kn_err_set(err, KN_EOOM, "out of device memory for weights of %zu KiB", values >> 9);
     if (!rc) rc = write_weights(g, l, weight, err);
@@ -243,7 +243,7 @@ int kx_gpu_table_create(struct kx_ctx *ctx, int rows, int c, const float *v, str
         .made.backend = g->base.backend, .device = g->device, .type = g->type, .rows = rows, .c = c};
     kx_gpu_device_retain(g->device);
     t->v = kx_gpu_take(g, 2 * n);
-    int rc = kx_gpu_error(ctx, err);
+    int rc = kx_gpu_ctx_error(ctx, err);
     if (!rc && !t->v) rc = kn_err_set(err, KN_EOOM, "out of device memory for a table of %zu KiB", n >> 9);
     struct writer w = {.g = g, .to = t->v};
     size_t i = rc ? n : put(&w, v, 1, n);

@@ -256,7 +256,7 @@ void kx_gpu_want(struct kx_gpu *g, size_t bytes) {
     if (bytes > g->workspace_wanted) g->workspace_wanted = bytes;
 }
 
-void kx_gpu_plan_begin(struct kx_ctx *ctx) {
+void kx_gpu_workspace_begin(struct kx_ctx *ctx) {
     kx_gpu_of(ctx)->workspace_wanted = 0;
 }
 
@@ -264,7 +264,7 @@ void kx_gpu_plan_begin(struct kx_ctx *ctx) {
 static int grow(struct kx_gpu *g, struct kn_err *err) {
     size_t had = g->workspace_bytes, want = round_up(g->workspace_wanted);
     int rc = 0;
-    if (!kx_gpu_drain(g, "workspace")) return kx_gpu_error(&g->base, err); /* the old one is in use */
+    if (!kx_gpu_drain(g, "workspace")) return kx_gpu_ctx_error(&g->base, err); /* the old one is in use */
     kx_gpu_give(g->device, g->workspace);
     g->workspace_generation++;
     g->workspace = kx_gpu_take(g, want);
@@ -274,21 +274,21 @@ static int grow(struct kx_gpu *g, struct kn_err *err) {
         g->workspace_bytes = had;
     else
         g->plan_generation++;
-    rc = kx_gpu_error(&g->base, err);
+    rc = kx_gpu_ctx_error(&g->base, err);
     return rc ? rc : kn_err_set(err, KN_EOOM, "out of memory for a workspace of %zu MiB", want >> 20);
 }
 
-int kx_gpu_plan_end(struct kx_ctx *ctx, struct kn_err *err) {
+int kx_gpu_workspace_end(struct kx_ctx *ctx, struct kn_err *err) {
     struct kx_gpu *g = kx_gpu_of(ctx);
-    int rc = kx_gpu_error(ctx, err);
+    int rc = kx_gpu_ctx_error(ctx, err);
     if (!rc) {
         kx_gpu_quantized_ready(g);
-        rc = kx_gpu_error(ctx, err);
+        rc = kx_gpu_ctx_error(ctx, err);
     }
     return rc || g->workspace_wanted <= g->workspace_bytes ? rc : grow(g, err);
 }
 
-size_t kx_gpu_wanted(const struct kx_ctx *ctx) {
+size_t kx_gpu_workspace_wanted(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->workspace_wanted;
 }
 

@@ -6,12 +6,12 @@
  * access of 16 bytes) where c and the pointers allow it, else one value. Blocks lie along x alone, so that
  * rows may be more than 65,535. Nothing is summed, so that geometry moves no bit.
  *
- * Bytes moved a value of the result: concat, pick 4; add_silu, embed 4 to 6; geglu 6; finish 4, with a
+ * Bytes moved a value of the result: concat, gather 4; add_silu, embed 4 to 6; geglu 6; finish 4, with a
  * residual 6; upsample 2.5; to_rgb 2 + 4 + 1; conversions 6.
  *
  * gelu is the exact one, x/2 · (1 + erf(x/√2)), with CUDA's erff (2 ulp); sigmoids with the hardware's
  * exponential and reciprocal: 1e-6 of the value where that is not far below 1e-6. Tolerance: NMSE 1e-7 in
- * f16, 5e-6 in bf16 against doubles (that is the rounding of y); concat, pick, upsample and conversions to
+ * f16, 5e-6 in bf16 against doubles (that is the rounding of y); concat, gather, upsample and conversions to
  * f32 exact. Speed: not measured. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
@@ -222,7 +222,7 @@ cudaError_t kx_cuda_add_silu(cudaStream_t stream, enum kx_store type, const void
                                  stream, (const T *)a, (const T *)b, nb, (T *)y, r));
 }
 
-/* ---- embed, pick: rows by index */
+/* ---- embed, gather: rows by index */
 
 template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
@@ -253,8 +253,8 @@ cudaError_t kx_cuda_embed(cudaStream_t stream, enum kx_store type, const void *t
 
 template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
-    pick(const T *__restrict__ x, const int32_t *__restrict__ at, int positions, T *__restrict__ y,
-         struct rows rows) {
+    gather(const T *__restrict__ x, const int32_t *__restrict__ at, int positions, T *__restrict__ y,
+           struct rows rows) {
     struct stretch s = stretch_of(&rows);
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int r = i / rows.units, u = i - r * rows.units;
@@ -269,7 +269,7 @@ cudaError_t kx_cuda_gather(cudaStream_t stream, enum kx_store type, const void *
     bool wide = c % 8 == 0 && aligned16(x, y, NULL);
     struct rows r = rows_of(n, wide ? c / 8 : c);
     KX_DISPATCH(type, T,
-                return kx_launch(wide ? pick<T, 8> : pick<T, 1>, grid_of(&r), dim3(THREADS), 0, stream,
+                return kx_launch(wide ? gather<T, 8> : gather<T, 1>, grid_of(&r), dim3(THREADS), 0, stream,
                                  (const T *)x, at, positions, (T *)y, r));
 }
 

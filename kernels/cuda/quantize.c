@@ -84,7 +84,7 @@ int kx_gpu_quantized_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *
         kx_gpu_upload(&g->base, w->weight, bytes, out * row);
         kx_gpu_upload(&g->base, w->scale, scale, out * sizeof *scale);
         (void)kx_gpu_drain(g, "weights");
-        rc = kx_gpu_error(&g->base, err);
+        rc = kx_gpu_ctx_error(&g->base, err);
     }
     free(bytes);
     free(scale);
@@ -107,7 +107,7 @@ static int library_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err 
     w->bias_owned = true;
     if (w->bias_value) kx_gpu_upload_values(&g->base, w->bias_value, plain, out);
     free(laid);
-    return w->bias_value ? kx_gpu_error(&g->base, err) : kn_err_set(err, KN_EOOM, "out of device memory");
+    return w->bias_value ? kx_gpu_ctx_error(&g->base, err) : kn_err_set(err, KN_EOOM, "out of device memory");
 }
 
 /* The layer's bias in the order of the quantized weights. */
@@ -122,7 +122,7 @@ static int lay_bias(struct kx_gpu *g, struct kx_gpu_layer *l, struct kn_err *err
     l->quantized->bias = kx_gpu_take(g, out * sizeof *plain);
     if (l->quantized->bias) kx_gpu_upload(&g->base, l->quantized->bias, plain + out, out * sizeof *plain);
     free(plain);
-    return l->quantized->bias ? kx_gpu_error(&g->base, err)
+    return l->quantized->bias ? kx_gpu_ctx_error(&g->base, err)
                               : kn_err_set(err, KN_EOOM, "out of device memory");
 }
 
@@ -266,7 +266,7 @@ int kx_gpu_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *
     if (!l->amax && !(l->amax = kx_gpu_take(g, sizeof *l->amax)))
         return kn_err_set(err, KN_EOOM, "out of device memory");
     kx_gpu_upload(ctx, l->amax, &(int32_t){0}, sizeof *l->amax);
-    return kx_gpu_error(ctx, err);
+    return kx_gpu_ctx_error(ctx, err);
 }
 
 float kx_gpu_amax(struct kx_ctx *ctx, void *layer) {

@@ -21,33 +21,33 @@ struct settings {
     int order;
 };
 
-#define PICK(field, fallback) (c->field##_stated ? c->field : (fallback))
+#define STATED_OR(field, fallback) (c->field##_stated ? c->field : (fallback))
 
 static struct settings settle(const struct kx_scheduler_config *c, enum kn_sampler s) {
     bool leading = s == KN_SAMPLER_DDIM || s == KN_SAMPLER_PNDM;
     bool fixes_offset = c->pipeline && (c->steps_offset_stated || s == c->own);
     bool fixes_clip = c->pipeline && (c->clip_sample_stated || s == c->own);
     return (struct settings){
-        .T = PICK(num_train_timesteps, 1000),
-        .beta_start = PICK(beta_start, 0.0001),
-        .beta_end = PICK(beta_end, 0.02),
-        .beta = PICK(beta_schedule, KX_BETA_LINEAR),
-        .prediction = PICK(prediction_type, KX_PREDICT_EPSILON),
-        .spacing = PICK(timestep_spacing, leading ? KX_SPACING_LEADING : KX_SPACING_LINSPACE),
-        .offset = fixes_offset ? 1 : PICK(steps_offset, 0),
-        .zero_snr = s != KN_SAMPLER_PNDM && PICK(rescale_betas_zero_snr, false),
-        .alpha_one = PICK(set_alpha_to_one, s == KN_SAMPLER_DDIM),
-        .clip = s == KN_SAMPLER_DDIM && !fixes_clip && PICK(clip_sample, true),
-        .clip_range = PICK(clip_sample_range, 1.0),
-        .skip_prk = PICK(skip_prk_steps, false),
-        .final_sigma_min = s != KN_SAMPLER_EULER_A && PICK(final_sigma_min, false),
-        .sigma_min = PICK(sigma_min, (double)NAN),
-        .sigma_max = PICK(sigma_max, (double)NAN),
-        .order = PICK(solver_order, 2),
-        .heun = PICK(solver_heun, false),
-        .lower_order_final = PICK(lower_order_final, true),
-        .euler_at_final = PICK(euler_at_final, false),
-        .lambda_min_clipped = PICK(lambda_min_clipped, -(double)INFINITY),
+        .T = STATED_OR(num_train_timesteps, 1000),
+        .beta_start = STATED_OR(beta_start, 0.0001),
+        .beta_end = STATED_OR(beta_end, 0.02),
+        .beta = STATED_OR(beta_schedule, KX_BETA_LINEAR),
+        .prediction = STATED_OR(prediction_type, KX_PREDICT_EPSILON),
+        .spacing = STATED_OR(timestep_spacing, leading ? KX_SPACING_LEADING : KX_SPACING_LINSPACE),
+        .offset = fixes_offset ? 1 : STATED_OR(steps_offset, 0),
+        .zero_snr = s != KN_SAMPLER_PNDM && STATED_OR(rescale_betas_zero_snr, false),
+        .alpha_one = STATED_OR(set_alpha_to_one, s == KN_SAMPLER_DDIM),
+        .clip = s == KN_SAMPLER_DDIM && !fixes_clip && STATED_OR(clip_sample, true),
+        .clip_range = STATED_OR(clip_sample_range, 1.0),
+        .skip_prk = STATED_OR(skip_prk_steps, false),
+        .final_sigma_min = s != KN_SAMPLER_EULER_A && STATED_OR(final_sigma_min, false),
+        .sigma_min = STATED_OR(sigma_min, (double)NAN),
+        .sigma_max = STATED_OR(sigma_max, (double)NAN),
+        .order = STATED_OR(solver_order, 2),
+        .heun = STATED_OR(solver_heun, false),
+        .lower_order_final = STATED_OR(lower_order_final, true),
+        .euler_at_final = STATED_OR(euler_at_final, false),
+        .lambda_min_clipped = STATED_OR(lambda_min_clipped, -(double)INFINITY),
     };
 }
 
