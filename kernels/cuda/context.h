@@ -2,6 +2,18 @@
  * behind the contexts of a family. Names: kx_gpu_… is the host's side, kx_cuda_… are the launchers (launch.h)
  * and what the engine sees (cuda.h).
  *
+ * Floors. Each file calls only files that stand below it (tests/lint/engine_ops.py checks it):
+ *
+ *     context.c                       a context's life; the table of the backend's functions
+ *     layer.c                         convolutions, linear layers, tables: what has weights
+ *     product.c                       which variant computes a layer, and how
+ *     quantize.c                      layers with eight-bit operands
+ *     ops.c  graph.c                  ops without weights; recordings and events
+ *     memory.c                        allocations, copies, the workspace
+ *     device.c                        the device, errors, waiting
+ *     cublaslt.c  cudnn.c             plans and runs of the libraries
+ *     table.c  library.c              the table of variants; finding the libraries
+ *
  * Errors. The first failure of a context is kept with the op's name until it is asked for. An error that
  * sticks (an illegal address, a launch that failed, memory that lost a bit …) leaves the process without
  * that device for ever: it is kept in the device, every op of every context of the family does nothing from
@@ -89,7 +101,7 @@ static inline struct kx_gpu *kx_gpu_of(const struct kx_ctx *ctx) {
     return (struct kx_gpu *)(uintptr_t)ctx;
 }
 
-/* ---- context.c */
+/* ---- device.c */
 
 static inline bool kx_gpu_dead(const struct kx_gpu_device *d) {
     return atomic_load_explicit(&d->dead, memory_order_acquire);
@@ -107,6 +119,9 @@ bool kx_gpu_has_sm90(const struct kx_gpu_device *d);
 int kx_gpu_wait(struct kx_gpu *g, cudaEvent_t e, int timeout_ms, const char *op);
 /* Waits for all that was asked for. False: the failure is noted. */
 bool kx_gpu_drain(struct kx_gpu *g, const char *op);
+/* o->device, for the first context of a family. KN_ENOENT, KN_EUNSUPPORTED, KN_ENOMEM, KN_EDEVICE. */
+KN_MUST_USE int kx_gpu_device_create(const struct kx_cuda_options *o, struct kx_gpu_device **out,
+                                     struct kn_err *err);
 void kx_gpu_device_retain(struct kx_gpu_device *d);
 void kx_gpu_device_release(struct kx_gpu_device *d);
 
@@ -126,6 +141,9 @@ size_t kx_gpu_values(enum kx_store type, const float *v, size_t step, size_t n, 
 
 /* While planning: this op will want so much of the workspace. */
 void kx_gpu_want(struct kx_gpu *g, size_t bytes);
+/* Reallocates the workspace at the size that is wanted. Where there is no memory for it, it keeps its old size;
+ * where even that is gone, all plans are dropped (plan_generation). KN_EOOM. */
+KN_MUST_USE int kx_gpu_workspace_grow(struct kx_gpu *g, struct kn_err *err);
 
 /* ---- product.c: which variant of a layer */
 

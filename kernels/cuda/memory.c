@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "base/map.h"
-#include "kernels/cuda/layer.h"
+#include "kernels/cuda/context.h"
 
 /* ---- allocations */
 
@@ -260,8 +260,7 @@ void kx_gpu_workspace_begin(struct kx_ctx *ctx) {
     kx_gpu_of(ctx)->workspace_wanted = 0;
 }
 
-/* The workspace at its new size. What it cannot grow to, it stays; where even that is gone, all plans are. */
-static int grow(struct kx_gpu *g, struct kn_err *err) {
+int kx_gpu_workspace_grow(struct kx_gpu *g, struct kn_err *err) {
     size_t had = g->workspace_bytes, want = round_up(g->workspace_wanted);
     int rc = 0;
     if (!kx_gpu_drain(g, "workspace")) return kx_gpu_ctx_error(&g->base, err); /* the old one is in use */
@@ -276,16 +275,6 @@ static int grow(struct kx_gpu *g, struct kn_err *err) {
         g->plan_generation++;
     rc = kx_gpu_ctx_error(&g->base, err);
     return rc ? rc : kn_err_set(err, KN_EOOM, "out of memory for a workspace of %zu MiB", want >> 20);
-}
-
-int kx_gpu_workspace_end(struct kx_ctx *ctx, struct kn_err *err) {
-    struct kx_gpu *g = kx_gpu_of(ctx);
-    int rc = kx_gpu_ctx_error(ctx, err);
-    if (!rc) {
-        kx_gpu_quantized_ready(g);
-        rc = kx_gpu_ctx_error(ctx, err);
-    }
-    return rc || g->workspace_wanted <= g->workspace_bytes ? rc : grow(g, err);
 }
 
 size_t kx_gpu_workspace_wanted(const struct kx_ctx *ctx) {

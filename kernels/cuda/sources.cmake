@@ -15,11 +15,12 @@ set(KX_CUDA_HOST
     context.c
     cublaslt.c
     cudnn.c
+    device.c
     graph.c
     layer.c
     library.c
     memory.c
-    quantize.c
     ops.c
     product.c
+    quantize.c
     table.c)

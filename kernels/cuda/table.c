@@ -54,10 +54,6 @@ static const char *const names[][RANGES_MAX] = {
     [KX_VARIANT_ATTENTION] = {"dim", "rows", "length"},
 };
 
-const char *kx_variant_name(enum kx_variant variant) {
-    return variant_names[variant];
-}
-
 /* The index of `word` in a list with holes, or −1. */
 static int find(const char *word, const char *const *list, int n) {
     for (int i = 0; i < n; i++)

@@ -48,7 +48,6 @@ KN_MUST_USE int kx_variants_parse(const char *name, const char *text, int sm, st
 void kx_variants_destroy(struct kx_variants *v); /* NULL is fine */
 /* Of the rules, comments and spaces left out. */
 const char *kx_variants_digest(const struct kx_variants *v);
-const char *kx_variant_name(enum kx_variant variant); /* "cublaslt" */
 
 /* pixels: h · w of y, of one image. */
 enum kx_variant kx_variant_conv(const struct kx_variants *v, const struct kx_conv_shape *s, int64_t pixels);
