@@ -1,5 +1,6 @@
 /* Where a denoising step's time goes: renders with a model folder and adds up the ops by kind. The ops are
- * wrapped by the linker (CMakeLists.txt), so that the engine measured is the engine that ships.
+ * wrapped by the linker, each that kernels/backend.h lists (CMakeLists.txt), so that the engine measured is the
+ * engine that ships.
  *
  *     bench-step MODEL [WIDTH HEIGHT [STEPS [CFG [THREADS]]]]
  *
@@ -90,6 +91,25 @@ WRAP(NORM, 0, kx_layer_norm,
 WRAP(REST, 0, kx_concat,
      (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), ctx, a,
      b, y)
+WRAP(REST, 0, kx_timestep,
+     (struct kx_ctx * ctx, const float *timesteps, int n, bool flip_sin_to_cos, float freq_shift,
+      struct kx_tensor *y),
+     ctx, timesteps, n, flip_sin_to_cos, freq_shift, y)
+WRAP(REST, 0, kx_add_silu,
+     (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), ctx, a,
+     b, y)
+WRAP(REST, 0, kx_embed,
+     (struct kx_ctx * ctx, const struct kx_table *tokens, const struct kx_table *places, const int32_t *ids,
+      struct kx_tensor *y),
+     ctx, tokens, places, ids, y)
+WRAP(REST, 0, kx_gather,
+     (struct kx_ctx * ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y), ctx, x, at, y)
+WRAP(REST, 0, kx_from_f32, (struct kx_ctx * ctx, const float *x, struct kx_tensor *y), ctx, x, y)
+WRAP(REST, 0, kx_to_rgb,
+     (struct kx_ctx * ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes, int32_t *finite), ctx, x,
+     rgb, bytes, finite)
+WRAP(REST, 0, kx_sample_begin, (struct kx_ctx * ctx, const struct kx_sampling *s), ctx, s)
+WRAP(REST, 0, kx_sample, (struct kx_ctx * ctx, const struct kx_sampling *s), ctx, s)
 
 /* ---- one picture */
 
@@ -132,7 +152,7 @@ static void answer(struct watch *w, double picture_ms, int threads) {
            threads);
     for (int k = 0; k < KINDS; k++) {
         double share = (double)w->spent_ns[k] * 1e-6 / (all * threads);
-        if (k == REST) share = 1 - sum; /* what is in no op as well: waiting, the sampler */
+        if (k == REST) share = 1 - sum; /* what is in no op as well: waiting */
         sum += share;
         flops += (double)w->operations[k];
         printf(", \"%s\": %.4f", names[k], share);

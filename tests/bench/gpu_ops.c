@@ -141,6 +141,20 @@ WRAP(kx_layer_norm,
 WRAP(kx_concat,
      (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), 0,
      (ctx, a, b, y), "concat %d + %d at %dx%d", a->c, b->c, y->w, y->h)
+WRAP(kx_timestep,
+     (struct kx_ctx * ctx, const float *timesteps, int n, bool flip_sin_to_cos, float freq_shift,
+      struct kx_tensor *y),
+     0, (ctx, timesteps, n, flip_sin_to_cos, freq_shift, y), "timestep embedding of %d", y->c)
+WRAP(kx_add_silu,
+     (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), 0,
+     (ctx, a, b, y), "sum + silu of %d", y->c)
+WRAP(kx_embed,
+     (struct kx_ctx * ctx, const struct kx_table *tokens, const struct kx_table *places, const int32_t *ids,
+      struct kx_tensor *y),
+     0, (ctx, tokens, places, ids, y), "embedding of %d", y->c)
+WRAP(kx_gather, (struct kx_ctx * ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y), 0,
+     (ctx, x, at, y), "gather of %d", y->c)
+WRAP(kx_sample_begin, (struct kx_ctx * ctx, const struct kx_sampling *s), 0, (ctx, s), "first noise")
 WRAP(kx_sample, (struct kx_ctx * ctx, const struct kx_sampling *s), 0, (ctx, s), "sampler")
 WRAP(kx_from_f32, (struct kx_ctx * ctx, const float *x, struct kx_tensor *y), 0, (ctx, x, y), "conversion")
 WRAP(kx_to_rgb, (struct kx_ctx * ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes, int32_t *finite),

@@ -133,7 +133,7 @@ TEST(add_silu_pairs_every_row_with_every_other) {
     kx_ctx_destroy(ctx);
 }
 
-TEST(embed_adds_a_place_to_a_token_and_pick_takes_a_row) {
+TEST(embed_adds_a_place_to_a_token_and_gather_takes_a_row) {
     enum { TOKENS = 5, PLACES = 3, C = 4 };
     struct kx_ctx *ctx = ops_ctx(1);
     struct kn_err err;
@@ -142,16 +142,26 @@ TEST(embed_adds_a_place_to_a_token_and_pick_takes_a_row) {
     const int32_t ids[2 * PLACES] = {4, 0, 1, 2, 2, 3}, at[2] = {2, 1};
     CHECK_INT(kx_table_create(ctx, TOKENS, C, t, &tokens, &err), 0);
     CHECK_INT(kx_table_create(ctx, PLACES, C, p, &places, &err), 0);
-    struct kx_tensor out = {y, 2, 1, PLACES, C}, picked = {row, 2, 1, 1, C};
+    struct kx_tensor out = {y, 2, 1, PLACES, C}, gathered = {row, 2, 1, 1, C};
     kx_embed(ctx, tokens, places, ids, &out);
     for (int i = 0; i < 2 * PLACES; i++)
         for (int c = 0; c < C; c++) CHECK(y[i * C + c] == t[ids[i] * C + c] + p[i % PLACES * C + c]);
-    kx_gather(ctx, &out, at, &picked);
+    kx_gather(ctx, &out, at, &gathered);
     CHECK_MEM(row, y + 2 * C, C * sizeof *y);
     CHECK_MEM(row + C, y + (PLACES + 1) * C, C * sizeof *y);
     kx_table_destroy(tokens);
     kx_table_destroy(places);
     free(t), free(p);
+    kx_ctx_destroy(ctx);
+}
+
+TEST(from_f32_keeps_every_bit_in_a_context_of_f32) {
+    struct kx_ctx *ctx = ops_ctx(1);
+    const float x[5] = {-0.0f, 1e-42f, 65505, INFINITY, NAN};
+    float y[5] = {0};
+    CHECK_INT(kx_value_bytes(ctx), sizeof *x);
+    kx_from_f32(ctx, x, &(struct kx_tensor){y, 1, 1, 5, 1});
+    CHECK_MEM(y, x, sizeof x);
     kx_ctx_destroy(ctx);
 }
 
