@@ -4,13 +4,14 @@
     budgets.py launch NVCC ARGUMENT...     compiles, and keeps ptxas' report beside the object (OBJECT.resources)
     budgets.py compiled TABLE LIST         LIST: a file that names the objects; every kernel for every architecture in them is
                                            held against the table
-    budgets.py launched TABLE FOLDER TEST...   FOLDER: what the tests on the shim launched (KX_SHIM_LAUNCHES), a file a test; skipped
-                                           (77) unless all of them have run
+    budgets.py launched TABLE FOLDER TEST=PROGRAM...   FOLDER: what the tests on the shim launched (KX_SHIM_LAUNCHES), a file a
+                                           test; skipped (77) unless all of them have run since their program was built
     budgets.py --self-test                 builds a table and reports with one breach each, and wants exactly that one found
 
 A kernel without a line is a breach, and so is a line without a kernel, or one whose kernels never ran on the shim.
 """
 import fnmatch
+import os
 import pathlib
 import re
 import subprocess
@@ -161,6 +162,16 @@ def check_launched(table, reports):
     return bad
 
 
+def not_run(folder, tests):
+    """The tests of TEST=PROGRAM whose file is missing, or older than the program that would write it again."""
+    missing = []
+    for test, program in (t.split("=", 1) for t in tests):
+        file = pathlib.Path(folder) / test
+        if not file.exists() or file.stat().st_mtime < pathlib.Path(program).stat().st_mtime:
+            missing.append(test)
+    return missing
+
+
 def launch(command):
     out = pathlib.Path(command[command.index("-o") + 1])
     done = subprocess.run(command + ["-Xptxas=-v"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -230,7 +241,17 @@ def self_test():
             if bool(bad) != bool(want) or (want and not any(want in b for b in bad)):
                 print(f"self-test: {change}: wanted {want!r}, found {bad}")
                 failed += 1
-    print(f"{len(cases) - failed} of {len(cases)} as they should be")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, when in (("program", 100), ("old", 99), ("new", 101)):
+            path = pathlib.Path(folder) / name
+            path.write_text("")
+            os.utime(path, (when, when))
+        program = pathlib.Path(folder) / "program"
+        found = not_run(folder, [f"{test}={program}" for test in ("new", "old", "absent")])
+        if found != ["old", "absent"]:
+            print(f"self-test: a partial run: wanted old and absent, found {found}")
+            failed += 1
+    print(f"{len(cases) + 1 - failed} of {len(cases) + 1} as they should be")
     return failed > 0
 
 
@@ -250,11 +271,11 @@ def main():
                 reports.append((path.name, path.read_text()))
         bad = check_compiled(table, reports)
     else:
-        files = [pathlib.Path(where) / test for test in tests]
-        missing = [f.name for f in files if not f.exists()]
+        missing = not_run(where, tests)
         if missing:
-            print(f"skipped: {missing[0]} has not run, nor {len(missing) - 1} other tests on the shim")
+            print(f"skipped: {missing[0]} has not run since it was built, nor have {len(missing) - 1} other tests on the shim")
             return 77
+        files = [pathlib.Path(where) / test.split("=", 1)[0] for test in tests]
         bad = check_launched(table, [(f.name, f.read_text()) for f in files])
     for line in bad:
         print(line)
