@@ -25,7 +25,7 @@ struct spec_name {
 /* Every accepted spelling; the folded forms of these are compared ("k_euler_a", "euler a" and "Euler-A" fold
  * alike). */
 static const struct spec_name sampler_names[] = {
-#define SAMPLER_NAMES(id, value, a1111, comfy, diffusers)                                                    \
+#define SAMPLER_NAMES(id, value, a1111, comfy, diffusers, karras)                                            \
     {KN_SAMPLER_##id, a1111}, {KN_SAMPLER_##id, comfy}, {KN_SAMPLER_##id, diffusers},
     KN_SAMPLER_TABLE(SAMPLER_NAMES)
 #undef SAMPLER_NAMES
@@ -36,9 +36,15 @@ static const struct spec_name sampler_names[] = {
 static const struct spec_name schedule_names[] = {
     {KN_SCHEDULE_NORMAL, "normal"}, {KN_SCHEDULE_NORMAL, "uniform"}, {KN_SCHEDULE_KARRAS, "karras"}};
 
+const enum kn_sampler kn_samplers[KN_SAMPLER_COUNT] = {
+#define SAMPLER_VALUE(id, value, a1111, comfy, diffusers, karras) KN_SAMPLER_##id,
+    KN_SAMPLER_TABLE(SAMPLER_VALUE)
+#undef SAMPLER_VALUE
+};
+
 const char *kn_sampler_name(enum kn_sampler s) {
     switch (s) {
-#define SAMPLER_CASE(id, value, a1111, comfy, diffusers)                                                     \
+#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras)                                             \
     case KN_SAMPLER_##id:                                                                                    \
         return a1111;
         KN_SAMPLER_TABLE(SAMPLER_CASE)
@@ -63,7 +69,16 @@ const char *kn_schedule_name(enum kn_schedule s) {
 
 bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch) {
     if (sch != KN_SCHEDULE_KARRAS) return true;
-    return s == KN_SAMPLER_EULER || s == KN_SAMPLER_EULER_A || s == KN_SAMPLER_DPMPP_2M;
+    switch (s) {
+#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras)                                             \
+    case KN_SAMPLER_##id:                                                                                    \
+        return karras;
+        KN_SAMPLER_TABLE(SAMPLER_CASE)
+#undef SAMPLER_CASE
+    case KN_SAMPLER_UNSET:
+        break;
+    }
+    return false;
 }
 
 /* Lower case, without spaces, '_' and '-', '+' as 'p'. False when it does not fit: then it is no name of
@@ -114,8 +129,8 @@ int kn_sampler_parse(const char *text, enum kn_sampler *out, struct kn_err *err)
     const char *names[sizeof sampler_names / sizeof *sampler_names + 1] = {0};
     for (size_t i = 0; i < count; i++) names[i] = sampler_names[i].name;
     const char *near = kn_suggest(text, names);
-    return kn_err_set(err, KN_EINVAL, "\"%.*s\" is not one of DDIM, PNDM, Euler, Euler a, DPM++ 2M%s%s%s",
-                      shown(text), text, near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+    return kn_err_set(err, KN_EINVAL, "\"%.*s\" is not one of " KN_SAMPLER_LIST "%s%s%s", shown(text), text,
+                      near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }
 
 int kn_schedule_parse(const char *text, enum kn_schedule *out, struct kn_err *err) {

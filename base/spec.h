@@ -14,20 +14,40 @@
 #include "base/hash.h"
 #include "base/limits.h"
 
-/* X(id, wire value, A1111's name, ComfyUI's name, diffusers' class). Wire values are for ever. */
-#define KN_SAMPLER_TABLE(X)                                                                                  \
-    X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler")                                                              \
-    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler")                                                              \
-    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler")                                                  \
-    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler")                           \
-    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler")
+/* The samplers, in the order in which a person is told of them: X(id, wire value, A1111's name, ComfyUI's name,
+ * diffusers' class, whether the Karras schedule means something with it). Wire values are for ever, and at most
+ * 31: masks have a bit for each. The first stands apart so that KN_SAMPLER_LIST has its commas between names.
+ *
+ * Everything that knows the samplers is made from this table or does not compile without the new one's case:
+ * beside a row here a sampler needs its steps (kernels/samplers/schedule.c), the fields of a folder that
+ * diffusers' class reads (kernels/io/config.c), and its rows of the golden file (tests/golden/make.py). */
+#define KN_SAMPLER_FIRST(X) X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler", false)
+#define KN_SAMPLER_OTHERS(X)                                                                                 \
+    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler", false)                                                       \
+    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler", true)                                            \
+    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", true)                     \
+    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", true)
+#define KN_SAMPLER_TABLE(X) KN_SAMPLER_FIRST(X) KN_SAMPLER_OTHERS(X)
 
 enum kn_sampler {
     KN_SAMPLER_UNSET = 0,
-#define KN_SAMPLER_ENUM(id, value, a1111, comfy, diffusers) KN_SAMPLER_##id = (value),
+#define KN_SAMPLER_ENUM(id, value, a1111, comfy, diffusers, karras) KN_SAMPLER_##id = (value),
     KN_SAMPLER_TABLE(KN_SAMPLER_ENUM)
 #undef KN_SAMPLER_ENUM
 };
+
+#define KN_SAMPLER_ONE(id, value, a1111, comfy, diffusers, karras) +1
+#define KN_SAMPLER_BIT(id, value, a1111, comfy, diffusers, karras) | 1u << (value)
+#define KN_SAMPLER_NAME(id, value, a1111, comfy, diffusers, karras) a1111
+#define KN_SAMPLER_NEXT_NAME(id, value, a1111, comfy, diffusers, karras) ", " a1111
+
+enum { KN_SAMPLER_COUNT = 0 KN_SAMPLER_TABLE(KN_SAMPLER_ONE) };
+/* One bit a sampler, 1 << its value. */
+#define KN_SAMPLER_MASK (0u KN_SAMPLER_TABLE(KN_SAMPLER_BIT))
+/* "DDIM, PNDM, Euler, …", a literal. */
+#define KN_SAMPLER_LIST KN_SAMPLER_FIRST(KN_SAMPLER_NAME) KN_SAMPLER_OTHERS(KN_SAMPLER_NEXT_NAME)
+/* All of them, in the table's order. */
+extern const enum kn_sampler kn_samplers[KN_SAMPLER_COUNT];
 
 enum kn_schedule { KN_SCHEDULE_UNSET = 0, KN_SCHEDULE_NORMAL = 1, KN_SCHEDULE_KARRAS = 2 };
 
@@ -37,7 +57,7 @@ KN_MUST_USE int kn_sampler_parse(const char *text, enum kn_sampler *out, struct 
 KN_MUST_USE int kn_schedule_parse(const char *text, enum kn_schedule *out, struct kn_err *err);
 const char *kn_sampler_name(enum kn_sampler s);   /* A1111's; "?" for a value not in the table */
 const char *kn_schedule_name(enum kn_schedule s); /* "normal", "karras" */
-/* Whether the schedule means something with the sampler (Karras: Euler, Euler a, DPM++ 2M). */
+/* True if the schedule means something with the sampler. */
 bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch);
 
 enum kn_task_field {

@@ -339,46 +339,83 @@ int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_
 
 /* ---- scheduler/scheduler_config.json ---- */
 
-#define BIT(s) (1u << KN_SAMPLER_##s)
-#define ALL_SAMPLERS (BIT(DDIM) | BIT(PNDM) | BIT(EULER) | BIT(EULER_A) | BIT(DPMPP_2M))
-
-/* Fields that some of the samplers read in diffusers and that kiln has only with one value. */
+/* Fields that diffusers' class of some sampler reads, and that kiln has with one value alone. */
+enum {
+    TRAINED_BETAS = 1 << 0,
+    THRESHOLDING = 1 << 1,
+    INTERPOLATION_TYPE = 1 << 2,
+    TIMESTEP_TYPE = 1 << 3,
+    USE_EXPONENTIAL_SIGMAS = 1 << 4,
+    USE_BETA_SIGMAS = 1 << 5,
+    USE_LU_LAMBDAS = 1 << 6,
+    USE_FLOW_SIGMAS = 1 << 7,
+    USE_DYNAMIC_SHIFTING = 1 << 8,
+    VARIANCE_TYPE = 1 << 9,
+    SOLVER_TYPE = 1 << 10, /* this and the next have several values: kx_config_scheduler reads them */
+    ALGORITHM_TYPE = 1 << 11,
+};
 static const struct {
+    unsigned field;
     const char *key, *json;
-    uint32_t samplers;
-} sampler_only[] = {
-    {"trained_betas", "null", ALL_SAMPLERS},
-    {"thresholding", "false", BIT(DDIM) | BIT(DPMPP_2M)},
-    {"interpolation_type", "\"linear\"", BIT(EULER)},
-    {"timestep_type", "\"discrete\"", BIT(EULER)},
-    {"use_exponential_sigmas", "false", BIT(EULER) | BIT(DPMPP_2M)},
-    {"use_beta_sigmas", "false", BIT(EULER) | BIT(DPMPP_2M)},
-    {"use_lu_lambdas", "false", BIT(DPMPP_2M)},
-    {"use_flow_sigmas", "false", BIT(DPMPP_2M)},
-    {"use_dynamic_shifting", "false", BIT(DPMPP_2M)},
-    {"variance_type", "null", BIT(DPMPP_2M)},
+} one_value[] = {
+    {TRAINED_BETAS, "trained_betas", "null"},
+    {THRESHOLDING, "thresholding", "false"},
+    {INTERPOLATION_TYPE, "interpolation_type", "\"linear\""},
+    {TIMESTEP_TYPE, "timestep_type", "\"discrete\""},
+    {USE_EXPONENTIAL_SIGMAS, "use_exponential_sigmas", "false"},
+    {USE_BETA_SIGMAS, "use_beta_sigmas", "false"},
+    {USE_LU_LAMBDAS, "use_lu_lambdas", "false"},
+    {USE_FLOW_SIGMAS, "use_flow_sigmas", "false"},
+    {USE_DYNAMIC_SHIFTING, "use_dynamic_shifting", "false"},
+    {VARIANCE_TYPE, "variance_type", "null"},
 };
 
+/* Which of them the sampler's class reads. Without a default: the compiler asks for a new sampler's. */
+static unsigned fields_read(enum kn_sampler s) {
+    switch (s) {
+    case KN_SAMPLER_UNSET:
+        return 0;
+    case KN_SAMPLER_DDIM:
+        return TRAINED_BETAS | THRESHOLDING;
+    case KN_SAMPLER_PNDM:
+        return TRAINED_BETAS;
+    case KN_SAMPLER_EULER:
+        return TRAINED_BETAS | INTERPOLATION_TYPE | TIMESTEP_TYPE | USE_EXPONENTIAL_SIGMAS | USE_BETA_SIGMAS;
+    case KN_SAMPLER_EULER_A:
+        return TRAINED_BETAS;
+    case KN_SAMPLER_DPMPP_2M:
+        return TRAINED_BETAS | THRESHOLDING | USE_EXPONENTIAL_SIGMAS | USE_BETA_SIGMAS | USE_LU_LAMBDAS |
+               USE_FLOW_SIGMAS | USE_DYNAMIC_SHIFTING | VARIANCE_TYPE | SOLVER_TYPE | ALGORITHM_TYPE;
+    }
+    return 0;
+}
+
+/* The file has the field at a value that kiln has not: no sampler that reads it can be had. */
+static void refuse_field(struct kx_scheduler_config *c, unsigned field, const char *key) {
+    for (int i = 0; i < KN_SAMPLER_COUNT; i++)
+        if (fields_read(kn_samplers[i]) & field) c->unsupported |= 1u << kn_samplers[i];
+    snprintf(c->unsupported_field, sizeof c->unsupported_field, "%s", key);
+}
+
 static int read_own(const struct kx_json *j, enum kn_sampler *own, struct kn_err *err) {
-    /* classes whose configuration ours can be made from; the first five in the order of enum kn_sampler */
-    static const char *const classes[] = {"DDIMScheduler",
-                                          "PNDMScheduler",
-                                          "EulerDiscreteScheduler",
-                                          "EulerAncestralDiscreteScheduler",
-                                          "DPMSolverMultistepScheduler",
-                                          "DDPMScheduler",
-                                          "LMSDiscreteScheduler",
-                                          "HeunDiscreteScheduler",
-                                          "KDPM2DiscreteScheduler",
-                                          "KDPM2AncestralDiscreteScheduler",
-                                          "DPMSolverSinglestepScheduler",
-                                          "DPMSolverSDEScheduler",
-                                          "DEISMultistepScheduler",
-                                          "UniPCMultistepScheduler",
-                                          NULL};
+    /* classes whose configuration a sampler can be made from: our samplers' first, in the order of kn_samplers */
+    static const char *const classes[] = {
+#define SAMPLER_CLASS(id, value, a1111, comfy, diffusers, karras) diffusers,
+        KN_SAMPLER_TABLE(SAMPLER_CLASS)
+#undef SAMPLER_CLASS
+            "DDPMScheduler",
+        "LMSDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "DPMSolverSinglestepScheduler",
+        "DPMSolverSDEScheduler",
+        "DEISMultistepScheduler",
+        "UniPCMultistepScheduler",
+        NULL};
     int k = -1, rc = kx_json_word(j, "_class_name", classes, &k, err);
     if (!rc && k < 0) rc = kn_err_set(err, KN_EPARSE, "%s: _class_name: not there", j->file);
-    *own = !rc && k < 5 ? (enum kn_sampler)(k + 1) : KN_SAMPLER_UNSET;
+    *own = !rc && k < KN_SAMPLER_COUNT ? kn_samplers[k] : KN_SAMPLER_UNSET;
     return rc;
 }
 
@@ -452,21 +489,15 @@ int kx_config_scheduler(const struct kx_json *j, struct kx_scheduler_config *out
     /* other classes' words, which diffusers reads as midpoint and dpmsolver++ */
     out->solver_heun_stated = type != NULL;
     out->solver_heun = type && !strcmp(type, "heun");
-    const char *bad = NULL;
-    if (type && !out->solver_heun && strcmp(type, "midpoint") && strcmp(type, "logrho") &&
-        strcmp(type, "bh1") && strcmp(type, "bh2"))
-        bad = "solver_type";
-    if (algorithm && strcmp(algorithm, "dpmsolver++") && strcmp(algorithm, "deis")) bad = "algorithm_type";
-    if (bad) {
-        out->unsupported |= BIT(DPMPP_2M);
-        snprintf(out->unsupported_field, sizeof out->unsupported_field, "%s", bad);
-    }
-    for (size_t i = 0; i < sizeof sampler_only / sizeof *sampler_only; i++)
-        if (kx_json_only(j, sampler_only[i].key, sampler_only[i].json, NULL)) {
-            out->unsupported |= sampler_only[i].samplers;
-            snprintf(out->unsupported_field, sizeof out->unsupported_field, "%s", sampler_only[i].key);
-        }
-    if (out->unsupported == ALL_SAMPLERS)
+    bool good_type = !type || out->solver_heun || !strcmp(type, "midpoint") || !strcmp(type, "logrho") ||
+                     !strcmp(type, "bh1") || !strcmp(type, "bh2");
+    bool good_algorithm = !algorithm || !strcmp(algorithm, "dpmsolver++") || !strcmp(algorithm, "deis");
+    if (!good_type) refuse_field(out, SOLVER_TYPE, "solver_type");
+    if (!good_algorithm) refuse_field(out, ALGORITHM_TYPE, "algorithm_type");
+    for (size_t i = 0; i < sizeof one_value / sizeof *one_value; i++)
+        if (kx_json_only(j, one_value[i].key, one_value[i].json, NULL))
+            refuse_field(out, one_value[i].field, one_value[i].key);
+    if (out->unsupported == KN_SAMPLER_MASK)
         return kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: not supported", j->file, out->unsupported_field);
     return 0;
 }

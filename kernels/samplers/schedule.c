@@ -417,7 +417,7 @@ int kx_schedule_create(const struct kx_scheduler_config *cfg, enum kn_sampler sa
                        enum kn_schedule schedule, int steps, struct kx_schedule *out, struct kn_err *err) {
     *out = (struct kx_schedule){.init_scale = 1};
     struct settings s = settle(cfg, sampler);
-    if (sampler < KN_SAMPLER_DDIM || sampler > KN_SAMPLER_DPMPP_2M)
+    if (sampler == KN_SAMPLER_UNSET || sampler >= 32 || !(KN_SAMPLER_MASK & 1u << sampler))
         return kn_err_set(err, KN_EINVAL, "sampler: not known to the engine");
     if (cfg->unsupported & 1u << sampler)
         return kn_err_set(err, KN_EUNSUPPORTED, "scheduler_config.json: %s: not supported with %s",
@@ -432,7 +432,7 @@ int kx_schedule_create(const struct kx_scheduler_config *cfg, enum kn_sampler sa
         return kn_err_set(err, KN_EINVAL,
                           "steps: %d is not between %d and %d, which this model allows with %s", steps, least,
                           most, kn_sampler_name(sampler));
-    if (schedule == KN_SCHEDULE_KARRAS && (sampler == KN_SAMPLER_DDIM || pndm))
+    if (!kn_schedule_fits(sampler, schedule))
         return kn_err_set(err, KN_EINVAL, "schedule: karras means nothing with %s", kn_sampler_name(sampler));
     if (s.prediction == KX_PREDICT_SAMPLE && (pndm || sampler == KN_SAMPLER_EULER_A))
         return kn_err_set(err, KN_EUNSUPPORTED,
@@ -469,13 +469,17 @@ int kx_schedule_create(const struct kx_scheduler_config *cfg, enum kn_sampler sa
         }
         build_pndm(&s, ac, steps, ts, out);
         break;
-    default:
+    case KN_SAMPLER_EULER:
+    case KN_SAMPLER_EULER_A:
         sigma_schedule(&s, sampler, schedule == KN_SCHEDULE_KARRAS, ac, steps, ac + s.T, ts, sigmas);
-        if (dpm)
-            build_dpmpp(&s, sigmas, steps, ts, out);
-        else
-            build_euler(&s, sampler == KN_SAMPLER_EULER_A, sigmas, steps, ts, out);
+        build_euler(&s, sampler == KN_SAMPLER_EULER_A, sigmas, steps, ts, out);
         break;
+    case KN_SAMPLER_DPMPP_2M:
+        sigma_schedule(&s, sampler, schedule == KN_SCHEDULE_KARRAS, ac, steps, ac + s.T, ts, sigmas);
+        build_dpmpp(&s, sigmas, steps, ts, out);
+        break;
+    case KN_SAMPLER_UNSET:
+        break; /* refused above */
     }
     for (int i = 0; i < out->count && !rc; i++) {
         const struct kx_step *k = &out->v[i];

@@ -25,7 +25,7 @@ enum kx_spacing { KX_SPACING_LINSPACE, KX_SPACING_LEADING, KX_SPACING_TRAILING }
 
 #define KX_TRAIN_STEPS_MAX 10000
 
-/* scheduler_config.json, as far as the five samplers read it. Zero is "nothing stated". */
+/* scheduler_config.json, as far as the samplers read it. Zero is "nothing stated". */
 struct kx_scheduler_config {
     enum kn_sampler own; /* the class that the file names; KN_SAMPLER_UNSET when it is none of ours */
     KX_STATED(int, num_train_timesteps);
@@ -53,7 +53,7 @@ struct kx_scheduler_config {
      * steps_offset is 1 and clip_sample off, whatever the file states. (Not for a sampler other than the
      * folder's where the file states neither.) */
     bool pipeline;
-    /* One bit a sampler (1 << enum kn_sampler) that cannot honour what the file states, and the field's name
+    /* One bit a sampler (as in KN_SAMPLER_MASK) that cannot honour what the file states, and the field's name
      * for the message. */
     uint32_t unsupported;
     char unsupported_field[64];

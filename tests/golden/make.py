@@ -17,6 +17,8 @@ import functools
 import json
 import math
 import os
+import pathlib
+import re
 import shutil
 import warnings
 
@@ -26,9 +28,8 @@ from safetensors.torch import load_file, save_file
 
 import diffusers
 import transformers
-from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler,
-                       EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline,
-                       UNet2DConditionModel)
+from diffusers import (AutoencoderKL, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
+                       StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 warnings.filterwarnings("ignore")
@@ -38,14 +39,11 @@ torch.use_deterministic_algorithms(True)
 torch.set_grad_enabled(False)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SAMPLERS = {
-    "DDIM": DDIMScheduler,
-    "PNDM": PNDMScheduler,
-    "Euler": EulerDiscreteScheduler,
-    "Euler a": EulerAncestralDiscreteScheduler,
-    "DPM++ 2M": DPMSolverMultistepScheduler,
-}
-KARRAS = ("Euler", "Euler a", "DPM++ 2M")
+# The samplers are the rows of base/spec.h: A1111's name, diffusers' class, whether Karras means something.
+ROWS = re.findall(r'\bX\(\w+, \d+, "([^"]+)", "[^"]+", "([^"]+)", (true|false)\)',
+                  pathlib.Path(HERE, "..", "..", "base", "spec.h").read_text(encoding="utf-8"))
+SAMPLERS = {name: getattr(diffusers, cls) for name, cls, _ in ROWS}
+KARRAS = tuple(name for name, _, karras in ROWS if karras == "true")
 
 
 def write_json(path, value):

@@ -67,6 +67,7 @@ TEST(every_sampler_walks_as_diffusers_does_on_every_config) {
     CHECK_MSG(!kx_json_load(KILN_GOLDEN_DIR "/schedules.json", &j, &err), "%s", err.text);
     struct kx_json configs = {.file = "schedules.json", .o = kx_json_get(&j, "configs")};
     int wrong = 0;
+    uint32_t walked = 0; /* bits of KN_SAMPLER_MASK */
     double worst = 0;
     for (size_t i = 0; i < kx_weights_count(w); i++) {
         const struct kx_weight *t = kx_weights_at(w, i);
@@ -80,6 +81,7 @@ TEST(every_sampler_walks_as_diffusers_does_on_every_config) {
         CHECK_MSG(!kx_config_scheduler(&one, &cfg, &err), "%s", err.text);
         CHECK(!kn_sampler_parse(sampler_name, &sampler, &err) &&
               !kn_schedule_parse(schedule_name, &schedule, &err));
+        walked |= 1u << sampler;
         static float want[COUNT_MAX * (1 + SHOWN) + N];
         CHECK(t->bytes <= sizeof want && !kx_weight_f32(t, want));
         /* PNDM's coefficients on this one are differences of numbers of some thousands, which diffusers takes
@@ -92,6 +94,7 @@ TEST(every_sampler_walks_as_diffusers_does_on_every_config) {
     printf("%zu runs, the worst differs by %.2g\n", kx_weights_count(w), worst);
     CHECK(kx_weights_count(w) > 900);
     CHECK_INT(wrong, 0);
+    CHECK_INT(walked, KN_SAMPLER_MASK); /* none is missing in the file: make.py schedules */
     json_object_put(j.o);
     kx_weights_close(w);
 }

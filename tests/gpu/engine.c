@@ -126,7 +126,7 @@ static void compare(const char *dir, int count, uint32_t steps, double least_db)
     double worst = 999;
     for (int i = 0; i < count; i++) {
         t[i] = task(&g, i, steps);
-        t[i].sampler = (enum kn_sampler)(KN_SAMPLER_DPMPP_2M - i);
+        t[i].sampler = kn_samplers[KN_SAMPLER_COUNT - 1 - i];
     }
     render(&g, t, count, &gpu);
     render(&c, t, count, &cpu);

@@ -285,9 +285,8 @@ TEST(txt_mistakes_are_named) {
         {"a --cfg 0x10", "p.txt:1: cfg: \"0x10\" is not a number"},
         {"a --cfg 1e99", "p.txt:1: cfg: 1e99 is not between 0 and 100"},
         {"a --cfg -1", "p.txt:1: cfg: -1 is not between 0 and 100"},
-        {"a --sampler Eulr",
-         "p.txt:1: sampler: \"Eulr\" is not one of DDIM, PNDM, Euler, Euler a, DPM++ 2M; did you mean "
-         "Euler?"},
+        {"a --sampler Eulr", "p.txt:1: sampler: \"Eulr\" is not one of " KN_SAMPLER_LIST "; did you mean "
+                             "Euler?"},
         {"a --sampler Euler a",
          "p.txt:1: \"a\" belongs to no option; put quotes around a value that holds blanks"},
         {"a --sampler ddim --schedule karras",

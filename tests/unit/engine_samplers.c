@@ -123,13 +123,14 @@ TEST(schedule_refuses_what_it_cannot_do_by_name) {
 }
 
 TEST(every_sampler_runs_with_every_number_of_steps) {
-    for (int sampler = KN_SAMPLER_DDIM; sampler <= KN_SAMPLER_DPMPP_2M; sampler++)
+    for (int i = 0; i < KN_SAMPLER_COUNT; i++)
         for (int steps = 1; steps <= 999; steps++) {
+            enum kn_sampler sampler = kn_samplers[i];
             struct kx_scheduler_config c = {.skip_prk_steps = true, .skip_prk_steps_stated = true};
             struct kx_schedule s;
             struct kn_err err = {0};
-            int rc = kx_schedule_create(&c, (enum kn_sampler)sampler, KN_SCHEDULE_NORMAL, steps, &s, &err);
-            CHECK_MSG(!rc, "%s, %d steps: %s", kn_sampler_name((enum kn_sampler)sampler), steps, err.text);
+            int rc = kx_schedule_create(&c, sampler, KN_SCHEDULE_NORMAL, steps, &s, &err);
+            CHECK_MSG(!rc, "%s, %d steps: %s", kn_sampler_name(sampler), steps, err.text);
             CHECK_INT(s.count, sampler == KN_SAMPLER_PNDM && steps > 1 ? steps + 1 : steps);
             kx_schedule_fini(&s);
         }
