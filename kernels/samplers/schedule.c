@@ -203,82 +203,109 @@ static void pndm_transfer(const struct settings *s, const float *ac, int t, int 
     }
 }
 
-/* Timesteps are ascending here. Linear multistep (PLMS), started either by one repeated step or, as in the
- * paper, by three Runge–Kutta groups of four evaluations. History slots 0 … 3 are the ring of predictions, 4
- * and 5 the middle of a group. */
-static void build_pndm(const struct settings *s, const float *ac, int n, const double *up,
-                       struct kx_schedule *out) {
-    int stride = s->T / n, ring = 0, held = 0;
-    int last[4] = {-1, -1, -1, -1}; /* slots of the predictions held, newest first */
-    double base, e;
-    out->saves = true;
-    out->slots = 6;
-    if (!s->skip_prk) {
-        double prk[8], group[14];
-        for (int i = 0; i < 4; i++) {
-            prk[2 * i] = up[n - 4 + i];
-            prk[2 * i + 1] = up[n - 4 + i] + stride / 2;
-        }
-        for (int i = 0; i < 14; i++) group[i] = prk[i / 2];
-        double ts[12];
-        for (int i = 0; i < 12; i++) ts[i] = group[12 - i];
-        for (int i = 0; i < 12; i++) {
-            int phase = i % 4, first = (int)ts[i - phase];
-            pndm_transfer(s, ac, first, (int)ts[i] - (i % 2 ? 0 : stride / 2), &base, &e);
-            struct kx_step k = plain_step(ts[i]);
-            if (phase == 0) {
-                k.cx = (float)base;
-                k.cm = (float)e;
-                k.save_x = true;
-                k.store = ring;
-                last[3] = last[2], last[2] = last[1], last[1] = last[0], last[0] = ring;
-                ring = (ring + 1) % 4;
-                held++;
-            } else {
-                k.cs = (float)base;
-                if (phase < 3) {
-                    k.cm = (float)e;
-                    k.store = 3 + phase;
-                } else {
-                    k.cm = (float)(e / 6);
-                    k.ch[last[0]] = (float)(e / 6);
-                    k.ch[4] = k.ch[5] = (float)(e / 3);
-                }
-            }
-            out->v[out->count++] = k;
-        }
+/* Linear multistep (PLMS), started either by one repeated step or, as in the paper, by three Runge–Kutta groups
+ * of four evaluations. History slots 0 … 3 are the ring of predictions, 4 and 5 the middle of a group. */
+enum { PNDM_RING = 4, PNDM_MIDDLE = 4, PNDM_SLOTS = 6, PRK_GROUP = 4, PRK_STEPS = 12 };
+
+struct pndm {
+    const struct settings *s;
+    const float *ac;
+    const double *up; /* n timesteps, ascending */
+    int n, stride;
+    int next;            /* the ring's slot that is written next */
+    int held;            /* predictions so far */
+    int last[PNDM_RING]; /* slots of the predictions held, newest first */
+};
+
+/* The step keeps its prediction in the ring. */
+static void pndm_store(struct pndm *p, struct kx_step *k) {
+    k->store = p->next;
+    for (int i = PNDM_RING - 1; i > 0; i--) p->last[i] = p->last[i - 1];
+    p->last[0] = p->next;
+    p->next = (p->next + 1) % PNDM_RING;
+    p->held++;
+}
+
+/* Three groups of four evaluations. A group transfers x at its first timestep t by the mean of the predictions at
+ * t, twice between t and the next, and at the next, weighted 1, 2, 2, 1. */
+static void pndm_runge_kutta(struct pndm *p, struct kx_schedule *out) {
+    double prk[8], group[14], ts[PRK_STEPS], base, e;
+    for (int i = 0; i < 4; i++) {
+        prk[2 * i] = p->up[p->n - 4 + i];
+        prk[2 * i + 1] = p->up[p->n - 4 + i] + p->stride / 2;
     }
-    /* with prk the last three steps are done; without, the last but one stands twice: … n−1, n−2, n−2, n−3 …
-     */
-    int count = !s->skip_prk ? n - 3 : n == 1 ? 1 : n + 1;
-    for (int j = 0; j < count; j++) {
-        int i = !s->skip_prk ? n - 4 - j : j < 2 ? n - 1 - j : n - j;
-        bool again = s->skip_prk && j == 1; /* repeats the first transfer with the mean of both predictions */
-        int t = (int)up[i], from = again ? t + stride : t, to = again ? t : t - stride;
-        static const double adams[4][4] = {{1, 0, 0, 0},
-                                           {3.0 / 2, -1.0 / 2, 0, 0},
-                                           {23.0 / 12, -16.0 / 12, 5.0 / 12, 0},
-                                           {55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24}};
-        pndm_transfer(s, ac, from, to, &base, &e);
-        struct kx_step k = plain_step(t);
-        if (again) {
-            k.cs = (float)base;
-            k.cm = (float)(e / 2);
-            k.ch[last[0]] = (float)(e / 2);
-        } else {
-            const double *c = adams[held < 3 ? held : 3];
+    for (int i = 0; i < 14; i++) group[i] = prk[i / 2];
+    for (int i = 0; i < PRK_STEPS; i++) ts[i] = group[PRK_STEPS - i];
+    for (int i = 0; i < PRK_STEPS; i++) {
+        int phase = i % PRK_GROUP, first = (int)ts[i - phase];
+        pndm_transfer(p->s, p->ac, first, (int)ts[i] - (i % 2 ? 0 : p->stride / 2), &base, &e);
+        struct kx_step k = plain_step(ts[i]);
+        if (phase == 0) {
             k.cx = (float)base;
-            k.cm = (float)(e * c[0]);
-            for (int q = 1; q < 4; q++)
-                if (c[q] != 0) k.ch[last[q - 1]] = (float)(e * c[q]);
-            k.save_x = s->skip_prk && j == 0;
-            k.store = ring;
-            last[3] = last[2], last[2] = last[1], last[1] = last[0], last[0] = ring;
-            ring = (ring + 1) % 4;
-            held++;
+            k.cm = (float)e;
+            k.save_x = true;
+            pndm_store(p, &k);
+        } else if (phase < PRK_GROUP - 1) {
+            k.cs = (float)base;
+            k.cm = (float)e;
+            k.store = PNDM_MIDDLE - 1 + phase;
+        } else {
+            k.cs = (float)base;
+            k.cm = (float)(e / 6);
+            k.ch[p->last[0]] = (float)(e / 6);
+            k.ch[PNDM_MIDDLE] = k.ch[PNDM_MIDDLE + 1] = (float)(e / 3);
         }
         out->v[out->count++] = k;
     }
+}
+
+/* Adams–Bashforth of as high an order as there are predictions, up to 4: the last evaluation and the held ones. */
+static struct kx_step pndm_adams(struct pndm *p, int t) {
+    static const double adams[4][4] = {{1, 0, 0, 0},
+                                       {3.0 / 2, -1.0 / 2, 0, 0},
+                                       {23.0 / 12, -16.0 / 12, 5.0 / 12, 0},
+                                       {55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24}};
+    const double *c = adams[p->held < 3 ? p->held : 3];
+    double base, e;
+    pndm_transfer(p->s, p->ac, t, t - p->stride, &base, &e);
+    struct kx_step k = plain_step(t);
+    k.cx = (float)base;
+    k.cm = (float)(e * c[0]);
+    for (int q = 1; q < 4; q++)
+        if (c[q] != 0) k.ch[p->last[q - 1]] = (float)(e * c[q]);
+    pndm_store(p, &k);
+    return k;
+}
+
+/* Repeats the first transfer, from what was saved, with the mean of both predictions. */
+static struct kx_step pndm_repeat(const struct pndm *p, int t) {
+    double base, e;
+    pndm_transfer(p->s, p->ac, t + p->stride, t, &base, &e);
+    struct kx_step k = plain_step(t);
+    k.cs = (float)base;
+    k.cm = (float)(e / 2);
+    k.ch[p->last[0]] = (float)(e / 2);
+    return k;
+}
+
+/* With Runge–Kutta its groups stand for the last three timesteps. Without, the last but one stands twice: … n−1,
+ * n−2, n−2, n−3 … */
+static void build_pndm(const struct settings *s, const float *ac, int n, const double *up,
+                       struct kx_schedule *out) {
+    struct pndm p = {.s = s, .ac = ac, .up = up, .n = n, .stride = s->T / n, .last = {-1, -1, -1, -1}};
+    out->saves = true;
+    out->slots = PNDM_SLOTS;
+    if (!s->skip_prk) {
+        pndm_runge_kutta(&p, out);
+        for (int i = n - 4; i >= 0; i--) out->v[out->count++] = pndm_adams(&p, (int)up[i]);
+        return;
+    }
+    struct kx_step first = pndm_adams(&p, (int)up[n - 1]);
+    first.save_x = true;
+    out->v[out->count++] = first;
+    if (n == 1) return;
+    out->v[out->count++] = pndm_repeat(&p, (int)up[n - 2]);
+    for (int i = n - 2; i >= 0; i--) out->v[out->count++] = pndm_adams(&p, (int)up[i]);
 }
 
 /* x0 = dx·x + dm·m at noise level σ of an x that is not scaled (k-diffusion's). */
