@@ -159,8 +159,8 @@ int kx_config_text(const struct kx_json *j, struct kx_text_config *out, struct k
 
 /* ---- unet/config.json ---- */
 
-/* What is added to the time embedding: SDXL's pooled text and sizes, or nothing. */
-static int read_addition(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+/* The condition that is added to the time embedding: SDXL's pooled text and time_ids, or none. */
+static int read_added_cond(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
     static const char *const types[] = {"text_time", NULL};
     int type = -1, each = 0, all = 0, rc = kx_json_word(j, "addition_embed_type", types, &type, err);
     if (rc) return rc;
@@ -185,6 +185,83 @@ static int read_addition(const struct kx_json *j, struct kx_unet_config *out, st
                           j->file, all, KX_TIME_IDS, each);
     out->addition_time_width = each;
     out->pooled_width = all - KX_TIME_IDS * each;
+    return 0;
+}
+
+/* The kinds of blocks of each level, downwards and upwards. */
+static int read_blocks(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    static const char *const keys[] = {"down_block_types", "up_block_types"};
+    /* both in the order of enum kx_block_type */
+    static const char *const downs[] = {"DownBlock2D", "CrossAttnDownBlock2D", NULL};
+    static const char *const ups[] = {"UpBlock2D", "CrossAttnUpBlock2D", NULL};
+    int n = out->levels;
+    for (int side = 0; side < 2; side++) {
+        int types[KX_LEVELS_MAX], count,
+            rc = read_words(j, keys[side], side ? ups : downs, types, &count, err);
+        if (rc) return rc;
+        if (!count && n == 4) { /* the class's own default */
+            for (int i = 0; i < 4; i++) types[i] = side ? i > 0 : i < 3;
+            count = 4;
+        }
+        if (count != n)
+            return kn_err_set(err, KN_EPARSE, "%s: %s: %d blocks for %d levels of block_out_channels",
+                              j->file, keys[side], count, n);
+        for (int i = 0; i < n; i++)
+            (side ? out->up : out->down)[i] = types[i] ? KX_BLOCK_CROSS_ATTN : KX_BLOCK_PLAIN;
+    }
+    return 0;
+}
+
+/* What may be given once or level by level. */
+static int read_levels(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    int n = out->levels, cross[KX_LEVELS_MAX];
+    for (int i = 0; i < n; i++) {
+        out->layers[i] = 2;
+        out->heads[i] = 8;
+        out->transformer_depth[i] = 1;
+        cross[i] = out->cross_attention_dim;
+    }
+    int rc = kx_json_ints(j, "layers_per_block", 1, 16, out->layers, n, err);
+    if (!rc) rc = kx_json_ints(j, "attention_head_dim", 1, 256, out->heads, n, err);
+    if (!rc)
+        rc = kx_json_ints(j, "transformer_layers_per_block", 1, KX_TRANSFORMER_DEPTH_MAX,
+                          out->transformer_depth, n, err);
+    if (!rc) rc = kx_json_ints(j, "cross_attention_dim", 1, CHANNELS_MAX, cross, n, err);
+    for (int i = 1; i < n && !rc; i++)
+        if (cross[i] != cross[0])
+            rc = kn_err_set(err, KN_EUNSUPPORTED,
+                            "%s: cross_attention_dim: different levels are not supported", j->file);
+    out->cross_attention_dim = cross[0];
+    return rc;
+}
+
+static int read_norms(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    json_object *groups = NULL; /* null is not "absent" here: it means no norm at all */
+    if (json_object_object_get_ex(j->o, "norm_num_groups", &groups) && !groups)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: norm_num_groups: null is not supported", j->file);
+    int rc = kx_json_int(j, "norm_num_groups", 1, CHANNELS_MAX, &out->norm_groups, err);
+    if (!rc) rc = check_groups(j, out->norm_groups, out->channels, out->levels, err);
+    if (!rc) rc = kx_json_float(j, "norm_eps", 0, 1, &out->norm_eps, err);
+    return rc;
+}
+
+static int read_sample_size(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    int size[2] = {0, 0}, rc = kx_json_ints(j, "sample_size", 0, KN_SIZE_MAX, size, 2, err);
+    if (!rc && size[0] != size[1])
+        rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: sample_size: %d by %d is not a square", j->file, size[0],
+                        size[1]);
+    out->sample_size = size[0];
+    return rc;
+}
+
+/* What the levels' numbers must be to each other. */
+static int check_levels(const struct kx_json *j, const struct kx_unet_config *c, struct kn_err *err) {
+    if (c->channels[0] % 2)
+        return kn_err_set(err, KN_EUNSUPPORTED, "%s: block_out_channels: %d is odd", j->file, c->channels[0]);
+    for (int i = 0; i < c->levels; i++)
+        if (c->channels[i] % c->heads[i] && (c->down[i] == KX_BLOCK_CROSS_ATTN || i == c->levels - 1))
+            return kn_err_set(err, KN_EPARSE, "%s: attention_head_dim: %d heads do not divide %d channels",
+                              j->file, c->heads[i], c->channels[i]);
     return 0;
 }
 
@@ -225,9 +302,6 @@ int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct k
         {"cross_attention_norm", "null"},
     };
     static const char *const acts[] = {"silu", "swish", NULL};
-    static const char *const downs[] = {"DownBlock2D", "CrossAttnDownBlock2D",
-                                        NULL}; /* order of enum kx_block_type */
-    static const char *const ups[] = {"UpBlock2D", "CrossAttnUpBlock2D", NULL};
     int k, rc = CHECK_ONLY(j, refused, err);
     if (!rc) rc = kx_json_word(j, "act_fn", acts, &k, err);
     if (!rc) rc = kx_json_int(j, "in_channels", 1, 256, &out->in_channels, err);
@@ -237,65 +311,15 @@ int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct k
                         "%s: in_channels: %d for %d out_channels (inpainting, editing) is not supported",
                         j->file, out->in_channels, out->out_channels);
     if (!rc) rc = read_channels(j, out->channels, &out->levels, err);
-    if (rc) return rc;
-
-    int n = out->levels;
-    static const char *const keys[] = {"down_block_types", "up_block_types"};
-    for (int side = 0; side < 2 && !rc; side++) {
-        int types[KX_LEVELS_MAX], count;
-        rc = read_words(j, keys[side], side ? ups : downs, types, &count, err);
-        if (rc) break;
-        if (!count && n == 4) { /* the class's own default */
-            for (int i = 0; i < 4; i++) types[i] = side ? i > 0 : i < 3;
-            count = 4;
-        }
-        if (count != n)
-            return kn_err_set(err, KN_EPARSE, "%s: %s: %d blocks for %d levels of block_out_channels",
-                              j->file, keys[side], count, n);
-        for (int i = 0; i < n; i++)
-            (side ? out->up : out->down)[i] = types[i] ? KX_BLOCK_CROSS_ATTN : KX_BLOCK_PLAIN;
-    }
-    for (int i = 0; i < n; i++) {
-        out->layers[i] = 2;
-        out->heads[i] = 8;
-        out->transformer_depth[i] = 1;
-    }
-    if (!rc) rc = kx_json_ints(j, "layers_per_block", 1, 16, out->layers, n, err);
-    if (!rc) rc = kx_json_ints(j, "attention_head_dim", 1, 256, out->heads, n, err);
-    if (!rc)
-        rc = kx_json_ints(j, "transformer_layers_per_block", 1, KX_TRANSFORMER_DEPTH_MAX,
-                          out->transformer_depth, n, err);
-    int cross[KX_LEVELS_MAX];
-    for (int i = 0; i < n; i++) cross[i] = out->cross_attention_dim;
-    if (!rc) rc = kx_json_ints(j, "cross_attention_dim", 1, CHANNELS_MAX, cross, n, err);
-    for (int i = 1; i < n && !rc; i++)
-        if (cross[i] != cross[0])
-            rc = kn_err_set(err, KN_EUNSUPPORTED,
-                            "%s: cross_attention_dim: different levels are not supported", j->file);
-    if (rc) return rc;
-    out->cross_attention_dim = cross[0];
-    json_object *groups = NULL; /* null is not "absent" here: it means no norm at all */
-    if (json_object_object_get_ex(j->o, "norm_num_groups", &groups) && !groups)
-        return kn_err_set(err, KN_EUNSUPPORTED, "%s: norm_num_groups: null is not supported", j->file);
-    rc = kx_json_int(j, "norm_num_groups", 1, CHANNELS_MAX, &out->norm_groups, err);
-    if (!rc) rc = check_groups(j, out->norm_groups, out->channels, n, err);
-    if (!rc) rc = kx_json_float(j, "norm_eps", 0, 1, &out->norm_eps, err);
+    if (!rc) rc = read_blocks(j, out, err);
+    if (!rc) rc = read_levels(j, out, err);
+    if (!rc) rc = read_norms(j, out, err);
     if (!rc) rc = kx_json_bool(j, "use_linear_projection", &out->linear_projection, err);
     if (!rc) rc = kx_json_bool(j, "flip_sin_to_cos", &out->flip_sin_to_cos, err);
     if (!rc) rc = kx_json_float(j, "freq_shift", -1000, 1000, &out->freq_shift, err);
-    if (!rc) rc = read_addition(j, out, err);
-    int size[2] = {0, 0};
-    if (!rc) rc = kx_json_ints(j, "sample_size", 0, KN_SIZE_MAX, size, 2, err);
-    if (!rc && size[0] != size[1])
-        rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: sample_size: %d by %d is not a square", j->file, size[0],
-                        size[1]);
-    out->sample_size = size[0];
-    if (!rc && out->channels[0] % 2)
-        rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: block_out_channels: %d is odd", j->file, out->channels[0]);
-    for (int i = 0; i < n && !rc; i++)
-        if (out->channels[i] % out->heads[i] && (out->down[i] == KX_BLOCK_CROSS_ATTN || i == n - 1))
-            rc = kn_err_set(err, KN_EPARSE, "%s: attention_head_dim: %d heads do not divide %d channels",
-                            j->file, out->heads[i], out->channels[i]);
+    if (!rc) rc = read_added_cond(j, out, err);
+    if (!rc) rc = read_sample_size(j, out, err);
+    if (!rc) rc = check_levels(j, out, err);
     return rc;
 }
 
