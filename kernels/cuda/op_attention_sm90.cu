@@ -45,8 +45,7 @@
 enum {
     ROWS = 128, /* of q a block */
     STAGES = 2,
-    THREADS = 384,
-    WARPS = 8, /* that compute */
+    THREADS = WARPGROUPS * WARPGROUP_THREADS,
     COPIER_REGISTERS = 24,
     COMPUTER_REGISTERS = 240
 };
@@ -158,14 +157,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < STAGES; i++) {
             barrier_init(&full_k[i], 1);
             barrier_init(&full_v[i], 1);
-            barrier_init(&empty_k[i], WARPS);
-            barrier_init(&empty_v[i], WARPS);
+            barrier_init(&empty_k[i], COMPUTING_WARPS);
+            barrier_init(&empty_v[i], COMPUTING_WARPS);
         }
         barrier_inits_seen();
     }
     __syncthreads();
 
-    if (warp < 4) { /* copies */
+    if (warp / WARPGROUP_WARPS == COPIER) {
         registers_give_up<COPIER_REGISTERS>();
         if (threadIdx.x != 0) return;
         int from = a.kv_index ? a.kv_index[image] : image;
@@ -173,14 +172,13 @@ static __global__ void __launch_bounds__(THREADS, 1)
         for (int b = 0; b < p::BLOCKS; b++)
             copy_box(queries + b * ROWS * 128, &q_map, &full_q, 64 * b, head, first, image);
         for (int i = 0; i < tiles; i++) {
-            int stage = i % STAGES,
-                parity = i / STAGES % 2 ^ 1; /* the first wait is for a phase that never was */
-            barrier_wait(&empty_k[stage], parity);
+            int stage = i % STAGES, round = i / STAGES;
+            barrier_wait(&empty_k[stage], phase_empty(round));
             barrier_expect(&full_k[stage], p::TILE_BYTES);
             for (int b = 0; b < p::BLOCKS; b++)
                 copy_box(keys + stage * p::TILE_BYTES + b * KEYS * 128, &k_map, &full_k[stage], 64 * b, head,
                          i * KEYS, from);
-            barrier_wait(&empty_v[stage], parity);
+            barrier_wait(&empty_v[stage], phase_empty(round));
             barrier_expect(&full_v[stage], p::TILE_BYTES);
             for (int b = 0; b < p::BLOCKS; b++)
                 copy_box(values + stage * p::TILE_BYTES + b * KEYS * 128, &v_map, &full_v[stage], 64 * b,
@@ -190,9 +188,9 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
 
     registers_take<COMPUTER_REGISTERS>();
-    warp -= 4;
-    int mine = 16 * warp; /* the warp's first row of the block's */
-    uint32_t q_at = kx_shared_address(queries) + (uint32_t)(warp / 4 * 64 * 128);
+    warp -= WARPGROUP_WARPS; /* of those that compute */
+    int mine = 16 * warp;    /* the warp's first row of the block's */
+    uint32_t q_at = kx_shared_address(queries) + (uint32_t)(warp / WARPGROUP_WARPS * 64 * 128);
     uint32_t k_at = kx_shared_address(keys), v_at = kx_shared_address(values);
     float o[p::BLOCKS][32], s[KEYS / 2], scale = a.scale * LOG2_E;
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, fade[2];
@@ -202,8 +200,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int c = 0; c < 32; c++) o[b][c] = 0;
 
-    barrier_wait(&full_q, 0);
-    barrier_wait(&full_k[0], 0);
+    barrier_wait(&full_q, phase_full(0));
+    barrier_wait(&full_k[0], phase_full(0));
     wgmma_fence();
     start_scores<T, DIM, KEYS>(s, q_at, k_at);
     wgmma_wait<0>();
@@ -212,10 +210,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     pack<T, KEYS>(weights, s);
     for (int i = 1; i < tiles; i++) {
         int stage = i % STAGES, before = (i - 1) % STAGES;
-        barrier_wait(&full_k[stage], i / STAGES % 2);
+        barrier_wait(&full_k[stage], phase_full(i / STAGES));
         wgmma_fence();
         start_scores<T, DIM, KEYS>(s, q_at, k_at + (uint32_t)(stage * p::TILE_BYTES));
-        barrier_wait(&full_v[before], (i - 1) / STAGES % 2);
+        barrier_wait(&full_v[before], phase_full((i - 1) / STAGES));
         wgmma_fence();
         start_weighing<T, DIM, KEYS>(v_at + (uint32_t)(before * p::TILE_BYTES), weights, o);
         wgmma_wait<1>();
@@ -229,14 +227,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
             for (int c = 0; c < 32; c++) o[b][c] *= fade[c / 2 % 2];
         pack<T, KEYS>(weights, s);
     }
-    barrier_wait(&full_v[(tiles - 1) % STAGES], (tiles - 1) / STAGES % 2);
+    barrier_wait(&full_v[(tiles - 1) % STAGES], phase_full((tiles - 1) / STAGES));
     wgmma_fence();
     start_weighing<T, DIM, KEYS>(v_at + (uint32_t)((tiles - 1) % STAGES * p::TILE_BYTES), weights, o);
     wgmma_wait<0>();
 
     /* Out through the place of the warpgroup's queries, permuted as they were, so that whole chunks are
      * written. */
-    warpgroup_barrier(1 + warp / 4);
+    warpgroup_barrier(warp < WARPGROUP_WARPS ? BARRIER_FIRST_COMPUTER : BARRIER_SECOND_COMPUTER);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float all = sum[h];

@@ -30,11 +30,11 @@
 #include "kernels/cuda/wgmma.cuh"
 
 enum {
-    ROWS = 128,     /* of y a tile */
-    DEPTH = 64,     /* channels a stage */
-    THREADS = 384,  /* a warpgroup that copies and two that multiply */
+    ROWS = 128, /* of y a tile */
+    DEPTH = 64, /* channels a stage */
+    THREADS = WARPGROUPS * WARPGROUP_THREADS,
     PITCH = 32 + 8, /* floats of a row of y on its way out */
-    OUT_BYTES = 8 * 16 * PITCH * 4,
+    OUT_BYTES = COMPUTING_WARPS * 16 * PITCH * 4,
     COPIER_REGISTERS = 40,
     MULTIPLIER_REGISTERS = 232
 };
@@ -74,20 +74,19 @@ __global__ void __launch_bounds__(THREADS, 1)
     __shared__ uint64_t full[STAGES], empty[STAGES];
     /* the permutation counts from a multiple of 1,024 */
     unsigned char *ring = dynamic + (1024 - (kx_shared_address(dynamic) & 1023u)) % 1024;
-    const int warpgroup = (int)threadIdx.x / 128;
+    const int warpgroup = (int)threadIdx.x / WARPGROUP_THREADS;
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(&full[i], 1);
-            barrier_init(&empty[i], 8);
+            barrier_init(&empty[i], COMPUTING_WARPS);
         }
         barrier_inits_seen();
     }
     __syncthreads();
 
-    int stage = 0;
-    int parity = 0;
-    if (warpgroup == 0) {
+    int stage = 0, round = 0; /* round: how often the ring has gone round */
+    if (warpgroup == COPIER) {
         registers_give_up<COPIER_REGISTERS>();
         if (threadIdx.x != 0) return;
         for (int i = (int)blockIdx.x; i < s.tiles; i += (int)gridDim.x) {
@@ -95,14 +94,13 @@ __global__ void __launch_bounds__(THREADS, 1)
             for (int tap = 0; tap < s.taps; tap++) {
                 const int ky = tap / s.kernel, kx = tap - ky * s.kernel;
                 for (int c = 0; c < s.slices; c++) {
-                    barrier_wait(&empty[stage],
-                                 parity ^ 1); /* the ring begins empty: the phase before the first is over */
+                    barrier_wait(&empty[stage], phase_empty(round));
                     barrier_expect(&full[stage], STAGE);
                     unsigned char *to = ring + stage * STAGE;
                     copy_box(to, &map_x, &full[stage], c * DEPTH, t.x + kx - s.kernel / 2,
                              t.y + ky - s.kernel / 2, t.image);
                     copy_box(to + BYTES_A, &map_w, &full[stage], c * DEPTH, tap, t.n, 0);
-                    if (++stage == STAGES) stage = 0, parity ^= 1;
+                    if (++stage == STAGES) stage = 0, round++;
                 }
             }
         }
@@ -110,16 +108,17 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
 
     registers_take<MULTIPLIER_REGISTERS>();
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32 - 4; /* 0 … 7 */
+    const int lane = (int)threadIdx.x % 32,
+              warp = (int)threadIdx.x / 32 - WARPGROUP_WARPS; /* of those that compute */
     float *own = (float *)(ring + STAGES * STAGE) + warp * 16 * PITCH;
     const int steps = s.taps * s.slices;
     for (int i = (int)blockIdx.x; i < s.tiles; i += (int)gridDim.x) {
         float sum[BN / 2] = {};
         int last = 0;
         for (int step = 0; step < steps; step++) {
-            barrier_wait(&full[stage], parity);
+            barrier_wait(&full[stage], phase_full(round));
             const unsigned char *from = ring + stage * STAGE;
-            const uint64_t a = descriptor(kx_shared_address(from + (warpgroup - 1) * 64 * 128)),
+            const uint64_t a = descriptor(kx_shared_address(from + (warpgroup - FIRST_COMPUTER) * 64 * 128)),
                            b = descriptor(kx_shared_address(from + BYTES_A));
             wgmma_fence();
 #pragma unroll
@@ -130,7 +129,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             wgmma_wait<1>();
             if (step > 0 && lane == 0) barrier_arrive(&empty[last]);
             last = stage;
-            if (++stage == STAGES) stage = 0, parity ^= 1;
+            if (++stage == STAGES) stage = 0, round++;
         }
         wgmma_wait<0>();
         if (lane == 0) barrier_arrive(&empty[last]);

@@ -11,6 +11,27 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.h"
 
+/* Who is who in a block of three warpgroups: one thread of the first copies, the other two compute. */
+enum warpgroup_role { COPIER, FIRST_COMPUTER, SECOND_COMPUTER, WARPGROUPS };
+enum { WARPGROUP_THREADS = 128, WARPGROUP_WARPS = 4, COMPUTING_WARPS = 2 * WARPGROUP_WARPS };
+
+/* A block's named barriers (bar.sync). Number 0 is that of __syncthreads. */
+enum named_barrier { BARRIER_BLOCK, BARRIER_FIRST_COMPUTER, BARRIER_SECOND_COMPUTER };
+
+/* The phases of a stage of a ring. A stage has two mbarriers: `full` ends a phase when its bytes have arrived,
+ * `empty` when all that read it have done with it. Phases are told apart by their parity. `round` counts how often
+ * the stage was filled before.
+ *
+ * The phase of `full` that ends when this round's bytes are there. */
+KX_DEVICE int phase_full(int round) {
+    return round % 2;
+}
+/* The phase of `empty` that must be over before this round may fill the stage: that in which the round before was
+ * read. In round 0 nobody has read it, and the phase before a barrier's first counts as over. */
+KX_DEVICE int phase_empty(int round) {
+    return (round + 1) % 2;
+}
+
 #ifdef KX_SHIM
 #include <kx_shim_sm90.h>
 #else
@@ -31,7 +52,7 @@ KX_DEVICE void barrier_expect(uint64_t *b, int bytes) {
                  "r"(bytes)
                  : "memory");
 }
-/* Until the phase of this parity is over. */
+/* Waits until the barrier's phase of this parity (phase_full, phase_empty) is over. */
 KX_DEVICE void barrier_wait(uint64_t *b, int parity) {
     uint32_t over;
     do {
@@ -49,9 +70,10 @@ KX_DEVICE void barrier_inits_seen(void) {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-/* Of a warpgroup; id: 1 or 2. */
-KX_DEVICE void warpgroup_barrier(int id) {
-    if (id == 1)
+/* Waits for all threads of one computing warpgroup. The numbers in the text are those of named_barrier and
+ * WARPGROUP_THREADS. */
+KX_DEVICE void warpgroup_barrier(enum named_barrier barrier) {
+    if (barrier == BARRIER_FIRST_COMPUTER)
         asm volatile("bar.sync 1, 128;" ::: "memory");
     else
         asm volatile("bar.sync 2, 128;" ::: "memory");

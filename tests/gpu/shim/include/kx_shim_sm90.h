@@ -62,8 +62,8 @@ KX_DEVICE void barrier_expect(uint64_t *b, int bytes) {
 }
 KX_DEVICE void barrier_inits_seen(void) {
 }
-KX_DEVICE void warpgroup_barrier(int id) {
-    kx_shim_named_barrier(id, 128, __FILE__, __LINE__);
+KX_DEVICE void warpgroup_barrier(enum named_barrier barrier) {
+    kx_shim_named_barrier(barrier, WARPGROUP_THREADS, __FILE__, __LINE__);
 }
 template <int N> KX_DEVICE void registers_give_up(void) {
 }
