@@ -4,11 +4,12 @@
 
 #include "kernels/ops.h"
 
-/* Every function that a backend has: kx_NAME is what the caller calls (kernels/ops.h, where its contract is),
- * kx_cpu_NAME and kx_gpu_NAME are the backends' own, of the same type. The tables are made from these lists, so
- * that none can have a hole: a function that a backend lacks does not link. */
+/* Every function that a backend has: kx_NAME is what the caller calls (kernels/ops.h, where its contract
+ * is), kx_cpu_NAME and kx_gpu_NAME are the backends' own, of the same type. The tables are made from these
+ * lists, so that none can have a hole: a function that a backend lacks does not link. */
 
-/* What computes. Tests (tests/ops, tests/gpu/parity.c), benchmarks and lints find the ops by this list. */
+/* The ops that compute. Tests (tests/ops, tests/gpu/parity.c), benchmarks and lints find the ops by this
+ * list. */
 #define KX_COMPUTING_OPS(X)                                                                                  \
     X(conv)                                                                                                  \
     X(linear)                                                                                                \
@@ -71,8 +72,8 @@
 
 #define KX_BACKEND_OPS(X) KX_CONTEXT_OPS(X) KX_COMPUTING_OPS(X)
 
-/* A backend's part of a plan, which kx_plan_begin and kx_plan_end (ops.c) call: between begin and end it notes
- * the largest workspace that an op wants; end allocates it. KN_EOOM, or the first error of an op. */
+/* A backend's part of a plan, which kx_plan_begin and kx_plan_end (ops.c) call: between begin and end it
+ * notes the largest workspace that an op wants; end allocates it. KN_EOOM, or the first error of an op. */
 void kx_workspace_begin(struct kx_ctx *ctx);
 KN_MUST_USE int kx_workspace_end(struct kx_ctx *ctx, struct kn_err *err);
 size_t kx_workspace_wanted(const struct kx_ctx *ctx); /* bytes that ops have asked for since begin */

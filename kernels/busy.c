@@ -1,6 +1,7 @@
-/* When the device had work: kiln_engine_busy (kiln.h). Stretches of time between marks in the streams
- * (kx_event), measured from one mark that all are compared with; streams overlap, so the stretches are merged
- * before they are summed. A few hundred bytes a second: they are merged whenever the list is full. */
+/* Measures when the device had work: kiln_engine_busy (kiln.h). Stretches of time between marks in the
+ * streams (kx_event), measured from one mark that all are compared with; streams overlap, so the stretches
+ * are merged before they are summed. A few hundred bytes a second: they are merged whenever the list is
+ * full. */
 #include <stdlib.h>
 
 #include "kernels/engine.h"

@@ -1,6 +1,6 @@
-/* From a prompt to what the UNet is told of it: tokens, the text encoder's states; of SDXL's two encoders the
- * states side by side and the second one's pooled state. Encoded texts are remembered, so that a negative
- * prompt, or a prompt with many seeds, is encoded once; what is new in a minibatch is encoded together. Stage 1's
+/* Encodes prompts for the UNet: tokens, then the text encoder's states; of SDXL's two encoders the states
+ * side by side and the second one's pooled state. Encoded texts are remembered, so that a negative prompt,
+ * or a prompt with many seeds, is encoded once; what is new in a minibatch is encoded together. Stage 1's
  * thread. */
 #include <stdlib.h>
 #include <string.h>
@@ -67,7 +67,8 @@ static struct encoded *slot(struct kiln_model *m) {
     return oldest;
 }
 
-/* Encodes what is in the cache with its ids alone: one encoder's part, which begins at channel `from`. */
+/* Encodes the n fresh texts, which have ids and no states yet, with one encoder. Its states begin at
+ * channel `from`. */
 static int encode(struct kiln_model *m, int encoder, int from, struct encoded **fresh, int n,
                   struct kn_err *err) {
     const struct kx_text_config *cfg = config_of(m, encoder);

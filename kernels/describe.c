@@ -1,4 +1,4 @@
-/* What a model's folder says of itself, without its weights: kiln_model_describe (kiln.h). The hash is over
+/* Describes a model's folder without loading its weights: kiln_model_describe (kiln.h). The hash is over
  * the files that kiln_model_load reads and that can move a pixel: model_index.json, the networks' and the
  * scheduler's configs, the tokenizer's files, the weights. kiln.json, which only holds defaults, is not among
  * them: a task that states its settings is the same task before and after it changes.

@@ -272,9 +272,9 @@ static int minibatch_cpu(const struct kiln_model *m, uint32_t width, uint32_t he
     return n < 1 ? 1 : n;
 }
 
-/* What a minibatch of n takes beside the weights: the loop's activations for two rows an image, its latents, and
- * one picture in the autoencoder (it takes as many as there is room for). Counted by planning, so exact but
- * for the backend's workspace, for which there is a reserve. */
+/* The bytes that a minibatch of n takes beside the weights: the loop's activations for two rows an image,
+ * its latents, and one picture in the autoencoder (it takes as many as there is room for). Counted by
+ * planning, so exact but for the backend's workspace, for which there is a reserve. */
 static int minibatch_bytes(struct kiln_model *m, int n, int w, int h, size_t *bytes) {
     struct kn_err err;
     size_t unet, vae, latents = (size_t)w * (size_t)h * (size_t)m->cfg.unet.in_channels * sizeof(float);

@@ -1,4 +1,4 @@
-/* What the engine's files share: engine and model (engine.c), texts (condition.c), rendering (render.c).
+/* The engine's own structures: engine and model (engine.c), texts (condition.c), rendering (render.c).
  *
  * Threads. A render has three stages (kiln.h), each with a context and a lock of its own, so that on a GPU
  * three threads may be in three stages at the same time: stage 1 uses the text encoder and the cache of
@@ -21,18 +21,20 @@ enum kx_stage { KX_STAGE_TEXT, KX_STAGE_LOOP, KX_STAGE_PICTURE, KX_STAGES };
 
 struct kiln_engine {
     struct kiln_engine_options options;
-    struct kx_ctx *text, *unet, *vae, *vae_wide; /* own; one and the same on a CPU. vae_wide: bf16, or vae */
-    struct busy *busy;                           /* owns; NULL on a CPU */
+    /* A context for each stage; own. On a CPU all four are the same one. vae_wide computes in bf16, for
+     * autoencoders that overflow f16; where vae does so already it is vae. */
+    struct kx_ctx *text, *unet, *vae, *vae_wide;
+    struct busy *busy; /* owns; NULL on a CPU */
     bool gpu;
     pthread_mutex_t locks[KX_STAGES];
     char backend[KN_BACKEND_MAX + 1];
     char device[KN_DEVICE_MAX + 1];
 };
 
-/* What the networks are told of a text. */
+/* A text as the UNet takes it. */
 struct encoded {
     char *text;         /* owns */
-    int32_t *ids;       /* encoders × positions; NULL: no text, all is zeros */
+    int32_t *ids;       /* encoders × positions; NULL for the text that is all zeros (kiln_model.none) */
     float *states;      /* positions × width, the encoders' side by side */
     float *pooled;      /* pooled: the second encoder's; NULL when the UNet takes none */
     uint64_t used;      /* the larger, the later */
@@ -58,7 +60,7 @@ struct kiln_model {
     bool spoiled; /* a change of weights failed, and so did taking it back (lora.c) */
 
     int positions, width, pooled; /* of the text states; values of the pooled state, 0: none */
-    struct encoded none;          /* what no text is (kx_condition) */
+    struct encoded none;          /* all zeros: stands for a text that is NULL (kx_condition) */
     struct encoded cache[TEXT_CACHE_MAX];
     int cache_count, cache_max;
     uint64_t cache_clock, cache_minibatch;
@@ -71,8 +73,9 @@ struct kiln_model {
         int n;
     } limits[8]; /* GPU: the largest minibatches that were computed, or found too large */
     int limit_count, limit_next;
-    int planned_h, planned_w, planned_n; /* stage 1: the largest minibatch whose decoding was planned */
-    int decode_together;                 /* 0: all; halved when memory is short */
+    int planned_h, planned_w,
+        planned_n;       /* used by stage 1: the largest minibatch whose decoding was planned */
+    int decode_together; /* 0: all; halved when memory is short */
 };
 
 /* ---- busy.c: when the device had work */
@@ -80,8 +83,8 @@ struct kiln_model {
 struct busy;
 KN_MUST_USE int kx_busy_create(struct kiln_engine *e, struct kn_err *err);
 void kx_busy_destroy(struct kiln_engine *e);
-/* A stage begins to ask for work, and is done asking for it; then, when the device is done: notes the time.
- * On a CPU nothing. The stage's thread. */
+/* A stage calls `from` before it queues work on its context, `to` behind it, and `note` once the device is
+ * done: the time between the two is then counted as busy. On a CPU they do nothing. On the stage's thread. */
 void kx_busy_from(struct kiln_engine *e, enum kx_stage stage, struct kx_ctx *ctx);
 void kx_busy_to(struct kiln_engine *e, enum kx_stage stage, struct kx_ctx *ctx);
 void kx_busy_note(struct kiln_engine *e, enum kx_stage stage, struct kx_ctx *ctx);
@@ -92,7 +95,7 @@ void kx_busy_between(struct kiln_engine *e, struct kx_ctx *ctx, struct kx_event 
 
 void kx_stage_enter(struct kiln_engine *e, enum kx_stage stage);
 void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage);
-/* All of them, in order. */
+/* Takes and releases the locks of all stages, in order. */
 void kx_engine_enter_all(struct kiln_engine *e);
 void kx_engine_leave_all(struct kiln_engine *e);
 
@@ -103,13 +106,13 @@ KN_MUST_USE int kx_fp8_load(struct kiln_model *m, struct kn_err *err);
 
 /* ---- condition.c */
 
-/* The encodings of n texts (equal ones share one), each in out[i]; they stay until the next call. A text that
- * is NULL is none at all: zeros. */
+/* Encodes n texts: out[i] is the encoding of texts[i], borrowed until the next call; equal texts share one.
+ * A text that is NULL is encoded as zeros. */
 KN_MUST_USE int kx_condition(struct kiln_model *m, const char *const *texts, int n,
                              const struct encoded **out, struct kn_err *err);
 KN_MUST_USE int kx_condition_init(struct kiln_model *m, struct kn_err *err);
 void kx_condition_fini(struct kiln_model *m);
-/* The text encoders are others: what was remembered is void. */
+/* Drops all encodings: the text encoders' weights have changed. */
 void kx_condition_forget(struct kiln_model *m);
 
 /* ---- render.c */

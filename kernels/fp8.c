@@ -147,10 +147,10 @@ static int write_amax(struct kiln_model *m, struct kx_part *p, int count, void *
     return 0;
 }
 
-/* All layers at once, while nothing is rendered. */
+/* Switches recording on or off for all layers, while nothing is rendered. */
 static int record_all(struct kiln_model *m, bool on, struct kn_err *err) {
     kx_engine_enter_all(m->engine);
-    kx_sessions_drop(m); /* recordings that know nothing of it */
+    kx_sessions_drop(m); /* they hold recordings without it */
     int rc = each_layer(m, record_amax, &on, err);
     kx_engine_leave_all(m->engine);
     return rc;

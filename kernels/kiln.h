@@ -1,8 +1,8 @@
 /* The diffusion engine: a library that knows nothing of farms. This is its only public header.
  *
- * Life: kiln_engine_create → kiln_model_load (any number) → kiln_render (any number) → destroy in reverse. An
- * engine and its models belong to one thread at a time, but for the stages of a render (kiln_minibatch_create);
- * two engines may live in one process.
+ * Life: kiln_engine_create → kiln_model_load (any number) → kiln_render (any number) → destroy in reverse.
+ * An engine and its models belong to one thread at a time, but for the stages of a render
+ * (kiln_minibatch_create); two engines may live in one process.
  *
  * Promise: the pixels of an image depend on its task, the model and kiln_engine_backend() alone: not on the
  * minibatch that it is rendered in, its place there, the number of threads or what was rendered before. */
@@ -28,12 +28,12 @@ struct kiln_engine_options {
     enum kiln_device device;
     int device_index; /* CUDA ordinal */
     int threads;      /* CPU: 0 means all cores that this process may use */
-    /* GPU, from here on. */
+    /* The rest is for a GPU alone. */
     enum kiln_precision precision;
-    bool fastest;     /* images may depend on their minibatch: the promise above is given up for speed */
-    bool own_kernels; /* no cuBLASLt, no cuDNN, though they be there */
-    int watchdog_ms;  /* a step that takes longer means that the device hangs (KN_EDEVICE); 0: 60,000 */
-    uint64_t memory_bytes_max; /* of the device's; 0: all */
+    bool fastest;     /* gives the promise above up for speed: pixels may depend on the minibatch */
+    bool own_kernels; /* do not use cuBLASLt and cuDNN even where they are installed */
+    int watchdog_ms;  /* a step that takes longer counts as a hanging device (KN_EDEVICE); 0: 60,000 */
+    uint64_t memory_bytes_max; /* how much of the device's memory may be used; 0: all */
 };
 
 /* How many GPUs this build could use here; 0 for a build without CUDA. */
@@ -45,7 +45,7 @@ void kiln_engine_destroy(struct kiln_engine *e); /* NULL is fine */
 /* The backend class: a short name and a digest of all that can move a bit ("cpu-avx2-3fa1c2"). Lives as long
  * as e. */
 const char *kiln_engine_backend(const struct kiln_engine *e);
-/* What a person calls the device ("AMD EPYC, 2 threads"). Lives as long as e. */
+/* The device's name for people ("AMD EPYC, 2 threads"). Lives as long as e. */
 const char *kiln_engine_device(const struct kiln_engine *e);
 
 /* Bytes of memory that the device (a CPU: the machine) has, and that are free now. */
@@ -58,7 +58,7 @@ struct kiln_busy {
 };
 void kiln_engine_busy(struct kiln_engine *e, struct kiln_busy *out);
 
-/* Reads what DIR says of itself without loading the weights: name, defaults (kiln.json, else scheduler and
+/* Describes the model in DIR without loading its weights: name, defaults (kiln.json, else scheduler and
  * native size), and the hash, which reads every file once (a cache file may remember it: cache_dir, NULL for
  * none; entries are keyed by path, size, inode and mtime). KN_ENOENT, KN_EPARSE, KN_EUNSUPPORTED with the
  * file named. */
@@ -81,9 +81,9 @@ struct kiln_lora {
 };
 KN_MUST_USE int kiln_model_set_loras(struct kiln_model *m, const struct kiln_lora *loras, int n,
                                      struct kn_err *err);
-/* The largest minibatch of this size that is safe here (at least 1): on a GPU computed from the memory that there
- * is, less where a minibatch turned out not to fit. Any thread; the first time for a size it waits for a stage
- * that runs. */
+/* The largest minibatch of this size that is safe here (at least 1): on a GPU computed from the memory that
+ * there is, less where a minibatch turned out not to fit. Any thread; the first time for a size it waits
+ * for a stage that runs. */
 int kiln_model_minibatch_max(struct kiln_model *m, uint32_t width, uint32_t height);
 
 /* One image of a minibatch, as it comes out. */
@@ -99,8 +99,8 @@ struct kiln_image {
 
 struct kiln_callbacks {
     void *ctx;
-    /* After every denoising step of the whole minibatch; returning non-zero aborts the render with KN_ECANCELED.
-     * May be NULL. */
+    /* After every denoising step of the whole minibatch; returning non-zero aborts the render with
+     * KN_ECANCELED. May be NULL. */
     int (*step)(void *ctx, int step, int steps);
     /* Once an image, in the order of the tasks; returning non-zero aborts. */
     int (*image)(void *ctx, const struct kiln_image *image);
@@ -110,10 +110,10 @@ struct kiln_callbacks {
 };
 
 /* Renders n resolved tasks of one size (KN_EINVAL otherwise); prompts, negative prompts, seeds, guidance,
- * sampler, schedule and steps differ freely. n may be more than kiln_model_minibatch_max(): it is cut, and cut
- * smaller when memory is short. Errors of a single image come through the callback; the return value speaks
- * of the whole: KN_EOOM (one image does not fit), KN_EDEVICE (the engine is dead and must be destroyed),
- * KN_ECANCELED. */
+ * sampler, schedule and steps differ freely. n may be more than kiln_model_minibatch_max(): it is cut, and
+ * cut smaller when memory is short. Errors of a single image come through the callback; the return value
+ * speaks of the whole: KN_EOOM (one image does not fit), KN_EDEVICE (the engine is dead and must be
+ * destroyed), KN_ECANCELED. */
 KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n,
                             const struct kiln_callbacks *cb, struct kn_err *err);
 
@@ -123,11 +123,11 @@ KN_MUST_USE int kiln_render(struct kiln_model *m, const struct kn_task *tasks, i
  * device cannot. */
 KN_MUST_USE int kiln_model_calibrate(struct kiln_model *m, const struct kn_task *tasks, int n,
                                      const struct kiln_callbacks *cb, struct kn_err *err);
-/* The same in its three stages, for whoever wants them to overlap: three threads may be in the three stages
- * of three minibatches of one model at the same time (each stage belongs to one thread at a time; on a CPU they
- * wait for one another). tasks, cb and what it points to are borrowed until destroy. n is at most
- * kiln_model_minibatch_max(); KN_EOOM comes before any image is handed out, or from finish when a single picture
- * does not fit.
+/* kiln_render in its three stages, for callers that want them to overlap: three threads may be in the three
+ * stages of three minibatches of one model at the same time (each stage belongs to one thread at a time; on
+ * a CPU they wait for one another). tasks, cb and what it points to are borrowed until destroy. n is at
+ * most kiln_model_minibatch_max(); KN_EOOM comes before any image is handed out, or from finish when a
+ * single picture does not fit.
  *
  *     create    encodes the texts, draws the noise          no callback but dump
  *     denoise   the loop                                    callback step, dump

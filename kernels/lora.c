@@ -18,7 +18,7 @@ static bool same_layer(const struct kx_part *a, const struct kx_part *b) {
     return a->conv == b->conv && a->linear == b->linear;
 }
 
-/* Whether a file changes the part. */
+/* True if one of the files changes the part. */
 static bool is_changed(const struct applied *files, int n, const struct kx_part *part) {
     for (int i = 0; i < n; i++)
         for (int k = 0; k < files[i].file.count; k++)

@@ -1,5 +1,5 @@
-/* kernels/ops.h: what is the same for every backend (arenas, planning), and the calls that go to the context's
- * backend. */
+/* kernels/ops.h: what is the same for every backend (arenas, planning), and the calls that go to the
+ * context's backend. */
 #include "kernels/ops.h"
 
 #include <assert.h>

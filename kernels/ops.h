@@ -3,10 +3,10 @@
  *
  * A tensor is n images of h × w pixels of c channels, dense, channels last, in the context's memory and its
  * storage type (kx_value_bytes: f32 on the CPU; f16 or bf16 on a GPU, with f32 accumulators); a sequence is
- * n × 1 × length × width. What is not a tensor says its type: biases, norms' vectors, latents and schedules
- * are f32 everywhere, indices are i32. The set is cut where a GPU wants it cut: what can be fused with its
- * neighbour is part of it (bias, time embedding, residual, activation), so that each is one call on either
- * backend.
+ * n × 1 × length × width. Other data have a type of their own: biases, norms' vectors, latents and
+ * schedules are f32 everywhere, indices are i32. The set is cut where a GPU wants it cut: what can be fused
+ * with its neighbour is part of it (bias, time embedding, residual, activation), so that each is one call
+ * on either backend.
  *
  * Memory. "The context's memory" is the host's on the CPU and the device's on a GPU: kx_alloc, kx_upload and
  * kx_download are the way in and out, and no pointer into it is followed outside of the backend.
@@ -43,13 +43,13 @@ KN_MUST_USE int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_er
 void kx_ctx_destroy(struct kx_ctx *ctx);            /* NULL is fine; after everything that was made from it */
 const char *kx_ctx_class(const struct kx_ctx *ctx); /* "cpu-avx2", "cuda-sm90" */
 const char *
-kx_ctx_facts(const struct kx_ctx *ctx); /* versions and whatever else of the backend can move a bit */
+kx_ctx_facts(const struct kx_ctx *ctx); /* versions and everything else of the backend that can move a bit */
 void kx_ctx_describe(const struct kx_ctx *ctx, char *out, size_t size); /* "AMD EPYC, 2 threads" */
 int kx_ctx_threads(const struct kx_ctx *ctx);                           /* 1 on a GPU */
-/* Whether what is pending failed: 0 or KN_E… with the text; clears it, but for KN_EDEVICE, which stays: the
- * device is of no use any more. Does not wait: what a GPU still computes is asked for by kx_sync. */
+/* Returns the first failure since the last call, 0 or KN_E… with its text, and clears it. KN_EDEVICE stays,
+ * since the device is of no use any more. It does not wait for what a GPU still computes; kx_sync does. */
 KN_MUST_USE int kx_ctx_error(struct kx_ctx *ctx, struct kn_err *err);
-/* Waits until all that was asked for is done; then as kx_ctx_error. */
+/* Waits until all work that was queued is done; then as kx_ctx_error. */
 KN_MUST_USE int kx_sync(struct kx_ctx *ctx, struct kn_err *err);
 size_t kx_value_bytes(const struct kx_ctx *ctx);
 /* v + `values` values of the storage type. */
@@ -76,51 +76,52 @@ void kx_download(struct kx_ctx *ctx, void *to, const void *from, size_t bytes);
 /* f32 on the host to and from values of the storage type in the context's memory. */
 void kx_upload_values(struct kx_ctx *ctx, void *to, const float *from, size_t n);
 void kx_download_values(struct kx_ctx *ctx, float *to, const void *from, size_t n);
-/* Bytes that kx_alloc could still give now, and all that the device has. */
+/* The bytes that kx_alloc could still allocate now, and all that the device has. */
 void kx_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes);
 
-/* An arena is a network's memory for its activations: one stretch a lane, used as a stack. */
+/* An arena is a network's memory for its activations, one for each lane, used as a stack. */
 struct kx_arena {
     void *base;
     size_t used, peak, size; /* bytes */
 };
-/* Room for values of the storage type. Aligned to 64 bytes (256 on a GPU); while planning it only counts, and
- * the pointer must not be followed. */
+/* Takes room for values of the storage type from the arena, aligned to 64 bytes (256 on a GPU). While
+ * planning it only counts, and the pointer must not be followed. Mark and release free everything that was
+ * taken in between. */
 void *kx_take(struct kx_ctx *ctx, size_t values);
 size_t kx_mark(const struct kx_ctx *ctx);
 void kx_release(struct kx_ctx *ctx, size_t mark);
 
 /* Between begin and end ops plan on ctx. The arena's peak is what a run on it needs. */
 void kx_plan_begin(struct kx_ctx *ctx, struct kx_arena *arena);
-/* Gives the context the workspace that was asked for. KN_EOOM or the first error of an op. */
+/* Ends planning, and allocates the workspace that the ops asked for. KN_EOOM, or the first error of an op. */
 KN_MUST_USE int kx_plan_end(struct kx_ctx *ctx, struct kn_err *err);
-/* The same when nothing is to run: the arena is counted, and what a GPU's ops want of the workspace (0 on a
- * CPU) without what a library may. No library is asked for a plan, which may take seconds for each number of
- * images, and no workspace is given. The first error of an op. */
+/* Planning when nothing is to run: counts the arena, and the workspace that a GPU's own kernels want (0 on
+ * a CPU), but not what a library may want. No library is asked for a plan, which may take seconds for each
+ * number of images, and no workspace is allocated. Returns the first error of an op. */
 void kx_count_begin(struct kx_ctx *ctx, struct kx_arena *arena);
 KN_MUST_USE int kx_count_end(struct kx_ctx *ctx, size_t *workspace_bytes, struct kn_err *err);
 /* Plans are kept, so that a shape that comes again costs nothing. A farm renders any size that it is asked
- * for, so they must not pile up: where they are too many, trim drops those of all shapes, and age gives
- * another number: what was planned (or recorded) at an earlier age is planned again. Not between a plan and
- * its runs. */
+ * for, so they must not pile up: where there are too many, trim drops those of all shapes, and the plan
+ * generation changes. Whatever was planned or recorded in an earlier generation is planned again. Do not
+ * call trim between a plan and its runs. */
 void kx_plan_trim(struct kx_ctx *ctx);
 unsigned kx_plan_generation(const struct kx_ctx *ctx);
 bool kx_planning(const struct kx_ctx *ctx);
 void kx_use(struct kx_ctx *ctx,
-            struct kx_arena *arena); /* the arena that kx_take takes from, from now on; borrowed */
+            struct kx_arena *arena); /* from now on kx_take takes from this arena; borrowed */
 KN_MUST_USE int kx_arena_init(struct kx_ctx *ctx, struct kx_arena *a, size_t bytes);
 void kx_arena_fini(struct kx_ctx *ctx, struct kx_arena *a);
 
-/* Runs the ops that fn asks for; a GPU records them the first time (a CUDA graph) and replays the recording
- * from then on, so that fn must ask for the same ops with the same pointers each time: what changes from run
- * to run lies in the context's memory. *r: NULL before the first time. A recording of an earlier kx_plan_generation
- * is made again. */
+/* Runs the ops that fn calls. A GPU records them (a CUDA graph) and replays the recording from then on, so
+ * fn must call the same ops with the same pointers each time: data that change from run to run lie in the
+ * context's memory. *r is NULL before the first time. A recording of an earlier kx_plan_generation is made
+ * again. */
 struct kx_recording;
 void kx_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);
 void kx_recording_destroy(struct kx_ctx *ctx, struct kx_recording *r); /* NULL is fine */
 
-/* A mark in the order of the ops: kx_event_wait returns when all that was asked for before kx_event_set is
- * done. KN_EDEVICE; KN_ETIMEOUT after timeout_ms. On a CPU it is always done. */
+/* A mark in the order of the ops: kx_event_wait returns when all ops that were called before kx_event_set
+ * are done. KN_EDEVICE; KN_ETIMEOUT after timeout_ms. On a CPU they are always done. */
 struct kx_event;
 KN_MUST_USE int kx_event_create(struct kx_ctx *ctx, struct kx_event **out, struct kn_err *err);
 void kx_event_destroy(struct kx_ctx *ctx, struct kx_event *e);
@@ -139,8 +140,9 @@ static inline size_t kx_count(const struct kx_tensor *t) {
 }
 struct kx_tensor kx_tensor_take(struct kx_ctx *ctx, int n, int h, int w, int c);
 
-/* Rows of the storage type of which image i has the index[i]-th: v + index[i] · stride values; index (i32,
- * the context's memory) NULL: the i-th. v NULL: there are none. */
+/* A gather: a table of rows of the storage type, of which image i takes row index[i], at v + index[i] ·
+ * stride values. index is i32 in the context's memory; NULL: image i takes row i. v NULL: there are no
+ * rows. */
 struct kx_rows {
     const void *v;
     size_t stride;
@@ -159,12 +161,12 @@ struct kx_conv_shape {
 KN_MUST_USE int kx_conv_create(struct kx_ctx *ctx, const struct kx_conv_shape *s, const float *weight,
                                const float *bias, struct kx_conv **out,
                                struct kn_err *err); /* weight, bias: the host's; bias NULL for none */
-/* Other weights of the same shape; the bias stays. Not while ops run; plans may be dropped (kx_plan_generation).
- * When it fails, what the weights are is not known. */
+/* Replaces the weights by others of the same shape; the bias stays. Not while ops run; plans may be dropped
+ * (kx_plan_generation). After a failure the weights are undefined. */
 KN_MUST_USE int kx_conv_set(struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err);
 void kx_conv_destroy(struct kx_conv *c);
-/* time_proj: out values an image to add to every pixel (the time embedding); NULL or v NULL for none. residual:
- * y's shape, or NULL; it may be y itself. x and y must not overlap. */
+/* time_proj: the projection of the time embedding, `out` values an image, which are added to every pixel;
+ * NULL or v NULL for none. residual: of y's shape, or NULL; it may be y itself. x and y must not overlap. */
 void kx_conv(struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x,
              const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
 
@@ -186,15 +188,16 @@ void kx_linear(struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *
 
 /* ---- eight-bit operands (e4m3: 4 bits of exponent, 3 of mantissa), where a device has them
  *
- * `layer` is a kx_conv or a kx_linear. A layer that was made narrow computes Σ x · w with both as e4m3: its
- * weights with a scale for each output, its inputs with the one scale that x_max, the largest magnitude to
- * expect, gives (what is larger is clamped). For good; kx_conv_set and kx_linear_set go on working. weight:
- * as when the layer was made. KN_EUNSUPPORTED: not on this device, or not this layer. Plan again afterwards.
- */
+ * `layer` is a kx_conv or a kx_linear. A quantized layer computes Σ x · w with both as e4m3: the weights
+ * with a scale for each output, the inputs with one scale, which follows from x_max, the largest magnitude
+ * to expect (larger values are clamped). It stays quantized; kx_conv_set and kx_linear_set go on working.
+ * weight: the weights that the layer was made with. KN_EUNSUPPORTED: this device or this layer cannot. Plan
+ * again afterwards. */
 KN_MUST_USE int kx_quantize(struct kx_ctx *ctx, void *layer, const float *weight, float x_max,
                             struct kn_err *err);
-/* While it is observed, a layer remembers the largest magnitude of its inputs (kx_amax; waits): a pass over
- * them at each run. Recordings know nothing of it: record again. KN_EUNSUPPORTED on a CPU. */
+/* Calibration. From amax_record(on) to amax_record(off) a layer records the largest magnitude of its
+ * inputs, by a pass over them at each run; kx_amax returns it (and waits). Recordings (kx_replay) made
+ * before do not record it: make them again. KN_EUNSUPPORTED on a CPU. */
 KN_MUST_USE int kx_amax_record(struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err);
 float kx_amax(struct kx_ctx *ctx, void *layer);
 
@@ -226,7 +229,7 @@ struct kx_attention {
 };
 void kx_attention(struct kx_ctx *ctx, const struct kx_attention *a);
 
-/* ---- the small ones */
+/* ---- small ops */
 
 /* Channels of a, then channels of b. */
 void kx_concat(struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y);
@@ -246,7 +249,7 @@ void kx_table_destroy(struct kx_table *t);
  * context's memory. */
 void kx_embed(struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
               const int32_t *ids, struct kx_tensor *y);
-/* y (n × 1 × 1 × c): of image i the at[i]-th row (i32, the context's memory). */
+/* y (n × 1 × 1 × c): row at[i] of image i (i32, the context's memory). */
 void kx_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y);
 
 /* y = x, f32 in the context's memory, as values of the storage type. */
@@ -268,9 +271,9 @@ struct kx_sampling {
     const struct kx_step *table;                /* steps × n */
     const float *guidance;                      /* n */
     const int32_t *row_u, *row_c;               /* n: an image's rows; row_u[i] < 0: no guidance */
-    void *pred;                                 /* rows × values: the UNet's output; spent */
+    void *pred;                                 /* rows × values: the UNet's output; overwritten */
     void *in;                                   /* rows × values: its input */
-    int32_t *time_row;                          /* rows: for the UNet; see below */
+    int32_t *time_row;                          /* rows: this step's rows of time_proj, for the UNet */
     const int32_t *time_rows;                   /* steps × rows: time_row at each step */
     float *x, *saved, *history[KX_HISTORY_MAX]; /* n × values each; NULL where no step uses it */
     const float *noise;                         /* n × values, of this step; NULL where no step uses it */

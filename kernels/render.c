@@ -33,7 +33,7 @@
 struct image {
     struct kx_noise noise;
     const struct kx_schedule *schedule; /* its own, or an earlier image's that is equal */
-    int row_u, row_c;                   /* of the UNet's rows; row_u < 0: no guidance */
+    int row_u, row_c;                   /* UNet rows without and with the prompt; row_u < 0: no guidance */
     int bad;                            /* the first step that was not finite, or −1 */
 };
 
@@ -125,7 +125,7 @@ static int make_schedules(struct kiln_minibatch *b, struct kn_err *err) {
     return 0;
 }
 
-/* The number of a timestep among the different ones. */
+/* The index of t in b->timesteps, which holds each different timestep once; t is added where it is new. */
 static int time_of(struct kiln_minibatch *b, float t) {
     int k = 0;
     while (k < b->times && b->timesteps[k] != t) k++;
@@ -133,13 +133,14 @@ static int time_of(struct kiln_minibatch *b, float t) {
     return k;
 }
 
-/* A row's row of the UNet's shifts: with additions there is one for each timestep and text. */
+/* Which row of the UNet's time_proj table a UNet row uses at a timestep. With added_cond the table has a
+ * row for each timestep and text, else one for each timestep. */
 static int32_t time_proj_row(const struct kiln_minibatch *b, int time, int row) {
     return b->m->pooled ? time * b->texts + b->row_text[row] : time;
 }
 
-/* Steps × images, and the UNet's timesteps. An image that has fewer steps than another stays as it is in the
- * rest: its row says x' = x. */
+/* Fills the table of steps (steps × images) and the rows of time_proj (steps × UNet rows). An image with
+ * fewer steps than another stays as it is in the rest: its entry says x' = x. */
 static void make_table(struct kiln_minibatch *b) {
     for (int k = 0; k < b->steps; k++)
         for (int i = 0; i < b->n; i++) {
@@ -156,7 +157,8 @@ static void make_table(struct kiln_minibatch *b) {
         }
 }
 
-/* One image, its negative prompt first; a text that is none has no tokens. */
+/* Dumps the texts of the one image, its negative prompt first. A negative prompt that is zeros has no tokens.
+ */
 static int dump_texts(const struct kiln_minibatch *b, const struct encoded *const *found,
                       struct kn_err *err) {
     const struct kiln_model *m = b->m;
@@ -184,7 +186,8 @@ static int dump_texts(const struct kiln_minibatch *b, const struct encoded *cons
     return rc;
 }
 
-/* What the UNet is told of a text, as the next one of the minibatch's. */
+/* Appends a text's encoding to the minibatch's texts, with its time_ids where the UNet takes them. Returns
+ * its row. */
 static int32_t add_text(struct kiln_minibatch *b, const struct encoded *e) {
     const struct kiln_model *m = b->m;
     size_t each = (size_t)m->positions * (size_t)m->width, wide = (size_t)m->pooled, at = (size_t)b->texts;
@@ -199,7 +202,7 @@ static int32_t add_text(struct kiln_minibatch *b, const struct encoded *e) {
     return b->texts++;
 }
 
-/* The negative prompt; NULL for none where that is zeros. */
+/* The negative prompt to encode; NULL where the model takes zeros for an empty one. */
 static const char *negative_of(const struct kiln_model *m, const struct kn_task *t) {
     return m->cfg.index.zeros_for_none && !t->negative[0] ? NULL : t->negative;
 }
@@ -245,7 +248,7 @@ static void make_noise(struct kiln_minibatch *b) {
     }
 }
 
-/* All of *p has `count` elements of `size`. */
+/* Allocates `count` zeroed elements of `size` for the pointer that p points to. False: out of memory. */
 static bool room(void *p, size_t count, size_t size) {
     void *v = calloc(count ? count : 1, size);
     memcpy(p, &v, sizeof v);
@@ -265,7 +268,8 @@ static bool make_room(struct kiln_minibatch *b) {
            room(&b->noise, b->noisy ? n * b->values : 0, sizeof(float));
 }
 
-/* What the tasks must share, and what the loop relies on. */
+/* Checks that the tasks can be one minibatch: resolved, of one size that the model can do, with finite
+ * guidance. */
 static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int n,
                        const struct kiln_callbacks *cb, struct kn_err *err) {
     if (n < 1) return kn_err_set(err, KN_EINVAL, "no tasks");
@@ -517,7 +521,7 @@ static int prepare(struct kiln_minibatch *b, struct session *s, struct kn_err *e
     return kx_ctx_error(ctx, err);
 }
 
-/* What is recorded. */
+/* The argument of run_step, which is what kx_replay records. */
 struct one_step {
     struct session *s;
     int rc;
@@ -528,6 +532,7 @@ static void run_step(void *arg) {
     struct one_step *o = arg;
     struct session *s = o->s;
     struct kx_ctx *ctx = s->m->engine->unet;
+    /* rows, h, w, channels → rows, h, w, channels; kx_sample turns two rows an image into n, h, w, channels */
     o->rc = kx_unet_forward(s->m->unet, s->s.in, s->s.time_row, s->row_text, s->rows, s->s.pred, o->err);
     if (!o->rc) kx_sample(ctx, &s->s);
 }
@@ -596,7 +601,7 @@ int kiln_minibatch_denoise(struct kiln_minibatch *b, struct kn_err *err) {
         kx_download(ctx, bad, s->s.bad, (size_t)b->n * sizeof *bad);
         rc = kx_ctx_error(ctx, err);
         kx_busy_note(b->m->engine, KX_STAGE_LOOP, ctx);
-    } else { /* what was still asked for must not outlive the minibatch */
+    } else { /* work that is still queued reads the minibatch's memory */
         int code = kx_sync(ctx, NULL);
         if (code == KN_EDEVICE) rc = code;
         if (rc == KN_EOOM) kx_sessions_drop(b->m);
@@ -735,7 +740,8 @@ int kiln_minibatch_finish(struct kiln_minibatch *b, struct kn_err *err) {
 
 /* ---- all three */
 
-/* *loop_over: images may have been handed out. */
+/* *loop_over is set when the loop has ended: from then on images may have been handed to the callback, so
+ * that the minibatch cannot be tried again with fewer. */
 static int render_minibatch(struct kiln_model *m, const struct kn_task *tasks, int first, int n,
                             const struct kiln_callbacks *cb, bool *loop_over, struct kn_err *err) {
     struct kiln_minibatch *b;
@@ -758,7 +764,7 @@ int kiln_render(struct kiln_model *m, const struct kn_task *tasks, int n, const 
         count = n - i < most ? n - i : most;
         bool loop_over = false;
         rc = render_minibatch(m, tasks, i, count, cb, &loop_over, err);
-        if (rc == KN_EOOM && count > 1 && !loop_over) { /* an ordinary error: half of it, then */
+        if (rc == KN_EOOM && count > 1 && !loop_over) { /* the limit was halved: try again with fewer */
             count = rc = 0;
         }
     }

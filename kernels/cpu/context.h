@@ -1,4 +1,4 @@
-/* What the CPU's ops share: the context behind kernels/ops.h.
+/* The common ground of the CPU's ops: the context behind kernels/ops.h.
  *
  * How work is cut. Every op cuts its work in items by the shape alone, never by the number of threads, and an
  * item is always computed by one thread in one order: so a result has the same bits on any number of threads,
@@ -18,7 +18,7 @@
 
 struct kx_seat {
     int number;
-    void *scratch; /* as much as the largest kx_want_scratch of the plans */
+    void *scratch; /* as large as the largest that an op of the plans wants (kx_want) */
 };
 
 struct kx_cpu {
@@ -47,7 +47,7 @@ static inline struct kx_cpu *kx_cpu_of(struct kx_ctx *ctx) {
 
 /* Notes the first failure, of the context or of one of its lanes. Any thread. */
 void kx_cpu_fail(struct kx_cpu *ctx, int code, const char *text);
-/* While planning: this op will want so many bytes of ctx->workspace, and of each seat's scratch. */
+/* While planning: notes that an op will want so many bytes of ctx->workspace, and of each seat's scratch. */
 void kx_want(struct kx_cpu *ctx, size_t shared_bytes, size_t scratch_bytes);
 void *kx_aligned(size_t bytes); /* to 64; released with free() */
 static inline size_t kx_round64(size_t bytes) {
@@ -58,8 +58,8 @@ static inline size_t kx_round64(size_t bytes) {
 typedef void kx_item(void *arg, int i, const struct kx_seat *seat);
 void kx_parallel(struct kx_cpu *ctx, int n, kx_item *fn, void *arg);
 
-/* How work is cut in stretches: as many of `each` as cover n; rows of c floats a stretch, about 32 KiB, in whole
- * multiples of 16 rows. */
+/* How work is cut in stretches: as many of `each` as cover n; rows of c floats a stretch, about 32 KiB, in
+ * whole multiples of 16 rows. */
 static inline size_t kx_stretches(size_t n, size_t each) {
     return (n + each - 1) / each;
 }

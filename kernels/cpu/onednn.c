@@ -1,5 +1,5 @@
 /* See the header. Generation 2 describes an operation first and makes the primitive's descriptor of it, and
- * memory descriptors are values; generation 3 does it in one call, and they are handles. What stands under
+ * memory descriptors are values; generation 3 does it in one call, and they are handles. The code under
  * DNNL_VERSION_MAJOR is all of the difference. */
 #include "kernels/cpu/onednn.h"
 

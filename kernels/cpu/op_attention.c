@@ -1,8 +1,8 @@
-/* Attention on the CPU: softmax(q · kᵀ · scale) · v (Dao et al. 2022, FlashAttention, in its order for a CPU).
- * Built once for each instruction set (simd.h).
+/* Attention on the CPU: softmax(q · kᵀ · scale) · v (Dao et al. 2022, FlashAttention, in its order for a
+ * CPU). Built once for each instruction set (simd.h).
  *
- * Each head's keys and values are packed once, so that a vector holds one column of as many keys as it is wide;
- * then blocks of query rows go over them, a block a thread.
+ * Each head's keys and values are packed once, so that a vector holds one column of as many keys as it is
+ * wide; then blocks of query rows go over them, a block a thread.
  *
  * Keys and values go by in tiles of 128; a tile is used by all of the block's rows while it is in the cache,
  * R rows at a time: R × 128 scores (registers: R × 2 vectors of keys), the running maximum and the sum of
@@ -108,7 +108,7 @@ static void weigh3(const float *p, int keys, const float *v, size_t width, const
     weigh(3, p, keys, v, width, fade, acc);
 }
 
-/* What is kept of R rows from tile to tile. */
+/* The running softmax of R rows, kept from tile to tile. */
 struct state {
     float max[W]; /* the first R: the largest score yet */
     vf sum[R];    /* of the weights, still apart */

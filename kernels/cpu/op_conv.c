@@ -31,7 +31,7 @@ struct piece {
     int count;
 };
 
-/* What a piece of a stripe runs. */
+/* The product that computes one piece of one stripe. */
 struct cell {
     struct kx_product *product;
     const struct kx_packed *weights;
@@ -52,7 +52,7 @@ struct variant {
     struct variant *next;
 };
 
-/* What a convolution and a linear layer have in common. */
+/* A layer with weights: a convolution, or a linear layer as a 1×1 convolution. */
 struct kx_layer {
     struct kx_made made;            /* first */
     struct kx_cpu *root;            /* borrowed */

@@ -1,10 +1,10 @@
-/* GroupNorm and LayerNorm on the CPU. Built once for each instruction set (simd.h): the order of a sum depends on
- * the vector's width, so the set's name is part of the backend class.
+/* GroupNorm and LayerNorm on the CPU. Built once for each instruction set (simd.h): the order of a sum
+ * depends on the vector's width, so the set's name is part of the backend class.
  *
- * GroupNorm: per-channel sums of each stretch of pixels, then each group's mean and variance, then a scale and a
- * shift a channel. The sums are of the distance to the group's mean at the first pixel, so that a mean far from
- * zero costs no digits. Sums are f32 over 32 pixels and f64 beyond. Stretches depend on the shape alone, so that a
- * sum has the same order on any number of threads.
+ * GroupNorm: per-channel sums of each stretch of pixels, then each group's mean and variance, then a scale
+ * and a shift a channel. The sums are of the distance to the group's mean at the first pixel, so that a
+ * mean far from zero costs no digits. Sums are f32 over 32 pixels and f64 beyond. Stretches depend on the
+ * shape alone, so that a sum has the same order on any number of threads.
  *
  * LayerNorm: row by row, the mean first, then the squares of the distances to it, in f32. */
 #include <assert.h>

@@ -1,5 +1,5 @@
-/* What is compiled once for each instruction set (vector.c, op_norm.c, op_attention.c), as one table a set. The
- * table is chosen by the processor when a context is made (isa.c). */
+/* The code that is compiled once for each instruction set (vector.c, op_norm.c, op_attention.c), as one
+ * table a set. The table is chosen by the processor when a context is made (isa.c). */
 #ifndef KILN_KERNELS_CPU_VECTOR_H
 #define KILN_KERNELS_CPU_VECTOR_H
 

@@ -49,7 +49,7 @@ find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-O3 -lineinfo") # -lineinfo costs nothing at run time; profilers and sanitizers want it
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3")
 
-# What is asked for, as numbers such as 90a, in ascending order.
+# The architectures that are asked for, as numbers such as 90a, in ascending order.
 set(architectures ${KILN_CUDA_ARCHITECTURES})
 set(with_ptx TRUE)
 if(architectures STREQUAL "native")

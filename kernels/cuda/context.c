@@ -44,7 +44,7 @@ const char *kx_cuda_recording_note(const struct kx_ctx *ctx) {
     return kx_gpu_of(ctx)->note;
 }
 
-/* Whether the kernels were built for this architecture. Where they were not, the driver compiles them, and
+/* True if the kernels were built for this architecture. Where they were not, the driver compiles them, and
  * its version moves bits. */
 static bool built_for(const struct kx_cuda_device_facts *f) {
 #ifdef KX_CUDA_ARCHITECTURES /* "80 86 89 90a 100 120": code of a major version runs on its later minors */
@@ -115,7 +115,8 @@ int kx_gpu_workspace_end(struct kx_ctx *ctx, struct kn_err *err) {
 
 /* ---- life */
 
-/* The libraries' parts for this stream. What does not work here is left out, and the facts say so. */
+/* The libraries' parts for this stream. A library that does not work here is left out, and the facts
+ * say so. */
 static int library_init(struct kx_gpu *g, struct kn_err *err) {
     const struct kx_library *library = g->device->library;
     int rc = 0;

@@ -1,4 +1,4 @@
-/* What the files of the CUDA backend's host side share: the context behind kernels/ops.h, and the device
+/* The common ground of the CUDA backend's host side: the context behind kernels/ops.h, and the device
  * behind the contexts of a family. Names: kx_gpu_… is the host's side, kx_cuda_… are the launchers (launch.h)
  * and what the engine sees (cuda.h).
  *
@@ -47,7 +47,7 @@ enum {
     KX_GPU_CHOICES_MAX = 1 << 17  /* plans of layers at a time */
 };
 
-/* What the contexts of a family share. */
+/* The device, shared by the contexts of a family. */
 struct kx_gpu_device {
     int index;
     struct kx_cuda_device_facts facts;
@@ -112,7 +112,7 @@ bool kx_gpu_enter(struct kx_gpu *g);
 void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) KN_PRINTF(3, 4);
 /* Notes what a call of CUDA returned, under the op's name. True: cudaSuccess, nothing to note. */
 bool kx_gpu_ok(struct kx_gpu *g, cudaError_t e, const char *op);
-/* Whether this is a Hopper and the kernels for it alone were built (op_*_sm90.cu). */
+/* True if this is a Hopper and the kernels for it alone (op_*_sm90.cu) were built. */
 bool kx_gpu_has_sm90(const struct kx_gpu_device *d);
 /* Waits until e, recorded on this context's stream, is done. 0, KN_ETIMEOUT after timeout_ms (negative: no
  * limit), KN_EDEVICE. */
@@ -131,7 +131,7 @@ void kx_gpu_memory_fini(struct kx_gpu *g);
 /* Device memory, counted. NULL when there is none (nothing is noted). */
 void *kx_gpu_take(struct kx_gpu *g, size_t bytes);
 void kx_gpu_give(struct kx_gpu_device *d, void *p); /* NULL is fine */
-/* The next stage, when nobody uses it any more. NULL: the failure is noted. */
+/* Waits until the next stage is free, and hands it out. NULL: the failure is noted. */
 struct kx_gpu_stage *kx_gpu_stage(struct kx_gpu *g, const char *op);
 /* The stage's first bytes go to `to`. */
 void kx_gpu_stage_send(struct kx_gpu *g, struct kx_gpu_stage *s, void *to, size_t bytes, const char *op);
@@ -139,10 +139,10 @@ void kx_gpu_stage_send(struct kx_gpu *g, struct kx_gpu_stage *s, void *to, size_
  * that the type cannot hold, or n. */
 size_t kx_gpu_values(enum kx_store type, const float *v, size_t step, size_t n, uint16_t *out);
 
-/* While planning: this op will want so much of the workspace. */
+/* While planning: notes that an op will want so many bytes of the workspace. */
 void kx_gpu_want(struct kx_gpu *g, size_t bytes);
-/* Reallocates the workspace at the size that is wanted. Where there is no memory for it, it keeps its old size;
- * where even that is gone, all plans are dropped (plan_generation). KN_EOOM. */
+/* Reallocates the workspace at the size that is wanted. Where there is no memory for it, it keeps its old
+ * size; where even that is gone, all plans are dropped (plan_generation). KN_EOOM. */
 KN_MUST_USE int kx_gpu_workspace_grow(struct kx_gpu *g, struct kn_err *err);
 
 /* ---- product.c: which variant of a layer */

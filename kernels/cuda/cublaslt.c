@@ -93,7 +93,7 @@ int kx_lt_create(const struct kx_library *library, enum kx_store type, void *wor
 }
 
 static void plan_destroy(const struct kx_lt *lt, struct kx_lt_plan *p) {
-    /* What these return says nothing that could be acted on. */
+    /* Nothing could be done about an error of these. */
     if (p->y_layout) (void)lt->abi->MatrixLayoutDestroy(p->y_layout);
     if (p->x_layout) (void)lt->abi->MatrixLayoutDestroy(p->x_layout);
     if (p->w_layout) (void)lt->abi->MatrixLayoutDestroy(p->w_layout);
@@ -178,7 +178,7 @@ static int config(const struct kx_lt *lt, const struct kx_lt_algo *algo, int att
     return bytes == sizeof(v.s) ? v.s : v.i;
 }
 
-/* Whether p's algorithm runs for p's rows within `workspace` bytes. */
+/* True if p's algorithm runs for p's rows within `workspace` bytes. */
 static bool runs(const struct kx_lt *lt, const struct kx_lt_plan *p, const struct kx_lt_algo *algo,
                  size_t workspace, size_t *wanted) {
     struct kx_lt_result r = {.state = 0};
@@ -302,8 +302,9 @@ int kx_lt_plan(struct kx_lt *lt, const struct kx_lt_shape *s, int images, bool f
         *out = p;
         return 0;
     }
-    /* What is decided here is decided by the layer and one image alone. Rows of 16 bytes, so that all are
-     * aligned; an activation stands between bias and residual, where the library adds both at once. */
+    /* Decided by the layer and one image alone, never by their number. Rows of a multiple of 16 bytes, so
+     * that all are aligned; an activation stands between bias and residual, where the library adds both at
+     * once. */
     int multiple = s->fp8 ? 16 : 8;
     if (s->in <= 0 || s->out <= 0 || s->in % multiple || s->out % multiple || s->image_rows <= 0 ||
         s->image_rows > INT_MAX / KX_LT_IMAGES || (s->residual && s->act != KX_ACT_NONE) || images <= 0)
@@ -345,7 +346,7 @@ size_t kx_lt_scratch_bytes(const struct kx_lt_plan *p) {
     return p->shape.act == KX_ACT_GEGLU ? (size_t)p->rows * (size_t)p->shape.out * 2 : 0;
 }
 
-/* What CUDA says about a call of the library that failed. */
+/* The CUDA error behind a call of the library that failed. */
 static cudaError_t blame(void) {
     cudaError_t e = cudaPeekAtLastError();
     return e == cudaSuccess ? cudaErrorUnknown : e;

@@ -5,8 +5,8 @@
  * for any number of images. In the mode "fastest" it is chosen for the rows at hand: faster for one image
  * alone, and an image's bytes then depend on its minibatch.
  *
- * What the library cannot do in one product takes a pass more (kx_cuda_finish, kx_cuda_geglu): activations,
- * since its GELU is the tanh approximation and ours is exact.
+ * Activations take a pass of their own behind the product (kx_cuda_finish, kx_cuda_geglu): the library's
+ * GELU is the tanh approximation, and ours is exact.
  *
  * Life: kx_lt_create for a context (one stream); plans while a context plans; runs then allocate nothing and
  * ask no heuristic. One thread. A 1×1 convolution of stride 1 is a linear layer over pixels and may come here
@@ -25,7 +25,7 @@
 struct kx_lt;
 struct kx_lt_plan;
 
-/* What the library's workspace should have: 32 MiB on Hopper and later, 4 MiB before (cuBLAS' manual,
+/* Bytes that the library's workspace should have: 32 MiB on Hopper and later, 4 MiB before (cuBLAS' manual,
  * cublasSetWorkspace). One a stream: equal bits are promised only so. */
 size_t kx_lt_workspace_bytes(int sm_major);
 /* workspace: the device's, aligned to 256, borrowed until destroy. The current device's.

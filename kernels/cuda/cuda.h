@@ -44,10 +44,10 @@ struct kx_cuda_options {
     enum kx_store type;
     bool fastest; /* images may depend on their minibatch; false: they do not */
     int priority; /* of the stream: 0 the lowest, greater is more urgent (as far as the device goes) */
-    /* A context of the same device, borrowed for the call; NULL: a family of its own. What follows is the
-     * family's, and not read where there is one. */
+    /* A context of the same device whose family the new one joins; borrowed for the call. NULL: it begins a
+     * family of its own, which the fields below describe (they are not read with a parent). */
     struct kx_ctx *parent;
-    bool own_kernels;  /* no libraries, though they be there */
+    bool own_kernels;  /* do not use cuBLASLt and cuDNN even where they are installed */
     int hang_ms;       /* nothing done for so long, while it is waited for: the device hangs; 0: never */
     size_t memory_max; /* bytes that may be allocated; 0: all that there is */
 };

@@ -4,8 +4,8 @@
  *
  *     conv:  X, W -> T0        T0, T1 virtual and f32: they never exist in memory
  *     add:   T0, R -> T1       residual
- *     add:   T1, B -> Y        bias: 1 × out × 1 × 1, f32; with a time_proj: n × out × 1 × 1, bias and time_proj
- * summed
+ *     add:   T1, B -> Y        bias: 1 × out × 1 × 1, f32; with a time_proj: n × out × 1 × 1, bias and
+ *     time_proj summed
  *
  * of which the last writes Y in the storage type. Where the library has no engine for the whole of it, the
  * convolution alone is asked for and kx_cuda_finish_conv does the rest; where it has none for that either, it
@@ -82,10 +82,10 @@ struct kx_dnn {
     struct kx_dnn_plan *plans; /* owns; those of n = 0 too */
 };
 
-/* The library's errors. What an engine says of itself (bad parameters, not supported, an internal error such
- * as a kernel that does not compile, a part of the library that is not installed) leads to the next engine,
- * or to our own kernel. A failure is what says nothing about the engine: no memory, or a device that is lost.
- */
+/* The library's errors. UNFIT is an error that belongs to the engine (bad parameters, not supported, an
+ * internal error such as a kernel that does not compile, a part of the library that is not installed): the
+ * next engine is tried, and in the end our own kernel. FAILED says nothing about the engine: no memory, or
+ * a device that is lost. */
 enum verdict { FINE, UNFIT, FAILED };
 static enum verdict judge(int status) {
     if (status == KX_DNN_SUCCESS) return FINE;
@@ -267,8 +267,7 @@ static int build_graph(const struct kx_dnn *d, struct bag *b, const struct kx_dn
 
 /* ---- the engine */
 
-/* Whether a configuration of the heuristic may be a layer's; reads it into *e. An answer that cannot be read
- * is none. */
+/* Reads a configuration of the heuristic into *e. False: it cannot be a layer's, or it cannot be read. */
 static bool read_config(const struct kx_dnn *d, kx_dnn_ptr config, bool whole, struct engine *e) {
     struct bag b = {.n = 0};
     bool good = false;
@@ -431,8 +430,8 @@ static struct kx_dnn_plan *plan_new(const struct kx_dnn_shape *s, int n, bool fa
     return p;
 }
 
-/* Whether e is of use for n images: UNFIT in *verdict or not; a status that is nobody's fault but the
- * library's is returned. */
+/* Tries engine e for n images: *verdict says if it is of use. Returns the status of a failure that is not the
+ * engine's. */
 static int try_engine(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
                       const struct engine *e, enum verdict *verdict) {
     struct bag b = {.n = 0};
@@ -519,7 +518,8 @@ int kx_dnn_plan(struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fast
         *out = p;
         return 0;
     }
-    /* What is decided here is decided by the layer and one image alone. Pixels of 16 bytes: tensor cores. */
+    /* Decided by the layer and one image alone, never by n. Pixels of a multiple of 16 bytes: for tensor
+     * cores. */
     if (s->in <= 0 || s->out <= 0 || s->in % 8 || s->out % 8 || s->kernel <= 0 || s->kernel % 2 == 0 ||
         s->stride <= 0 || s->h <= 0 || s->w <= 0 || n <= 0)
         return refuse(s, err);

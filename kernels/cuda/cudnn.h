@@ -6,9 +6,9 @@
  * not split the sum; they are used for any number of images. In the mode "fastest" the choice is made for the
  * images at hand.
  *
- * Upsampling is not fused (kx_cuda_upsample first; our own kernel fuses it). Bias and residual are. A time_proj
- * is where the library can add a row an image, which 9.19 cannot: then the convolution is bare and
- * kx_cuda_finish_conv adds all.
+ * Upsampling is not fused (kx_cuda_upsample first; our own kernel fuses it). Bias and residual are. A
+ * time_proj is where the library can add a row an image, which 9.19 cannot: then the convolution is bare
+ * and kx_cuda_finish_conv adds all.
  *
  * Life: kx_cudnn_create for a context (one stream); plans while a context plans (a plan may compile a kernel:
  * up to seconds); a run takes no device memory, waits for nothing and may be captured in a CUDA graph. One

@@ -1,6 +1,6 @@
-/* The device behind the contexts of a family: its facts, the errors that a context notes, and waiting for it. The
- * ground floor (kernels/cuda/context.h): it calls none of the backend's other files but for opening the libraries
- * and the table of variants. */
+/* The device behind the contexts of a family: its facts, the errors that a context notes, and waiting for
+ * it. The ground floor (kernels/cuda/context.h): it calls none of the backend's other files but for opening
+ * the libraries and the table of variants. */
 #include "kernels/cuda/context.h"
 
 #include <assert.h>
@@ -132,8 +132,9 @@ void kx_gpu_fail(struct kx_gpu *g, int code, const char *fmt, ...) {
     g->error = code;
 }
 
-/* Errors after which every call fails until the process ends. What is in no list shows itself: the runtime
- * forgets an error when it is asked for it (cudaGetLastError), unless it sticks. */
+/* Errors after which every call fails until the process ends. An error that is not in
+ * the list shows itself: the runtime forgets it when it is asked for it (cudaGetLastError), unless it sticks.
+ */
 static bool sticks(cudaError_t e) {
     switch ((int)e) {
     case cudaErrorIllegalAddress:

@@ -3,7 +3,8 @@
  * that index arithmetic, reductions and fragment layouts are proven on machines that have no GPU.
  *
  * Real names work in both: __global__, __device__, __shared__, __syncthreads, __shfl_*_sync, atomics on
- * integers, __ldg, threadIdx and so on. What would differ goes through the kx_ names below. Write
+ * integers, __ldg, threadIdx and so on. Everything that differs between
+ * the two goes through the kx_ names below. Write
  * `alignas(16) __shared__ T name[N];` with alignas first (or __align__ anywhere). __shared__ memory is for
  * types without constructors.
  *

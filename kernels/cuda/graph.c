@@ -1,8 +1,8 @@
 /* Recordings (CUDA graphs) and events. See kernels/ops.h and kernels/cuda/context.h.
  *
  * The first time the ops run one by one: kernels are loaded then, and libraries make what they make at their
- * first call. The second time they are captured, and from then on replayed. What cannot be captured is run
- * one by one for ever, with a note that says why. */
+ * first call. The second time they are captured, and from then on replayed. Ops that cannot be
+ * captured are run one by one for ever, with a note that says why. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,8 +35,9 @@ static cudaError_t end_capture(struct kx_gpu *g, cudaGraph_t *graph) {
     return e;
 }
 
-/* What fn launches, as a graph. NULL: why is in the context's note, and nothing was launched. An op's failure
- * is not told (fn may have asked for it already): it comes again when the ops are run one by one. */
+/* Captures all that fn launches as a graph. NULL: the reason is in the context's note, and nothing was
+ * launched. An op's failure is not told (fn may have asked for it already): it comes again when the ops are
+ * run one by one. */
 static cudaGraphExec_t capture(struct kx_gpu *g, void (*fn)(void *arg), void *arg) {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t out = NULL;

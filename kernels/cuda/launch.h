@@ -112,10 +112,10 @@ cudaError_t kx_cuda_conv(cudaStream_t stream, const struct kx_cuda_gemm *g);
  * capability 9.0, and only where the backend is built for 90a; KX_CUDA_NO elsewhere. Not the default. */
 cudaError_t kx_cuda_conv_sm90(cudaStream_t stream, const struct kx_cuda_gemm *g);
 
-/* The same with e4m3 operands, sm_89 and later (op_conv_fp8.cu): y = act(Σ x · w · weight_scale[n] · x_scale
- * + bias + time_proj) + residual. gemm.x and gemm.weight are e4m3, a byte a value, laid out as above; gemm.type
- * is that of the rest. KX_CUDA_NO where `in` is no multiple of 16 or x or the weights are not aligned to 16
- * bytes. */
+/* The same with e4m3 operands, sm_89 and later (op_conv_fp8.cu): y = act(Σ x · w · weight_scale[n] ·
+ * x_scale + bias + time_proj) + residual. gemm.x and gemm.weight are e4m3, a byte a value, laid out as
+ * above; gemm.type is that of the rest. KX_CUDA_NO where `in` is no multiple of 16 or x or the weights are
+ * not aligned to 16 bytes. */
 struct kx_cuda_gemm_fp8 {
     struct kx_cuda_gemm gemm;
     const float *weight_scale; /* out, one a row of the weights as they are laid out */

@@ -1,4 +1,4 @@
-/* What has weights: convolutions, linear layers, tables. See kernels/ops.h and kernels/cuda/context.h.
+/* The ops with weights: convolutions, linear layers, tables. See kernels/ops.h and kernels/cuda/context.h.
  *
  * Weights come as f32 from the host, become the storage type there (to nearest even; a finite value that it
  * cannot hold is an error that names the place), and lie on the device as out × kernel × kernel × in, which
@@ -101,13 +101,15 @@ static int write_bias(struct kx_gpu *g, const struct kx_gpu_layer *l, const floa
     return 0;
 }
 
-/* Another context, with a stream of its own, may use it at once: so it is there when this returns. */
+/* Waits until the weights are on the device: another context, with a stream of its own, may use them at once.
+ */
 static int arrived(struct kx_gpu *g, struct kn_err *err) {
     (void)kx_gpu_drain(g, "weights");
     return kx_gpu_ctx_error(&g->base, err);
 }
 
-/* Whether the storage type can hold the bias, as the libraries want it: where not, our kernel adds it. */
+/* True if the storage type can hold the bias, as the libraries want it. Where it cannot, our kernel adds it.
+ */
 static bool holds(const struct kx_gpu *g, const float *bias, int n) {
     uint16_t v;
     for (int i = 0; i < n; i++)

@@ -23,23 +23,25 @@ struct kx_gpu_layer {
         *amax; /* own: the device's: the largest magnitude of its inputs yet, as bits; NULL: not recorded */
 };
 
-/* y = act(layer(x) + time_proj) + residual; while planning: what that wants. time_proj, residual: or NULL. */
+/* y = act(layer(x) + time_proj) + residual; while planning, notes the workspace that this wants. time_proj
+ * and residual may be NULL. */
 void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
                     const struct kx_rows *time_proj, const struct kx_tensor *residual, struct kx_tensor *y);
 /* quantize.c */
 uint8_t kx_gpu_e4m3(float v);
 KN_MUST_USE int kx_gpu_quantized_set(struct kx_gpu *g, struct kx_gpu_layer *l, const float *weight,
                                      struct kn_err *err); /* l is quantized */
-void kx_gpu_quantized_destroy(struct kx_gpu_layer *l);    /* it is not, from now on */
-/* At a plan's end. */
+void kx_gpu_quantized_destroy(
+    struct kx_gpu_layer *l); /* the layer computes without, from now on; NULL is fine */
+/* At the end of a plan: allocates the scales that the library wants for the rows of a minibatch. */
 void kx_gpu_quantized_ready(struct kx_gpu *g);
 void kx_gpu_quantized_plan(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
                            bool residual);
-/* KX_CUDA_NO: not with these. */
+/* KX_CUDA_NO: not for this shape; the layer then computes in the storage type. */
 cudaError_t kx_gpu_quantized_run(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct kx_tensor *x,
                                  const struct kx_rows *time_proj, const struct kx_tensor *residual,
                                  const struct kx_tensor *y);
-/* Whether the layer is laid out for the library's product and not for our kernel's. */
+/* True if the weights are laid out for the library's product and not for our kernel's. */
 bool kx_gpu_layer_plain(const struct kx_gpu *g, int in, int out, enum kx_act act);
 
 #endif

@@ -1,8 +1,8 @@
 /* The libraries that may stand behind an op: cuBLASLt and cuDNN, found with dlopen when the program runs.
  *
  * Neither is needed, to build or to run: an absent one is a fact (version 0), not an error, and ops use our
- * own kernels then. What we use of their C interfaces is declared in library_abi.h, so that no header of
- * theirs is needed either; tests/gpu/library_abi.c compares it with the headers where they are.
+ * own kernels then. The parts of their C interfaces that we use are declared in library_abi.h, so that no
+ * header of theirs is needed either; tests/gpu/library_abi.c compares it with the headers where they are.
  *
  * Where they are looked for, first found: the folder $KILN_CUDA_LIBS (and then only there); beside the
  * executable; in the folder lib beside the executable's folder (an install tree that runs from anywhere);

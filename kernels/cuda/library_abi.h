@@ -1,7 +1,8 @@
-/* What we use of the C interfaces of cuBLASLt (12 and 13) and cuDNN 9: types, values and entry points by
- * their documented names, declared here so that the engine builds on a machine without their headers and so
- * that a test can put libraries of its own in their place. Values never change within a major version;
- * tests/gpu/library_abi.c compares all of them with the vendors' headers where these are installed.
+/* The parts of the C interfaces of cuBLASLt (12 and 13) and cuDNN 9 that we use: types, values and entry
+ * points by their documented names, declared here so that the engine builds on a machine without their
+ * headers and so that a test can put libraries of its own in their place. Values never change within a
+ * major version; tests/gpu/library_abi.c compares all of them with the vendors' headers where these are
+ * installed.
  *
  * Sources: cublasLt.h of CUDA 13.0, cudnn_graph.h of cuDNN 9.19. */
 #ifndef KILN_KERNELS_CUDA_LIBRARY_ABI_H

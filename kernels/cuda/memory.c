@@ -133,7 +133,7 @@ void kx_gpu_upload(struct kx_ctx *ctx, void *to, const void *from, size_t bytes)
     }
 }
 
-/* What is done with a stretch that has arrived. */
+/* Puts a stretch that has arrived in a stage where the caller wants it. */
 typedef void (*arrived)(const struct kx_gpu *g, void *to, size_t at, const void *stage, size_t bytes);
 
 static void fetch(struct kx_gpu *g, void *to, const void *from, size_t bytes, arrived fn) {

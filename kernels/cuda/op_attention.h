@@ -23,7 +23,8 @@ cudaError_t kx_cuda_attention_wide(cudaStream_t stream, enum kx_store type, cons
  * head size. Compute capability 9.0, and only where the backend is built for 90a; KX_CUDA_NO elsewhere. Not
  * the default. */
 cudaError_t kx_cuda_attention_sm90(cudaStream_t stream, enum kx_store type, const struct kx_attention *a);
-/* Whether 16-byte accesses and strides of 32 bits reach all of it: what the others ask for. */
+/* True if 16-byte accesses and strides of 32 bits reach all of it, as all variants but the simple one need.
+ */
 bool kx_cuda_attention_aligned(const struct kx_attention *a);
 
 #ifdef __cplusplus

@@ -2,8 +2,9 @@
  * machine that could was at hand; on the tests' shim its instructions are emulated as they are documented
  * (wgmma.cuh). Not the default.
  *
- * What it computes: op_attention.cu. Of that it does head sizes 40, 64, 80, 128 and 160 where strides are
- * multiples of the head size (a projection's are); KX_CUDA_NO for the rest and on other devices.
+ * The formula is in op_attention.cu. Of its shapes this does head sizes 40, 64, 80, 128 and 160 where
+ * strides are multiples of the head size (a projection's are); KX_CUDA_NO for the rest and on other
+ * devices.
  *
  * Geometry. A block of three warpgroups takes 128 query rows of one head of one image. One thread of the
  * first copies: the queries once, then keys and values, tiles of KEYS, each through two stages of its own.

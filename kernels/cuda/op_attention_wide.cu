@@ -1,5 +1,5 @@
 /* Attention for large heads, 161 … 512 (multiples of 8): the VAE's, one head of 512 over up to 16384 pixels.
- * What is computed, and how a row's maximum and sum run: op_attention.cu.
+ * The formula, and how a row's maximum and sum run, are in op_attention.cu.
  *
  * The output alone is 64 KB of registers for 32 rows, so a warp cannot have its rows to itself. A block of
  * eight warps takes 64 rows, as two groups of 32 rows by four of keys or of columns:

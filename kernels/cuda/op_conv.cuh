@@ -1,5 +1,5 @@
-/* The implicit GEMM behind op_conv.cu (f16, bf16) and op_conv_fp8.cu (e4m3 operands): the kernel itself. What
- * it computes, its geometry and its tolerance: op_conv.cu's head.
+/* The implicit GEMM behind op_conv.cu (f16, bf16) and op_conv_fp8.cu (e4m3 operands): the kernel itself.
+ * The formula, its geometry and its tolerance are at the head of op_conv.cu.
  *
  * The matrix product is y[m][n] = Σ_k a[m][k] · w[n][k]: row m is a pixel of y, n an output channel, and k
  * runs over the kernel's taps, row by row, and within a tap over the input channels (the weights lie so in
@@ -28,7 +28,7 @@
 
 /* ---- the epilogue */
 
-/* What becomes of the sums. */
+/* The epilogue's part of a product: how sums become y. */
 struct kx_conv_out {
     const float *scale; /* e4m3: a sum's factor is scale[n] · scale_x; else NULL */
     float scale_x;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, BLOCKS)
         n0 = at / rows * BN;
     }
 
-    /* What this thread fetches: chunk t % 4 of rows t / 4, t / 4 + ROWS, … of a and w. k, and what it is in
+    /* This thread fetches chunk t % 4 of rows t / 4, t / 4 + ROWS, … of a and w. k, and what it is in
      * taps and channels, go on by a slice at a time. */
     const int chunk = t % 4, row0 = t / 4;
     int k = chunk * VALUES, ky = 0, kx = 0, c = k;
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, BLOCKS)
         }
     };
 
-    /* What this warp multiplies: 16 rows of a at each lane % 16, 16 of w as two matrices of 8. A row's place
+    /* This warp multiplies 16 rows of a at each lane % 16, 16 of w as two matrices of 8. A row's place
      * in its group of eight, and so its permutation, is the same for all of them. */
     const int warp_m = warp % (BM / WM) * WM, warp_n = warp / (BM / WM) * WN;
     const int row_a = warp_m + lane % 16, row_b = warp_n + lane % 8 + lane / 16 * 8;
@@ -375,7 +375,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, BLOCKS)
     }
 }
 
-/* What *g asks for; p's tiles are the launch's. */
+/* Fills p and o for *g; p's tiles are the launch's to fill. */
 static inline cudaError_t kx_conv_describe(const struct kx_cuda_gemm *g, struct kx_conv_in *p,
                                            struct kx_conv_out *o) {
     const int up = g->upsample ? 1 : 0, pad = g->kernel / 2;

@@ -7,8 +7,8 @@
  * kernel itself are op_conv.cu's; a slice is 64 values of k in the same 64 bytes. Tiles: 128×256, 128×160,
  * 128×128 and 64×64, by the same rule.
  *
- * Accumulator: f32 by contract. What the tensor cores of sm_89 and sm_90 keep of a sum within an instruction
- * is less than f32's 24 bits; how much that moves is not measured. Tolerance against an f64 sum of the same
+ * Accumulator: f32 by contract. The tensor cores of sm_89 and sm_90 keep fewer bits of a sum within an
+ * instruction than f32's 24; how much that moves is not measured. Tolerance against an f64 sum of the same
  * e4m3 values, on the host: NMSE 1e-6 in f16, 1e-5 in bf16.
  *
  * sm_89 and later; KX_CUDA_NO elsewhere. sm_100 has no such instruction: ptxas makes it of others there, and

@@ -2,9 +2,9 @@
  * that could was at hand; on the tests' shim its instructions are emulated as they are documented
  * (wgmma.cuh). Not the default.
  *
- * What it computes and how operands lie in global memory: op_conv.cu. Of that it does kernels of odd sides
- * with stride 1 and no upsampling (linear layers are kernels of side 1), channels a multiple of 8; KX_CUDA_NO
- * for the rest and on other devices.
+ * The formula, and how operands lie in global memory: op_conv.cu. Of its shapes this does kernels of odd
+ * sides with stride 1 and no upsampling (linear layers are kernels of side 1), channels a multiple of 8;
+ * KX_CUDA_NO for the rest and on other devices.
  *
  * Geometry. A block of three warpgroups stays on its multiprocessor and takes one tile of y after another.
  * The first warpgroup's one thread copies: for each tap and each 64 channels one TMA box of x and one of the
@@ -23,9 +23,9 @@
  * warps that have done with a stage. While a tile is finished the copies of the next go on. Registers: the
  * copying warpgroup gives up all but 40 (setmaxnreg), the others take 232 for 64 × BN sums. No spills.
  *
- * Accumulator: f32 (wgmma's); products tap by tap, 16 channels at a time in ascending order. Whether the bits
- * are those of op_conv.cu is not known. An image's bits depend on its own shape alone: each sum is a row's
- * and a channel's, whatever the tile. Tolerance: as op_conv.cu. Gain: not measured. */
+ * Accumulator: f32 (wgmma's); products tap by tap, 16 channels at a time in ascending order. It is not
+ * known if the bits are those of op_conv.cu. An image's bits depend on its own shape alone: each sum is a
+ * row's and a channel's, whatever the tile. Tolerance: as op_conv.cu. Gain: not measured. */
 #include "kernels/cuda/op_conv.cuh"
 #include "kernels/cuda/wgmma.cuh"
 

@@ -1,5 +1,5 @@
-/* What the ways through GroupNorm share (op_norm.cu, op_norm_sm90.cu; the head of the former explains them):
- * how a thread collects, how a block merges, and how y is made of it. */
+/* The common parts of GroupNorm's variants (op_norm.cu, op_norm_sm90.cu; the head of the former explains
+ * them): how a thread collects, how a block merges, and how y is made of it. */
 #ifndef KILN_KERNELS_CUDA_OP_NORM_CUH
 #define KILN_KERNELS_CUDA_OP_NORM_CUH
 
@@ -134,7 +134,7 @@ KX_DEVICE float inverse(const struct group_shape *g, float square) {
     return 1.0f / sqrtf(square / ((float)g->pixels * (float)g->each) + g->eps);
 }
 
-/* What a block works on where there is more than one chunk. */
+/* The part of a slice that a block works on where there is more than one chunk. */
 struct piece {
     int image, slice, chunk;
     int pixels; /* of the chunk */

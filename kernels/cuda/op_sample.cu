@@ -5,9 +5,9 @@
  *     x' = cx·x + cs·saved + cd·d + cm·m + Σ ch[k]·history[k] + cn·noise;  in = x' · in_scale of the next
  * step
  *
- * A term whose coefficient is 0 is neither read nor added, so that an image whose row is the identity (cx 1,
- * all else 0: its steps are done, others of the minibatch go on) keeps its bits whatever the UNet says about it;
- * `bad` looks at m only where the step uses it.
+ * A term whose coefficient is 0 is neither read nor added, so that an image whose row is the identity (cx
+ * 1, all else 0: its steps are done, others of the minibatch go on) keeps its bits whatever the UNet says
+ * about it; `bad` looks at m only where the step uses it.
  *
  * Layout: latents, history and noise f32, images of `values`; pred and in of the storage type, rows of
  * `values`; arithmetic f32, one rounding at the store of `in`. Geometry: blockIdx.y is the image, a thread

@@ -6,7 +6,7 @@
 #include "kernels/cuda/op_attention.h"
 #include "kernels/cuda/table.h"
 
-/* Whether the op is to be launched: not while planning, not on a dead device. */
+/* True if the op is to be launched: not while planning, not on a dead device. */
 static bool runs(struct kx_gpu *g) {
     return !g->base.planning && kx_gpu_enter(g);
 }

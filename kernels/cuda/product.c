@@ -48,7 +48,7 @@ static int64_t image_pixels(const struct kx_tensor *t) {
     return (int64_t)t->h * t->w;
 }
 
-/* What our kernel wants of the workspace. */
+/* The bytes of the workspace that our own kernel wants. */
 static size_t own_bytes(const struct kx_gpu_layer *l, const struct kx_tensor *x) {
     if (l->act != KX_ACT_GEGLU || l->interleaved) return 0;
     return 2 * (size_t)x->n * (size_t)image_pixels(x) * (size_t)l->shape.out;
@@ -97,8 +97,8 @@ static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct k
     int rc = c->variant == KX_VARIANT_CUBLASLT ? plan_lt(g, l, x, time_proj, residual, c, err)
              : c->variant == KX_VARIANT_CUDNN  ? plan_dnn(g, l, x, time_proj, residual, c, err)
                                                : KN_EUNSUPPORTED;
-    /* too many images for the layer's algorithm (some count values in 32 bits): as with memory, the caller
-     * tries fewer */
+    /* too many images for the layer's algorithm (some count values in 32 bits): the caller tries fewer, as it
+     * does when memory is short */
     if (rc == KN_ELIMIT) rc = KN_EOOM;
     if (rc == KN_EUNSUPPORTED) {
         *c = (struct choice){.variant = c->variant == KX_VARIANT_SM90 && kx_gpu_has_sm90(g->device)
@@ -106,7 +106,7 @@ static int choose(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct k
                                             : KX_VARIANT_OWN};
         rc = 0;
     }
-    /* ours in any case: a pointer may turn out not to be aligned as a library asks */
+    /* room for our own kernel in any case: a pointer may turn out not to be aligned as the library asks */
     if (own_bytes(l, x) > c->bytes) c->bytes = own_bytes(l, x);
     return rc;
 }
@@ -234,7 +234,7 @@ void kx_gpu_product(struct kx_gpu *g, const struct kx_gpu_layer *l, const struct
         kx_gpu_want(g, own_bytes(l, x));
         if (l->quantized) kx_gpu_quantized_plan(g, l, x, residual);
         if (!g->base.counting) {
-            /* what is shifted by may not be there yet: then either may come */
+            /* time_proj may not be there yet while planning: plan for a run with it and for one without */
             if (!time_proj || !time_proj->v) plan(g, l, x, false, residual, y);
             if (time_proj) plan(g, l, x, true, residual, y);
         }

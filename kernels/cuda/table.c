@@ -9,7 +9,8 @@
 #include "base/fs.h"
 #include "base/hash.h"
 
-/* What ships. Nothing of it was measured: nobody has run this backend on a GPU yet. The reasons until then:
+/* The table that ships. Nothing of it was measured: nobody has run this backend on a GPU yet. The reasons
+ * until then:
  * - Products go to cuBLASLt. Its kernels are what others measure theirs against; with one algorithm a shape
  *   and no split sums they have our promise of equal bits. GEGLU too, though it costs a pass over the
  *   product that our own kernel saves: on Hopper mma.sync reaches some two thirds of what wgmma does.
@@ -91,7 +92,7 @@ static bool inside(const struct range *r, int64_t v) {
     return v >= r->lo && v <= r->hi;
 }
 
-/* What a variant can do at all, as far as a rule says: a table that asks for something else is a mistake of
+/* True if the variant can do the rule's shapes at all. A table that asks for something else is a mistake of
  * its writer and must not be mended in silence. */
 static bool can(const struct rule *r) {
     switch (r->variant) {

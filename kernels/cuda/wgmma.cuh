@@ -18,16 +18,16 @@ enum { WARPGROUP_THREADS = 128, WARPGROUP_WARPS = 4, COMPUTING_WARPS = 2 * WARPG
 /* A block's named barriers (bar.sync). Number 0 is that of __syncthreads. */
 enum named_barrier { BARRIER_BLOCK, BARRIER_FIRST_COMPUTER, BARRIER_SECOND_COMPUTER };
 
-/* The phases of a stage of a ring. A stage has two mbarriers: `full` ends a phase when its bytes have arrived,
- * `empty` when all that read it have done with it. Phases are told apart by their parity. `round` counts how often
- * the stage was filled before.
+/* The phases of a stage of a ring. A stage has two mbarriers: `full` ends a phase when its bytes have
+ * arrived, `empty` when all that read it have done with it. Phases are told apart by their parity. `round`
+ * counts how often the stage was filled before.
  *
  * The phase of `full` that ends when this round's bytes are there. */
 KX_DEVICE int phase_full(int round) {
     return round % 2;
 }
-/* The phase of `empty` that must be over before this round may fill the stage: that in which the round before was
- * read. In round 0 nobody has read it, and the phase before a barrier's first counts as over. */
+/* The phase of `empty` that must be over before this round may fill the stage: that in which the round
+ * before was read. In round 0 nobody has read it, and the phase before a barrier's first counts as over. */
 KX_DEVICE int phase_empty(int round) {
     return (round + 1) % 2;
 }
@@ -89,8 +89,8 @@ template <int N> KX_DEVICE void registers_take(void) {
 /* ---- copies */
 
 /* Four sides, the first dense; strides in bytes of the others, multiples of 16; boxes whose first side is 64
- * values, 128 bytes, permuted: the 16-byte chunk's number xor that of the row (128 bytes) among eight. What
- * is outside comes as zeros. */
+ * values, 128 bytes, permuted: the 16-byte chunk's number xor that of the row (128 bytes) among eight. Values
+ * outside of the tensor come as zeros. */
 static bool tensor_map(CUtensorMap *map, enum kx_store type, const void *v, const uint64_t (&sides)[4],
                        const uint64_t (&strides)[3], const uint32_t (&boxes)[4]) {
     typedef CUresult (*encode_tiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,

@@ -212,7 +212,7 @@ static int read_blocks(const struct kx_json *j, struct kx_unet_config *out, stru
     return 0;
 }
 
-/* What may be given once or level by level. */
+/* The fields that may be given once for all levels, or level by level. */
 static int read_levels(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
     int n = out->levels, cross[KX_LEVELS_MAX];
     for (int i = 0; i < n; i++) {
@@ -254,7 +254,7 @@ static int read_sample_size(const struct kx_json *j, struct kx_unet_config *out,
     return rc;
 }
 
-/* What the levels' numbers must be to each other. */
+/* Checks the levels' numbers against each other. */
 static int check_levels(const struct kx_json *j, const struct kx_unet_config *c, struct kn_err *err) {
     if (c->channels[0] % 2)
         return kn_err_set(err, KN_EUNSUPPORTED, "%s: block_out_channels: %d is odd", j->file, c->channels[0]);
@@ -422,7 +422,8 @@ static void refuse_field(struct kx_scheduler_config *c, unsigned field, const ch
 }
 
 static int read_own(const struct kx_json *j, enum kn_sampler *own, struct kn_err *err) {
-    /* classes whose configuration a sampler can be made from: our samplers' first, in the order of kn_samplers */
+    /* classes whose configuration a sampler can be made from: our samplers' first, in the order of
+     * kn_samplers */
     static const char *const classes[] = {
 #define SAMPLER_CLASS(id, value, a1111, comfy, diffusers, karras) diffusers,
         KN_SAMPLER_TABLE(SAMPLER_CLASS)
@@ -583,7 +584,7 @@ static int read_part(const char *dir, const char *file, struct kx_json *j, char 
         if (part_rc) return part_rc;                                                                         \
     } while (0)
 
-/* What the parts must agree on. */
+/* Checks the parts against each other. */
 static int check_parts(const char *dir, const struct kx_config *c, struct kn_err *err) {
     if (c->unet.in_channels != c->vae.latent_channels)
         return kn_err_set(err, KN_EPARSE, "%s: unet has %d in_channels, vae %d latent_channels", dir,

@@ -1,7 +1,7 @@
 /* A model folder's configuration in diffusers layout, read into the networks' plain structs and checked, so
- * that nothing behind this file meets a number that it cannot work with. What diffusers has and kiln has not
- * is KN_EUNSUPPORTED, with file, field and value: a picture that would silently come out different is worse
- * than none. Pure but for reading files; any thread. */
+ * that nothing behind this file meets a number that it cannot work with. An option of diffusers that kiln
+ * does not have is KN_EUNSUPPORTED, with file, field and value: a picture that would silently come out
+ * different is worse than none. Pure but for reading files; any thread. */
 #ifndef KILN_KERNELS_CONFIG_H
 #define KILN_KERNELS_CONFIG_H
 
@@ -12,9 +12,9 @@
 
 /* model_index.json: what kind of pipeline the folder holds. */
 struct kx_index {
-    bool xl;             /* StableDiffusionXLPipeline, else StableDiffusionPipeline */
-    bool zeros_for_none; /* xl: no negative prompt is zeros (force_zeros_for_empty_prompt), not an encoded ""
-                          */
+    bool xl; /* StableDiffusionXLPipeline, else StableDiffusionPipeline */
+    bool
+        zeros_for_none; /* xl: an empty negative prompt is zeros (force_zeros_for_empty_prompt), not an encoded "" */
 };
 
 struct kx_config {

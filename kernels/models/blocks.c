@@ -39,18 +39,18 @@ void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r) {
 void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tensor *x, bool keep,
                    const struct kx_rows *time_proj, struct kx_tensor *y) {
     const struct kx_tensor *residual = x;
-    if (r->shortcut) { /* first, so that x may be worked in afterwards */
-        kx_conv(ctx, r->shortcut, x, NULL, NULL, y);
+    if (r->shortcut) {                               /* first, so that x may be worked in afterwards */
+        kx_conv(ctx, r->shortcut, x, NULL, NULL, y); /* n, h, w, out */
         residual = y;
     }
     size_t mark = kx_mark(ctx);
     struct kx_tensor in = *x;
     if (keep || !r->shortcut) in = kx_tensor_take(ctx, x->n, x->h, x->w, r->in);
-    kx_group_norm(ctx, x, r->norm1.gamma, r->norm1.beta, r->groups, r->eps, true, &in);
+    kx_group_norm(ctx, x, r->norm1.gamma, r->norm1.beta, r->groups, r->eps, true, &in); /* n, h, w, in */
     struct kx_tensor mid = kx_tensor_take(ctx, x->n, x->h, x->w, r->out);
-    kx_conv(ctx, r->conv1, &in, time_proj, NULL, &mid);
+    kx_conv(ctx, r->conv1, &in, time_proj, NULL, &mid); /* n, h, w, out */
     kx_group_norm(ctx, &mid, r->norm2.gamma, r->norm2.beta, r->groups, r->eps, true, &mid);
-    kx_conv(ctx, r->conv2, &mid, NULL, residual, y);
+    kx_conv(ctx, r->conv2, &mid, NULL, residual, y); /* n, h, w, out */
     kx_release(ctx, mark);
 }
 
@@ -153,7 +153,7 @@ void kx_transformer_text(struct kx_ctx *ctx, const struct kx_transformer *t, con
     for (int i = 0; i < t->depth; i++) {
         const struct kx_transformer_block *b = &t->blocks[i];
         struct kx_tensor y = {keys_at(ctx, keys, t, b, first), text->n, 1, text->w, 2 * t->channels};
-        kx_linear(ctx, b->kv, text, NULL, &y);
+        kx_linear(ctx, b->kv, text, NULL, &y); /* texts, 1, positions, 2 c */
     }
 }
 
@@ -162,9 +162,9 @@ static void self_attend(struct kx_ctx *ctx, const struct kx_transformer *t,
     size_t mark = kx_mark(ctx);
     struct kx_tensor qkv = kx_tensor_take(ctx, x->n, x->h, x->w, 3 * x->c);
     kx_layer_norm(ctx, x, b->norm1.gamma, b->norm1.beta, LAYER_NORM_EPS, n);
-    kx_linear(ctx, b->qkv, n, NULL, &qkv);
-    kx_self_attention(ctx, &qkv, t->heads, false, n);
-    kx_linear(ctx, b->out1, n, x, x);
+    kx_linear(ctx, b->qkv, n, NULL, &qkv);            /* n, h, w, 3 c */
+    kx_self_attention(ctx, &qkv, t->heads, false, n); /* n, h, w, c */
+    kx_linear(ctx, b->out1, n, x, x);                 /* n, h, w, c */
     kx_release(ctx, mark);
 }
 
@@ -192,9 +192,9 @@ static void cross_attend(struct kx_ctx *ctx, const struct kx_transformer *t,
                              .dim = dim,
                              .scale = (float)(1 / sqrt(dim))};
     kx_layer_norm(ctx, x, b->norm2.gamma, b->norm2.beta, LAYER_NORM_EPS, n);
-    kx_linear(ctx, b->q, n, NULL, &q);
-    kx_attention(ctx, &a);
-    kx_linear(ctx, b->out2, n, x, x);
+    kx_linear(ctx, b->q, n, NULL, &q); /* n, h, w, c */
+    kx_attention(ctx, &a);             /* h · w rows against `positions` keys: n, h, w, c */
+    kx_linear(ctx, b->out2, n, x, x);  /* n, h, w, c */
     kx_release(ctx, mark);
 }
 
@@ -203,8 +203,8 @@ static void feed_forward(struct kx_ctx *ctx, const struct kx_transformer_block *
     size_t mark = kx_mark(ctx);
     struct kx_tensor inner = kx_tensor_take(ctx, x->n, x->h, x->w, FEED_FORWARD * x->c);
     kx_layer_norm(ctx, x, b->norm3.gamma, b->norm3.beta, LAYER_NORM_EPS, n);
-    kx_linear(ctx, b->ff1, n, NULL, &inner);
-    kx_linear(ctx, b->ff2, &inner, x, x);
+    kx_linear(ctx, b->ff1, n, NULL, &inner); /* n, h, w, 4 c: GEGLU halves 8 c */
+    kx_linear(ctx, b->ff2, &inner, x, x);    /* n, h, w, c */
     kx_release(ctx, mark);
 }
 
@@ -214,12 +214,12 @@ void kx_transformer_run(struct kx_ctx *ctx, const struct kx_transformer *t, stru
     struct kx_tensor s = kx_tensor_take(ctx, x->n, x->h, x->w, x->c);
     struct kx_tensor n = kx_tensor_take(ctx, x->n, x->h, x->w, x->c);
     kx_group_norm(ctx, x, t->norm.gamma, t->norm.beta, t->groups, GROUP_NORM_EPS, false, &n);
-    kx_linear(ctx, t->proj_in, &n, NULL, &s);
+    kx_linear(ctx, t->proj_in, &n, NULL, &s); /* n, h, w, c */
     for (int i = 0; i < t->depth; i++) {
         self_attend(ctx, t, &t->blocks[i], &s, &n);
         cross_attend(ctx, t, &t->blocks[i], &s, &n, keys);
         feed_forward(ctx, &t->blocks[i], &s, &n);
     }
-    kx_linear(ctx, t->proj_out, &s, x, x);
+    kx_linear(ctx, t->proj_out, &s, x, x); /* n, h, w, c */
     kx_release(ctx, mark);
 }

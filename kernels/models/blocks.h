@@ -19,8 +19,8 @@ struct kx_resnet {
 void kx_resnet_load(struct kx_loader *l, struct kx_resnet *r, const char *prefix, int in, int out, int groups,
                     float eps, int time_width);
 void kx_resnet_fini(struct kx_ctx *ctx, struct kx_resnet *r);
-/* time_proj: out values an image, added to every pixel, or NULL. y: other memory than x's, or x itself when in is out. When in is not
- * out x is spent: its memory is worked in, unless `keep`. */
+/* time_proj: out values an image, added to every pixel, or NULL. y: other memory than x's, or x itself when
+ * in is out. When in is not out x is spent: its memory is worked in, unless `keep`. */
 void kx_resnet_run(struct kx_ctx *ctx, const struct kx_resnet *r, struct kx_tensor *x, bool keep,
                    const struct kx_rows *time_proj, struct kx_tensor *y);
 
@@ -30,7 +30,7 @@ struct kx_transformer_block {
     struct kx_linear *qkv, *out1; /* self-attention; query, key and value are one product */
     struct kx_linear *q, *kv, *out2;
     struct kx_linear *ff1, *ff2; /* GEGLU */
-    size_t kv_at;                /* its keys and values: values a position before those of earlier blocks */
+    size_t kv_at; /* where its keys and values begin among those of a network's blocks: values a position */
 };
 struct kx_transformer {
     int channels, heads, groups, depth;
@@ -38,21 +38,24 @@ struct kx_transformer {
     struct kx_linear *proj_in, *proj_out;
     struct kx_transformer_block *blocks; /* owns, `depth` of them */
 };
-/* *kv: values of keys and values that a position of the text has so far; this one's are added. */
+/* *kv counts the values of keys and values that one position of a text takes; this transformer's are added.
+ */
 void kx_transformer_load(struct kx_loader *l, struct kx_transformer *t, const char *prefix, int channels,
                          int heads, int groups, int depth, int text_width, size_t *kv);
 void kx_transformer_fini(struct kx_ctx *ctx, struct kx_transformer *t);
-/* Keys and values of texts, of all blocks of a network: a block's lie together, text by text, each positions
- * × (keys, then values). */
+/* Keys and values of texts, for all cross-attention blocks of a network. A block's lie together, text by
+ * text: of each text positions × (keys, then values). */
 struct kx_keys {
     void *v;
-    int positions, room;  /* room: for so many texts */
-    const int32_t *index; /* which of the texts an image has */
+    int positions;        /* tokens a text */
+    int room;             /* how many texts there is memory for */
+    const int32_t *index; /* image i has text index[i]; in the context's memory */
 };
-/* Keys and values of texts first, first + 1, … (text: n × 1 × positions × width) into their places. */
+/* Computes the keys and values of text->n texts (n × 1 × positions × width) and stores them as texts first,
+ * first + 1, … of keys. */
 void kx_transformer_text(struct kx_ctx *ctx, const struct kx_transformer *t, const struct kx_tensor *text,
                          const struct kx_keys *keys, int first);
-/* x changes in place. keys->index: of x's images. */
+/* Works in place on x. keys->index belongs to x's images. */
 void kx_transformer_run(struct kx_ctx *ctx, const struct kx_transformer *t, struct kx_tensor *x,
                         const struct kx_keys *keys);
 

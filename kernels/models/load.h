@@ -1,6 +1,7 @@
-/* Weights by name into a network's parts. A loader remembers the first failure and what was used, so that a
- * network reads as a list of its parts; at the end a tensor that nobody asked for is a failure too. Values
- * become f32 once, in one scratch buffer. Engine-internal; the thread that loads. */
+/* Loads weights by name into a network's layers. A loader remembers the first failure and which tensors
+ * were used, so that loading a network reads as a list of its layers; at the end a tensor that nobody asked
+ * for is a failure too. Values become f32 once, in one scratch buffer. Engine-internal; on the thread that
+ * loads. */
 #ifndef KILN_KERNELS_MODELS_LOAD_H
 #define KILN_KERNELS_MODELS_LOAD_H
 
@@ -12,8 +13,9 @@
 #define KX_TENSOR_NAME_MAX 256
 #define KX_FUSED_MAX 4
 
-/* What a network's weights are in, by the names in its files: for what changes them later (kernels/lora.c).
- * Some linear layers are one layer, below one another. */
+/* A weight by its name in the file, and the layer that holds it: for those who change weights later
+ * (kernels/lora.c, kernels/fp8.c). Several weights may share a layer, their rows below one another (query,
+ * key and value). */
 struct kx_part {
     char *name;           /* owns; without ".weight" */
     struct kx_conv *conv; /* one of the two; borrowed */
@@ -21,7 +23,7 @@ struct kx_part {
     int from, rows; /* its rows of the layer */
     int columns;    /* inputs, or inputs × kernel² */
     int kernel;
-    bool changed; /* it is not what the file says */
+    bool changed; /* it holds other values than the file (a LoRA is applied) */
 };
 struct kx_parts {
     struct kx_part *v; /* owns; those of one layer stand together */
@@ -42,7 +44,8 @@ struct kx_loader {
 
 KN_MUST_USE int kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w,
                                struct kn_err *err);
-/* Tensors whose name begins so belong to a part that is not run (a NULL-terminated list). */
+/* Tensors whose names begin with one of the prefixes (a NULL-terminated list) belong to a part that is not
+ * run. */
 void kx_loader_ignore(struct kx_loader *l, const char *const *prefixes);
 /* The first failure, or KN_EPARSE with the name of a tensor that nothing uses. Frees what the loader has. */
 KN_MUST_USE int kx_loader_finish(struct kx_loader *l);
@@ -52,7 +55,8 @@ void kx_loader_fail(struct kx_loader *l, int code, const char *fmt, ...) KN_PRIN
 /* calloc that notes its failure. */
 void *kx_loader_alloc(struct kx_loader *l, size_t count, size_t size);
 
-/* In what follows a part's name is "prefix" "name", and its tensors are that with ".weight" and ".bias". */
+/* In the functions below a layer's name is prefix followed by name; its tensors have ".weight" or ".bias"
+ * behind it. */
 
 /* Two vectors of c values: what a norm is. */
 struct kx_norm {
@@ -67,12 +71,12 @@ void kx_load_table(struct kx_loader *l, const char *prefix, const char *name, in
 
 void kx_load_conv(struct kx_loader *l, const char *prefix, const char *name, const struct kx_conv_shape *s,
                   struct kx_conv **out);
-/* The same with the weights, not the bias, times `factor`. */
+/* The same with the weights multiplied by `factor`; the bias is not. */
 void kx_load_conv_scaled(struct kx_loader *l, const char *prefix, const char *name,
                          const struct kx_conv_shape *s, float factor, struct kx_conv **out);
 
-/* Some linear layers with the same input as one, below one another: of `count` names, each with `out` rows.
- * A matrix may be written as a 1×1 convolution. */
+/* Loads `count` linear layers with the same input, each with `out` rows, as one layer with count · out
+ * rows. In the file a matrix may be a 1×1 convolution. */
 void kx_load_linear(struct kx_loader *l, const char *prefix, const char *const *names, int count, int in,
                     int out, bool bias, enum kx_act act, struct kx_linear **out_linear);
 

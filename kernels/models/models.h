@@ -20,9 +20,9 @@ struct kx_text_config { /* text_encoder/config.json */
     int vocab_size, hidden_size, intermediate_size, layers, heads, positions_max;
     bool quick_gelu; /* hidden_act quick_gelu, else gelu */
     float layer_norm_eps;
-    int eos_token_id; /* the place of the pooled state: 2: of the largest id, else of the first such id */
+    int eos_token_id; /* the pooled state is the state at the first such id; 2: at the largest id */
     int projection_dim;
-    /* the pipeline's, not in the file */
+    /* set by the pipeline, not read from the file */
     bool projected;   /* CLIPTextModelWithProjection: a pooled state of projection_dim */
     bool penultimate; /* the states are those before the last layer, without the final norm */
 };
@@ -45,11 +45,12 @@ struct kx_unet_config { /* unet/config.json */
     bool flip_sin_to_cos;
     float freq_shift;
     int sample_size; /* native latent size, 0 unknown */
-    /* addition_embed_type text_time: what is added to the time embedding comes from a pooled text and six
-     * numbers (KX_TIME_IDS), each as a sinusoidal embedding of this width */
-    int pooled_width, addition_time_width; /* 0, 0: nothing is added */
+    /* addition_embed_type text_time: a condition is added to the time embedding. It is made of a pooled text,
+     * pooled_width wide, and of six numbers (KX_TIME_IDS), each as a sinusoidal embedding of
+     * addition_time_width. 0, 0: nothing is added. */
+    int pooled_width, addition_time_width;
 };
-#define KX_TIME_IDS 6 /* height, width, top and left of the crop, height, width */
+#define KX_TIME_IDS 6 /* original height and width, top and left of the crop, target height and width */
 
 struct kx_vae_config { /* vae/config.json, the decoder's part */
     int latent_channels, out_channels, levels;
@@ -72,7 +73,8 @@ struct kx_vae;
 KN_MUST_USE int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg,
                                const struct kx_weights *w, struct kx_text **out, struct kn_err *err);
 void kx_text_destroy(struct kx_text *t);
-/* The layers that its weights are in (load.h). */
+/* The layers that its weights are in, by the weights' names (load.h). Borrowed until the network is
+ * destroyed. */
 struct kx_parts;
 struct kx_parts *kx_text_parts(struct kx_text *t);
 /* ids: n × positions, i32; states out: n × positions × hidden_size, after the final layer norm
@@ -85,39 +87,41 @@ KN_MUST_USE int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *
                                const struct kx_weights *w, struct kx_unet **out, struct kn_err *err);
 void kx_unet_destroy(struct kx_unet *u);
 struct kx_parts *kx_unet_parts(struct kx_unet *u);
-/* Drops its plans, as is needed when layers changed their kind (kx_quantize). */
+/* Drops its plans. Needed after kx_quantize, since a quantized layer wants another workspace. */
 void kx_unet_forget(struct kx_unet *u);
-/* Makes room for n images of h × w latents and text of `positions` tokens; keeps the room if it is large
- * enough. KN_EOOM. */
+/* Allocates what n images of h × w latents and texts of `positions` tokens need; buffers that are large
+ * enough stay. KN_EOOM. */
 KN_MUST_USE int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err);
 /* The bytes of the context's memory that n images in one call would take beside the weights. */
 KN_MUST_USE int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positions, size_t *bytes,
                               struct kn_err *err);
-/* Another number whenever memory of the network came to lie elsewhere: what was recorded (kx_replay) before
- * is void. */
+/* Generation: changes when buffers of the network are reallocated. Recordings (kx_replay) of an earlier one
+ * hold addresses that are gone, and are made again. */
 unsigned kx_unet_generation(const struct kx_unet *u);
-/* With cfg.pooled_width, what is added to the time embedding: of n texts and sizes, pooled (n × pooled_width)
- * and sizes (n × KX_TIME_IDS), both the host's. Before kx_unet_set_times. */
+/* The conditions that are added to the time embedding, where cfg.pooled_width is not 0 (SDXL's
+ * added_cond_kwargs): n pooled texts (n × pooled_width, text_embeds in diffusers) and their time_ids (n ×
+ * KX_TIME_IDS), both the host's. Call it before kx_unet_set_times. */
 KN_MUST_USE int kx_unet_set_added_cond(struct kx_unet *u, const float *pooled, const float *time_ids, int n,
                                        struct kn_err *err);
-/* The residual blocks' shifts of n timesteps (the host's; may be fractional), once for all steps: row i is
- * that of timesteps[i]; with m additions row i · m + j is that of timesteps[i] and addition j. */
+/* Computes the time_proj of all residual blocks for n timesteps (the host's; may be fractional), once for
+ * all steps: row i belongs to timesteps[i]; with m added conditions row i · m + j belongs to timesteps[i]
+ * and condition j. */
 #define KX_UNET_TIMES_MAX 65536
 KN_MUST_USE int kx_unet_set_times(struct kx_unet *u, const float *timesteps, int n, struct kn_err *err);
 /* Cross-attention keys and values of n texts (n × positions × cross_attention_dim, the host's), once for all
  * steps. After plan. */
 KN_MUST_USE int kx_unet_set_text(struct kx_unet *u, const float *states, int n, int positions,
                                  struct kn_err *err);
-/* All in the context's memory: x: n × h × w × in_channels values; image i has the timestep of row time_row[i]
- * and the text of row text_row[i]; out: n × h × w × out_channels values. After plan with n, set_times,
- * set_text. */
+/* Predicts for n images. All in the context's memory: x and out are n × h × w × in_channels and
+ * out_channels values; image i has row time_row[i] of kx_unet_set_times and text text_row[i] of
+ * kx_unet_set_text. Call plan (with n), set_times and set_text before. */
 KN_MUST_USE int kx_unet_forward(struct kx_unet *u, const void *x, const int32_t *time_row,
                                 const int32_t *text_row, int n, void *out, struct kn_err *err);
 
 KN_MUST_USE int kx_vae_create(struct kx_ctx *ctx, const struct kx_vae_config *cfg, const struct kx_weights *w,
                               struct kx_vae **out, struct kn_err *err);
 void kx_vae_destroy(struct kx_vae *v);
-/* How many of n images are decoded at the same time. */
+/* How many of n images are decoded at the same time, on lanes of their own. */
 int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w);
 /* The bytes of the context's memory that n images in one call would take beside the weights. */
 KN_MUST_USE int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err);

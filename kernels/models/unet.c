@@ -1,10 +1,14 @@
 /* UNet2DConditionModel (diffusers): conv_in, levels downwards, the middle, levels upwards with the outputs of
  * the way down beside, conv_out.
  *
- * What does not depend on the image is computed before the images part: the time embedding and each residual
- * block's shift once for each different timestep (SDXL adds to that embedding what the text and the size of
- * the picture say: then once for each timestep and addition); the text's keys and values once for all steps,
- * and once for texts that are equal. */
+ * Two things do not depend on the latents and are computed once, before the loop:
+ * - time_proj: each residual block's projection of the time embedding, for each different timestep. SDXL adds
+ *   a condition to the time embedding (added_cond: the pooled text and time_ids); then for each pair of
+ *   timestep and condition.
+ * - the keys and values of cross-attention, for each different text.
+ *
+ * Shapes beside the calls are those of Stable Diffusion 1.5 at 512 × 512: n images of 64 × 64 latents,
+ * first level 320 channels wide, texts of 77 × 768. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,12 +41,14 @@ struct kx_unet {
     size_t kv;              /* values of all blocks' keys and values of one position of a text */
 
     /* the plan */
-    struct kx_lanes one, many, alone; /* images one after another or together; on lanes; timesteps */
-    struct kx_lanes *lanes;           /* that of the last kx_unet_plan; NULL: none */
+    struct kx_lanes one;    /* images on one lane: one after another, or as a minibatch on a GPU */
+    struct kx_lanes many;   /* images on several lanes */
+    struct kx_lanes alone;  /* time_proj, and the texts' keys and values */
+    struct kx_lanes *lanes; /* that of the last kx_unet_plan; NULL: none */
     int h, w, positions;
     unsigned generation; /* of the buffers below: see kx_unet_generation */
 
-    /* what images share; own, the context's memory */
+    /* what all images of a render share; own, in the context's memory */
     int times, times_room; /* rows that are set, and that there is room for: timesteps × added conditions */
     float *timesteps;      /* times_room */
     void *time_proj;       /* times_room × time_proj_width: block by block, a block's rows together */
@@ -239,7 +245,7 @@ struct forward {
     const int32_t *time_row, *text_row;
 };
 
-/* What the images of one run have: their rows of the shifts, their texts. */
+/* The conditions of a run's images: which row of time_proj each has, and which text. */
 struct given {
     const struct kx_unet *u;
     const int32_t *time_row;
@@ -264,7 +270,7 @@ static void transform(struct kx_ctx *ctx, const struct given *g, const struct le
         kx_transformer_run(ctx, &y->transformers[k], x, &g->keys);
 }
 
-/* The outputs of the way down, in order; each stays where it was made. */
+/* The skip connections: the outputs of the way down, in order. Each stays where it was made. */
 struct skips {
     struct kx_tensor v[SKIPS_MAX];
     int count;
@@ -279,37 +285,38 @@ static struct kx_tensor *push(struct kx_ctx *ctx, struct skips *s, int n, int h,
 static void run_down(struct kx_ctx *ctx, const struct given *g, const struct level *y, struct skips *s) {
     for (int k = 0; k < y->count; k++) {
         struct kx_tensor *x = &s->v[s->count - 1], *z = push(ctx, s, x->n, x->h, x->w, y->channels);
-        resnet(ctx, g, &y->resnets[k], x, true, z);
+        resnet(ctx, g, &y->resnets[k], x, true, z); /* n, h, w, channels */
         transform(ctx, g, y, k, z);
     }
     if (!y->resample) return;
     struct kx_tensor *x = &s->v[s->count - 1];
     struct kx_tensor *z = push(ctx, s, x->n, (x->h + 1) / 2, (x->w + 1) / 2, y->channels);
-    kx_conv(ctx, y->resample, x, NULL, NULL, z);
+    kx_conv(ctx, y->resample, x, NULL, NULL, z); /* n, h / 2, w / 2, channels */
 }
 
-/* x, in place[0], becomes the level's output, again in place[0]. */
+/* One level upwards. x lies in place[0], and so does the level's output; place[1] is free for the upsampled
+ * one. */
 static void run_up(struct kx_ctx *ctx, const struct given *g, const struct level *y, struct skips *s,
                    void *place[2], struct kx_tensor *x) {
     for (int k = 0; k < y->count; k++) {
         size_t mark = kx_mark(ctx);
         const struct kx_tensor *skip = &s->v[--s->count];
         struct kx_tensor both = kx_tensor_take(ctx, x->n, x->h, x->w, x->c + skip->c);
-        kx_concat(ctx, x, skip, &both);
+        kx_concat(ctx, x, skip, &both); /* n, h, w, channels before + channels of the skip */
         x->c = y->channels;
-        resnet(ctx, g, &y->resnets[k], &both, false, x);
+        resnet(ctx, g, &y->resnets[k], &both, false, x); /* n, h, w, channels */
         kx_release(ctx, mark);
         transform(ctx, g, y, k, x);
     }
     if (!y->resample) return;
     struct kx_tensor z = {place[1], x->n, 2 * x->h, 2 * x->w, x->c};
-    kx_conv(ctx, y->resample, x, NULL, NULL, &z);
+    kx_conv(ctx, y->resample, x, NULL, NULL, &z); /* n, 2 h, 2 w, channels */
     place[1] = place[0];
     place[0] = z.v;
     *x = z;
 }
 
-/* Values of the largest picture on the way up. */
+/* Values of an image's largest tensor on the way up. */
 static size_t largest(const struct kx_unet_config *cfg, int h, int w) {
     size_t most = 0;
     for (int i = 0; i < cfg->levels; i++) {
@@ -336,18 +343,21 @@ static void run_images(void *arg, struct kx_ctx *ctx, int first, int count) {
     size_t most = largest(cfg, u->h, u->w) * (size_t)count;
     void *place[2] = {kx_take(ctx, most), kx_take(ctx, most)};
     struct skips s = {.count = 0};
+    /* n, 64, 64, 4 → n, 64, 64, 320 */
     kx_conv(ctx, u->conv_in, &in, NULL, NULL, push(ctx, &s, count, u->h, u->w, cfg->channels[0]));
+    /* → n, 32, 32, 320 → n, 16, 16, 640 → n, 8, 8, 1280 → n, 8, 8, 1280 */
     for (int k = 0; k < cfg->levels; k++) run_down(ctx, &g, &u->down[k], &s);
 
     struct kx_tensor *last = &s.v[s.count - 1], x = {place[0], count, last->h, last->w, u->mid.channels};
     resnet(ctx, &g, &u->mid.resnets[0], last, true, &x);
     transform(ctx, &g, &u->mid, 0, &x);
-    resnet(ctx, &g, &u->mid.resnets[1], &x, false, &x);
+    resnet(ctx, &g, &u->mid.resnets[1], &x, false, &x); /* n, 8, 8, 1280 */
 
+    /* → n, 16, 16, 1280 → n, 32, 32, 1280 → n, 64, 64, 640 → n, 64, 64, 320 */
     for (int k = 0; k < cfg->levels; k++) run_up(ctx, &g, &u->up[k], &s, place, &x);
     assert(s.count == 0);
     kx_group_norm(ctx, &x, u->norm_out.gamma, u->norm_out.beta, cfg->norm_groups, cfg->norm_eps, true, &x);
-    kx_conv(ctx, u->conv_out, &x, NULL, NULL, &out);
+    kx_conv(ctx, u->conv_out, &x, NULL, NULL, &out); /* n, 64, 64, 4 */
     kx_release(ctx, mark);
 }
 
@@ -359,11 +369,11 @@ static void level_time_proj(struct kx_ctx *ctx, const struct kx_unet *u, const s
         const struct kx_resnet *r = &y->resnets[k];
         size_t at = r->time_proj_at * (size_t)u->times_room + (size_t)first * (size_t)r->out;
         struct kx_tensor to = {kx_at(ctx, u->time_proj, at), embedding->n, 1, 1, r->out};
-        kx_linear(ctx, r->time_emb_proj, embedding, NULL, &to);
+        kx_linear(ctx, r->time_emb_proj, embedding, NULL, &to); /* rows, 1, 1, out */
     }
 }
 
-/* y: what `count` additions from the first on add. */
+/* y: the embedding of `count` added conditions from the first on, to be added to the time embedding. */
 static void run_added_conds(struct kx_ctx *ctx, const struct kx_unet *u, int first, int count,
                             struct kx_tensor *y) {
     const struct kx_unet_config *cfg = &u->cfg;
@@ -377,17 +387,19 @@ static void run_added_conds(struct kx_ctx *ctx, const struct kx_unet *u, int fir
     struct kx_tensor one = {sizes.v, KX_TIME_IDS * count, 1, 1,
                             cfg->addition_time_width}; /* number by number */
     kx_timestep(ctx, u->time_ids + KX_TIME_IDS * before, one.n, cfg->flip_sin_to_cos, cfg->freq_shift, &one);
-    kx_concat(ctx, &pooled, &sizes, &both);
-    kx_linear(ctx, u->add1, &both, NULL, &inner);
-    kx_linear(ctx, u->add2, &inner, NULL, y);
+    kx_concat(ctx, &pooled, &sizes, &both);       /* count, 1, 1, 1280 + 6 · 256 (SDXL) */
+    kx_linear(ctx, u->add1, &both, NULL, &inner); /* count, 1, 1, 1280 */
+    kx_linear(ctx, u->add2, &inner, NULL, y);     /* count, 1, 1, 1280 */
     kx_release(ctx, mark);
 }
 
-/* The shifts of `count` rows from the first on: one row, or all. */
+/* Fills `count` rows of time_proj from the first on. A CPU calls it row by row, a GPU for all rows at once.
+ */
 static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct kx_unet *u = arg;
     const struct kx_unet_config *cfg = &u->cfg;
-    /* a row is a timestep and an addition; of all rows, all of either */
+    /* row i · m + j is of timestep i and added condition j: one row has one of each, all rows have all of
+     * each */
     int m = cfg->pooled_width ? u->added_conds : 1, width = TIME_WIDTH * cfg->channels[0];
     int added_conds = count == 1 ? 1 : m, times = count / added_conds;
     assert(times * added_conds == count && (count == 1 || first == 0));
@@ -396,13 +408,13 @@ static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
     struct kx_tensor b = kx_tensor_take(ctx, times, 1, 1, width);
     struct kx_tensor c = kx_tensor_take(ctx, times, 1, 1, width);
     kx_timestep(ctx, u->timesteps + first / m, times, cfg->flip_sin_to_cos, cfg->freq_shift, &a);
-    kx_linear(ctx, u->time1, &a, NULL, &b);
-    kx_linear(ctx, u->time2, &b, NULL, &c);
+    kx_linear(ctx, u->time1, &a, NULL, &b); /* times, 1, 1, 320 → times, 1, 1, 1280 */
+    kx_linear(ctx, u->time2, &b, NULL, &c); /* times, 1, 1, 1280 */
     if (cfg->pooled_width) {
         struct kx_tensor added = kx_tensor_take(ctx, added_conds, 1, 1, width), sum;
         run_added_conds(ctx, u, first % m, added_conds, &added);
         sum = kx_tensor_take(ctx, count, 1, 1, width);
-        kx_add_silu(ctx, &c, &added, &sum);
+        kx_add_silu(ctx, &c, &added, &sum); /* times · added_conds, 1, 1, 1280 */
         c = sum;
     }
     for (int k = 0; k < cfg->levels; k++) level_time_proj(ctx, u, &u->down[k], &c, first);
@@ -430,7 +442,7 @@ static void run_texts(void *arg, struct kx_ctx *ctx, int first, int count) {
 
 /* ---- planning and running */
 
-/* What one lane must be able to do. */
+/* The forward pass that a lane plans: pointers are not followed while planning. */
 static void plan_lane(void *arg, struct kx_ctx *ctx, int first, int count) {
     const struct kx_unet *u = arg;
     static const int32_t unused[1]; /* nothing is read while planning */
@@ -482,7 +494,7 @@ unsigned kx_unet_generation(const struct kx_unet *u) {
     return u->generation + u->one.generation + u->many.generation;
 }
 
-/* Runs fn for i < n on one lane, planned for as many as come together. */
+/* Plans and runs fn for i < n on one lane. */
 static int run_alone(struct kx_unet *u, int n, kx_images fn, struct kn_err *err) {
     int rc = kx_lanes_plan(&u->alone, u->ctx, 1, n, fn, u, err);
     return rc ? rc : kx_lanes_run(&u->alone, u->ctx, n, fn, u, err);

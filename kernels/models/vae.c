@@ -2,7 +2,9 @@
  *
  * At full size this is where the memory goes: 512 × 512 pixels of 256 channels are 256 MiB. The picture
  * therefore travels between two places, each as large as it must be, and is worked in where a block is done
- * with it. */
+ * with it.
+ *
+ * Shapes beside the calls are those of Stable Diffusion 1.5: n images of 64 × 64 latents, 512 × 512 pixels. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -174,9 +176,9 @@ static void attend(struct kx_ctx *ctx, const struct kx_vae *v, struct kx_tensor 
     struct kx_tensor qkv = kx_tensor_take(ctx, x->n, x->h, x->w, 3 * x->c);
     kx_group_norm(ctx, x, v->attention_norm.gamma, v->attention_norm.beta, v->cfg.norm_groups, EPS, false,
                   &n);
-    kx_linear(ctx, v->qkv, &n, NULL, &qkv);
+    kx_linear(ctx, v->qkv, &n, NULL, &qkv); /* n, h, w, 3 c */
     kx_self_attention(ctx, &qkv, 1, false, &n);
-    kx_linear(ctx, v->attention_out, &n, x, x);
+    kx_linear(ctx, v->attention_out, &n, x, x); /* n, h, w, c */
     kx_release(ctx, mark);
 }
 
@@ -194,16 +196,17 @@ static void decode(void *arg, struct kx_ctx *ctx, int first, int count) {
     kx_from_f32(ctx, d->latents + (size_t)first * values, &z);
     if (v->post_quant) {
         struct kx_tensor y = kx_tensor_take(ctx, count, d->h, d->w, cfg->latent_channels);
-        kx_conv(ctx, v->post_quant, &z, NULL, NULL, &y);
+        kx_conv(ctx, v->post_quant, &z, NULL, NULL, &y); /* n, 64, 64, 4 */
         z = y;
     }
     p.x = (struct kx_tensor){p.place[0], count, d->h, d->w, channels_of(cfg, 0)};
-    kx_conv(ctx, v->conv_in, &z, NULL, NULL, &p.x);
+    kx_conv(ctx, v->conv_in, &z, NULL, NULL, &p.x); /* n, 64, 64, 512 */
     kx_release(ctx, inner);
 
     kx_resnet_run(ctx, &v->mid[0], &p.x, false, NULL, &p.x);
     if (cfg->mid_attention) attend(ctx, v, &p.x);
-    kx_resnet_run(ctx, &v->mid[1], &p.x, false, NULL, &p.x);
+    kx_resnet_run(ctx, &v->mid[1], &p.x, false, NULL, &p.x); /* n, 64, 64, 512 */
+    /* → n, 128, 128, 512 → n, 256, 256, 512 → n, 512, 512, 256 → n, 512, 512, 128 */
     for (int k = 0; k < cfg->levels; k++) {
         const struct level *level = &v->levels[k];
         for (int q = 0; q <= cfg->layers_per_block; q++) {
@@ -220,7 +223,7 @@ static void decode(void *arg, struct kx_ctx *ctx, int first, int count) {
     }
     kx_group_norm(ctx, &p.x, v->norm_out.gamma, v->norm_out.beta, cfg->norm_groups, EPS, true, &p.x);
     struct kx_tensor rgb = kx_tensor_take(ctx, count, p.x.h, p.x.w, cfg->out_channels);
-    kx_conv(ctx, v->conv_out, &p.x, NULL, NULL, &rgb);
+    kx_conv(ctx, v->conv_out, &p.x, NULL, NULL, &rgb); /* n, 512, 512, 3 */
     size_t before = (size_t)first * (kx_count(&rgb) / n);
     kx_to_rgb(ctx, &rgb, d->rgb ? d->rgb + before : NULL, d->bytes ? d->bytes + before : NULL,
               d->finite + first);

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the sampler sees once the folder's fields and its own defaults are put together. */
+/* A sampler's settings: the folder's fields, and the sampler's own defaults for those that the folder does
+ * not state. */
 struct settings {
     int T;
     double beta_start, beta_end;
@@ -203,8 +204,9 @@ static void pndm_transfer(const struct settings *s, const float *ac, int t, int 
     }
 }
 
-/* Linear multistep (PLMS), started either by one repeated step or, as in the paper, by three Runge–Kutta groups
- * of four evaluations. History slots 0 … 3 are the ring of predictions, 4 and 5 the middle of a group. */
+/* Linear multistep (PLMS), started either by one repeated step or, as in the paper, by three Runge–Kutta
+ * groups of four evaluations. History slots 0 … 3 are the ring of predictions, 4 and 5 the middle of a
+ * group. */
 enum { PNDM_RING = 4, PNDM_MIDDLE = 4, PNDM_SLOTS = 6, PRK_GROUP = 4, PRK_STEPS = 12 };
 
 struct pndm {
@@ -226,8 +228,8 @@ static void pndm_store(struct pndm *p, struct kx_step *k) {
     p->held++;
 }
 
-/* Three groups of four evaluations. A group transfers x at its first timestep t by the mean of the predictions at
- * t, twice between t and the next, and at the next, weighted 1, 2, 2, 1. */
+/* Three groups of four evaluations. A group transfers x at its first timestep t by the mean of the
+ * predictions at t, twice between t and the next, and at the next, weighted 1, 2, 2, 1. */
 static void pndm_runge_kutta(struct pndm *p, struct kx_schedule *out) {
     double prk[8], group[14], ts[PRK_STEPS], base, e;
     for (int i = 0; i < 4; i++) {
@@ -259,7 +261,8 @@ static void pndm_runge_kutta(struct pndm *p, struct kx_schedule *out) {
     }
 }
 
-/* Adams–Bashforth of as high an order as there are predictions, up to 4: the last evaluation and the held ones. */
+/* Adams–Bashforth of as high an order as there are predictions, up to 4: the last evaluation and the held
+ * ones. */
 static struct kx_step pndm_adams(struct pndm *p, int t) {
     static const double adams[4][4] = {{1, 0, 0, 0},
                                        {3.0 / 2, -1.0 / 2, 0, 0},
@@ -288,8 +291,8 @@ static struct kx_step pndm_repeat(const struct pndm *p, int t) {
     return k;
 }
 
-/* With Runge–Kutta its groups stand for the last three timesteps. Without, the last but one stands twice: … n−1,
- * n−2, n−2, n−3 … */
+/* With Runge–Kutta its groups stand for the last three timesteps. Without, the last but one stands twice: …
+ * n−1, n−2, n−2, n−3 … */
 static void build_pndm(const struct settings *s, const float *ac, int n, const double *up,
                        struct kx_schedule *out) {
     struct pndm p = {.s = s, .ac = ac, .up = up, .n = n, .stride = s->T / n, .last = {-1, -1, -1, -1}};
@@ -353,8 +356,8 @@ static void build_euler(const struct settings *s, bool ancestral, const float *s
     }
 }
 
-/* DPM-Solver++ (arXiv 2211.01095), multistep, first and second order, on x = α·x0 + σ̂·ε with α = 1/√(σ²+1), σ̂
- * = σ·α. */
+/* DPM-Solver++ (arXiv 2211.01095), multistep, first and second order, on x = α·x0 + σ̂·ε with α =
+ * 1/√(σ²+1), σ̂ = σ·α. */
 static void build_dpmpp(const struct settings *s, const float *sigmas, int n, const double *ts,
                         struct kx_schedule *out) {
     out->slots = 2;

@@ -18,7 +18,7 @@ enum kx_beta { KX_BETA_LINEAR, KX_BETA_SCALED_LINEAR, KX_BETA_COSINE };
 enum kx_prediction { KX_PREDICT_EPSILON, KX_PREDICT_V, KX_PREDICT_SAMPLE };
 enum kx_spacing { KX_SPACING_LINSPACE, KX_SPACING_LEADING, KX_SPACING_TRAILING };
 
-/* A field with the word whether the file states it. */
+/* A field, and a flag that is true if the file states it. */
 #define KX_STATED(type, name)                                                                                \
     type name;                                                                                               \
     bool name##_stated

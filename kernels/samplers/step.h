@@ -1,7 +1,7 @@
-/* One denoising step as data: every sampler is compiled (schedule.h) into a table of these coefficients, and
- * one kernel applies them, whatever the sampler. So a minibatch needs no branch by sampler, a device needs one
- * kernel, and what is history or noise for one sampler costs another nothing (a coefficient of 0 reads
- * nothing).
+/* One denoising step as data: every sampler is compiled (schedule.h) into a table of these coefficients,
+ * and one kernel applies them, whatever the sampler. So a minibatch needs no branch by sampler, a device
+ * needs one kernel, and a term that one sampler uses costs another nothing (nothing is read for a
+ * coefficient of 0).
  *
  * With x the latents, u and c the predictions without and with the prompt, all of one image:
  *     m  = u + g·(c − u)                                  guidance; m = c without the unconditional half

@@ -1,6 +1,6 @@
 /* Where a denoising step's time goes: renders with a model folder and adds up the ops by kind. The ops are
- * wrapped by the linker, each that kernels/backend.h lists (CMakeLists.txt), so that the engine measured is the
- * engine that ships.
+ * wrapped by the linker, each that kernels/backend.h lists (CMakeLists.txt), so that the engine measured is
+ * the engine that ships.
  *
  *     bench-step MODEL [WIDTH HEIGHT [STEPS [CFG [THREADS]]]]
  *

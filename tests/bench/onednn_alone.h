@@ -1,4 +1,4 @@
-/* What oneDNN reaches by itself, with its own OpenMP threads: the ceiling that the engine is compared with.
+/* oneDNN's speed by itself, with its own OpenMP threads: the ceiling that the engine is compared with.
  */
 #ifndef KILN_TESTS_BENCH_ONEDNN_ALONE_H
 #define KILN_TESTS_BENCH_ONEDNN_ALONE_H

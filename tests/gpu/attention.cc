@@ -214,7 +214,7 @@ static bool near(const struct input *in, enum variant variant, double bound) {
     return e <= bound;
 }
 
-/* Whether the device runs Hopper's variant. */
+/* True if the device runs Hopper's variant. */
 static bool sm90(void) {
     struct kx_attention a;
     memset(&a, 0, sizeof a);

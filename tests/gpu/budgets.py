@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a kernel may take: registers, local memory, shared memory, threads. budgets.txt declares it, kernel by kernel.
+"""The budgets of kernels: registers, local memory, shared memory, threads. budgets.txt declares it, kernel by kernel.
 
     budgets.py launch NVCC ARGUMENT...     compiles, and keeps ptxas' report beside the object (OBJECT.resources)
     budgets.py compiled TABLE LIST         LIST: a file that names the objects; every kernel for every architecture in them is

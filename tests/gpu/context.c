@@ -13,7 +13,7 @@
 #include "tests/gpu/shim/shim.h"
 #endif
 
-/* What a dead device held goes with the process: between these, nobody looks for leaks. */
+/* Memory of a dead device goes with the process: between these, nobody looks for leaks. */
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/lsan_interface.h>
 static void lost_from_here(void) {

@@ -491,7 +491,7 @@ TEST(quantizing_to_e4m3_takes_the_nearest) {
     test_quantize(KX_STORE_BF16);
 }
 
-/* Whether the device runs Hopper's kernel. */
+/* True if the device runs Hopper's kernel. */
 static bool has_sm90(void) {
     struct layer l;
     layer_make(&l, &cases[0], KX_STORE_F16, false, 1);

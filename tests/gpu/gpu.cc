@@ -13,7 +13,7 @@
 static const size_t guard_bytes = 1024; /* keeps what follows aligned to 256 */
 static const int guard_byte = 0xa5;
 
-/* What was allocated and not freed. */
+/* An allocation that was not freed yet. */
 struct block {
     unsigned char *p; /* the caller's */
     size_t bytes;

@@ -1,4 +1,4 @@
-/* What tests of CUDA code have in common, on the shim and on a real device alike: named tests (check.h),
+/* Common helpers of the tests of CUDA code, on the shim and on a real device alike: named tests (check.h),
  * device memory with guard zones, the two storage types on the host, random inputs, distances.
  *
  * A program exits 77 (skipped) where there is no device. Errors of CUDA and damaged guard zones fail the test
@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-/* Whether the device is a real one: large cases are for it alone. */
+/* True if the device is a real one: large cases are for it alone. */
 bool gpu_real(void);
 /* 80 for compute capability 8.0. */
 int gpu_capability(void);

@@ -1,4 +1,4 @@
-/* What kernels/cuda/library_abi.h declares of cuBLASLt and cuDNN, against the vendors' own headers: values,
+/* The declarations of kernels/cuda/library_abi.h against cuBLASLt's and cuDNN's own headers: values,
  * sizes and signatures. All of it happens while this is compiled, with the toolkit's headers (not the
  * shim's), for each library whose header is installed. */
 #include <stdint.h>

@@ -17,7 +17,7 @@ struct group_case {
     bool device_only; /* too long for the shim */
 };
 
-/* What each is for: launchers choose by the shape. */
+/* The comments say which way of the launcher a case is for: launchers choose by the shape. */
 static const struct group_case group_cases[] = {
     /* the slab in shared memory */
     {1, 1, 8, 1, false, PLAIN, false},

@@ -8,7 +8,7 @@
  * Bounds are NMSE of one image: f16 1e-6, bf16 5e-5, and 1e-10 for what is f32 on both sides. */
 #include "tests/gpu/parity.h"
 
-/* What an op was drawn to be: shape, choices, and the inputs of all images. */
+/* A drawn case of an op: shape, choices, and the inputs of all images. */
 struct scene {
     enum kx_store type;
     int p[12];
@@ -384,7 +384,7 @@ static void draw_sample(struct draw *d, struct scene *s) {
     if (draw_int(d, 0, 1)) s->v[0][draw_int(d, 0, p[0] - 1)] = INFINITY;
 }
 
-/* What of an image lies at steps × (all images) × per, as a table of the bench's images. */
+/* The bench's images of a table of steps × all images, as a table of steps × those. */
 static void *gather_steps(const struct bench *b, const void *all, int steps, size_t bytes) {
     char *v = must(malloc(times(steps, b->n) * bytes));
     for (int k = 0; k < steps; k++)
@@ -475,7 +475,7 @@ static long long setting(const char *name, long long otherwise) {
     return v && *v ? strtoll(v, NULL, 10) : otherwise;
 }
 
-/* What a failure is of. */
+/* The op, type and case that a failure is of. */
 struct label {
     const struct op *op;
     const struct scene *s;

@@ -1,5 +1,6 @@
-/* What the tests of CUDA against the CPU share: drawn inputs that are the same on both, a bench that runs an
- * op on a context as a network does (planned, then for real) on memory with guards, and the comparison.
+/* Common helpers of the tests of CUDA against the CPU: drawn inputs that are the same on both, a bench that
+ * runs an op on a context as a network does (planned, then for real) on memory with guards, and the
+ * comparison.
  *
  * Inputs are rounded to the storage type before either side sees them, so that what differs is the
  * computation. The CPU takes the images one at a time, the device all at once. */

@@ -10,7 +10,7 @@
 
 enum { STEPS = 6, SLOTS = 4, IMAGES_MAX = 33 };
 
-/* What the tables are like: kinds of samplers, by image % KINDS. */
+/* The kinds of samplers that the tables are of, by image % KINDS. */
 enum kind { EULER, SECOND_ORDER, MULTISTEP, ANCESTRAL, CLIPPED, SHORT, KINDS };
 
 static const struct kx_step identity = {.timestep = 1,

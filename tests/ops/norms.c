@@ -17,7 +17,7 @@ static void call_norm(struct kx_ctx *ctx, void *arg) {
         kx_layer_norm(ctx, &c->x, c->gamma, c->beta, c->eps, &c->y);
 }
 
-/* What is normalised together: `count` stretches of `width` values, `step` apart. */
+/* One group that is normalised together: `count` stretches of `width` values, `step` apart. */
 static void want_one(const struct norm_call *c, const float *x, size_t count, size_t step, size_t width,
                      size_t channel, double *y) {
     double mean = 0, variance = 0, n = (double)(count * width);

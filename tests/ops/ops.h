@@ -1,5 +1,5 @@
-/* What the tests of the ops share: a context, random tensors, distances, and running an op as a network does
- * (planned, then for real). */
+/* Common helpers of the tests of the ops: a context, random tensors, distances, and running an op as a
+ * network does (planned, then for real). */
 #ifndef KILN_TESTS_OPS_OPS_H
 #define KILN_TESTS_OPS_OPS_H
 

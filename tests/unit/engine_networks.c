@@ -1,4 +1,4 @@
-/* What the networks say of weights that do not fit their configuration: every tensor of the small golden
+/* The networks' answers to weights that do not fit their configuration: every tensor of the small golden
  * pipelines is left out, misshaped and replaced in turn, and one is added. Files: tests/golden/make.py. */
 #include <math.h>
 #include <stdbool.h>
@@ -10,7 +10,7 @@
 #include "kernels/ops.h"
 #include "tests/unit/check.h"
 
-/* What is done to one tensor of a component. */
+/* The change that is made to one tensor of a component. */
 enum change { AS_IT_IS, LEFT_OUT, ONE_ROW_MORE, WHOLE_NUMBERS, WITHOUT_ONES, WITH_ONES };
 
 struct part {

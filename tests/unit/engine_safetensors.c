@@ -244,7 +244,7 @@ TEST(a_dump_is_read_back_as_it_was_written) {
     rmdir(path);
 }
 
-/* What of this process' memory is files' pages, in KiB; −1 where the system does not say. */
+/* The part of this process' memory that is files' pages, in KiB; −1 where the system does not say. */
 static long mapped_kib(void) {
     FILE *f = fopen("/proc/self/status", "r");
     char line[256];

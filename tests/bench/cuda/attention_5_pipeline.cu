@@ -1,4 +1,4 @@
-/* 5: pipelined. What feeds the tensor cores is mended:
+/* 5: pipelined. The feeding of the tensor cores is mended:
  *
  * - ldmatrix hands a warp four 8 × 8 matrices at once, turned for the values; rows in shared memory are an
  * odd number of 16-byte chunks apart, so that the eight rows of a matrix lie in different banks.

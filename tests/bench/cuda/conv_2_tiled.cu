@@ -4,7 +4,7 @@
  * The operand a (pixel × tap and channel) is not made in memory: a thread works out which pixel its 8
  * channels are of (this is the implicit GEMM of all that follow).
  *
- * What limits it: the f32 units, a fifteenth of what the tensor cores do, or less. Gain: not measured. */
+ * Limited by: the f32 units, a fifteenth of what the tensor cores do, or less. Gain: not measured. */
 #include "kernels/cuda/device.cuh"
 #include "tests/bench/cuda/conv.h"
 

@@ -2,7 +2,7 @@
  * with mma.sync (16 × 8 × 16 products an instruction, f32 accumulators); the operands stay f16 in shared
  * memory, 32 products' worth of each, and come to the registers as ldmatrix lays them out.
  *
- * What limits it: rows of 64 bytes lie at every second row in the same banks, so that the eight rows of an
+ * Limited by: rows of 64 bytes lie at every second row in the same banks, so that the eight rows of an
  * ldmatrix take four times as long as they need to; and everybody waits for global memory at each step. Gain:
  * not measured. */
 #include "kernels/cuda/device.cuh"

@@ -3,7 +3,7 @@
  * all 32 banks, with no room lost to padding; and it asks for two matrices of b's rows at a time. What a
  * thread's pixel is it works out once, not at each step.
  *
- * What limits it: still everybody waits for global memory at each step. Gain: not measured. */
+ * Limited by: still everybody waits for global memory at each step. Gain: not measured. */
 #include "kernels/cuda/device.cuh"
 #include "tests/bench/cuda/conv.h"
 

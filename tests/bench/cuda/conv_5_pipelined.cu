@@ -2,7 +2,7 @@
  * a ring of four stages: while one is multiplied three are on their way, and there is one barrier a step in
  * place of two. Padding is what cp.async fills with zeros.
  *
- * What limits it: a warp's 32 × 32 sums take 4 ldmatrix for 8 mma (the shipped tiles 8 for 32), y is written
+ * Limited by: a warp's 32 × 32 sums take 4 ldmatrix for 8 mma (the shipped tiles 8 for 32), y is written
  * 4 bytes at a time, and the blocks run in an order that reads x once for each 64 channels. Gain: not
  * measured. */
 #include "kernels/cuda/device.cuh"

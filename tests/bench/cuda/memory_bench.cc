@@ -23,7 +23,7 @@ static void must(cudaError_t e, const char *what) {
     exit(1);
 }
 
-/* What all cases share: buffers as large as the largest wants. */
+/* All cases share these: buffers as large as the largest wants. */
 struct room {
     cudaStream_t stream;
     size_t bytes;   /* of x and y each */

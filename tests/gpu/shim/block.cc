@@ -520,7 +520,7 @@ extern "C" void kx_shim_cp_wait(int pending) {
 
 /* ---- the runner */
 
-/* What static shared memory a kernel was seen to write, so that the next block starts with NaNs again. */
+/* The static shared memory that a kernel was seen to write, so that the next block starts with NaNs again. */
 struct extent {
     size_t from, to;
     int looked;

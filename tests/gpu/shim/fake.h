@@ -1,5 +1,5 @@
-/* What the libraries of the shim (fake_cublaslt.c, fake_cudnn.c) share: storage types on the host, and work
- * that takes its turn in a stream.
+/* The common parts of the shim's libraries (fake_cublaslt.c, fake_cudnn.c): storage types on the host, and
+ * work that takes its turn in a stream.
  *
  * They stand where cuBLASLt and cuDNN would (a folder that $KILN_CUDA_LIBS names) and do what these say that
  * they do, from the documents, so that layouts, strides, descriptors and the choice of algorithms are proven
@@ -108,7 +108,7 @@ static inline void fake_forget(void) {
     }
 }
 
-/* What the person who reads the test's output wants to know: which rule was broken. */
+/* Prints which rule was broken, for whoever reads the test's output, and returns the status. */
 static inline int fake_wrong(int status, const char *what) {
     fprintf(stderr, "fake library: %s\n", what);
     return status;

@@ -189,7 +189,7 @@ struct product {
     float alpha, beta;
 };
 
-/* Whether the descriptors fit each other; the sizes into *p. */
+/* Checks that the descriptors fit each other, and puts the sizes into *p. */
 static int fit(const struct desc *d, const struct layout *a, const struct layout *b, const struct layout *c,
                const struct layout *y, struct product *p) {
     if (d->compute != KX_LT_COMPUTE_32F || d->scale != KX_LT_R_32F)

@@ -162,7 +162,7 @@ bool is_device(const void *p) {
     return i != the().memory.end() && i->second.type == cudaMemoryTypeDevice;
 }
 
-/* Whether a copy may touch those bytes: on the device all of them within one allocation. */
+/* True if a copy may touch those bytes: on the device all of them within one allocation. */
 bool in_bounds(const void *p, size_t bytes) {
     auto i = find(p);
     return i == the().memory.end() || (uintptr_t)p + bytes <= i->first + i->second.bytes;

@@ -657,7 +657,7 @@ TEST(a_graph_records_without_running_and_replays) {
     host(w, c, 3);
     for (int i = 0; i < 3; i++) CHECK_INT(w[i], v[i] + 5);
 
-    /* What spoils a capture. */
+    /* Calls that spoil a capture. */
     void *p;
     OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
     CHECK_INT(cudaMalloc(&p, 16), cudaErrorStreamCaptureUnsupported);
