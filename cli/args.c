@@ -81,7 +81,7 @@ static const struct kn_option table[] = {
      SETTING(kn_setting_model)},
     {"steps", 0, "N", CLI_G_INPUT, "denoising steps", SETTING(kn_setting_steps)},
     {"size", 0, "WxH", CLI_G_INPUT, "pixels", SETTING(kn_setting_size)},
-    {"sampler", 0, "NAME", CLI_G_INPUT, "DDIM, PNDM, Euler, Euler a, DPM++ 2M", SETTING(kn_setting_sampler)},
+    {"sampler", 0, "NAME", CLI_G_INPUT, KN_SAMPLER_LIST, SETTING(kn_setting_sampler)},
     {"schedule", 0, "NAME", CLI_G_INPUT, "normal, karras", SETTING(kn_setting_schedule)},
     {"cfg", 0, "X", CLI_G_INPUT, "guidance", SETTING(kn_setting_cfg)},
     {"seed", 0, "N|each", CLI_G_INPUT,

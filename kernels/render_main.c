@@ -142,7 +142,7 @@ static const struct kn_option option_table[] = {
     {"images", 0, "N", 1, "pictures a prompt, of seeds N, N+1, …", INTO(images), .min = 1,
      .max = KN_IMAGES_MAX},
     {"steps", 0, "N", 1, "denoising steps", SETTING(kn_setting_steps)},
-    {"sampler", 0, "NAME", 1, "DDIM, PNDM, Euler, Euler a, DPM++ 2M", SETTING(kn_setting_sampler)},
+    {"sampler", 0, "NAME", 1, KN_SAMPLER_LIST, SETTING(kn_setting_sampler)},
     {"schedule", 0, "NAME", 1, "normal, karras", SETTING(kn_setting_schedule)},
     {"cfg", 0, "X", 1, "guidance; 1 and below is none", SETTING(kn_setting_cfg)},
     {"size", 0, "WxH", 1, "pixels", SETTING(kn_setting_size)},
