@@ -255,6 +255,13 @@ int kn_task_check(const struct kn_task *t, struct kn_err *err) {
     return rc;
 }
 
+uint64_t kn_model_need(const struct kn_model_info *m, uint32_t width, uint32_t height, uint32_t images) {
+    double pixels = (double)m->defaults.width * m->defaults.height;
+    if (!m->memory_weights || pixels <= 0) return 0;
+    return KN_PROGRAM_BYTES + m->memory_weights +
+           (uint64_t)((double)m->memory_image * images * ((double)width * height / pixels));
+}
+
 int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m, struct kn_err *err) {
     const struct kn_defaults *d = &m->defaults;
     if (!(t->set & KN_SET_SEED)) return kn_err_set(err, KN_EINVAL, "seed: not set");

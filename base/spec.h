@@ -107,7 +107,15 @@ struct kn_model_info {
     struct kn_defaults defaults;
     uint32_t size_multiple; /* width and height must be multiples of it (VAE factor × UNet levels) */
     uint32_t size_max;      /* 0: KN_SIZE_MAX */
+    /* What it takes of a CPU's memory (kernels/kiln.h, struct kiln_memory): its weights, and each picture of the
+     * default size that is in work at a time. 0: not known. Said by who reads the folder; not on the wire. */
+    uint64_t memory_weights, memory_image;
 };
+
+#define KN_PROGRAM_BYTES (128ull << 20) /* of a worker beside weights and activations; measured */
+/* The bytes that a process needs in order to have `images` pictures of this size in work at a time: the program's
+ * own, the weights, the pictures. 0: not known. */
+uint64_t kn_model_need(const struct kn_model_info *m, uint32_t width, uint32_t height, uint32_t images);
 
 /* Sets what is unset from d, then checks every range, the schedule against the sampler and the size against
  * the model. err names the field ("steps: 0 is not between 1 and 1000"). */

@@ -179,6 +179,11 @@ int kiln_model_describe(const char *dir, const char *cache_dir, struct kn_model_
         snprintf(out->name, sizeof out->name, "%.*s", KN_NAME_MAX, slash && slash[1] ? slash + 1 : "model");
         out->defaults = cfg.defaults;
         out->size_multiple = (uint32_t)cfg.size_multiple;
+        struct kiln_memory memory;
+        if (!kiln_model_memory(real, cfg.defaults.width, cfg.defaults.height, &memory, NULL)) {
+            out->memory_weights = memory.weights;
+            out->memory_image = memory.image;
+        } /* else the load says what is wrong with the files */
     }
     for (size_t i = 0; f && i < f->count; i++) free(f->v[i].path);
     free(f);

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <utf8proc.h>
 
 #include "base/fs.h"
@@ -18,7 +17,6 @@
 #endif
 
 #define MINIBATCH_MAX 64
-#define MINIBATCH_CPU 4 /* or a row for each thread, where that is more: beyond it a CPU gains nothing */
 #define WATCHDOG_MS 60000
 
 /* ---- engine ---- */
@@ -97,6 +95,7 @@ int kiln_engine_create(const struct kiln_engine_options *opt, struct kiln_engine
         kiln_engine_destroy(e);
         return rc;
     }
+    if (!e->gpu) kx_engine_memory_init(e);
     if (e->gpu && (rc = kx_busy_create(e, err))) {
         kiln_engine_destroy(e);
         return rc;
@@ -122,7 +121,7 @@ void kiln_engine_memory(struct kiln_engine *e, uint64_t *free_bytes, uint64_t *t
     size_t available, total;
     kx_memory(e->unet, &available, &total);
     *free_bytes = available;
-    *total_bytes = total;
+    *total_bytes = e->gpu || e->memory_max > total ? total : (size_t)e->memory_max;
 }
 
 /* ---- stages ---- */
@@ -207,13 +206,24 @@ static void destroy(struct kiln_model *m) {
     }
     kx_unet_destroy(m->unet);
     kx_vae_destroy(m->vae);
+    if (!m->engine->gpu) kx_engine_memory_taken(m->engine, -(int64_t)m->memory.weights);
     pthread_mutex_destroy(&m->limits_lock);
     free(m);
 }
 
 static int load(struct kiln_model *m, const char *dir, struct kn_err *err) {
     struct kiln_engine *e = m->engine;
+    const struct kn_defaults *d = &m->cfg.defaults;
     int rc = kx_config_read(dir, &m->cfg, err);
+    if (!rc && !e->gpu) {
+        rc = kx_model_memory(&m->cfg, dir, d->width, d->height, &m->memory, err);
+        if (!rc) rc = kx_engine_memory_check(e, m->memory.weights, err);
+        if (rc) {
+            m->memory.weights = 0; /* none of them is in memory */
+            return rc;
+        }
+        kx_engine_memory_taken(e, (int64_t)m->memory.weights);
+    }
     /* the field is true for whatever diffusers saves; it counts for this pipeline alone, as there */
     if (!rc && m->cfg.index.xl && m->cfg.vae.force_upcast) m->vae_ctx = e->vae_wide;
     m->encoders = m->cfg.index.xl ? 2 : 1;
@@ -255,23 +265,6 @@ void kiln_model_destroy(struct kiln_model *m) {
 
 /* ---- how many images at once ---- */
 
-static int minibatch_cpu(const struct kiln_model *m, uint32_t width, uint32_t height) {
-    const struct kx_unet_config *u = &m->cfg.unet;
-    const struct kx_vae_config *v = &m->cfg.vae;
-    double latents = (double)width * height / ((double)v->factor * v->factor), bytes = 0;
-    /* what an image keeps for the way up (its two rows, with and without the prompt), and as much again that
-     * is being worked on */
-    for (int i = 0; i < u->levels; i++)
-        bytes += 2 * 4.0 * (u->layers[i] + 1) * u->channels[i] * latents / (double)(1u << (2 * i));
-    bytes = 3 * bytes + 2 * 4.0 * latents * u->channels[0] * 12;
-    double have = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 2;
-    int most = (kx_ctx_threads(m->engine->unet) + 1) / 2; /* a picture with guidance has two rows */
-    if (most < MINIBATCH_CPU) most = MINIBATCH_CPU;
-    if (most > MINIBATCH_MAX) most = MINIBATCH_MAX;
-    int n = bytes > 0 && have / bytes < most ? (int)(have / bytes) : most;
-    return n < 1 ? 1 : n;
-}
-
 /* The bytes that a minibatch of n takes beside the weights: the loop's activations for two rows an image,
  * its latents, and one picture in the autoencoder (it takes as many as there is room for). Counted by
  * planning, so exact but for the backend's workspace, for which there is a reserve. */
@@ -280,7 +273,7 @@ static int minibatch_bytes(struct kiln_model *m, int n, int w, int h, size_t *by
     size_t unet, vae, latents = (size_t)w * (size_t)h * (size_t)m->cfg.unet.in_channels * sizeof(float);
     int rc = kx_unet_bytes(m->unet, 2 * n, h, w, m->positions, &unet, &err);
     if (!rc) rc = kx_vae_bytes(m->vae, 1, h, w, &vae, &err);
-    if (!rc) *bytes = unet + vae + (size_t)n * latents * (4 + KX_HISTORY_MAX + 4);
+    if (!rc) *bytes = unet + vae + (size_t)n * latents * KX_LATENT_COPIES;
     return rc;
 }
 
@@ -328,7 +321,7 @@ int kiln_model_minibatch_max(struct kiln_model *m, uint32_t width, uint32_t heig
         }
         n = l->n;
     } else {
-        n = minibatch_cpu(m, width, height); /* by the memory that is free now */
+        n = kx_minibatch_cpu(m, width, height);
         if (l && l->n < n) n = l->n;
     }
     pthread_mutex_unlock(&m->limits_lock);

@@ -26,6 +26,8 @@ struct kiln_engine {
     struct kx_ctx *text, *unet, *vae, *vae_wide;
     struct busy *busy; /* owns; NULL on a CPU */
     bool gpu;
+    uint64_t memory_max,
+        weights; /* CPU: bytes that it may use, and that loaded models' weights take of them */
     pthread_mutex_t locks[KX_STAGES];
     char backend[KN_BACKEND_MAX + 1];
     char device[KN_DEVICE_MAX + 1];
@@ -65,8 +67,9 @@ struct kiln_model {
     int cache_count, cache_max;
     uint64_t cache_clock, cache_minibatch;
 
-    struct session *sessions; /* the latest used first */
-    size_t weights_free;      /* bytes that were free when the weights were in place */
+    struct session *sessions;  /* the latest used first */
+    struct kiln_memory memory; /* CPU: its account, with a picture of the default size */
+    size_t weights_free;       /* GPU: bytes that were free when the weights were in place */
     pthread_mutex_t limits_lock;
     struct minibatch_limit {
         uint32_t width, height;
@@ -98,6 +101,23 @@ void kx_stage_leave(struct kiln_engine *e, enum kx_stage stage);
 /* Takes and releases the locks of all stages, in order. */
 void kx_engine_enter_all(struct kiln_engine *e);
 void kx_engine_leave_all(struct kiln_engine *e);
+
+/* ---- memory.c: a CPU's */
+
+#define KX_LATENT_COPIES                                                                                     \
+    (4 + KX_HISTORY_MAX + 4) /* an image's, of the size of its latents: those, their history */
+
+KN_MUST_USE int kx_model_memory(const struct kx_config *cfg, const char *dir, uint32_t width, uint32_t height,
+                                struct kiln_memory *out, struct kn_err *err);
+/* Settles how much the engine may use. Once, before anything is loaded. */
+void kx_engine_memory_init(struct kiln_engine *e);
+/* A model's weights were loaded, or (a negative number) dropped: activations have what is left. */
+void kx_engine_memory_taken(struct kiln_engine *e, int64_t weights);
+/* KN_EOOM: so much for weights cannot be had now; a picture of this size does not fit beside the weights. err names
+ * both figures. */
+KN_MUST_USE int kx_engine_memory_check(const struct kiln_engine *e, uint64_t weights, struct kn_err *err);
+KN_MUST_USE int kx_image_check(struct kiln_model *m, uint32_t width, uint32_t height, struct kn_err *err);
+int kx_minibatch_cpu(struct kiln_model *m, uint32_t width, uint32_t height);
 
 /* ---- fp8.c */
 

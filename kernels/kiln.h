@@ -28,12 +28,13 @@ struct kiln_engine_options {
     enum kiln_device device;
     int device_index; /* CUDA ordinal */
     int threads;      /* CPU: 0 means all cores that this process may use */
+    uint64_t
+        memory_bytes_max; /* how much memory it may use, a GPU's or the machine's; 0: what is free at the start */
     /* The rest is for a GPU alone. */
     enum kiln_precision precision;
     bool fastest;     /* gives the promise above up for speed: pixels may depend on the minibatch */
     bool own_kernels; /* do not use cuBLASLt and cuDNN even where they are installed */
     int watchdog_ms;  /* a step that takes longer counts as a hanging device (KN_EDEVICE); 0: 60,000 */
-    uint64_t memory_bytes_max; /* how much of the device's memory may be used; 0: all */
 };
 
 /* How many GPUs this build could use here; 0 for a build without CUDA. */
@@ -48,7 +49,7 @@ const char *kiln_engine_backend(const struct kiln_engine *e);
 /* The device's name for people ("AMD EPYC, 2 threads"). Lives as long as e. */
 const char *kiln_engine_device(const struct kiln_engine *e);
 
-/* Bytes of memory that the device (a CPU: the machine) has, and that are free now. */
+/* Bytes of memory that the device has (a CPU: that the engine may use), and that are free there now. */
 void kiln_engine_memory(struct kiln_engine *e, uint64_t *free_bytes, uint64_t *total_bytes);
 
 /* How much of its time the device had work (texts, steps, pictures on any stream), measured on the device,
@@ -64,7 +65,16 @@ void kiln_engine_busy(struct kiln_engine *e, struct kiln_busy *out);
  * file named. */
 KN_MUST_USE int kiln_model_describe(const char *dir, const char *cache_dir, struct kn_model_info *out,
                                     struct kn_err *err);
-/* Loads DIR (diffusers layout, safetensors; never pickle). */
+/* What a model takes of a CPU's memory while it renders, from the folder's configuration and the headers of its
+ * files alone. */
+struct kiln_memory {
+    uint64_t weights; /* of all networks, as they lie in memory: f32, whatever the files hold */
+    uint64_t image;   /* activations of each picture of this size that is in work at a time */
+};
+KN_MUST_USE int kiln_model_memory(const char *dir, uint32_t width, uint32_t height, struct kiln_memory *out,
+                                  struct kn_err *err);
+/* Loads DIR (diffusers layout, safetensors; never pickle). On a CPU, a model whose weights
+ * the memory that may be used does not hold is refused before they are read: KN_EOOM, with both figures. */
 KN_MUST_USE int kiln_model_load(struct kiln_engine *e, const char *dir, struct kiln_model **out,
                                 struct kn_err *err);
 void kiln_model_destroy(struct kiln_model *m);

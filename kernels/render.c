@@ -270,8 +270,8 @@ static bool make_room(struct kiln_minibatch *b) {
 
 /* Checks that the tasks can be one minibatch: resolved, of one size that the model can do, with finite
  * guidance. */
-static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int n,
-                       const struct kiln_callbacks *cb, struct kn_err *err) {
+static int check_tasks(struct kiln_model *m, const struct kn_task *t, int n, const struct kiln_callbacks *cb,
+                       struct kn_err *err) {
     if (n < 1) return kn_err_set(err, KN_EINVAL, "no tasks");
     if (m->spoiled)
         return kn_err_set(err, KN_ESTATE, "a LoRA could not be taken off: the model must be loaded anew");
@@ -288,7 +288,7 @@ static int check_tasks(const struct kiln_model *m, const struct kn_task *t, int 
         t->height > KN_SIZE_MAX)
         return kn_err_set(err, KN_EINVAL, "size: %ux%u: not multiples of %u up to %d", t->width, t->height,
                           multiple, KN_SIZE_MAX);
-    return 0;
+    return m->engine->gpu ? 0 : kx_image_check(m, t->width, t->height, err);
 }
 
 /* How many of n are decoded in one go: on a CPU what there are lanes for; on a GPU as many as fill it, in an

@@ -223,6 +223,12 @@ static int describe(const struct kn_model_info *info) {
     json_object_object_add(d, "cfg", figure((double)info->defaults.cfg));
     json_object_object_add(d, "size", json_object_new_string(size));
     json_object_object_add(o, "defaults", d);
+    if (info->memory_weights) { /* of a CPU, in bytes: what is enforced */
+        json_object *m = json_object_new_object();
+        json_object_object_add(m, "weights", json_object_new_uint64(info->memory_weights));
+        json_object_object_add(m, "image", json_object_new_uint64(info->memory_image));
+        json_object_object_add(o, "memory", m);
+    }
     puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED));
     json_object_put(o);
     return 0;

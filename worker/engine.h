@@ -62,9 +62,10 @@ struct engine_options {
     int device_index; /* cuda: CUDA's number of the device; what follows is as kiln_engine_options has it */
     enum kiln_precision precision;
     bool fastest;
-    int threads;              /* 0: all cores that this process may use */
-    uint64_t model_bytes_max; /* how much of models' weights is kept in memory; at least one model always is.
-                               * 0: half of the machine's or the GPU's */
+    int threads;               /* 0: all cores that this process may use */
+    uint64_t memory_bytes_max; /* as kiln_engine_options has it */
+    uint64_t model_bytes_max;  /* how much of models' weights is kept in memory; at least one model always is.
+                               * 0: half of what may be used, or of the GPU's */
 };
 
 /* The models that can be rendered are `models` and, for the simulated engine, "sim", which it puts in front:

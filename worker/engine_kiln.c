@@ -43,7 +43,7 @@ struct engine_minibatch {
     struct kiln_minibatch *b;
 };
 
-/* How many bytes of weights a model's folder holds, which is nearly what it takes in memory. */
+/* How many bytes of weights a model's folder holds, which is nearly what it takes in a GPU's memory. */
 static uint64_t weight_bytes(const char *dir) {
     static const char *const parts[] = {"text_encoder", "text_encoder_2", "unet", "vae"};
     uint64_t sum = 0;
@@ -101,7 +101,9 @@ static int load(struct kiln *k, const struct kn_model_info *info, struct loaded 
     struct loaded *l = calloc(1, sizeof *l);
     if (!l) return kn_err_set(err, KN_EOOM, "out of memory");
     l->info = info;
-    l->bytes = weight_bytes(dir);
+    bool known =
+        k->engine.ops->begin == NULL && info->memory_weights; /* a CPU holds f32, whatever the files hold */
+    l->bytes = known ? info->memory_weights : weight_bytes(dir);
     make_room(k, l->bytes);
     uint64_t begun = kn_clock_ms();
     int rc = kiln_model_load(k->e, dir, &l->model, err);
@@ -206,7 +208,8 @@ int engine_kiln_open(const struct engine_options *opt, struct engine **out, stru
                                     .device_index = opt->device_index,
                                     .precision = opt->precision,
                                     .fastest = opt->fastest,
-                                    .threads = opt->threads};
+                                    .threads = opt->threads,
+                                    .memory_bytes_max = opt->memory_bytes_max};
     struct kiln *k = calloc(1, sizeof *k);
     if (!k) return kn_err_set(err, KN_ENOMEM, "out of memory");
     int rc = kiln_engine_create(&o, &k->e, err);

@@ -105,6 +105,12 @@ int models_describe(const struct kn_model_info *m, struct kn_buf *out) {
     json_object_object_add(d, "cfg", json_object_new_double_s((double)f->cfg, cfg));
     json_object_object_add(d, "size", json_object_new_string(size));
     json_object_object_add(o, "defaults", d);
+    if (m->memory_weights) {
+        json_object *memory = json_object_new_object();
+        json_object_object_add(memory, "weights", json_object_new_uint64(m->memory_weights));
+        json_object_object_add(memory, "image", json_object_new_uint64(m->memory_image));
+        json_object_object_add(o, "memory", memory);
+    }
     int rc = kn_buf_appends(out, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
     if (rc == 0) rc = kn_buf_appends(out, "\n");
     json_object_put(o);

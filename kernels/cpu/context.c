@@ -5,7 +5,6 @@
 #include "kernels/cpu/context.h"
 
 #include <assert.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +12,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+
+#include "base/machine.h"
 
 static const struct kx_backend backend;
 
@@ -46,10 +47,9 @@ static void describe_caches(char *out, size_t size) {
 #endif
 
 static int cores(void) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    long n = sched_getaffinity(0, sizeof set, &set) ? sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
-    return n < 1 ? 1 : n > THREADS_MAX ? THREADS_MAX : (int)n;
+    struct kn_machine m;
+    kn_machine_read("", &m);
+    return m.cores > THREADS_MAX ? THREADS_MAX : m.cores;
 }
 
 static int create_seats(struct kx_cpu *c, int first) {
@@ -89,6 +89,7 @@ int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err) {
     if (!c) return kn_err_set(err, KN_ENOMEM, "out of memory");
     pthread_mutex_init(&c->lock, NULL);
     c->base = (struct kx_ctx){.backend = &backend, .value_bytes = sizeof(float), .align = 64};
+    c->room = SIZE_MAX;
     c->root = c;
     c->threads = threads > 0 ? threads : cores();
     c->vector = kx_vector_choose();
@@ -174,8 +175,16 @@ void *kx_aligned(size_t bytes) {
 int kx_cpu_ctx_lanes(const struct kx_ctx *ctx, int n, size_t bytes) {
     int threads = of(ctx)->threads;
     if (threads == 1 || n < threads) return 1;
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    return bytes <= memory / 4 / (size_t)threads ? threads : 1;
+    /* half of the room each for the UNet and the autoencoder, whose arenas stay */
+    return bytes <= of(ctx)->room / 2 / (size_t)threads ? threads : 1;
+}
+
+void kx_cpu_ctx_room(struct kx_ctx *ctx, uint64_t bytes) {
+    kx_cpu_of(ctx)->room = bytes < SIZE_MAX ? (size_t)bytes : SIZE_MAX;
+}
+
+uint64_t kx_cpu_ctx_room_get(const struct kx_ctx *ctx) {
+    return of(ctx)->room;
 }
 
 struct kx_ctx *kx_cpu_ctx_lane(struct kx_ctx *ctx, int lanes, int i) {
@@ -264,9 +273,10 @@ void kx_cpu_download_values(struct kx_ctx *ctx, float *to, const void *from, siz
 
 void kx_cpu_memory(struct kx_ctx *ctx, size_t *free_bytes, size_t *total_bytes) {
     (void)ctx;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    *free_bytes = (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
-    *total_bytes = (size_t)sysconf(_SC_PHYS_PAGES) * page;
+    struct kn_machine m;
+    kn_machine_read("", &m);
+    *free_bytes = (size_t)m.memory_free;
+    *total_bytes = (size_t)m.memory_total;
 }
 
 /* ---- planning */

@@ -34,6 +34,7 @@ struct kx_cpu {
     size_t shared_wanted, scratch_wanted; /* the largest that an op asked for in this plan */
     struct kx_layer *layers;              /* root: all that were made from it; borrowed */
     unsigned plan_generation;             /* root: how often the plans were dropped */
+    size_t room;                          /* root: kx_cpu_ctx_room */
     struct kx_cpu *lanes;                 /* root: `threads` of them; owns */
     pthread_mutex_t lock;                 /* root: of the error, which any thread may note */
     int error;                            /* root: first failure since it was asked for */

@@ -95,6 +95,10 @@ KN_MUST_USE int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positio
 /* The bytes of the context's memory that n images in one call would take beside the weights. */
 KN_MUST_USE int kx_unet_bytes(struct kx_unet *u, int n, int h, int w, int positions, size_t *bytes,
                               struct kn_err *err);
+/* The same from the configuration alone, in values: an image's activations, and a text's states, keys and
+ * values. Rough, and rather too much than too little (tests/unit/engine_memory.c). */
+size_t kx_unet_image_values(const struct kx_unet_config *cfg, int h, int w);
+size_t kx_unet_text_values(const struct kx_unet_config *cfg, int positions);
 /* Generation: changes when buffers of the network are reallocated. Recordings (kx_replay) of an earlier one
  * hold addresses that are gone, and are made again. */
 unsigned kx_unet_generation(const struct kx_unet *u);
@@ -125,6 +129,8 @@ void kx_vae_destroy(struct kx_vae *v);
 int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w);
 /* The bytes of the context's memory that n images in one call would take beside the weights. */
 KN_MUST_USE int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err);
+/* An image's activations from the configuration alone, in values: rough, as kx_unet_image_values is. */
+size_t kx_vae_image_values(const struct kx_vae_config *cfg, int h, int w);
 /* Plans for n images, as the first kx_vae_decode of that shape would: libraries may take seconds for it. */
 KN_MUST_USE int kx_vae_plan(struct kx_vae *v, int n, int h, int w, struct kn_err *err);
 /* All in the context's memory: latents, f32: n × h × w × latent_channels, as the loop leaves them (divides by

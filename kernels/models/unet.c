@@ -449,15 +449,30 @@ static void plan_lane(void *arg, struct kx_ctx *ctx, int first, int count) {
     run_images(&(struct forward){u, NULL, NULL, unused, unused}, ctx, first, count);
 }
 
-/* An image's bytes, roughly: the outputs of the way down, and what the first level works in (the two places,
+/* An image's values, roughly: the outputs of the way down, and what the first level works in (the two places,
  * the input beside the skip, a block's middle, a transformer's inner width). */
-static size_t image_bytes(const struct kx_unet *u, int h, int w) {
-    const struct kx_unet_config *cfg = &u->cfg;
+size_t kx_unet_image_values(const struct kx_unet_config *cfg, int h, int w) {
     size_t values = 0;
     for (int i = 0; i < cfg->levels; i++)
         values +=
             (size_t)(cfg->layers[i] + 1) * (size_t)cfg->channels[i] * (size_t)(h >> i) * (size_t)(w >> i);
-    return kx_value_bytes(u->ctx) * (values + 6 * largest(cfg, h, w));
+    return values + 6 * largest(cfg, h, w);
+}
+
+/* Values of all blocks' keys and values of one position of a text: what kx_transformer_load counts. */
+static size_t kv_values(const struct kx_unet_config *cfg) {
+    size_t kv = 0;
+    for (int i = 0; i < cfg->levels; i++) {
+        size_t down = cfg->down[i] == KX_BLOCK_CROSS_ATTN ? (size_t)cfg->layers[i] : 0,
+               up = cfg->up[cfg->levels - 1 - i] == KX_BLOCK_CROSS_ATTN ? (size_t)cfg->layers[i] + 1 : 0;
+        kv += (down + up) * (size_t)cfg->transformer_depth[i] * 2 * (size_t)cfg->channels[i];
+    }
+    int deepest = cfg->levels - 1; /* the block in the middle */
+    return kv + (size_t)cfg->transformer_depth[deepest] * 2 * (size_t)cfg->channels[deepest];
+}
+
+size_t kx_unet_text_values(const struct kx_unet_config *cfg, int positions) {
+    return (size_t)positions * (kv_values(cfg) + (size_t)cfg->cross_attention_dim);
 }
 
 int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct kn_err *err) {
@@ -471,7 +486,7 @@ int kx_unet_plan(struct kx_unet *u, int n, int h, int w, int positions, struct k
         u->w = w;
         u->positions = positions;
     }
-    int lanes = kx_ctx_lanes(u->ctx, n, image_bytes(u, h, w)), rc = 0;
+    int lanes = kx_ctx_lanes(u->ctx, n, kx_value_bytes(u->ctx) * kx_unet_image_values(&u->cfg, h, w)), rc = 0;
     u->lanes = lanes > 1 ? &u->many : &u->one;
     if (!kx_lanes_ready(u->lanes, u->ctx, lanes, n))
         rc = kx_lanes_plan(u->lanes, u->ctx, lanes, n, plan_lane, u, err);

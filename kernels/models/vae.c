@@ -230,11 +230,14 @@ static void decode(void *arg, struct kx_ctx *ctx, int first, int count) {
     kx_release(ctx, mark);
 }
 
-int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w) {
+size_t kx_vae_image_values(const struct kx_vae_config *cfg, int h, int w) {
     size_t room[2];
-    rooms(&v->cfg, h, w, room);
-    /* beside the two places a block has two more in work */
-    return kx_ctx_lanes(v->ctx, n, 2 * (room[0] + room[1]) * kx_value_bytes(v->ctx));
+    rooms(cfg, h, w, room);
+    return 2 * (room[0] + room[1]); /* beside the two places a block has two more in work */
+}
+
+int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w) {
+    return kx_ctx_lanes(v->ctx, n, kx_vae_image_values(&v->cfg, h, w) * kx_value_bytes(v->ctx));
 }
 
 int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err) {
