@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/machine.h"
 
 #define FORK_AGAIN_MS 1000
 #define MORE_MAX 4 /* descriptors beside the signals */
@@ -80,11 +81,14 @@ static int write_pid(const char *path, pid_t pid) {
 }
 
 static void start(struct kn_supervisor *s, struct kn_child *c) {
+    struct kn_machine m;
     char log[KN_PATH_MAX], pid_file[KN_PATH_MAX];
     struct stat st;
     bool has_log = s->log_dir && file_of(s->log_dir, c, "log", log) == KN_OK;
     tell(s, c, KN_CHILD_STARTING);
     c->log_at = has_log && stat(log, &st) == 0 ? st.st_size : 0;
+    kn_machine_read(s->machine ? s->machine : "", &m);
+    c->oom_kills = m.oom_kills;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0) become(c, has_log ? log : NULL, parent);
     c->started_ms = kn_clock_ms();
@@ -117,9 +121,21 @@ int kn_supervise_pause_ms(int first_ms, int max_ms, int deaths) {
     return ms < max_ms ? ms : max_ms;
 }
 
+/* The kernel kills with SIGKILL, and counts. A kill that was counted since the child was started, and that no other
+ * child was put down to, was this one's. */
+static void see_memory(struct kn_supervisor *s, struct kn_child *c, int status) {
+    struct kn_machine m;
+    kn_machine_read(s->machine ? s->machine : "", &m);
+    uint64_t before = c->oom_kills > s->oom_told ? c->oom_kills : s->oom_told;
+    c->died_of_memory = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && m.oom_kills > before;
+    c->memory_free = m.memory_free;
+    if (c->died_of_memory) s->oom_told = before + 1;
+}
+
 static void on_end(struct kn_supervisor *s, struct kn_child *c, int status) {
     char pid_file[KN_PATH_MAX];
     uint64_t now = kn_clock_ms();
+    see_memory(s, c, status);
     if (s->pid_dir && file_of(s->pid_dir, c, "pid", pid_file) == KN_OK) unlink(pid_file);
     c->deaths = now - c->started_ms < (uint64_t)s->young_ms ? c->deaths + 1 : 1;
     c->pause_ms = kn_supervise_pause_ms(s->pause_ms, s->pause_max_ms, c->deaths);

@@ -35,9 +35,12 @@ struct kn_child {
     uint64_t start_at_ms; /* not before; 0: whenever its user lets it */
     off_t log_at;         /* where its log ended when it was started */
     int starts;
-    int deaths;   /* in a row within young_ms of a start */
-    int pause_ms; /* from its last end to its next start */
-    bool over;    /* not started again */
+    int deaths;           /* in a row within young_ms of a start */
+    int pause_ms;         /* from its last end to its next start */
+    bool over;            /* not started again */
+    bool died_of_memory;  /* the last time: the kernel killed it for want of memory */
+    uint64_t memory_free; /* then: bytes that could be had at its end */
+    uint64_t oom_kills;   /* the kernel's count when it was started */
 };
 
 enum kn_child_event {
@@ -60,9 +63,11 @@ struct kn_supervisor {
     void (*event)(void *ctx, struct kn_child *c, enum kn_child_event e);
     bool (*ended)(void *ctx, struct kn_child *c, int status);
     void *ctx;
+    const char *machine; /* kn_machine_read's root; NULL: "" */
     /* the supervisor's own */
     int signal_fd;
     sigset_t before;
+    uint64_t oom_told; /* the kernel's kills up to this one have been put down to a child */
 };
 
 /* Takes over the signals (0 behind the last) and SIGCHLD. KN_EIO. */

@@ -295,3 +295,44 @@ TEST(children_get_sigterm_when_their_supervisor_is_killed) {
     CHECK(kn_fs_exists(path("told")));
     finish();
 }
+
+/* ---- memory */
+
+/* The machine is the test's folder: in its /proc/vmstat stands the kernel's count of processes that it killed for
+ * want of memory. */
+
+TEST(a_child_that_the_kernel_killed_for_want_of_memory_is_known_as_that) {
+    /* The kernel counts, then kills. */
+    begin(1, (const char *[]){"mkdir -p $D/proc; echo oom_kill 1 > $D/proc/vmstat; kill -9 $$"});
+    s.machine = dir;
+    await_ends(1);
+    CHECK(children[0].died_of_memory);
+    /* The next one is killed by a person: the count stays. */
+    await_ends(2);
+    CHECK(!children[0].died_of_memory);
+    finish();
+}
+
+TEST(each_kill_for_memory_is_put_down_to_one_child) {
+    begin(2, (const char *[]){"mkdir -p $D/proc; echo oom_kill 1 > $D/proc/vmstat; kill -9 $$",
+                              "until [ -e $D/a.over ]; do sleep 0.01; done; kill -9 $$"});
+    s.machine = dir;
+    again = false;
+    await_ends(1);
+    CHECK(children[0].died_of_memory);
+    char path[128];
+    snprintf(path, sizeof path, "%s/a.over", dir);
+    CHECK_INT(kn_fs_replace(path, "", 0, false, NULL), 0);
+    await_ends(2);
+    CHECK(!children[1].died_of_memory);
+    finish();
+}
+
+TEST(who_ends_by_itself_while_the_kernel_kills_another_did_not_die_of_memory) {
+    begin(1, (const char *[]){"mkdir -p $D/proc; echo oom_kill 7 > $D/proc/vmstat; exit 3"});
+    s.machine = dir;
+    again = false;
+    await_ends(1);
+    CHECK(!children[0].died_of_memory);
+    finish();
+}
