@@ -100,6 +100,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     e->backend = h->backend;
     e->credit = h->credit;
     e->batch_max = h->batch_max;
+    e->died_of_memory = h->died_of_memory;
     e->models = (const kn_digest *)models;
     e->model_count = (uint32_t)h->model_count;
     e->held = held;

@@ -177,6 +177,7 @@ enum kn_batch_verb {
     F(U32,   pid)                                    \
     F(RANGE, credit,    1, KN_SHARDS_PER_WORKER_MAX) \
     F(RANGE, batch_max, 1, KN_SHARD_TASKS_MAX)       \
+    F(BOOL,  died_of_memory)                         \
     F(LIST,  model_info, models, models, model_count, KN_MODELS_PER_WORKER_MAX) \
     F(LIST,  held_shard, held, held, held_count, KN_SHARDS_PER_WORKER_MAX * 4)
 

@@ -14,6 +14,7 @@
 
 #include "base/fs.h"
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/options.h"
 #include "worker/device.h"
 #include "worker/models.h"
@@ -58,7 +59,9 @@ struct worker_settings {
     uint32_t credit;
     uint64_t model_mib_max;
     enum kn_log_level level;
-    bool list_devices, fastest, version, help;
+    uint64_t memory_mib_max;
+    int node; /* -1: any */
+    bool list_devices, fastest, died_of_memory, version, help;
     enum kiln_precision precision;
 };
 
@@ -142,8 +145,15 @@ static const struct kn_option option_table[] = {
     {"credit", 0, "N", 1, "shards it holds at once, the running one included: 1 to 8 (default 3, of a GPU 4)",
      INTO(credit), .min = 1, .max = KN_SHARDS_PER_WORKER_MAX},
     {"model-memory", 0, "MIB", 1,
-     "how much of models' weights stays in memory (default: half of this machine's, or of the GPU's)",
+     "how much of models' weights stays in memory (default: half of what it may use, or of the GPU's)",
      INTO(model_mib_max), .min = 1, .max = 1u << 30},
+    {"memory", 0, "MIB", 1,
+     "CPU: how much memory it may use in all; fewer images at once where that is little (default: what is free)",
+     INTO(memory_mib_max), .min = 1, .max = 1u << 30},
+    {"node", 0, "N", 1, "CPU: stays on the cores of this NUMA node", INTO(node), .max = KN_NODES_MAX * 16},
+    {"died-of-memory", 0, NULL, 1,
+     "for supervisors: the kernel killed the process of this name before, for want of memory",
+     INTO(died_of_memory)},
     {"log-level", 0, "LEVEL", 1, "error, warn, info (default), debug", CHOICE(level, levels)},
     {"describe-model", 0, "DIR", 1,
      "prints what a model's folder says of itself, as a line of JSON, and ends; sim[:…] too", INTO(describe)},
@@ -301,6 +311,18 @@ static int run_all(const struct worker_settings *o, char **argv) {
 
 /* ---- models and engine */
 
+/* Before the engine counts its cores and makes its threads. Memory follows: the kernel gives a thread's node's. */
+static int stay_on_node(int number, struct kn_err *err) {
+    struct kn_machine m;
+    kn_machine_read("", &m);
+    for (int i = 0; i < m.nodes; i++) {
+        if (m.node[i].number != number) continue;
+        if (sched_setaffinity(0, sizeof m.node[i].cpus, &m.node[i].cpus) == 0) return 0;
+        return kn_err_set(err, KN_EIO, "--node %d: %s", number, strerror(errno));
+    }
+    return kn_err_set(err, KN_EINVAL, "--node %d: none of its cores may be used here", number);
+}
+
 static int find_models(const struct worker_settings *o, struct model_list *l, struct kn_err *err) {
     int rc = 0;
     if (engine_is_sim(o->engine)) {
@@ -385,6 +407,7 @@ static int run(const struct worker_settings *o, struct engine *engine, const str
                                 .join = o->join,
                                 .name = o->name,
                                 .credit = o->credit,
+                                .died_of_memory = o->died_of_memory,
                                 .unacked_bytes_max = UNACKED_BYTES_MAX,
                                 .ended = on_ended,
                                 .ctx = &p};
@@ -420,7 +443,7 @@ static int run(const struct worker_settings *o, struct engine *engine, const str
 }
 
 int main(int argc, char **argv) {
-    struct worker_settings o = {.level = KN_LOG_INFO};
+    struct worker_settings o = {.level = KN_LOG_INFO, .node = -1};
     kn_fs_standard();
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
@@ -437,7 +460,8 @@ int main(int argc, char **argv) {
     struct kn_err err = {0};
     struct engine *engine = NULL;
     struct gpu gpu = {0};
-    rc = find_models(&o, &models, &err);
+    rc = o.node >= 0 ? stay_on_node(o.node, &err) : 0;
+    if (rc == 0) rc = find_models(&o, &models, &err);
     if (rc == 0 && o.device && strcmp(o.device, "cpu") != 0 && (rc = gpu_open(&gpu, o.device, &err)) != 0)
         kn_err_prefix(&err, "--device");
     struct engine_options eo = {.spec = o.engine,
@@ -445,6 +469,7 @@ int main(int argc, char **argv) {
                                 .precision = o.precision,
                                 .fastest = o.fastest,
                                 .threads = o.threads,
+                                .memory_bytes_max = gpu.device ? 0 : o.memory_mib_max << 20,
                                 .model_bytes_max = o.model_mib_max << 20};
     if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);

@@ -18,6 +18,7 @@ struct gpu_workers {
     struct kn_supervisor supervisor;
     struct kn_child v[DEVICES_MAX];
     char **argv[DEVICES_MAX]; /* a child's each; owned, but for the words in it */
+    size_t word_count;        /* behind them come four of our own, and maybe died_of_memory */
     bool refused;             /* one could not be started at all */
     bool ending, told;        /* told: that some are killed */
 };
@@ -38,16 +39,20 @@ static void on_event(void *ctx, struct kn_child *c, enum kn_child_event e) {
     w->told = w->told || e == KN_CHILD_KILLED;
 }
 
+static char died_of_memory[] = "--died-of-memory";
+
 /* Status 0 is a worker that drained; 1 or 127 at its first start, one that can never work as it was told. */
 static bool on_end(void *ctx, struct kn_child *c, int status) {
     struct gpu_workers *w = ctx;
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     bool refused = (code == 1 || code == 127) && c->starts == 1;
     bool again = code != 0 && !refused && !w->ending;
+    w->argv[c - w->v][w->word_count + 4] = c->died_of_memory ? died_of_memory : NULL;
     w->refused = w->refused || refused;
     kn_log(code == 0 ? KN_LOG_INFO : KN_LOG_WARN,
-           "worker_ended worker=%s device=%s %s=%d deaths=%d again=%d pause_ms=%d", c->name, device_of(w, c),
-           code < 0 ? "signal" : "status", code < 0 ? WTERMSIG(status) : code, c->deaths, again,
+           "worker_ended worker=%s device=%s %s=%d%s deaths=%d again=%d pause_ms=%d", c->name,
+           device_of(w, c), code < 0 ? "signal" : "status", code < 0 ? WTERMSIG(status) : code,
+           c->died_of_memory ? " reason=\"the kernel killed it for want of memory\"" : "", c->deaths, again,
            again ? c->pause_ms : 0);
     return again;
 }
@@ -55,10 +60,11 @@ static bool on_end(void *ctx, struct kn_child *c, int status) {
 static bool prepare(struct gpu_workers *w) {
     int words = 0;
     while (w->opt.words[words] && strcmp(w->opt.words[words], "--") != 0) words++;
+    w->word_count = (size_t)words;
     for (int i = 0; i < w->opt.count; i++) {
         struct kn_child *c = &w->v[i];
         snprintf(c->name, sizeof c->name, "%.*s-gpu%d", KN_NAME_MAX - 6, w->opt.name, i);
-        char **argv = calloc((size_t)words + 5, sizeof *argv);
+        char **argv = calloc((size_t)words + 6, sizeof *argv);
         if (!argv) return false;
         memcpy(argv, w->opt.words, (size_t)words * sizeof *argv);
         const char *const more[] = {"--device", w->opt.uuids[i], "--name", c->name}; /* the last one counts */

@@ -302,6 +302,7 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
         .pid = (uint32_t)getpid(),
         .credit = w->opt.credit,
         .batch_max = e->batch_max,
+        .died_of_memory = w->opt.died_of_memory,
         .models = w->infos,
         .model_count = e->model_count,
         .held = w->held,

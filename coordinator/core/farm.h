@@ -143,6 +143,7 @@ struct ev_worker_hello {
     kn_id instance;      /* of the process. A new one: the old process is dead, what it executed is charged */
     const char *backend; /* class; copied */
     uint32_t credit, batch_max;
+    bool died_of_memory;     /* a new instance: the kernel killed the old one for want of memory */
     const kn_digest *models; /* copied */
     uint32_t model_count;
     /* Shards that it kept over a lost connection: adopted whatever their term, if they are still of use. */

@@ -14,9 +14,12 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/shard.h"
+#include "coordinator/core/speed.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
+
+#define MEMORY_KILLS_MAX 3 /* of an image that was alone, before it is charged */
 
 #define HELD_MAX 32 /* shards that a hello may name */
 
@@ -57,8 +60,22 @@ static struct shard *worker_executing(struct worker *w) {
     return found;
 }
 
-/* All its shards end, with the one that was executing to blame. Room is reserved by the caller. */
-static void worker_lose(struct farm *f, struct worker *w, bool bye, const char *reason,
+/* What a kill for want of memory means for the shard that was executing: nobody is to blame, and the worker is given
+ * fewer images at once from now on, as if it had handed the shard back. A single image leaves nothing to halve: it
+ * is tried again, for it may have been another program that took the memory, but not for ever. */
+static enum shard_fate fate_of_memory(struct worker *w, const struct shard *s) {
+    if (s->count > 1) {
+        speed_out_of_memory(w, s->shape_uid, s->count);
+        return FATE_REQUEUE;
+    }
+    if (s->left > 0 && s->batch->tasks[s->tasks[0]].losses < MEMORY_KILLS_MAX) return FATE_LOST;
+    speed_out_of_memory(w, s->shape_uid, s->count);
+    return FATE_GUILTY;
+}
+
+/* All its shards end, with the one that was executing to blame; `code` is what it is charged with. Room is reserved
+ * by the caller. */
+static void worker_lose(struct farm *f, struct worker *w, bool bye, int code, const char *reason,
                         struct farm_effects *fx) {
     struct shard *executing = worker_executing(w);
     worker_disconnect(f, w);
@@ -67,7 +84,8 @@ static void worker_lose(struct farm *f, struct worker *w, bool bye, const char *
     while (w->shards) {
         struct shard *s = w->shards;
         enum shard_fate fate = s == executing ? FATE_GUILTY : bye ? FATE_REQUEUE : FATE_LOST;
-        shard_end(f, s, fate, KN_EGONE, reason, fx);
+        if (s == executing && code == KN_EOOM) fate = fate_of_memory(w, s);
+        shard_end(f, s, fate, code, reason, fx);
     }
     w->running = 0;
     w->step = w->steps = 0;
@@ -292,10 +310,15 @@ static void hello_new_process(struct farm *f, struct worker *w, const struct ev_
                               struct farm_effects *fx) {
     if (!w->lost) {
         char reason[KN_REASON_MAX];
-        snprintf(reason, sizeof reason, "worker %s died while it rendered this image", w->name);
+        bool memory = h->died_of_memory;
+        snprintf(reason, sizeof reason,
+                 memory ? "out of memory: the kernel killed worker %s while it rendered this image alone"
+                        : "worker %s died while it rendered this image",
+                 w->name);
+        if (memory) fx_note(fx, FX_NOTE, NULL, "out_of_memory worker=%s: killed by the kernel", w->name);
         uint64_t conn = w->conn;
         w->conn = 0; /* the new process is not to be told of revokes that concern the old one */
-        worker_lose(f, w, false, reason, fx);
+        worker_lose(f, w, false, memory ? KN_EOOM : KN_EGONE, reason, fx);
         w->conn = conn;
     }
     memcpy(w->instance, h->instance, sizeof w->instance);
@@ -411,7 +434,7 @@ int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, s
     fx_note(fx, FX_NOTE, NULL, "worker_%s worker=%s: %s", bye ? "left" : "unreachable", w->name,
             reason ? reason : "");
     if (bye) { /* it handed back what it could: a shard that it was executing all the same made it go */
-        worker_lose(f, w, true, reason && *reason ? reason : "its worker left", fx);
+        worker_lose(f, w, true, KN_EGONE, reason && *reason ? reason : "its worker left", fx);
         w->left = true;
         return KN_OK;
     }
@@ -452,7 +475,7 @@ void fleet_sweep(struct farm *f, struct farm_effects *fx) {
             snprintf(reason, sizeof reason, "worker %s fell silent while it rendered this image", w->name);
             fx_note(fx, FX_NOTE, NULL, "worker_lost worker=%s silent_ms=%llu", w->name,
                     (unsigned long long)(f->now - w->seen_ms));
-            worker_lose(f, w, false, reason, fx);
+            worker_lose(f, w, false, KN_EGONE, reason, fx);
             continue;
         }
         if (w->shards) shard_sweep(f, w, fx);

@@ -248,6 +248,56 @@ TEST(out_of_memory_for_a_single_image_is_a_failure) {
     talk_end(&t);
 }
 
+TEST(a_worker_that_the_kernel_killed_for_want_of_memory_charges_nobody_and_gets_fewer) {
+    struct talk t;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    warm_up(&t, 7, "a", 9);
+    OPEN(&t, .id = 1, .tasks = 64);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    CHECK_INT(s.count, 8);
+    STARTED(&t, .conn = 7, .shard = s.id);
+    /* The kernel ends it in the middle of eight; the next process says so in its hello. */
+    HELLO(&t, .name = "a", .conn = 8, .instance = 2, .credit = 1, .died_of_memory = true);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    struct talk_shard again = talk_shard(talk_grant(&t, 8, 0));
+    CHECK_INT(again.count, 4);
+    CHECK_INT(again.tasks[0], s.tasks[0]);
+    STARTED(&t, .conn = 8, .shard = again.id);
+    /* Four fit. The other four are not looked at one by one, as a killer's companions would be. */
+    for (uint32_t i = 0; i < 4; i++) RESULT(&t, .conn = 8, .worker = "a", .batch = 1, .task = again.tasks[i]);
+    DONE(&t, .conn = 8, .shard = again.id, .render_ms = 400, .images = 4);
+    CHECK_INT(talk_must_grant(&t, 8, 0)->u.grant.task_count, 4);
+    talk_end(&t);
+}
+
+/* The kernel kills a's process while it renders one image alone, and the next one says so. The charges of it. */
+static uint32_t killed_for_memory(struct talk *t, uint64_t conn) {
+    struct talk_shard s = talk_shard(talk_grant(t, conn, 0));
+    CHECK_INT(s.count, 1);
+    STARTED(t, .conn = conn, .shard = s.id);
+    HELLO(t, .name = "a", .conn = conn + 1, .instance = (int)conn, .credit = 1, .died_of_memory = true);
+    return (uint32_t)talk_count(t, FX_CHARGE);
+}
+
+TEST(an_image_pays_for_a_kill_for_memory_only_when_it_comes_again_and_again) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    /* Another program may have taken the memory. */
+    uint64_t conn = 7;
+    uint32_t kills = 0;
+    while (killed_for_memory(&t, conn++) == 0) CHECK(++kills < 10);
+    CHECK_INT(kills, 3);
+    /* By now it is the image. */
+    CHECK_INT(killed_for_memory(&t, conn++), 1);
+    CHECK_INT(killed_for_memory(&t, conn), 1);
+    CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_EOOM);
+    CHECK(strstr(talk_must(&t, FX_FAIL, 0)->u.fail.reason, "out of memory: the kernel killed worker a"));
+    talk_end(&t);
+}
+
 TEST(a_worker_without_memory_for_a_shape_leaves_it_to_others) {
     struct talk t;
     talk_begin(&t);

@@ -111,6 +111,7 @@ int talk_hello(struct talk *t, struct talk_worker w) {
         .backend = w.backend ? w.backend : "cpu-a",
         .credit = w.credit ? w.credit : 2,
         .batch_max = w.batch_max ? w.batch_max : 8,
+        .died_of_memory = w.died_of_memory,
         .models = models,
         .model_count = count,
         .held = w.held,

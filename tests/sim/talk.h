@@ -45,6 +45,7 @@ struct talk_worker {
     uint32_t credit;     /* 2 */
     uint32_t batch_max;  /* 8 */
     int models[4];       /* {1} */
+    bool died_of_memory;
     const struct farm_held *held;
     uint32_t held_count;
 };
