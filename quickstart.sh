@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is needed, builds kiln, and renders examples/prompts.txt on a private farm with two workers.
+# Installs what is needed, builds kiln, and renders examples/prompts.txt on a private farm.
 # A second run rebuilds nothing and renders nothing again.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -15,4 +15,4 @@ if [ ! -f build/build.ninja ]; then
   cmake -S . -B build -G Ninja -DKILN_TESTS=OFF "${cuda[@]}" >/dev/null
 fi
 cmake --build build --target programs
-exec build/bin/kiln render examples/prompts.txt -o kiln-out --model models/tiny --workers 2
+exec build/bin/kiln render examples/prompts.txt -o kiln-out --model models/tiny

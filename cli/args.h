@@ -27,7 +27,7 @@ enum {
     CLI_G_NOW = 1u << 7,
     CLI_G_EXIT = 1u << 8,
     CLI_G_TIMEOUT = 1u << 9,
-    CLI_G_MODEL = 1u << 10, /* --model alone (up) */
+    CLI_G_MODEL = 1u << 10, /* --model and --models without the rest (up, doctor) */
     CLI_G_HELP = 1u << 31,
 };
 

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 
 #include "cli/commands/commands.h"
 #include "cli/farm/farmdir.h"
+#include "cli/farm/size.h"
 #include "cli/talk/batch.h"
 #include "cli/talk/model.h"
 
@@ -23,6 +23,7 @@
 
 struct doctor {
     const struct cli_options *o;
+    struct kn_machine machine;
     int faults;
 };
 
@@ -83,6 +84,17 @@ static void check_programs(struct doctor *d) {
     }
 }
 
+/* How many workers with this model the memory carries, each with a picture of the default size in work. */
+static void tell_fit(struct doctor *d, const struct kn_model_info *m) {
+    char need[16], weights[16];
+    int fits = farm_fits(&d->machine, m, m->defaults.width, m->defaults.height);
+    if (!m->memory_weights) return;
+    line(d, fits > 0, m->name, "%d worker%s fit in memory at %ux%u: %s each, %s of it weights",
+         fits < CLI_WORKERS_MAX ? fits : CLI_WORKERS_MAX, fits == 1 ? "" : "s", m->defaults.width,
+         m->defaults.height, kn_bytes_text(kn_model_need(m, m->defaults.width, m->defaults.height, 1), need),
+         kn_bytes_text(m->memory_weights, weights));
+}
+
 static void check_model(struct doctor *d) {
     char path[KN_PATH_MAX], hex[KN_SHA256_HEX];
     struct kn_model_info m;
@@ -95,19 +107,33 @@ static void check_model(struct doctor *d) {
         kn_hex(m.sha256, KN_SHA256_BYTES, hex);
         line(d, true, "shipped model", "%s, %ux%u, %.10s, %s", m.name, m.defaults.width, m.defaults.height,
              hex, path);
+        tell_fit(d, &m);
     }
 }
 
+/* How many workers of each model of --models and --model this machine's memory carries. */
+static void check_models(struct doctor *d) {
+    struct model_folders folders;
+    struct models all = {0};
+    struct kn_err err = {0};
+    if (d->o->model_dir_count == 0 && !(d->o->settings.set & KN_SET_MODEL)) return;
+    if (model_folders_choose(d->o, &folders, &err) || model_folders_describe(&folders, &all, &err))
+        line(d, false, "models", "%s", err.text);
+    for (size_t i = 0; i < all.count; i++) tell_fit(d, &all.v[i]);
+    models_fini(&all);
+}
+
 static void check_machine(struct doctor *d) {
-    cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    const struct kn_machine *m = &d->machine;
     struct utsname u = {0};
+    char total[16], can[16];
     if (uname(&u)) u.machine[0] = '\0';
-    line(d, true, "cores", "%d, %s", cores, u.machine);
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    long long mib = pages > 0 && size > 0 ? (long long)pages * size / (1 << 20) : 0;
-    line(d, mib >= MEMORY_MIB_MIN, "memory", "%lld MiB%s", mib,
-         mib >= MEMORY_MIB_MIN ? "" : "; that is little");
+    line(d, true, "cores", "%d on %d NUMA node%s, %s", m->cores, m->nodes, m->nodes == 1 ? "" : "s",
+         u.machine);
+    bool enough = m->memory_total >> 20 >= MEMORY_MIB_MIN;
+    line(d, enough, "memory", "%s, %s can be had%s%s", kn_bytes_text(m->memory_total, total),
+         kn_bytes_text(m->memory_free, can), m->memory_limited ? " within the control group's limit" : "",
+         enough ? "" : "; that is little");
     glob_t g = {0};
     size_t gpus = glob("/dev/nvidia[0-9]*", 0, NULL, &g) == 0 ? g.gl_pathc : 0;
     globfree(&g);
@@ -170,10 +196,12 @@ static int run(const struct cli_options *o) {
     struct doctor d = {.o = o};
     cli_catch_signals();
     line(&d, true, "kiln", KILN_VERSION);
+    kn_machine_read("", &d.machine);
     check_programs(&d);
     check_redis(&d);
     check_model(&d);
     check_machine(&d);
+    check_models(&d);
     check_farm(&d);
     return d.faults ? CLI_FAILED : CLI_DONE;
 }
@@ -184,9 +212,9 @@ const struct cli_command cmd_doctor = {
     .words = "check this machine",
     .more =
         "Says whether this machine has what a farm needs: Redis, the programs, the model, "
-        "memory, room on the disk; and whether the farm is up. Status 2 when something is "
+        "memory and how many workers with a model fit in it, room on the disk; and whether the farm is up. Status 2 when something is "
         "missing.",
-    .examples = "  kiln doctor\n",
-    .groups = CLI_G_FARM,
+    .examples = "  kiln doctor\n  kiln doctor --models ~/models\n",
+    .groups = CLI_G_FARM | CLI_G_MODEL,
     .run = run,
 };

@@ -168,12 +168,27 @@ static int await_models(struct render *r, struct kn_err *err) {
     }
 }
 
+/* What the farm's workers will have to hold. Sizes are the tasks', which are resolved. */
+static struct farm_load load_of(const struct submission *s) {
+    struct farm_load load = {.models = s->models, .model_count = s->model_count};
+    for (size_t i = 0; i < s->tasks.count; i++) {
+        const struct kn_task *t = &s->tasks.v[i];
+        if ((uint64_t)t->width * t->height <= (uint64_t)load.width * load.height) continue;
+        load.width = t->width;
+        load.height = t->height;
+    }
+    return load;
+}
+
 /* Starts the private farm, or attaches to one that came up since find_farm(). */
 static int start_farm(struct render *r, struct kn_err *err) {
     static const char *folders[KN_MODELS_PER_BATCH_MAX];
     static struct worker_devices devices;
     const struct cli_options *o = r->o;
+    static struct farm_size size;
+    struct farm_load load = load_of(&r->submission);
     int lock_fd, rc = devices_choose(o, &devices, err);
+    if (rc == KN_OK) rc = farm_size(o, &devices, &load, &size, err);
     if (rc == KN_OK) rc = farmdir_create(r->farm_dir, &r->dir, err);
     if (rc) return rc;
     while ((rc = farmdir_lock(r->farm_dir, &lock_fd, err)) == KN_EEXIST) {
@@ -181,17 +196,19 @@ static int start_farm(struct render *r, struct kn_err *err) {
         if (rc || r->client) return rc;
     }
     if (rc) return rc;
-    struct supervise_config c = {
-        .farm = &r->dir, .lock_fd = lock_fd, .private_farm = true, .devices = &devices, .engine = o->engine};
-    supervise_size(o, &devices, &c.workers, &c.threads);
-    if (c.workers > CLI_WORKERS_MAX) c.workers = CLI_WORKERS_MAX;
+    struct supervise_config c = {.farm = &r->dir,
+                                 .lock_fd = lock_fd,
+                                 .private_farm = true,
+                                 .devices = &devices,
+                                 .size = &size,
+                                 .engine = o->engine};
     for (size_t i = 0; i < r->submission.model_count; i++)
         if (r->submission.paths[i]) folders[c.model_dir_count++] = r->submission.paths[i];
     c.models = folders;
     rc = supervise_start(&c, &r->farm, err);
     if (rc) return rc;
     r->own = true;
-    r->workers = c.workers;
+    r->workers = size.workers;
     rc = attach(r, r->dir.endpoint, CLIENT_PATIENCE_MS, err);
     if (rc == KN_OK) rc = await_models(r, err);
     return rc;

@@ -132,9 +132,37 @@ static int check_redis(const char *where, struct kn_err *err) {
     return kn_err_set(err, KN_ECONFIG, "--redis %s: %s", where, strerror(e));
 }
 
+/* Of the models in the folders (NULL: none are needed), those that a worker can hold count; the others are told. None
+ * of them: that is why no farm is started. */
+static int choose_size(const struct cli_options *o, const struct worker_devices *d,
+                       const struct model_folders *folders, struct farm_size *out, struct kn_err *err) {
+    struct models all = {0};
+    int rc = folders && !d->count ? model_folders_describe(folders, &all, err) : KN_OK;
+    size_t fit = 0;
+    kn_machine_read("", &out->machine);
+    for (size_t i = 0; i < all.count; i++) {
+        struct farm_load one = {.models = &all.v[i], .model_count = 1};
+        struct kn_err why = {0};
+        if (farm_fits(&out->machine, &all.v[i], all.v[i].defaults.width, all.v[i].defaults.height) > 0) {
+            struct kn_model_info m = all.v[fit];
+            all.v[fit++] = all.v[i];
+            all.v[i] = m;
+        } else if (farm_size_on(o, d, &one, out, &why)) {
+            cli_say("%s", why.text);
+        }
+    }
+    struct farm_load load = {.models = all.v, .model_count = fit};
+    if (rc == KN_OK && all.count > 0 && fit == 0)
+        rc = kn_err_set(err, KN_ECONFIG, "no model fits in this machine's memory");
+    if (rc == KN_OK) rc = farm_size_on(o, d, &load, out, err);
+    models_fini(&all);
+    return rc;
+}
+
 static int run(const struct cli_options *o) {
     static struct up u;
     static struct worker_devices devices;
+    static struct farm_size size;
     struct kn_err err = {0};
     struct client *c = NULL;
     struct model_folders folders;
@@ -145,6 +173,7 @@ static int run(const struct cli_options *o) {
     cli_catch_signals();
     struct supervise_config s = {.farm = &u.dir,
                                  .devices = &devices,
+                                 .size = &size,
                                  .engine = o->engine,
                                  .listen = o->listen,
                                  .listen_count = o->listen_count,
@@ -153,19 +182,18 @@ static int run(const struct cli_options *o) {
                                  .allow_volatile = o->allow_volatile,
                                  .redis = o->redis};
     int rc = devices_choose(o, &devices, &err);
-    supervise_size(o, &devices, &s.workers, &s.threads);
-    if (s.workers > CLI_WORKERS_MAX) s.workers = CLI_WORKERS_MAX;
-    u.workers = s.workers;
     if (rc == KN_OK) rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
     if (rc == KN_OK && is_endpoint)
         rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln up takes a folder", dir);
     if (rc == KN_OK && o->redis) rc = check_redis(o->redis, &err);
-    if (rc == KN_OK && s.workers > 0) {
+    if (rc == KN_OK && o->workers != 0) {
         rc = model_folders_choose(o, &folders, &err);
         s.model = folders.model;
         s.models = folders.models;
         s.model_dir_count = folders.count;
     }
+    if (rc == KN_OK) rc = choose_size(o, &devices, o->workers ? &folders : NULL, &size, &err);
+    u.workers = size.workers;
     if (rc == KN_OK) rc = farmdir_create(dir, &u.dir, &err);
     if (rc == KN_OK) {
         rc = farmdir_lock(dir, &lock_fd, &err);
@@ -180,7 +208,7 @@ static int run(const struct cli_options *o) {
     rc = client_open(u.dir.endpoint, CLIENT_PATIENCE_MS, &c, &err);
     if (rc == KN_OK) rc = await_workers(&u, c, &there, &err);
     client_close(c);
-    if (rc == KN_OK && s.workers > 0 && there == 0)
+    if (rc == KN_OK && size.workers > 0 && there == 0)
         rc = kn_err_set(&err, KN_EDEVICE, "no worker can be started: %s",
                         u.last_words[0] ? u.last_words : "none has come up in two minutes");
     if (rc) {
@@ -189,8 +217,8 @@ static int run(const struct cli_options *o) {
         int status = cli_fail(&err);
         return status == CLI_INTERRUPTED ? status : CLI_BAD_INPUT;
     }
-    if (there < s.workers)
-        cli_say("%d of %d workers cannot be started: %s", s.workers - there, s.workers, u.last_words);
+    if (there < size.workers)
+        cli_say("%d of %d workers cannot be started: %s", size.workers - there, size.workers, u.last_words);
     supervise_leave(&u.farm);
     tell_up(&u, there);
     return CLI_DONE;

@@ -3,8 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +17,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/supervise.h"
 
 #define ARGS_MAX 128
@@ -38,9 +39,9 @@
 enum phase { STARTING_REDIS, STARTING_COORDINATOR, UP };
 
 struct process {              /* what the farm knows of a child beside the supervisor */
-    char *argv[ARGS_MAX + 1]; /* strings: owned */
+    char *argv[ARGS_MAX + 2]; /* strings: owned; behind the last, there may be died_of_memory */
     int argc;
-    char words[512]; /* its last ones */
+    char words[512]; /* its last ones, or what the kernel did to it */
     bool refused; /* ended with status 1 the last time: what it was told is wrong, not what happened to it */
 };
 
@@ -130,6 +131,8 @@ static void on_event(void *ctx, struct kn_child *ch, enum kn_child_event e) {
     }
 }
 
+static char died_of_memory[] = "--died-of-memory";
+
 /* A worker that ends with status 0 does so on its own wish (it was drained) and is not started again. */
 static bool on_end(void *ctx, struct kn_child *ch, int status) {
     struct local_farm *s = ctx;
@@ -142,7 +145,15 @@ static bool on_end(void *ctx, struct kn_child *ch, int status) {
         snprintf(how, sizeof how, "was ended by signal %d", WTERMSIG(status));
     else
         snprintf(how, sizeof how, "ended with status %d", WEXITSTATUS(status));
-    read_last_words(s, i);
+    if (ch->died_of_memory) {
+        char text[16];
+        snprintf(p->words, sizeof p->words, "the kernel killed it for want of memory (%s could be had then)",
+                 kn_bytes_text(ch->memory_free, text));
+    } else {
+        read_last_words(s, i);
+    }
+    /* The next process tells the coordinator, so that no image is charged with it. */
+    if (i >= s->workers) p->argv[p->argc] = ch->died_of_memory ? died_of_memory : NULL;
     if (s->ending) {
         kn_info("ended process=%s pid=%d how=\"%s\"", ch->name, (int)ch->pid, how);
         return false;
@@ -320,7 +331,7 @@ static int plan_workers(struct local_farm *s, struct kn_err *err) {
     int rc = farmdir_sibling("kiln-worker", program, err);
     if (rc) return rc;
     s->workers = s->supervisor.count;
-    for (int w = 0; w < c->workers && s->supervisor.count < CHILDREN_MAX; w++) {
+    for (int w = 0; w < c->size->workers && s->supervisor.count < CHILDREN_MAX; w++) {
         snprintf(name, sizeof name, "worker-%d", w);
         s->v[s->supervisor.count].killed_pause_max_ms = KILLED_PAUSE_MAX_MS;
         struct process *p = add_process(s, name, program);
@@ -329,7 +340,15 @@ static int plan_workers(struct local_farm *s, struct kn_err *err) {
         add_arg(p, "--name");
         add_arg(p, "%s", name);
         add_arg(p, "--threads");
-        add_arg(p, "%d", c->threads);
+        add_arg(p, "%d", c->size->nodes ? c->size->machine.node[w].cores : c->size->threads);
+        if (c->size->nodes) {
+            add_arg(p, "--node");
+            add_arg(p, "%d", c->size->machine.node[w].number);
+        }
+        if (c->size->memory_mib) {
+            add_arg(p, "--memory");
+            add_arg(p, "%" PRIu64, c->size->memory_mib);
+        }
         if (c->devices && w < c->devices->count) {
             add_arg(p, "--device");
             add_arg(p, "%s", c->devices->v[w]);
@@ -556,12 +575,4 @@ void supervise_last_words(const struct farmdir *f, const char *process, char *ou
     char path[KN_PATH_MAX + 64];
     snprintf(path, sizeof path, "%s/log/%s.log", f->dir, process);
     kn_supervise_last_words(path, 0, out, out_max);
-}
-
-void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads) {
-    cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    *workers = o->workers >= 0 ? o->workers : cores / 2 < 1 ? 1 : cores / 2 > 64 ? 64 : cores / 2;
-    if (d->count) *workers = d->count;
-    *threads = o->threads ? o->threads : *workers && cores / *workers > 1 ? cores / *workers : 1;
 }

@@ -17,12 +17,13 @@
 #include "cli/cli.h"
 #include "cli/farm/devices.h"
 #include "cli/farm/farmdir.h"
+#include "cli/farm/size.h"
 
 struct supervise_config {
     const struct farmdir *farm;
     int lock_fd;       /* taken over by the supervisor; closed here */
     bool private_farm; /* ends with its starter */
-    int workers, threads;
+    const struct farm_size *size;
     const struct worker_devices *devices; /* a worker each; none: on the CPU */
     const char *engine;                   /* NULL: the worker's default */
     const char *const *models;            /* --models */
@@ -54,8 +55,6 @@ void supervise_end(struct supervise_handle *h);
 /* Lets a farm that stays go its way. */
 void supervise_leave(struct supervise_handle *h);
 
-/* The number of workers, and of threads of each, that the options mean on this machine. */
-void supervise_size(const struct cli_options *o, const struct worker_devices *d, int *workers, int *threads);
 /* The last line of a log that says something, for a person. */
 void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max);
 

@@ -133,6 +133,12 @@ static uint32_t count_of(json_object *o, const char *name) {
     return n > 0 && n <= UINT32_MAX ? (uint32_t)n : 0;
 }
 
+static uint64_t bytes_of(json_object *o, const char *name) {
+    json_object *v = member(o, name, json_type_int);
+    int64_t n = v ? json_object_get_int64(v) : 0;
+    return n > 0 ? (uint64_t)n : 0;
+}
+
 int model_parse(const char *text, size_t len, struct kn_model_info *out, struct kn_err *err) {
     struct json_tokener *tok = json_tokener_new_ex(8);
     json_object *o = tok && len < 65536 ? json_tokener_parse_ex(tok, text, (int)len) : NULL, *v, *d;
@@ -148,6 +154,9 @@ int model_parse(const char *text, size_t len, struct kn_model_info *out, struct 
         goto out;
     out->size_multiple = count_of(o, "size_multiple");
     out->size_max = count_of(o, "size_max");
+    json_object *memory = member(o, "memory", json_type_object);
+    out->memory_weights = bytes_of(memory, "weights");
+    out->memory_image = bytes_of(memory, "image");
     if (!(v = member(d, "sampler", json_type_string)) ||
         kn_sampler_parse(json_object_get_string(v), &out->defaults.sampler, NULL))
         goto out;
@@ -228,4 +237,30 @@ int model_folders_choose(const struct cli_options *o, struct model_folders *out,
         return kn_err_set(err, KN_EMODEL, "no model: say --model DIR or --models DIR");
     }
     return KN_OK;
+}
+
+static int describe_into(struct models *out, const char *dir, struct kn_err *err) {
+    struct kn_model_info *v = realloc(out->v, (out->count + 1) * sizeof *v);
+    if (!v) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    out->v = v;
+    int rc = model_describe(dir, &v[out->count], err);
+    out->count += rc == KN_OK;
+    return rc;
+}
+
+int model_folders_describe(const struct model_folders *f, struct models *out, struct kn_err *err) {
+    struct kn_err left_out;
+    *out = (struct models){0};
+    int rc = f->model ? describe_into(out, f->model, err) : KN_OK;
+    for (size_t i = 0; i < f->count && rc == KN_OK; i++) {
+        char below[KN_PATH_MAX];
+        DIR *d = is_model(f->models[i]) ? NULL : opendir(f->models[i]);
+        if (!d) rc = describe_into(out, f->models[i], &left_out) == KN_ENOMEM ? KN_ENOMEM : KN_OK;
+        for (struct dirent *e; d && (e = readdir(d)) != NULL && rc == KN_OK;)
+            if (e->d_name[0] != '.' && kn_fs_join(below, sizeof below, f->models[i], e->d_name) == KN_OK &&
+                is_model(below) && describe_into(out, below, &left_out) == KN_ENOMEM)
+                rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+        if (d) closedir(d);
+    }
+    return rc;
 }

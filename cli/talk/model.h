@@ -42,5 +42,7 @@ struct model_folders {
 };
 KN_MUST_USE int model_folders_choose(const struct cli_options *o, struct model_folders *out,
                                      struct kn_err *err);
+/* Describes every model in them. One that cannot be described is left out, as the workers do; --model must be. */
+KN_MUST_USE int model_folders_describe(const struct model_folders *f, struct models *out, struct kn_err *err);
 
 #endif
