@@ -3,6 +3,7 @@
 #include "coordinator/carry_out.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,6 +79,18 @@ void server_forget_events(struct server *s) {
     }
 }
 
+static void forget_conn(struct server *s, struct known_worker *w) {
+    if (w->conn) kn_map_remove(s->conns, &w->conn, sizeof w->conn);
+    w->conn = 0;
+}
+
+/* Frees a worker that the table of names does not have (any more). */
+static void drop_worker(struct server *s, struct known_worker *w) {
+    forget_conn(s, w);
+    kn_msg_destroy(w->msg);
+    free(w);
+}
+
 void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
     struct kn_err err = {0};
     struct kn_peer peer = send_peer(conn);
@@ -88,10 +101,10 @@ void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
     }
     int rc = kn_sock_send(w->listener->sock, &peer, m, NULL, &err);
     if (rc == 0) return;
-    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", w->hello->worker, kn_msg_name(m->type),
-            err.text);
-    kn_map_remove(s->conns, &conn, sizeof conn);
-    w->conn = 0;
+    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", w->name[0] ? w->name : w->hello->worker,
+            kn_msg_name(m->type), err.text);
+    forget_conn(s, w);
+    if (!w->name[0]) drop_worker(s, w);
     struct farm_event ev = {.type = EV_WORKER_GONE, .conn = conn};
     ev.u.gone.reason = "its connection is gone";
     server_step(s, &ev);
@@ -372,6 +385,57 @@ static void do_revoke(struct server *s, const struct farm_effect *e) {
     server_tell(s, e->conn, &m);
 }
 
+/* The core has taken a hello: who sent it is the worker of that name from now on. */
+static void do_welcome(struct server *s, const struct farm_effect *e) {
+    const char *name = e->u.welcome.worker;
+    struct kn_peer peer = send_peer(e->conn);
+    struct known_worker *w = kn_map_get(s->conns, &e->conn, sizeof e->conn),
+                        *old = kn_map_get(s->workers, name, strlen(name));
+    if (!w) return;
+    if (old != w) {
+        if (old) {
+            kn_map_remove(s->workers, name, strlen(name));
+            drop_worker(s, old);
+        }
+        if (w->name[0]) kn_map_remove(s->workers, w->name, strlen(w->name));
+        snprintf(w->name, sizeof w->name, "%s", name);
+        if (kn_map_put(s->workers, name, strlen(name), w) != 0) {
+            kn_error("worker_not_kept worker=%s reason=\"out of memory\"", name);
+            w->name[0] = 0;
+        }
+    }
+    if (strcmp(name, w->hello->worker) != 0)
+        kn_info("worker_named worker=%s host=%s pid=%u", name, w->hello->host, w->hello->pid);
+    send_welcome(s, w->listener, &peer, 0, false, name);
+}
+
+static void do_refuse(struct server *s, const struct farm_effect *e) {
+    const char *name = e->u.refuse.worker;
+    struct known_worker *w = kn_map_get(s->conns, &e->conn, sizeof e->conn),
+                        *other = kn_map_get(s->workers, name, strlen(name));
+    char text[KN_REASON_MAX];
+    if (!w) return;
+    snprintf(
+        text, sizeof text,
+        "the name %s is taken: a worker on %s (process %u) has it and answers; this one is on %s (process "
+        "%u). Choose another with --name, or leave --name out",
+        name, other ? other->hello->host : "another host", other ? other->hello->pid : 0, w->hello->host,
+        w->hello->pid);
+    kn_warn("worker_refused worker=%s reason=\"%s\"", name, text);
+    struct kn_msg m = {.type = KN_MSG_REPLY};
+    m.u.reply.code = KN_EEXIST;
+    m.u.reply.text = text;
+    server_tell(s, e->conn, &m);
+    w = kn_map_get(s->conns, &e->conn, sizeof e->conn);
+    if (w) drop_worker(s, w);
+}
+
+static void do_ask(struct server *s, const struct farm_effect *e) {
+    struct kn_msg m = {.type = KN_MSG_STILL_THERE};
+    m.u.still_there.question = e->u.ask.question;
+    server_tell(s, e->conn, &m);
+}
+
 static void do_hello_again(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
     m.u.hello_again.reason = "not known here";
@@ -450,6 +514,15 @@ static void carry_out(struct server *s) {
             break;
         case FX_ACK:
             server_ack(s, e->conn, e->batch, e->task, e->u.ack.code);
+            break;
+        case FX_WELCOME:
+            do_welcome(s, e);
+            break;
+        case FX_REFUSE:
+            do_refuse(s, e);
+            break;
+        case FX_ASK:
+            do_ask(s, e);
             break;
         case FX_HELLO_AGAIN:
             do_hello_again(s, e);

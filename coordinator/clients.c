@@ -506,7 +506,7 @@ void clients_message(struct server *s, struct listener *l, const struct kn_peer 
     struct reply_to to = {.sock = l->sock, .peer = *peer, .request = msg->request};
     switch ((int)msg->type) {
     case KN_MSG_CLIENT_HELLO:
-        send_welcome(s, l, peer, msg->request, true);
+        send_welcome(s, l, peer, msg->request, true, "");
         break;
     case KN_MSG_SUBMIT_BEGIN:
         on_begin(s, &to, msg); /* takes it */

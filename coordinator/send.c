@@ -26,7 +26,7 @@ void send_to(struct kn_sock *sock, const struct kn_peer *peer, const struct kn_m
 }
 
 void send_welcome(struct server *s, struct listener *l, const struct kn_peer *peer, uint64_t request,
-                  bool objects) {
+                  bool objects, const char *worker) {
     struct kn_msg m = {.type = KN_MSG_WELCOME, .request = request};
     m.u.welcome = (struct kn_welcome){.term = s->store->term,
                                       .heartbeat_ms = 1000,
@@ -34,7 +34,8 @@ void send_welcome(struct server *s, struct listener *l, const struct kn_peer *pe
                                       .data_port = s->data_port,
                                       .data_ipc = l->data_ipc,
                                       .objects_dir = objects && l->ipc ? s->objects : "",
-                                      .version = "kiln " KILN_VERSION};
+                                      .version = "kiln " KILN_VERSION,
+                                      .worker = worker};
     send_to(l->sock, peer, &m);
 }
 

@@ -12,9 +12,10 @@ uint64_t send_conn(const struct kn_peer *peer);
 struct kn_peer send_peer(uint64_t conn);
 
 void send_to(struct kn_sock *sock, const struct kn_peer *peer, const struct kn_msg *m);
-/* objects: with the folder of the pictures, where the peer may link them from there. */
+/* objects: with the folder of the pictures, where the peer may link them from there. worker: the name of one;
+ * to clients "". */
 void send_welcome(struct server *s, struct listener *l, const struct kn_peer *peer, uint64_t request,
-                  bool objects);
+                  bool objects, const char *worker);
 /* Answers whoever waits, if anybody does, and empties *to. Without a text it is the code's words. */
 void send_reply(struct server *s, struct reply_to *to, int code, const char *text);
 void send_to_waiters(struct server *s, struct kept_batch *b, int code, const char *text);

@@ -46,8 +46,12 @@ struct listener { /* a control socket */
     char data_ipc[KN_ENDPOINT_MAX + 1];
 };
 
-struct known_worker {   /* a worker that said hello; the core knows whether it is still there */
-    struct kn_msg *msg; /* owns: the hello */
+/* A worker that said hello; the core knows whether it is still there. Until the core has taken its hello it is
+ * found by its connection alone. */
+struct known_worker {
+    char name[KN_NAME_MAX + 1];          /* as the core gave it; "" until then */
+    uint64_t asked_ms;                   /* when it came, for one that nobody decides about */
+    struct kn_msg *msg;                  /* owns: the hello */
     const struct kn_worker_hello *hello; /* in msg */
     uint64_t conn;                       /* 0: none */
     struct listener *listener;

@@ -14,6 +14,8 @@
 #include "coordinator/orphans.h"
 #include "coordinator/send.h"
 
+#define NEWCOMER_MS 60000
+
 /* ---- control */
 
 static void forget_conn(struct server *s, struct known_worker *w) {
@@ -22,37 +24,27 @@ static void forget_conn(struct server *s, struct known_worker *w) {
     w->conn = 0;
 }
 
-static void worker_forget(struct server *s, struct known_worker *w) {
-    forget_conn(s, w);
-    kn_map_remove(s->workers, w->hello->worker, strlen(w->hello->worker));
+static void workers_free(struct known_worker *w) {
     kn_msg_destroy(w->msg);
     free(w);
 }
 
-/* The worker of a hello, made if it is new; takes msg on success. */
-static int worker_of(struct server *s, struct listener *l, uint64_t conn, struct kn_msg *msg,
+static void worker_forget(struct server *s, struct known_worker *w) {
+    forget_conn(s, w);
+    if (w->name[0]) kn_map_remove(s->workers, w->name, strlen(w->name));
+    workers_free(w);
+}
+
+/* The sender of a hello by its connection, made if it is new; takes msg on success. Which worker it is, the
+ * core says (FX_WELCOME). */
+static int sender_of(struct server *s, struct listener *l, uint64_t conn, struct kn_msg *msg,
                      struct known_worker **out) {
-    const char *name = msg->u.worker_hello.worker;
-    struct known_worker *w = kn_map_get(s->workers, name, strlen(name)),
-                        *old = kn_map_get(s->conns, &conn, sizeof conn);
-    if (old && old != w) forget_conn(s, old);
-    bool is_new = !w;
-    if (is_new) {
+    struct known_worker *w = kn_map_get(s->conns, &conn, sizeof conn);
+    if (!w) {
         w = calloc(1, sizeof *w);
-        int rc = w ? kn_map_put(s->workers, name, strlen(name), w) : KN_ENOMEM;
+        int rc = w ? kn_map_put(s->conns, &conn, sizeof conn, w) : KN_ENOMEM;
         if (rc != 0) {
             free(w);
-            return rc;
-        }
-    }
-    if (w->conn != conn) {
-        forget_conn(s, w);
-        int rc = kn_map_put(s->conns, &conn, sizeof conn, w);
-        if (rc != 0) {
-            if (is_new) {
-                kn_map_remove(s->workers, name, strlen(name));
-                free(w);
-            }
             return rc;
         }
         w->conn = conn;
@@ -63,8 +55,16 @@ static int worker_of(struct server *s, struct listener *l, uint64_t conn, struct
     w->listener = l;
     w->readings = (struct kn_readings){0};
     w->left = false;
+    w->asked_ms = kn_clock_ms();
     *out = w;
     return 0;
+}
+
+static void refuse(struct listener *l, const struct kn_peer *peer, int code) {
+    struct kn_msg m = {.type = KN_MSG_REPLY};
+    m.u.reply.code = code;
+    m.u.reply.text = "the farm cannot take this worker";
+    send_to(l->sock, peer, &m);
 }
 
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
@@ -72,12 +72,9 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     uint64_t conn = send_conn(peer);
     kn_digest models[KN_MODELS_PER_WORKER_MAX];
     struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
-    int rc = worker_of(s, l, conn, msg, &w);
+    int rc = sender_of(s, l, conn, msg, &w);
     if (rc != 0) {
-        struct kn_msg m = {.type = KN_MSG_REPLY};
-        m.u.reply.code = rc;
-        m.u.reply.text = "the farm cannot take this worker";
-        send_to(l->sock, peer, &m);
+        refuse(l, peer, rc);
         kn_msg_destroy(msg);
         return;
     }
@@ -92,10 +89,14 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     }
     kn_info("worker_hello worker=%s host=%s pid=%u backend=%s models=%zu held=%zu credit=%u", h->worker,
             h->host, h->pid, h->backend, h->model_count, h->held_count, h->credit);
-    send_welcome(s, l, peer, 0, false);
     struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = conn};
     struct ev_worker_hello *e = &ev.u.hello;
     e->worker = h->worker;
+    e->base = h->name_base;
+    e->named_by_farm = h->named_by_farm;
+    e->has_machine = h->has_machine;
+    memcpy(e->machine, h->machine, sizeof e->machine);
+    e->answers = h->answers;
     memcpy(e->instance, h->instance, sizeof e->instance);
     e->backend = h->backend;
     e->credit = h->credit;
@@ -106,8 +107,12 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     e->held = held;
     e->held_count = (uint32_t)h->held_count;
     rc = server_step(s, &ev);
-    if (rc != 0) {
+    if (rc == KN_EAGAIN) {
+        kn_info("worker_waits worker=%s host=%s pid=%u reason=\"another process has that name: it is asked\"",
+                h->worker, h->host, h->pid);
+    } else if (rc != 0) {
         kn_warn("worker_refused worker=%s code=%d", h->worker, rc);
+        refuse(l, peer, rc);
         worker_forget(s, w);
     }
 }
@@ -123,6 +128,7 @@ static void on_heartbeat(struct server *s, struct known_worker *w, const struct 
     e->draining = h->draining;
     e->has_model = h->has_model;
     memcpy(e->model, h->model_sha256, sizeof e->model);
+    e->answer = h->answer;
     server_step(s, &ev);
 }
 
@@ -164,10 +170,11 @@ static void on_bye(struct server *s, struct known_worker *w, const char *reason)
     struct farm_event ev = {.type = EV_WORKER_GONE, .conn = w->conn};
     ev.u.gone.reason = reason;
     ev.u.gone.bye = true;
-    kn_info("worker_bye worker=%s reason=\"%s\"", w->hello->worker, reason);
+    kn_info("worker_bye worker=%s reason=\"%s\"", w->name, reason);
     server_step(s, &ev);
     forget_conn(s, w);
     w->left = true;
+    if (!w->name[0]) worker_forget(s, w); /* a newcomer that went */
 }
 
 bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
@@ -356,10 +363,21 @@ int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SH
     return rc;
 }
 
+/* Newcomers that nobody will decide about any more: they went without a word. */
+static void forget_newcomers(struct server *s) {
+    size_t pos = 0, count = 0;
+    struct known_worker *w, *old[64];
+    uint64_t now = kn_clock_ms();
+    while (count < 64 && (w = kn_map_next(s->conns, &pos)))
+        if (!w->name[0] && now - w->asked_ms > NEWCOMER_MS) old[count++] = w;
+    for (size_t i = 0; i < count; i++) worker_forget(s, old[i]);
+}
+
 void workers_forget(struct server *s) {
     /* Rare and small: a worker is dropped when the core no longer lists its worker. */
     size_t pos = 0, gone_count = 0, workers = farm_worker_count(s->farm);
     struct known_worker *w, *gone[64];
+    forget_newcomers(s);
     if (kn_map_count(s->workers) <= workers) return;
     struct kn_map *listed = kn_map_create(KN_WORKERS_MAX * 2);
     for (size_t i = 0; listed && i < workers; i++) {
@@ -370,7 +388,7 @@ void workers_forget(struct server *s) {
     }
     if (listed && kn_map_count(listed) == workers)
         while (gone_count < 64 && (w = kn_map_next(s->workers, &pos)))
-            if (!kn_map_get(listed, w->hello->worker, strlen(w->hello->worker))) gone[gone_count++] = w;
+            if (!kn_map_get(listed, w->name, strlen(w->name))) gone[gone_count++] = w;
     kn_map_destroy(listed);
     for (size_t i = 0; i < gone_count; i++) worker_forget(s, gone[i]);
 }
@@ -378,8 +396,8 @@ void workers_forget(struct server *s) {
 void workers_fini(struct server *s) {
     size_t pos = 0;
     struct known_worker *w;
-    while (s->workers && (w = kn_map_next(s->workers, &pos))) {
-        kn_msg_destroy(w->msg);
-        free(w);
-    }
+    while (s->workers && s->conns && (w = kn_map_next(s->conns, &pos)))
+        if (!w->name[0]) workers_free(w); /* the others are in the table of names too */
+    pos = 0;
+    while (s->workers && (w = kn_map_next(s->workers, &pos))) workers_free(w);
 }

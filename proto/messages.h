@@ -143,6 +143,7 @@ enum kn_batch_verb {
     M(23, SHARD_REVOKE,   shard_revoke,   ShardRevoke)      \
     M(24, IMAGE_ACK,      image_ack,      ImageAck)         \
     M(25, DRAIN_WORKER,   drain_worker,   DrainWorker)      \
+    M(26, STILL_THERE,    still_there,    StillThere)       \
     M(30, IMAGE_RESULT,   image_result,   ImageResult)      \
     M(40, CLIENT_HELLO,   client_hello,   ClientHello)      \
     M(41, SUBMIT_BEGIN,   submit_begin,   SubmitBegin)      \
@@ -168,6 +169,10 @@ enum kn_batch_verb {
 
 #define KN_FIELDS_WORKER_HELLO(F)                    \
     F(NAME,  worker,      KN_NAME_MAX)               \
+    F(TEXT,  name_base,   KN_NAME_MAX)    /* "": a person chose the name */ \
+    F(ID_OR_NONE, machine, has_machine)              \
+    F(BOOL,  named_by_farm)               /* with name_base: a Welcome gave the name */ \
+    F(BOOL,  answers)                     /* it answers StillThere */ \
     F(TEXT,  host,        KN_HOST_MAX)               \
     F(TEXT,  device,      KN_DEVICE_MAX)             \
     F(TEXT,  device_uuid, KN_DEVICE_MAX)  /* "" when it has none */ \
@@ -192,7 +197,8 @@ enum kn_batch_verb {
     F(FLOAT, images_per_s)      /* over the last minute */ \
     F(BOOL,  draining)                               \
     F(DIGEST_OR_NONE, model_sha256, has_model)       \
-    F(PART_OR_NONE,   readings, readings)
+    F(PART_OR_NONE,   readings, readings)            \
+    F(U64,   answer)            /* the question of the last StillThere; 0: none */
 
 #define KN_FIELDS_SHARD_STARTED(F)                   \
     F(U64, shard)                                    \
@@ -243,7 +249,8 @@ enum kn_batch_verb {
     F(RANGE, data_port,    0, 65535)                 \
     F(TEXT,  data_ipc,    KN_ENDPOINT_MAX) /* these: "" when there is none */ \
     F(TEXT,  objects_dir, 4095)                      \
-    F(TEXT,  version,     KN_NAME_MAX)
+    F(TEXT,  version,     KN_NAME_MAX)               \
+    F(TEXT,  worker,      KN_NAME_MAX)  /* to workers: the name that it has here */
 
 #define KN_FIELDS_HELLO_AGAIN(F)                     \
     F(TEXT, reason, KN_REASON_MAX)
@@ -266,6 +273,9 @@ enum kn_batch_verb {
     F(ID,   batch)                                   \
     F(TASK, task)                                    \
     F(S32,  code)
+
+#define KN_FIELDS_STILL_THERE(F)                     \
+    F(U64,  question)
 
 #define KN_FIELDS_DRAIN_WORKER(F)                    \
     F(BOOL, exit)                                    \

@@ -1,6 +1,6 @@
 /* kiln-worker: flags and wiring; the work is in worker.h. Exit: 0 drained, 1 bad usage or configuration, 3
- * the engine failed (a supervisor starts the worker again: systemd's, kiln's, or its own with --device all).
- */
+ * the engine failed, 4 another worker of the farm has its name (after 3 and 4 a supervisor starts the worker
+ * again: systemd's, kiln's, or its own with --device all). */
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
@@ -52,7 +52,7 @@ static const char usage_tail[] =
     "  kiln-worker --join ~/.kiln --engine sim:ms=50\n";
 
 struct worker_settings {
-    const char *join, *name, *engine, *device, *describe;
+    const char *join, *name, *base, *engine, *device, *describe;
     const char *models[TREES_MAX];
     bool tree[TREES_MAX]; /* beside models: --models, not --model */
     int model_count, threads;
@@ -121,8 +121,13 @@ static const struct kn_option option_table[] = {
     {"join", 0, "WHERE", 1, "tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine",
      INTO(join)},
     {"name", 0, "NAME", 1,
-     "who it is on the farm: unique there, the same after a restart (default: host and number)", INTO(name),
-     .check = check_name},
+     "who it is on the farm: unique there, the same after a restart (default: the farm makes one of the host's "
+     "name)",
+     INTO(name), .check = check_name},
+    {"name-base", 0, "NAME", 1,
+     "what the farm makes the name of when there is no --name: NAME, or NAME-2 … where others have it (default: "
+     "the host's name)",
+     INTO(base), .check = check_name},
     {"models", 0, "DIR", 1, "a folder of models' folders, or a model's folder itself; may be given again",
      .kind = KN_OPTION_OWN, .read = read_models},
     {"model", 0, "DIR", 1, "a model's folder (diffusers layout, safetensors); may be given again",
@@ -208,25 +213,51 @@ static void host_name(char *out, size_t max) {
         if (!strchr(NAME_LETTERS, *p)) *p = '-';
 }
 
-/* The host's name and the first number that no other worker of this user holds here: two workers never share
- * it, and one that is started again finds its own. The lock is held until the process ends. */
-static int default_name(char out[KN_NAME_MAX + 1]) {
-    const char *dir = getenv("XDG_RUNTIME_DIR");
-    char host[KN_NAME_MAX - 6], path[KN_PATH_MAX];
-    host_name(host, sizeof host);
+/* A number that no other worker of this user holds here; the lock is held until the process ends. -1: no lock
+ * can be had. */
+static int lock_place(const char *dir) {
+    char path[KN_PATH_MAX];
     for (int i = 0; i < LOCAL_WORKERS_MAX; i++) {
-        int n = snprintf(path, sizeof path, "%s/kiln-worker-%u-%d.lock", dir && dir[0] == '/' ? dir : "/tmp",
-                         (unsigned)getuid(), i);
+        int n = snprintf(path, sizeof path, "%s/kiln-worker-%u-%d.lock", dir, (unsigned)getuid(), i);
         if (n < 0 || (size_t)n >= sizeof path) break;
         int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
         if (fd < 0) continue;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
-            snprintf(out, KN_NAME_MAX + 1, "%s-%d", host, i);
-            return 0;
-        }
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) return i;
         close(fd);
     }
-    return fail("--name is needed: no lock in %s can be had for a name of its own", dir ? dir : "/tmp");
+    return -1;
+}
+
+/* Who a worker is that nobody named: the farm makes its name of a base and gives it back to the same machine
+ * and place. Until the farm has said it, and on farms that do not give names, it is base and place. */
+struct made_name {
+    char base[KN_NAME_MAX + 1], name[KN_NAME_MAX + 1];
+    kn_id machine;
+};
+
+static int make_name(const struct worker_settings *o, struct made_name *out) {
+    const char *runtime = getenv("XDG_RUNTIME_DIR"), *dir = runtime && runtime[0] == '/' ? runtime : "/tmp";
+    char text[256] = "";
+    kn_digest digest;
+    int place = 0;
+    if (o->base)
+        snprintf(out->base, sizeof out->base, "%s", o->base);
+    else
+        host_name(out->base, sizeof out->base);
+    if (!o->base && (place = lock_place(dir)) < 0)
+        return fail("--name is needed: no lock in %s can be had for a name of its own", dir);
+    if (o->base)
+        snprintf(out->name, sizeof out->name, "%s", o->base);
+    else
+        snprintf(out->name, sizeof out->name, "%.*s-%d", KN_NAME_MAX - 6, out->base, place);
+    FILE *f = fopen("/etc/machine-id", "re");
+    if (f && !fgets(text, 128, f)) text[0] = '\0';
+    if (f) fclose(f);
+    size_t used = strcspn(text, "\n");
+    snprintf(text + used, sizeof text - used, " %u %d %s", (unsigned)getuid(), place, out->base);
+    kn_sha256(text, strlen(text), digest);
+    memcpy(out->machine, digest, sizeof out->machine);
+    return 0;
 }
 
 /* ---- GPUs */
@@ -303,6 +334,7 @@ static int run_all(const struct worker_settings *o, char **argv) {
                     : supervise_run(&(struct supervise_options){.program = "/proc/self/exe",
                                                                 .words = argv,
                                                                 .name = o->name ? o->name : host,
+                                                                .chosen = o->name != NULL,
                                                                 .uuids = uuids,
                                                                 .count = n});
     devices_close(d);
@@ -397,7 +429,8 @@ static void watch_signals(struct worker_program *p) {
     }
 }
 
-static int run(const struct worker_settings *o, struct engine *engine, const struct gpu *gpu) {
+static int run(const struct worker_settings *o, const struct made_name *made, struct engine *engine,
+               const struct gpu *gpu) {
     struct worker_program p = {0};
     struct kn_err err = {0};
     struct worker_options wo = {.loop = &p.loop,
@@ -405,7 +438,8 @@ static int run(const struct worker_settings *o, struct engine *engine, const str
                                 .device_uuid = gpu->device ? gpu->device->uuid : "",
                                 .watch = gpu->watch,
                                 .join = o->join,
-                                .name = o->name,
+                                .name = o->name ? o->name : made->name,
+                                .name_base = made->base,
                                 .credit = o->credit,
                                 .died_of_memory = o->died_of_memory,
                                 .unacked_bytes_max = UNACKED_BYTES_MAX,
@@ -418,13 +452,14 @@ static int run(const struct worker_settings *o, struct engine *engine, const str
         return fail("%s", err.text);
     }
     wo.wire = p.wire;
+    memcpy(wo.machine, made->machine, sizeof wo.machine);
     if (worker_create(&wo, &p.worker, &err) != 0) {
         kn_wire_destroy(p.wire);
         uv_loop_close(&p.loop);
         return fail("--join: %s", err.text);
     }
     watch_signals(&p);
-    kn_info("started name=%s join=%s backend=%s device=\"%s\" models=%zu", o->name, o->join, engine->backend,
+    kn_info("started name=%s join=%s backend=%s device=\"%s\" models=%zu", wo.name, o->join, engine->backend,
             engine->device, engine->model_count);
     uv_run(&p.loop, UV_RUN_DEFAULT);
 
@@ -451,11 +486,8 @@ int main(int argc, char **argv) {
     if (o.describe) return describe(o.describe);
     if (o.list_devices) return list_devices();
     if (o.device && strcmp(o.device, "all") == 0) return run_all(&o, argv);
-    char name[KN_NAME_MAX + 1];
-    if (!o.name) {
-        if ((rc = default_name(name)) != 0) return rc;
-        o.name = name;
-    }
+    struct made_name made = {0};
+    if (!o.name && (rc = make_name(&o, &made)) != 0) return rc;
     struct model_list models = {0};
     struct kn_err err = {0};
     struct engine *engine = NULL;
@@ -473,7 +505,7 @@ int main(int argc, char **argv) {
                                 .model_bytes_max = o.model_mib_max << 20};
     if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);
-    rc = rc == 0 ? run(&o, engine, &gpu) : fail("%s", err.text);
+    rc = rc == 0 ? run(&o, &made, engine, &gpu) : fail("%s", err.text);
     engine_close(engine);
     gpu_close(&gpu);
     models_fini(&models);

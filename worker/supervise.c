@@ -67,7 +67,8 @@ static bool prepare(struct gpu_workers *w) {
         char **argv = calloc((size_t)words + 6, sizeof *argv);
         if (!argv) return false;
         memcpy(argv, w->opt.words, (size_t)words * sizeof *argv);
-        const char *const more[] = {"--device", w->opt.uuids[i], "--name", c->name}; /* the last one counts */
+        const char *const more[] = {"--device", w->opt.uuids[i], w->opt.chosen ? "--name" : "--name-base",
+                                    c->name}; /* the last one counts */
         for (size_t k = 0; k < 4; k++) argv[(size_t)words + k] = (char *)(uintptr_t)more[k];
         w->argv[i] = argv;
         c->program = w->opt.program;

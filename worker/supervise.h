@@ -12,8 +12,10 @@
 
 struct supervise_options {
     const char *program;
-    char *const *words; /* argv, its [0] too; each child gets them with --device UUID and --name NAME-gpuN */
+    char *const *words; /* argv, its [0] too; each child gets them with --device UUID, and --name NAME-gpuN
+                            or --name-base NAME-gpuN */
     const char *name;   /* of this machine's workers: NAME-gpu0, NAME-gpu1 … */
+    bool chosen;        /* a person chose the name: else the farm may add a number to it */
     const char *const *uuids;   /* one a child */
     int count;                  /* up to DEVICES_MAX */
     int pause_ms, pause_max_ms; /* before the first start again, and the longest; 0: 500 and 30,000 */

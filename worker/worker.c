@@ -27,6 +27,9 @@
 struct worker {
     struct worker_options opt;
     char host[KN_HOST_MAX + 1];
+    char name[KN_NAME_MAX + 1]; /* as the farm says, once it has */
+    bool named_by_farm;
+    uint64_t question; /* the last that the coordinator asked; heartbeats repeat it */
     kn_id instance;
     struct kn_model_info *infos; /* owns; as the hello wants them */
     struct connection connection;
@@ -105,7 +108,7 @@ static int send_upload(struct worker *w, const struct upload *up) {
         .shard = g->shard,
         .term = g->term,
         .flat = up->flat,
-        .worker = w->opt.name,
+        .worker = w->name,
         .backend = w->opt.engine->backend,
         .engine = w->opt.engine->version,
     };
@@ -280,6 +283,15 @@ static void on_message(void *ctx, struct kn_msg *m) {
         break;
     case KN_MSG_REPLY:
         kn_warn("coordinator_says code=%d text=\"%s\"", m->u.reply.code, m->u.reply.text);
+        if (m->u.reply.code == KN_EEXIST && w->connection.state == CONNECTION_GREETING) {
+            kn_error("name_taken text=\"%s\"", m->u.reply.text);
+            worker_leave_now(w, WORKER_EXIT_NAME, "its name is taken");
+        }
+        break;
+    case KN_MSG_STILL_THERE:
+        w->question = m->u.still_there.question;
+        w->connection.heartbeat_at_ms = 0;
+        connection_tick(&w->connection, kn_clock_ms());
         break;
     default:
         kn_warn("message_unexpected message=%s", kn_msg_name(m->type));
@@ -293,7 +305,7 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
     struct worker *w = ctx;
     const struct engine *e = w->opt.engine;
     *h = (struct kn_worker_hello){
-        .worker = w->opt.name,
+        .worker = w->name,
         .host = w->host,
         .device = e->device,
         .device_uuid = w->opt.device_uuid,
@@ -307,7 +319,12 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
         .model_count = e->model_count,
         .held = w->held,
         .held_count = w->shards.count,
+        .name_base = w->opt.name_base,
+        .has_machine = w->opt.name_base && w->opt.name_base[0],
+        .named_by_farm = w->named_by_farm,
+        .answers = true,
     };
+    memcpy(h->machine, w->opt.machine, sizeof h->machine);
     memcpy(h->instance, w->instance, sizeof h->instance);
     for (size_t i = 0; i < w->shards.count; i++) {
         const struct held_shard *x = &w->shards.v[i];
@@ -320,7 +337,11 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
 
 static void on_welcome(void *ctx, const struct kn_welcome *welcome, bool again) {
     struct worker *w = ctx;
-    (void)welcome;
+    if (welcome->worker && welcome->worker[0]) { /* an older coordinator leaves it as it was said */
+        if (strcmp(w->name, welcome->worker) != 0) kn_info("named name=%s", welcome->worker);
+        snprintf(w->name, sizeof w->name, "%s", welcome->worker);
+        w->named_by_farm = w->opt.name_base && w->opt.name_base[0];
+    }
     if (again) {
         if (w->uploads.count) kn_info("sending_again pictures=%zu", w->uploads.count);
         uploads_again(&w->uploads);
@@ -341,6 +362,7 @@ static void on_heartbeat(void *ctx, struct kn_heartbeat *h) {
         .images_per_s = rate_get(w),
         .draining = w->draining,
         .has_model = p.has_model,
+        .answer = w->question,
     };
     if (w->opt.watch) device_watch_get(w->opt.watch, &h->readings);
     if (p.busy) h->shard = p.shard;
@@ -475,6 +497,7 @@ static int prepare(struct worker *w, struct kn_err *err) {
     struct connection_handler on = {on_hello, on_heartbeat, on_welcome, on_message, on_data_room, w};
     if (gethostname(w->host, sizeof w->host - 1) != 0) strcpy(w->host, "?");
     kn_uuid_random(w->instance);
+    snprintf(w->name, sizeof w->name, "%s", w->opt.name);
     shards_init(&w->shards, w->opt.credit);
     w->infos = calloc(e->model_count + 1, sizeof *w->infos);
     if (!w->infos || uploads_init(&w->uploads, UNACKED_MAX + 1, WINDOW_BYTES) != 0)

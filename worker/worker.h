@@ -14,7 +14,12 @@
 #include "worker/device.h"
 #include "worker/engine.h"
 
-enum { WORKER_EXIT_OK = 0, WORKER_EXIT_USAGE = 1, WORKER_EXIT_ENGINE = 3 }; /* 3: start me again */
+enum {
+    WORKER_EXIT_OK = 0,
+    WORKER_EXIT_USAGE = 1,
+    WORKER_EXIT_ENGINE = 3, /* start me again */
+    WORKER_EXIT_NAME = 4,   /* another worker has the name: it may be free later */
+};
 
 #define WORKER_PATIENCE_MS 15000 /* from a first signal to the end; a supervisor waits 20 s */
 
@@ -27,6 +32,8 @@ struct worker_options {
     const char *device_uuid;    /* of a GPU; NULL or "" for none */
     struct device_watch *watch; /* borrowed; NULL: no readings in heartbeats */
     const char *join, *name;
+    const char *name_base; /* nobody chose the name, and the farm makes one of this; NULL or "": chosen */
+    kn_id machine;         /* with name_base */
     uint32_t credit;
     bool died_of_memory;        /* the process of this name before: the hello says so */
     uint64_t unacked_bytes_max; /* encoded pictures kept in memory */

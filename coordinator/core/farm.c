@@ -10,6 +10,7 @@
 #include "coordinator/core/commit.h"
 #include "coordinator/core/control.h"
 #include "coordinator/core/fleet.h"
+#include "coordinator/core/name.h"
 #include "coordinator/core/pending.h"
 #include "coordinator/core/report.h"
 #include "coordinator/core/sched.h"
@@ -21,6 +22,7 @@ void farm_config_default(struct farm_config *c) {
     *c = (struct farm_config){
         .term = 1,
         .silence_ms = 10000,
+        .ask_ms = 2000,
         .progress_ms = 330000,
         .shard_target_ms = 4000,
         .charges_max = 3,
@@ -125,7 +127,10 @@ static int batch_event(struct farm *f, const struct farm_event *ev, struct farm_
 static int worker_event(struct farm *f, const struct farm_event *ev, struct farm_effects *fx) {
     struct worker *w = worker_by_conn(f, ev->conn);
     if (!w) {
-        if (ev->type == EV_WORKER_GONE) return KN_OK;
+        if (ev->type == EV_WORKER_GONE) {
+            name_forget(f, ev->conn);
+            return KN_OK;
+        }
         int rc = fx_reserve(fx, 1);
         if (rc) return rc;
         fx_add(fx, FX_HELLO_AGAIN)->conn = ev->conn;
@@ -198,12 +203,14 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
         rc = stored(f, &ev->u.stored, fx);
         break;
     }
+    fleet_rivals(f, fx);
     sched_run(f, fx);
     tail_run(f, fx);
     return rc;
 }
 
 uint64_t farm_next_tick(const struct farm *f, uint64_t now_ms) {
-    if (f->shard_count > 0 || f->wait_head != NONE || f->trouble_head != NONE) return now_ms + TAIL_EVERY_MS;
+    if (f->shard_count > 0 || f->wait_head != NONE || f->trouble_head != NONE || f->rival_count > 0)
+        return now_ms + TAIL_EVERY_MS;
     return now_ms + 500;
 }

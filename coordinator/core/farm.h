@@ -53,6 +53,7 @@ struct farm;
 struct farm_config {
     uint64_t term;       /* of this coordinator; stands in every grant */
     uint32_t silence_ms; /* a worker that was not heard of for so long is given up (10,000) */
+    uint32_t ask_ms;     /* an older worker of a name has so long to answer: two heartbeats (2,000) */
     /* An executing shard without a sign of life for so long is taken away and charged (330,000). Sooner, down
        to 15 s, once its steps have told how long one takes. */
     uint32_t progress_ms;
@@ -138,9 +139,18 @@ struct farm_held { /* a shard that a worker says it holds when it says hello */
     uint32_t task_count;
 };
 
+/* A hello of another process under the name of a worker that is connected takes nothing from it: the older
+ * one is asked first (FX_ASK). If it answers within ask_ms, the newcomer is refused (FX_REFUSE), or given
+ * another name where nobody chose this one. If its connection breaks, or no answer comes, the newcomer is
+ * asked to say hello again (FX_HELLO_AGAIN) and takes its place. */
 struct ev_worker_hello {
-    const char *worker;  /* identity; copied */
-    kn_id instance;      /* of the process. A new one: the old process is dead, what it executed is charged */
+    const char *worker; /* the name that a person chose, or that the farm gave before; copied */
+    const char *base;   /* nobody chose the name: what it is made of (the host's name); "" or NULL: chosen */
+    bool named_by_farm; /* with base: an earlier FX_WELCOME gave `worker` */
+    bool has_machine;   /* with base: */
+    kn_id machine;      /* names the machine and the place on it, the same after a restart; clones share it */
+    bool answers;       /* it answers FX_ASK; of others each heartbeat is an answer */
+    kn_id instance;     /* of the process */
     const char *backend; /* class; copied */
     uint32_t credit, batch_max;
     bool died_of_memory;     /* a new instance: the kernel killed the old one for want of memory */
@@ -157,6 +167,7 @@ struct ev_worker_heartbeat {
     bool draining;
     bool has_model;
     kn_digest model; /* loaded now */
+    uint64_t answer; /* the question of the last FX_ASK that it received; 0: none */
 };
 
 struct ev_shard {
@@ -230,7 +241,10 @@ enum farm_effect_type {
     FX_CHARGE,       /* remember how often this task was charged; no answer is needed */
     FX_BATCH_STATE,  /* make the batch's state durable; answer with EV_STORED */
     FX_BATCH_REMOVE, /* delete the batch from the store, and its objects that no other batch names */
-    FX_ACK, /* tell who brought a result what became of it; 0: it is kept, the bytes may be forgotten */
+    FX_ACK,     /* tell who brought a result what became of it; 0: it is kept, the bytes may be forgotten */
+    FX_WELCOME, /* its hello is taken, under this name; grants come behind it */
+    FX_REFUSE,  /* another worker has its name, and answered: it is not taken */
+    FX_ASK,     /* another process wants this worker's name: let it show that it is there */
     FX_HELLO_AGAIN, /* this connection is not known (any more): let it say hello */
     FX_DRAIN,       /* tell a worker to finish what it holds; with `exit`, to end then */
     FX_ALARM,       /* a promise is in doubt, the text says which: log, count and show it */
@@ -239,7 +253,7 @@ enum farm_effect_type {
 
 struct farm_effect {
     enum farm_effect_type type;
-    uint64_t conn; /* of grant, revoke, ack, hello_again, drain */
+    uint64_t conn; /* of grant, revoke, ack, welcome, refuse, ask, hello_again, drain */
     kn_id batch;
     uint32_t task;
     union {
@@ -278,6 +292,12 @@ struct farm_effect {
             int code;
         } ack;
         struct {
+            const char *worker;
+        } welcome, refuse; /* the name */
+        struct {
+            uint64_t question; /* to be repeated in a heartbeat */
+        } ask;
+        struct {
             bool exit;
             const char *reason;
         } drain;
@@ -296,7 +316,8 @@ void farm_effects_clear(struct farm_effects *fx);
 void farm_effects_fini(struct farm_effects *fx);
 
 /* Takes one event. now_ms must not be less than at the last call. Returns 0, or for events that ask something
- * of the core: KN_ENOENT (no such batch or worker), KN_EEXIST (EV_BATCH_OPEN of a known id), KN_ESTATE
+ * of the core: KN_ENOENT (no such batch or worker), KN_EEXIST (EV_BATCH_OPEN of a known id), KN_EAGAIN
+ * (EV_WORKER_HELLO: the older worker of that name is asked first; an effect follows later), KN_ESTATE
  * (removing a batch that still runs …), KN_EINVAL, KN_ELIMIT, KN_ENOMEM (nothing was changed). Events of
  * peers that do not fit (an unknown shard, a stale term, a task out of range) are no errors: they are
  * dropped, and an FX_NOTE says so. */

@@ -1,10 +1,12 @@
 /* Workers: how they come, stay and go. The contract is fleet.h, the data state.h.
  *
- * A worker is its name. A hello under that name with another instance number comes from a new process: the
- * old one is dead, and the task that it was executing is charged (or the shard halved). The same instance
- * over a new connection keeps what it holds. A broken connection is no death yet: shards that had not begun
- * go elsewhere at once, the one that was executing gets until silence_ms (and may be rendered twice
- * meanwhile, tail.c). */
+ * A worker is its name. A hello under that name with another instance number comes from a new process. As
+ * long as the old one is connected it is asked first (name.c), and nobody is charged for that. If its
+ * connection is broken it is dead, and the task that it was executing is charged (or the shard halved); if it
+ * merely gives no answer, its work goes elsewhere and nobody is charged. The same instance over a new
+ * connection keeps what it holds. A broken connection alone is no death yet: shards that had not begun go
+ * elsewhere at once, the one that was executing gets until silence_ms (and may be rendered twice meanwhile,
+ * tail.c). */
 #include "coordinator/core/fleet.h"
 
 #include <stdio.h>
@@ -12,6 +14,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
+#include "coordinator/core/name.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
@@ -73,11 +76,11 @@ static enum shard_fate fate_of_memory(struct worker *w, const struct shard *s) {
     return FATE_GUILTY;
 }
 
-/* All its shards end, with the one that was executing to blame; `code` is what it is charged with. Room is reserved
- * by the caller. */
+/* All its shards end. code: what the one that was executing is charged with; 0: its process did not die, and nothing
+ * is. Room is reserved by the caller. */
 static void worker_lose(struct farm *f, struct worker *w, bool bye, int code, const char *reason,
                         struct farm_effects *fx) {
-    struct shard *executing = worker_executing(w);
+    struct shard *executing = code ? worker_executing(w) : NULL;
     worker_disconnect(f, w);
     w->lost = true;
     w->lost_ms = f->now;
@@ -275,6 +278,7 @@ static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held
 
 /* Everything that a hello needs, made before anything of the farm is changed. */
 struct hello {
+    const char *name;      /* borrowed, as name_of_hello() gives it */
     struct worker *worker; /* found, or made and lost until the hello is through */
     uint32_t backend;
     struct worker_model *models; /* the worker's, once models_replace has them */
@@ -285,15 +289,13 @@ struct hello {
 /* The part of a hello that can fail. */
 static int hello_prepare(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct hello *x,
                          struct farm_effects *fx) {
-    if (!conn || !h->worker || h->model_count > KN_MODELS_PER_WORKER_MAX || h->held_count > HELD_MAX)
-        return KN_EINVAL;
     uint32_t held_tasks = 0;
     for (uint32_t i = 0; i < h->held_count; i++)
         held_tasks += at_most(h->held[i].task_count, KN_SHARD_TASKS_MAX);
-    struct worker *w = worker_by_name(f, h->worker), *other = worker_by_conn(f, conn);
+    struct worker *w = worker_by_name(f, x->name), *other = worker_by_conn(f, conn);
     if (other && other != w) return KN_ESTATE; /* one connection, one worker */
     int rc = farm_backend(f, h->backend, &x->backend);
-    if (rc == 0 && !w) rc = worker_create(f, h->worker, &w);
+    if (rc == 0 && !w) rc = worker_create(f, x->name, &w);
     if (rc == 0) rc = worker_reserve(f, fx, w, held_tasks + HELD_MAX);
     if (rc == 0) rc = models_copy(f, h, &x->models, &x->model_count);
     if (rc) return rc;
@@ -343,9 +345,15 @@ static void hello_fit_credit(struct worker *w) {
 
 int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct farm_effects *fx) {
     struct hello x = {0};
-    int rc = hello_prepare(f, conn, h, &x, fx);
+    char room[KN_NAME_MAX + 1];
+    if (!conn || h->model_count > KN_MODELS_PER_WORKER_MAX || h->held_count > HELD_MAX) return KN_EINVAL;
+    int rc = name_of_hello(f, conn, h, room, &x.name, fx);
+    if (rc == 0) rc = hello_prepare(f, conn, h, &x, fx);
     if (rc) return rc;
     struct worker *w = x.worker;
+    struct farm_effect *welcome = fx_add(fx, FX_WELCOME);
+    welcome->conn = conn;
+    welcome->u.welcome.worker = fx_text(fx, w->name);
     if (x.moved) {
         uint64_t before = w->conn;
         if (before) kn_map_remove(f->worker_by_conn, &before, sizeof before);
@@ -357,6 +365,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     bool again = known && !x.moved && !w->lost && !w->resync;
     w->resync = false;
     if (!known) hello_new_process(f, w, h, fx);
+    name_keep(w, h);
     models_replace(f, w, x.models, x.model_count, (uint16_t)x.backend);
     w->lost = w->left = false;
     w->seen_ms = f->now;
@@ -399,6 +408,7 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
                     struct farm_effects *fx) {
     int rc = fx_reserve(fx, 4);
     if (rc) return rc;
+    name_answer(w, h->answer);
     w->running = h->shard;
     w->beat_ms = f->now;
     w->step = h->shard ? h->step : 0;
@@ -460,6 +470,21 @@ int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects
     e->u.drain.exit = exit;
     e->u.drain.reason = "asked to";
     return KN_OK;
+}
+
+void fleet_rivals(struct farm *f, struct farm_effects *fx) {
+    struct worker *w;
+    for (uint32_t i = 0; f->rival_count > 0 && i < RIVALS_MAX; i++) {
+        struct rival *r = &f->rivals[i];
+        if (!name_settle(f, r, fx)) continue;
+        while ((w = name_silent(f, r))) {
+            if (worker_reserve(f, fx, w, 0)) return; /* the next step tries again */
+            fx_note(fx, FX_NOTE, NULL, "worker_replaced worker=%s: it gave no answer for %llu ms", w->name,
+                    (unsigned long long)(f->now - r->since_ms));
+            worker_lose(f, w, false, 0, "its worker gave no answer", fx);
+        }
+        (void)name_settle(f, r, fx);
+    }
 }
 
 void fleet_sweep(struct farm *f, struct farm_effects *fx) {

@@ -4,7 +4,8 @@
 
 #include "coordinator/core/state.h"
 
-/* EV_WORKER_HELLO. KN_EINVAL, KN_ESTATE (the connection is another worker's), KN_ELIMIT, KN_ENOMEM. */
+/* EV_WORKER_HELLO. KN_EAGAIN (older workers are asked first), KN_EINVAL, KN_ESTATE (the connection is another
+ * worker's), KN_ELIMIT, KN_ENOMEM. */
 int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, struct farm_effects *fx);
 /* EV_WORKER_HEARTBEAT. */
 int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_heartbeat *h,
@@ -13,6 +14,8 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
 int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, struct farm_effects *fx);
 /* EV_WORKER_DRAIN. KN_ENOENT: nobody of this name is connected. */
 int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects *fx);
+/* Newcomers that want a name which another worker has: tells them what became of it. Part of each step. */
+void fleet_rivals(struct farm *f, struct farm_effects *fx);
 /* Gives up workers that were silent too long, forgets those lost long ago, and looks at the shards of the
  * others. Part of the tick. */
 void fleet_sweep(struct farm *f, struct farm_effects *fx);

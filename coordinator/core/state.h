@@ -12,6 +12,7 @@
  *   trouble.c   suspicion: troubles of tasks, faults of workers
  *   pool.c      models, shapes, and which batches wait for which kind of worker
  *   worker.c    the table of workers
+ *   name.c      the names of workers, and who has one when two want it
  *   speed.c     how fast workers are
  *   task.c      the states of tasks, and the queues that they wait in
  *   batch.c     the life of a batch: opening, its state in the store, its end, its share of time
@@ -52,6 +53,7 @@
 #define BACKENDS_MAX 250 /* classes seen by one coordinator in its life; one byte in a task */
 #define BACKEND_NONE UINT8_MAX
 #define COPIES_MAX 2       /* shards that may hold a task at a time */
+#define RIVALS_MAX 64      /* newcomers at a time whose names others have */
 #define ACKS_MAX 4         /* connections that wait for one commit */
 #define CHARGERS_MAX 4     /* workers whose charges a task remembers, for refunds */
 #define LOSSES_MAX 8       /* losses of a task after which a shard that never began counts as executing */
@@ -74,6 +76,7 @@
 #define STORE_TRIES_MAX 8    /* then a result is given up and its task queued again */
 #define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */
 #define BARRED_MS 60000      /* a worker drained for its faults stays away at least so long */
+#define RIVAL_MS 10000       /* a newcomer that was told to say hello again has so long to do it */
 
 /* ---- batches and their tasks */
 
@@ -262,6 +265,10 @@ struct worker_shape {
 
 struct worker {
     char name[KN_NAME_MAX + 1];
+    char base[KN_NAME_MAX + 1]; /* nobody chose the name: it was made of this; else "" */
+    bool has_machine, answers;  /* as in the hello */
+    kn_id machine;
+    uint64_t asked, answered;    /* the last question put to it; the last that it answered */
     uint32_t uid;                /* never used twice */
     kn_id instance;              /* of its process */
     uint64_t conn;               /* 0: not connected */
@@ -328,6 +335,19 @@ struct pending { /* a result or a failure that is not durable yet */
     char *reason; /* owns; failures */
 };
 
+/* A process that wants the name of a worker that is connected. Those that may have it were asked: one for a
+ * chosen name; for a name that nobody chose, all of the same machine. */
+struct rival {
+    uint64_t conn;   /* 0: this place is free */
+    uint32_t wanted; /* a chosen name: uid of the worker that has it; else 0, and: */
+    char base[KN_NAME_MAX + 1];
+    kn_id machine;
+    uint64_t question;
+    uint64_t since_ms; /* it waits since then; or, settled, is to say hello again since then */
+    bool settled;
+    bool others_live; /* settled: all of them answered, so that it gets another name */
+};
+
 struct backend {
     char *name;    /* owns */
     uint32_t done; /* images committed */
@@ -348,6 +368,9 @@ struct farm {
     struct worker **workers; /* owns; in the order they came */
     size_t worker_count, worker_cap;
     uint32_t worker_uid; /* the one given out last; shape_uid and shard_seq likewise */
+    struct rival rivals[RIVALS_MAX];
+    uint32_t rival_count;
+    uint64_t question; /* the last that was asked */
     struct kn_map *model_by_digest, *shape_by_key;
     struct slab shapes, shards, pieces, troubles, faults, pendings;
     uint32_t shape_uid;

@@ -74,6 +74,7 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
         for (uint32_t i = 0; i < s.count; i++) kills |= s.tasks[i] == killer;
         if (kills) {
             deaths++;
+            GONE(&t, .conn = conn);
             conn++;
             HELLO(&t, .name = "a", .conn = conn, .credit = 1, .instance = (int)deaths + 10);
             const struct farm_effect *charge = talk_fx(&t, FX_CHARGE, 0);
@@ -101,6 +102,7 @@ TEST(what_waited_at_a_worker_that_died_is_not_charged) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0)), waits = talk_shard(talk_grant(&t, 7, 1));
     STARTED(&t, .conn = 7, .shard = s.id);
     /* It executes the first of its two shards when it dies; a new process says hello. */
+    GONE(&t, .conn = 7);
     HELLO(&t, .name = "a", .conn = 8, .instance = 2);
     CHECK_INT(talk_count(&t, FX_CHARGE), 1);
     CHECK_INT(talk_must(&t, FX_CHARGE, 0)->task, s.tasks[0]);

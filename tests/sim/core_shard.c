@@ -321,6 +321,7 @@ TEST(a_draining_worker_gets_nothing_more) {
     ev.u.drain.worker = "nobody";
     CHECK_INT(talk_step(&t, ev), KN_ENOENT);
     /* A new process under the same name does not drain. */
+    GONE(&t, .conn = 7);
     HELLO(&t, .name = "a", .conn = 8, .instance = 2); /* started again */
     CHECK_INT(talk_count(&t, FX_GRANT), 2);
     talk_end(&t);

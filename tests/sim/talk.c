@@ -116,7 +116,12 @@ int talk_hello(struct talk *t, struct talk_worker w) {
         .model_count = count,
         .held = w.held,
         .held_count = w.held_count,
+        .base = w.base,
+        .has_machine = w.machine != 0,
+        .named_by_farm = w.named,
+        .answers = !w.mute,
     };
+    talk_id(w.machine, ev.u.hello.machine, sizeof ev.u.hello.machine);
     talk_id(w.instance ? w.instance : 1, ev.u.hello.instance, sizeof ev.u.hello.instance);
     return talk_step(t, ev);
 }
@@ -132,6 +137,7 @@ void talk_heartbeat(struct talk *t, struct talk_heartbeat h) {
     struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = h.conn};
     ev.u.heartbeat.shard = h.shard;
     ev.u.heartbeat.progress_age_ms = h.age_ms;
+    ev.u.heartbeat.answer = h.answer;
     CHECK_INT(talk_step(t, ev), 0);
 }
 

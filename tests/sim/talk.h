@@ -48,6 +48,10 @@ struct talk_worker {
     bool died_of_memory;
     const struct farm_held *held;
     uint32_t held_count;
+    const char *base; /* nobody chose the name, and it is made of this */
+    int machine;      /* with base; 0: none */
+    bool named;       /* with base: the farm gave `name` before */
+    bool mute;        /* of an older kind: it cannot be asked */
 };
 
 void talk_begin(struct talk *t);
@@ -64,6 +68,7 @@ struct talk_heartbeat {
     uint64_t conn;
     uint64_t shard;  /* 0: idle */
     uint32_t age_ms; /* since it last made progress */
+    uint64_t answer; /* the question that it repeats; 0: none */
 };
 struct talk_shard_event {
     uint64_t conn, shard;

@@ -85,6 +85,28 @@ static void free_event(struct w_event *e) {
 
 /* ---- the coordinator's shell */
 
+/* A hello is taken: no process that is there may lose its name by it. */
+static void take_name(struct world *w, const struct farm_effect *e) {
+    struct w_worker *taken = NULL;
+    for (uint32_t i = 0; i < w->worker_max; i++)
+        if (w->workers[i].alive && w->workers[i].conn == e->conn) taken = &w->workers[i];
+    if (!taken) return; /* it is gone meanwhile */
+    W_ASSERT(taken->base[0] || strcmp(taken->name, e->u.welcome.worker) == 0, "%s: another name was chosen",
+             taken->name);
+    if (taken->base[0]) {
+        W_ASSERT(strncmp(e->u.welcome.worker, taken->base, strlen(taken->base)) == 0, "%s of %s",
+                 e->u.welcome.worker, taken->base);
+        snprintf(taken->name, sizeof taken->name, "%s", e->u.welcome.worker);
+        taken->named = true;
+    }
+    taken->taken = taken->conn;
+    for (uint32_t i = 0; i < w->worker_max && !w->lossy; i++) {
+        const struct w_worker *v = &w->workers[i];
+        bool there = v != taken && v->alive && v->conn && v->taken == v->conn;
+        W_ASSERT(!there || strcmp(v->name, taken->name) != 0, "%s: taken from one who is there", v->name);
+    }
+}
+
 void world_id(const struct world *w, int batch, uint8_t *id, size_t size) {
     memset(id, 0, size);
     memcpy(id, &w->batches[batch].number, sizeof w->batches[batch].number);
@@ -161,6 +183,15 @@ static void hash_effect(struct world *w, const struct farm_effect *e) {
         hash_number(w, e->u.drain.exit);
         hash_text(w, e->u.drain.reason);
         break;
+    case FX_WELCOME:
+        hash_text(w, e->u.welcome.worker);
+        break;
+    case FX_REFUSE:
+        hash_text(w, e->u.refuse.worker);
+        break;
+    case FX_ASK:
+        hash_number(w, e->u.ask.question);
+        break;
     case FX_ALARM:
     case FX_NOTE:
         hash_text(w, e->u.note.text);
@@ -172,8 +203,9 @@ static void hash_effect(struct world *w, const struct farm_effect *e) {
 }
 
 static void trace_effect(const struct world *w, const struct farm_effect *e) {
-    static const char *names[] = {"grant",  "revoke", "commit",      "fail",  "charge", "state",
-                                  "remove", "ack",    "hello_again", "drain", "alarm",  "note"};
+    static const char *names[] = {"grant", "revoke",      "commit", "fail",    "charge",
+                                  "state", "remove",      "ack",    "welcome", "refuse",
+                                  "ask",   "hello_again", "drain",  "alarm",   "note"};
     int number;
     memcpy(&number, e->batch, sizeof number);
     printf("%8llu   -> %s conn=%llu batch=%d task=%u", (unsigned long long)w->now, names[e->type],
@@ -246,7 +278,12 @@ int world_step(struct world *w, const struct farm_event *ev) {
             break;
         case FX_NOTE:
             break;
+        case FX_WELCOME:
+            take_name(w, e);
+            break;
         default:
+            w->asked += e->type == FX_ASK;
+            w->refusals += e->type == FX_REFUSE;
             to_worker(w, e);
         }
     }
@@ -259,6 +296,7 @@ static void coordinator_start(struct world *w) {
     c.term = ++w->term;
     c.silence_ms = 3000;
     c.progress_ms = 4000;
+    c.ask_ms = 1200;
     c.shard_target_ms = 500;
     W_ASSERT(farm_create(&c, &w->farm) == 0, "memory");
     for (int k = 0; k < W_CLASSES; k++) {
@@ -334,6 +372,14 @@ static void worker_invent(struct world *w, uint32_t i) {
     struct w_worker *v = &w->workers[i];
     *v = (struct w_worker){.used = true, .instance = (int)(i * 1000)};
     snprintf(v->name, sizeof v->name, "w%u", i);
+    v->mute = world_chance(w, 10);
+    if (i >= 4 && world_chance(w, 15)) { /* two chose one name */
+        struct w_worker *other = &w->workers[world_below(w, w->worker_max)];
+        if (other->used && !other->base[0]) memcpy(v->name, other->name, sizeof v->name);
+    } else if (i >= 4 && world_chance(w, 25)) { /* nobody chose; some machines are clones of each other */
+        v->machine = 1 + (int)world_below(w, 3);
+        snprintf(v->base, sizeof v->base, "host%u", world_below(w, 2));
+    }
     v->backend = i < 4 ? (int)(i & 1) : (int)world_below(w, W_CLASSES);
     v->us_per_image = 2000 + world_below(w, 100) * world_below(w, 2000);
     v->credit = 1 + world_below(w, 3);

@@ -92,7 +92,12 @@ enum defect {
 
 struct w_worker {
     bool used, alive;
-    char name[16];
+    char name[KN_NAME_MAX + 1], base[16]; /* base: nobody chose the name; else "" */
+    int machine;                          /* with base */
+    bool named;                           /* with base: the farm gave the name */
+    bool mute;                            /* of an older kind: it cannot be asked */
+    uint64_t question;                    /* to be repeated in heartbeats */
+    uint64_t taken;                       /* its hello was taken over this connection; 0: not */
     int instance;
     uint64_t conn;              /* 0: not connected */
     uint64_t out_last, in_last; /* when the last message each way arrives: a connection keeps the order */
@@ -163,7 +168,7 @@ struct world {
     bool write_busy;
     uint64_t store_down_until;
     uint64_t hash; /* the history's digest: of every effect so far, in order, and of every step's result */
-    uint64_t steps, commits, fails, alarms, restarts, deaths, copies;
+    uint64_t steps, commits, fails, alarms, restarts, deaths, copies, asked, refusals;
 };
 
 /* world.c: time, randomness, the coordinator's shell, the person */

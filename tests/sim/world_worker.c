@@ -55,7 +55,7 @@ static void send_result(struct world *w, uint32_t i, const struct w_shard *s, ui
         uint64_t pixels = store_pixels(w, s->batch, s->tasks[k], (uint32_t)v->backend);
         memcpy(r->pixels, &pixels, sizeof pixels);
         memcpy(r->sha256, &pixels, sizeof pixels);
-        r->worker = v->name; /* names never change */
+        r->worker = v->name;
         r->engine = "sim";
         r->render_ms = v->us_per_image / 1000;
     }
@@ -208,6 +208,11 @@ static void hello(struct world *w, uint32_t i) {
     W_ASSERT(block, "memory");
     e->block = block;
     h->worker = v->name;
+    h->base = v->base;
+    h->named_by_farm = v->named;
+    h->has_machine = v->base[0];
+    memcpy(h->machine, &v->machine, sizeof v->machine);
+    h->answers = !v->mute;
     memcpy(h->instance, &v->instance, sizeof v->instance);
     h->backend = v->backend == 0 ? "class-0" : "class-1";
     h->credit = v->credit;
@@ -290,7 +295,9 @@ void worker_begin(struct world *w, uint32_t i) {
     if (v->alive) return;
     v->alive = true;
     v->instance++;
-    v->order = 0;
+    v->order = v->question = 0;
+    if (v->base[0]) snprintf(v->name, sizeof v->name, "%s-0", v->base); /* until the farm gives it one */
+    v->named = false;
     worker_connect(w, i);
     struct w_event *e = world_at(w, w->now + 500, W_BEAT);
     e->worker = i;
@@ -307,6 +314,7 @@ void worker_beat(struct world *w, uint32_t i) {
             if (v->held[k].images[t] == IMAGE_SENT && world_chance(w, 10)) send_result(w, i, &v->held[k], t);
     struct w_event *e = send(w, i, EV_WORKER_HEARTBEAT);
     e->ev.u.heartbeat.draining = v->draining;
+    e->ev.u.heartbeat.answer = v->question;
     if (!s) return;
     e->ev.u.heartbeat.shard = s->id;
     e->ev.u.heartbeat.progress_age_ms = (uint32_t)(w->now - v->progress_ms);
@@ -365,6 +373,13 @@ void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
         }
         break;
     }
+    case FX_ASK:
+        v->question = fx->u.ask.question;
+        if (!v->mute) worker_beat(w, i);
+        break;
+    case FX_REFUSE: /* it ends, and its supervisor tries again */
+        worker_die(w, i, true, true);
+        return;
     case FX_HELLO_AGAIN:
         hello(w, i);
         break;

@@ -38,6 +38,7 @@ static struct {
     struct model_list models;
     struct worker *worker;
     int ended, status; /* how often, and with what */
+    const char *name;  /* that the welcome gives */
 } t;
 
 static void say(const struct kn_msg *m) {
@@ -53,7 +54,8 @@ static void say_welcome(void) {
                                      .silence_ms = t.silence_ms,
                                      .data_ipc = t.data_endpoint,
                                      .objects_dir = "",
-                                     .version = "test"}};
+                                     .version = "test",
+                                     .worker = t.name ? t.name : ""}};
     say(&m);
 }
 
@@ -319,6 +321,38 @@ TEST(a_worker_says_hello_renders_what_it_is_granted_and_drains) {
     worker_drain(t.worker, true, 5000, "asked");
     CHECK_STR(expect(KN_MSG_WORKER_BYE)->m->u.worker_bye.reason, "asked");
     expect_end(WORKER_EXIT_OK);
+    finish();
+}
+
+TEST(a_worker_has_the_name_that_the_welcome_gives) {
+    start_simply("sim:ms=0");
+    t.name = "w-2";
+    CHECK_STR(expect(KN_MSG_WORKER_HELLO)->m->u.worker_hello.worker, "w");
+    expect(KN_MSG_HEARTBEAT);
+    grant(1, 10, 1);
+    expect_started(1);
+    CHECK_STR(expect_image(10)->worker, "w-2");
+    finish();
+}
+
+TEST(a_worker_answers_a_question_at_once) {
+    start_simply("sim:ms=0");
+    expect(KN_MSG_WORKER_HELLO);
+    expect(KN_MSG_HEARTBEAT);
+    struct kn_msg m = {.type = KN_MSG_STILL_THERE, .u.still_there = {.question = 5}};
+    say(&m);
+    while (expect(KN_MSG_HEARTBEAT)->m->u.heartbeat.answer != 5) {
+    }
+    finish();
+}
+
+TEST(a_worker_whose_name_is_taken_ends_and_says_so) {
+    start_simply("sim:ms=0");
+    t.welcomes = false;
+    expect(KN_MSG_WORKER_HELLO);
+    struct kn_msg m = {.type = KN_MSG_REPLY, .u.reply = {.code = KN_EEXIST, .text = "the name w is taken"}};
+    say(&m);
+    expect_end(WORKER_EXIT_NAME);
     finish();
 }
 
