@@ -17,7 +17,8 @@
  *     kiln:b:<id>:c   hash: number of a chunk -> its tasks, deflated as they were submitted
  *     kiln:b:<id>:n   hash: number -> name of a worker, a backend class or an engine; records name it by number
  *     kiln:b:<id>:r   string: one record of STORE_RECORD_BYTES for each task, in the order of their numbers,
- *                     written by SETRANGE. A record's last byte is not 0 once the task is committed.
+ *                     written by SETRANGE. A record's last byte is not 0 once the task is committed; a record
+ *                     that was voided is 0 again.
  *     kiln:b:<id>:f   hash: task -> its failure, as "code attempt order length-of-worker worker reason"
  *     kiln:b:<id>:a   hash: task -> how often it was charged, if it was
  *
@@ -58,6 +59,7 @@ enum script {
     S_PUT,
     S_COMMIT,
     S_FAIL,
+    S_VOID,
     S_STATE,
     S_REMOVE,
     S_COUNT
@@ -133,6 +135,15 @@ static const char *const script_text[S_COUNT] = {
     "local old = redis.call('GETRANGE', KEYS[3], at, at)\n"
     "if #old == 1 and old:byte(1) ~= 0 then return KN_EEXIST end\n"
     "redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, records; ARGV term, task, the record that is void, the states done and active */
+    [S_VOID] = FENCE
+    "local b = redis.call('HMGET', KEYS[2], 'seq', 'state')\n"
+    "if not b[1] then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES\n"
+    "if redis.call('GETRANGE', KEYS[3], at, at + RECORD_BYTES - 1) ~= ARGV[3] then return KN_EEXIST end\n"
+    "redis.call('SETRANGE', KEYS[3], at, string.rep('\\0', RECORD_BYTES))\n"
+    "if b[2] == ARGV[4] then redis.call('HSET', KEYS[2], 'state', ARGV[5], 'finished', '0') end\n"
     "return KN_OK\n",
     /* KEYS term, batch, failures, charges; ARGV term, state, priority, finished, 1 when retried */
     [S_STATE] = FENCE
@@ -844,6 +855,23 @@ static int redis_fail(struct store *base, const kn_id id, const struct store_fai
     return send_script(s, &w, done, ctx);
 }
 
+static int redis_void(struct store *base, const kn_id id, uint32_t task, const struct store_record *r,
+                      store_done done, void *ctx) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct keys k;
+    struct words w;
+    uint8_t packed[STORE_RECORD_BYTES];
+    keys_of(id, &k);
+    store_record_pack(r, packed);
+    const char *const keys[] = {k.batch, k.records};
+    begin_script(&w, s, S_VOID, keys, 2);
+    number(&w, task);
+    bytes(&w, packed, sizeof packed);
+    number(&w, KN_BATCH_DONE);
+    number(&w, KN_BATCH_ACTIVE);
+    return send_script(s, &w, done, ctx);
+}
+
 static int redis_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
@@ -917,6 +945,7 @@ static const struct store_ops redis_ops = {
     .name = redis_name,
     .commit = redis_commit,
     .fail = redis_fail,
+    .void_record = redis_void,
     .charge = redis_charge,
     .state = redis_state,
     .remove = redis_remove,

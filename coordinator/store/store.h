@@ -84,6 +84,8 @@ struct store_ops {
     int (*commit)(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
                   store_done done, void *ctx);
     int (*fail)(struct store *s, const kn_id id, const struct store_failure *f, store_done done, void *ctx);
+    int (*void_record)(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
+                       store_done done, void *ctx);
     int (*charge)(struct store *s, const kn_id id, uint32_t task, uint32_t charges);
     int (*state)(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
                  uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
@@ -136,6 +138,13 @@ static inline int store_commit(struct store *s, const kn_id id, uint32_t task, c
 static inline int store_fail(struct store *s, const kn_id id, const struct store_failure *f, store_done done,
                              void *ctx) {
     return s->ops->fail(s, id, f, done, ctx);
+}
+/* The object of this very record was found lost or damaged: the record is void, the task as if it had never
+ * been rendered, and a batch that was done is active. KN_EEXIST: that record does not stand (any more), and
+ * nothing was changed; KN_EGONE: removed. */
+static inline int store_void(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
+                             store_done done, void *ctx) {
+    return s->ops->void_record(s, id, task, r, done, ctx);
 }
 /* How often a task was charged. No answer. */
 static inline int store_charge(struct store *s, const kn_id id, uint32_t task, uint32_t charges) {

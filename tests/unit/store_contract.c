@@ -243,6 +243,42 @@ BOTH(a_task_is_committed_once) {
     CHECK(strstr(read_back(f), "record 1999 sha=1111") != NULL);
 }
 
+BOTH(a_record_is_voided_by_its_own_bytes_and_the_batch_is_active_again) {
+    submit(f, id_a, 2000);
+    struct store_record first = record_of(0x11, 1), other = record_of(0x11, 7),
+                        neighbour = record_of(0x22, 2);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 7, &first, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 8, &neighbour, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_DONE, 0, 99, false, on_done, &a)), 0);
+    /* A record of the same object that is not the one that stands voids nothing. */
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_a, 7, &other, on_done, &a)), KN_EEXIST);
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_a, 9, &first, on_done, &a)), KN_EEXIST);
+    CHECK(strstr(read_back(f), "state=done") != NULL);
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_a, 7, &first, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_a, 7, &first, on_done, &a)), KN_EEXIST); /* asked again */
+    const char *text = read_back(f);
+    CHECK(strstr(text, "record 7 ") == NULL);
+    CHECK(strstr(text, "record 8 sha=2222") != NULL);
+    CHECK(strstr(text, "state=active") != NULL);
+    CHECK(strstr(text, "finished=0") != NULL);
+    /* The task may be committed again, with the same picture or another. */
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 7, &other, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_a, 7, &first, on_done, &a)), KN_EEXIST); /* late */
+    CHECK(strstr(read_back(f), "record 7 sha=1111") != NULL);
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_b, 7, &first, on_done, &a)), KN_EGONE);
+}
+
+BOTH(a_cancelled_batch_stays_so_when_a_record_of_it_is_voided) {
+    submit(f, id_a, 2000);
+    struct store_record r = record_of(0x11, 1);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 7, &r, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_CANCELLED, 0, 99, false, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_void(f->s, id_a, 7, &r, on_done, &a)), 0);
+    const char *text = read_back(f);
+    CHECK(strstr(text, "record") == NULL);
+    CHECK(strstr(text, "state=cancelled") != NULL);
+}
+
 BOTH(another_term_can_change_nothing) {
     submit(f, id_a, 2000);
     struct store *old = f->s, *next = NULL;
@@ -275,6 +311,7 @@ BOTH(every_write_is_fenced) {
     CHECK_INT(store_charge(old, id_a, 1, 2), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(old, id_a, 5, &r, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_fail(old, id_a, &x, on_done, &a)), KN_ETERM);
+    CHECK_INT(ANSWER_OF(f, store_void(old, id_a, 5, &r, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_state(old, id_a, KN_BATCH_CANCELLED, 0, 0, false, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_remove(old, id_a, on_done, &a)), KN_ETERM);
     store_close(old);

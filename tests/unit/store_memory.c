@@ -250,6 +250,24 @@ static int memory_fail(struct store *base, const kn_id id, const struct store_fa
     return answer(s, done, ctx, code, NULL);
 }
 
+static int memory_void(struct store *base, const kn_id id, uint32_t task, const struct store_record *r,
+                       store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code;
+    uint8_t packed[STORE_RECORD_BYTES];
+    struct memory_batch *b = live(s, id, true, &code);
+    store_record_pack(r, packed);
+    if (b && code == 0 && memcmp(b->records[task], packed, sizeof packed) != 0) code = KN_EEXIST;
+    if (b && code == 0) {
+        memset(b->records[task], 0, sizeof packed);
+        if (b->b.state == KN_BATCH_DONE) {
+            b->b.state = KN_BATCH_ACTIVE;
+            b->b.finished_wall_ms = 0;
+        }
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
 static int memory_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
     struct memory_store *s = (struct memory_store *)base;
     int code;
@@ -343,6 +361,7 @@ static const struct store_ops memory_ops = {
     .name = memory_name,
     .commit = memory_commit,
     .fail = memory_fail,
+    .void_record = memory_void,
     .charge = memory_charge,
     .state = memory_state,
     .remove = memory_remove,
