@@ -65,27 +65,25 @@ int control_resume(struct farm *f, struct batch *b, struct farm_effects *fx) {
     return KN_OK;
 }
 
-int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
-    if (b->state == KN_BATCH_CANCELLED) return KN_ESTATE;
-    int rc = farm_reserve(f, fx, 4, 0, 0);
-    if (rc) return rc;
-    if (b->counts[TASK_FAILED] == 0 && b->counts[TASK_FAILING] == 0) return KN_OK;
-    for (uint32_t t = 0; b->counts[TASK_FAILING] > 0 && t < b->total; t++)
-        if (b->tasks[t].state == TASK_FAILING) pending_void(f, b, t);
+/* Takes tasks out of the log of ends and queues them again, in the order of their numbers: the failed ones,
+ * or with `lost` those that are marked so. */
+static void requeue_ended(struct farm *f, struct batch *b, bool lost) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < b->log_count; i++) {
         uint32_t t = b->log[i];
         struct task *task = &b->tasks[t];
-        if (task->state != TASK_FAILED) {
+        if (lost ? !task->lost : task->state != TASK_FAILED) {
             b->log[kept++] = t;
             continue;
         }
         struct group *group = &b->groups[task->group];
         b->lanes[group->lane].open_units += ((struct shape *)slab_at(&f->shapes, group->shape))->units;
-        b->counts[TASK_FAILED]--;
+        b->counts[task->state]--;
         b->counts[TASK_GRANTED]++; /* only until it is queued below */
         task->state = TASK_GRANTED;
         task->charges = task->losses = 0;
+        task->lost = false;
+        task->backend = BACKEND_NONE;
     }
     for (uint32_t t = 0, left = b->log_count - kept; left > 0 && t < b->total; t++) {
         struct task *task = &b->tasks[t];
@@ -97,9 +95,48 @@ int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
     b->log_count = kept;
     if (b->state == KN_BATCH_DONE) b->state = KN_BATCH_ACTIVE;
     b->ended_ms = 0;
-    b->retried = true;
     pool_batch_ready(f, b);
     f->outranked = true;
+}
+
+int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
+    if (b->state == KN_BATCH_CANCELLED) return KN_ESTATE;
+    int rc = farm_reserve(f, fx, 4, 0, 0);
+    if (rc) return rc;
+    if (b->counts[TASK_FAILED] == 0 && b->counts[TASK_FAILING] == 0) return KN_OK;
+    for (uint32_t t = 0; b->counts[TASK_FAILING] > 0 && t < b->total; t++)
+        if (b->tasks[t].state == TASK_FAILING) pending_void(f, b, t);
+    requeue_ended(f, b, false);
+    b->retried = true;
+    batch_state_send(f, b, fx);
+    return KN_OK;
+}
+
+int control_lost(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
+                 struct farm_effects *fx) {
+    int rc = farm_reserve(f, fx, 4, 0, 0);
+    if (rc) return rc;
+    uint32_t lost = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct task *task = tasks[i] < b->total ? &b->tasks[tasks[i]] : NULL;
+        if (!task || task->state != TASK_DONE || task->lost) continue;
+        lost++;
+        if (b->state != KN_BATCH_CANCELLED) {
+            task->lost = true;
+            continue;
+        }
+        task->state = TASK_CANCELLED; /* nothing of a cancelled batch is rendered; it keeps its place */
+        task->backend = BACKEND_NONE;
+        b->counts[TASK_DONE]--;
+        b->counts[TASK_CANCELLED]++;
+    }
+    fx_note(fx, FX_NOTE, b->id, "objects_lost tasks=%u", lost);
+    if (lost == 0) return KN_OK;
+    if (b->state == KN_BATCH_CANCELLED) {
+        b->epoch++;
+        return KN_OK;
+    }
+    requeue_ended(f, b, true);
     batch_state_send(f, b, fx);
     return KN_OK;
 }

@@ -15,6 +15,10 @@ int control_pause(struct farm *f, struct batch *b, struct farm_effects *fx);
 int control_resume(struct farm *f, struct batch *b, struct farm_effects *fx);
 /* Queues failed tasks again, uncharged. */
 int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx);
+/* No wish: the store has voided the records of these tasks, whose objects are lost. Those that are done are
+ * queued again, or cancelled where the batch is. */
+int control_lost(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
+                 struct farm_effects *fx);
 int control_priority(struct farm *f, struct batch *b, int priority, struct farm_effects *fx);
 /* The batch must have ended; it is freed. */
 int control_remove(struct farm *f, struct batch *b, struct farm_effects *fx);

@@ -163,6 +163,11 @@ static int stored(struct farm *f, const struct ev_stored *s, struct farm_effects
     return KN_OK;
 }
 
+static int objects_lost(struct farm *f, const struct ev_objects_lost *e, struct farm_effects *fx) {
+    struct batch *b = batch_find(f, e->batch);
+    return b ? control_lost(f, b, e->tasks, e->count, fx) : KN_ENOENT;
+}
+
 int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, struct farm_effects *fx) {
     assert(now_ms >= f->now);
     f->now = now_ms;
@@ -201,6 +206,9 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
         break;
     case EV_STORED:
         rc = stored(f, &ev->u.stored, fx);
+        break;
+    case EV_OBJECTS_LOST:
+        rc = objects_lost(f, &ev->u.objects_lost, fx);
         break;
     }
     fleet_rivals(f, fx);

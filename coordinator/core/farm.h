@@ -17,7 +17,9 @@
  *       ├──────────────────────┼────────────────┘
  *       │                      │ too many charges      stored
  *       │ retry                └────────────────▶ failing ─────▶ failed
- *       └──────────────────────────────────────────────────────────┘
+ *       ├──────────────────────────────────────────────────────────┘
+ *       │ object lost
+ *       └───────────────────────────────────────────────────────── done
  *
  *  - A result is accepted from whoever brings it first, while the batch is live and the task is queued or
  *    granted: a late image is as good as any. A second result of the same backend class with other pixels is
@@ -27,6 +29,8 @@
  *    render.
  *  - Cancelling a batch turns queued and granted into cancelled. A task that is committing or failing waits
  *    for the store's answer, and is cancelled if the store was told of the cancelling first.
+ *  - A done task whose object is lost or damaged is queued again, or cancelled where its batch is, once the
+ *    store has voided its record (EV_OBJECTS_LOST). A done batch is active again then.
  *  - A retry that meets a task in failing has it queued as soon as the store has answered. If that answer is
  *    that an earlier result had been written after all, failing becomes done.
  *
@@ -87,6 +91,7 @@ enum farm_event_type {
     EV_TASK_FAILED,      /* the worker could not render this task */
     EV_RESULT,           /* the bytes of an image are durable under their digest, but not yet committed */
     EV_STORED,           /* the store answers an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
+    EV_OBJECTS_LOST, /* the records of these done tasks are void, durably: their objects are lost or damaged */
 };
 
 enum farm_task_state {
@@ -195,6 +200,12 @@ struct ev_result {
     const char *worker, *engine; /* for the record; the worker may be unknown by now */
 };
 
+struct ev_objects_lost {
+    kn_id batch;
+    const uint32_t *tasks; /* those that are not done are passed over */
+    uint32_t count;
+};
+
 struct ev_stored {
     uint32_t what; /* the effect that is answered: FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
     kn_id batch;
@@ -217,6 +228,7 @@ struct farm_event {
         struct ev_task_failed task_failed;
         struct ev_result result;
         struct ev_stored stored;
+        struct ev_objects_lost objects_lost;
         struct {
             const char *worker;
             bool exit;
@@ -351,7 +363,7 @@ size_t farm_batch_count(const struct farm *f);
 /* The i-th batch in the order they were opened. */
 KN_MUST_USE int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out);
 /* The log of ends: the numbers of tasks in the order in which they ended, from the from-th, at most max. A
- * retry takes tasks out of the log and gives it another epoch: what was read in an earlier epoch is void. */
+ * retry, or a lost object, takes tasks out of the log and gives it another epoch: what was read in an earlier epoch is void. */
 KN_MUST_USE int farm_batch_ended(const struct farm *f, const kn_id id, uint32_t from, uint32_t max,
                                  uint32_t *tasks, uint32_t *count, uint64_t *epoch);
 KN_MUST_USE int farm_task_state(const struct farm *f, const kn_id id, uint32_t task,

@@ -92,7 +92,7 @@ struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
     uint8_t attempts; /* grants so far; stays at 255 */
     uint8_t charges;  /* failures that counted; stays at 255 */
     uint8_t losses;   /* grants that were lost uncharged (FATE_LOST); stays at 255 */
-    uint8_t spare;
+    bool lost;        /* within control_lost() only: it leaves its end */
 };
 
 struct trouble {                      /* of a task under suspicion */

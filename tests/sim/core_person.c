@@ -126,6 +126,80 @@ TEST(retry_queues_what_failed_uncharged_in_a_new_epoch) {
     talk_end(&t);
 }
 
+static int lose(struct talk *t, int batch, const uint32_t *tasks, uint32_t count) {
+    struct farm_event ev = {.type = EV_OBJECTS_LOST};
+    talk_id(batch, ev.u.objects_lost.batch, sizeof ev.u.objects_lost.batch);
+    ev.u.objects_lost.tasks = tasks;
+    ev.u.objects_lost.count = count;
+    return talk_step(t, ev);
+}
+
+TEST(a_done_task_whose_object_is_lost_is_rendered_again_and_the_batch_is_active) {
+    struct talk t;
+    kn_id id;
+    uint32_t ended[4], count;
+    uint64_t epoch, later;
+    const uint32_t lost[] = {1, 1, 2, 77}; /* twice the same, and one that is not there */
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    OPEN(&t, .id = 1, .tasks = 4);
+    talk_id(1, id, sizeof id);
+    for (uint32_t i = 0; i < 4; i++) RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = i);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
+    CHECK_INT(farm_batch_ended(t.farm, id, 0, 4, ended, &count, &epoch), 0);
+    CHECK_INT(lose(&t, 1, lost, 4), 0);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_ACTIVE);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_ACTIVE);
+    CHECK(!talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
+    CHECK_INT(talk_view(&t, 1).done, 2);
+    CHECK_INT(farm_batch_ended(t.farm, id, 0, 4, ended, &count, &later), 0);
+    CHECK_INT(count, 2);
+    CHECK(later != epoch);
+    /* The same pictures are welcome, and are committed a second time. */
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 1);
+    CHECK_INT(talk_count(&t, FX_COMMIT), 1);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 2);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
+    CHECK_INT(talk_view(&t, 1).done, 4);
+    talk_end(&t);
+}
+
+TEST(only_a_done_task_can_lose_its_object) {
+    struct talk t;
+    const uint32_t lost[] = {0, 1, 2};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1, .batch_max = 1);
+    OPEN(&t, .id = 1, .tasks = 3);
+    t.store_silent = true;
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 2); /* on its way to the store */
+    CHECK_INT(lose(&t, 1, lost, 3), 0);
+    CHECK_INT(talk_task(&t, 1, 2), TASK_COMMITTING);
+    CHECK_INT(talk_view(&t, 1).queued + talk_view(&t, 1).running, 3);
+    CHECK_INT(lose(&t, 2, lost, 3), KN_ENOENT);
+    talk_end(&t);
+}
+
+TEST(in_a_paused_batch_a_lost_object_waits_and_in_a_cancelled_one_it_is_cancelled) {
+    struct talk t;
+    const uint32_t lost[] = {0};
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1, .batch_max = 1);
+    OPEN(&t, .id = 1, .tasks = 3);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    BATCH(&t, EV_BATCH_PAUSE, .id = 1);
+    CHECK_INT(lose(&t, 1, lost, 1), 0);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_PAUSED);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
+    CHECK_INT(lose(&t, 1, lost, 1), 0);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_CANCELLED);
+    CHECK_INT(talk_view(&t, 1).cancelled, 3);
+    CHECK_INT(BATCH(&t, EV_BATCH_REMOVE, .id = 1), 0);
+    talk_end(&t);
+}
+
 TEST(a_failure_waits_until_the_store_knows_of_the_retry) {
     struct talk t;
     uint32_t log[10];

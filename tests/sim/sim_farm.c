@@ -16,7 +16,7 @@
 #include "tests/sim/world.h"
 
 struct totals {
-    uint64_t steps, commits, fails, deaths, restarts, alarms, refused, asked, refusals;
+    uint64_t steps, commits, fails, deaths, restarts, alarms, refused, asked, refusals, voided;
 };
 
 struct options {
@@ -40,6 +40,7 @@ static uint64_t play(const struct options *o, unsigned long long seed, struct to
     sum->refused += w.refused;
     sum->asked += w.asked;
     sum->refusals += w.refusals;
+    sum->voided += w.voided;
     world_end(&w);
     return digest;
 }
@@ -91,9 +92,10 @@ static int play_all(const struct options *o) {
     if (o->digests) return 0;
     printf("%llu histories, %" PRIu64 " steps: %" PRIu64 " images committed, %" PRIu64 " failed, %" PRIu64
            " workers died, %" PRIu64 " drained for faults, %" PRIu64 " restarts of the coordinator, %" PRIu64
-           " allocations refused, %" PRIu64 " workers asked for their name, %" PRIu64 " newcomers refused\n",
+           " allocations refused, %" PRIu64 " workers asked for their name, %" PRIu64
+           " newcomers refused, %" PRIu64 " objects lost\n",
            o->to - o->from + 1, sum.steps, sum.commits, sum.fails, sum.deaths, sum.alarms, sum.restarts,
-           sum.refused, sum.asked, sum.refusals);
+           sum.refused, sum.asked, sum.refusals, sum.voided);
     return 0;
 }
 

@@ -356,6 +356,15 @@ static void person(struct world *w) {
         if (world_chance(w, 60)) open_batch(w);
         return;
     }
+    if (world_chance(w, 20)) { /* not a wish: an object is gone, and a retry has found out */
+        kn_id id;
+        enum farm_task_state state;
+        uint32_t t = world_below(w, b->tasks);
+        world_id(w, i, id, sizeof id);
+        if (farm_task_state(w->farm, id, t, &state) == 0 && state == TASK_DONE && b->end[t] == TASK_DONE)
+            store_void(w, i, t);
+        return;
+    }
     static const enum farm_event_type wishes[] = {EV_BATCH_PAUSE,    EV_BATCH_RESUME, EV_BATCH_RESUME,
                                                   EV_BATCH_PRIORITY, EV_BATCH_RETRY,  EV_BATCH_CANCEL,
                                                   EV_BATCH_REMOVE};

@@ -57,6 +57,7 @@ struct w_batch {
     uint64_t pixels[W_TASKS];
     uint32_t charges[W_TASKS];
     uint32_t log[W_TASKS], log_count;
+    uint16_t commits[W_TASKS], voids[W_TASKS]; /* how often each happened to a task */
 };
 
 /* ---- workers */
@@ -140,7 +141,8 @@ struct w_event {
 };
 
 struct w_write {
-    struct farm_effect fx;
+    struct farm_effect fx; /* of a void only batch and task */
+    bool voids;            /* the object of this task is lost: its record is void */
     uint64_t term;
 };
 
@@ -168,7 +170,7 @@ struct world {
     bool write_busy;
     uint64_t store_down_until;
     uint64_t hash; /* the history's digest: of every effect so far, in order, and of every step's result */
-    uint64_t steps, commits, fails, alarms, restarts, deaths, copies, asked, refusals;
+    uint64_t steps, commits, fails, alarms, restarts, deaths, copies, asked, refusals, voided;
 };
 
 /* world.c: time, randomness, the coordinator's shell, the person */
@@ -187,6 +189,7 @@ void memory_starve(struct world *w);
 
 /* world_store.c */
 void store_write(struct world *w, const struct farm_effect *fx);
+void store_void(struct world *w, int batch, uint32_t task);
 void store_next(struct world *w);
 void store_crash(struct world *w);
 void store_open(struct world *w, int batch); /* tells the coordinator of it */

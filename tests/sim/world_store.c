@@ -23,9 +23,36 @@ void store_write(struct world *w, const struct farm_effect *fx) {
     struct w_write *x = &w->writes[w->write_tail++ % RING];
     W_ASSERT(w->write_tail - w->write_head < RING, "too many writes");
     x->fx = *fx;
+    x->voids = false;
     x->term = w->term;
     if (fx->type == FX_FAIL) x->fx.u.fail.reason = x->fx.u.fail.worker = NULL;
     schedule(w);
+}
+
+void store_void(struct world *w, int i, uint32_t task) {
+    struct w_write *x = &w->writes[w->write_tail++ % RING];
+    W_ASSERT(w->write_tail - w->write_head < RING, "too many writes");
+    *x = (struct w_write){.voids = true, .term = w->term};
+    x->fx.task = task;
+    world_id(w, i, x->fx.batch, sizeof x->fx.batch);
+    schedule(w);
+}
+
+/* A record leaves the store: the task has not ended any more, unless its batch is cancelled. */
+static int apply_void(struct world *w, struct w_batch *b, uint32_t t) {
+    if (b->end[t] != TASK_DONE) return KN_EEXIST;
+    w->voided++;
+    b->voids[t]++;
+    b->backend[t] = 0;
+    b->pixels[t] = 0;
+    b->end[t] = b->state == KN_BATCH_CANCELLED ? TASK_CANCELLED : TASK_QUEUED;
+    if (b->end[t] == TASK_CANCELLED) return 0;
+    uint32_t kept = 0;
+    for (uint32_t k = 0; k < b->log_count; k++)
+        if (b->log[k] != t) b->log[kept++] = b->log[k];
+    b->log_count = kept;
+    if (b->state == KN_BATCH_DONE) b->state = KN_BATCH_ACTIVE;
+    return 0;
 }
 
 static void end_task(struct w_batch *b, uint32_t t, enum farm_task_state state) {
@@ -39,6 +66,7 @@ static int apply(struct world *w, const struct w_write *x) {
     if (i < 0) return KN_EGONE;
     struct w_batch *b = &w->batches[i];
     uint32_t t = fx->task;
+    if (x->voids) return b->removed ? KN_EGONE : apply_void(w, b, t);
     switch (fx->type) {
     case FX_COMMIT: {
         if (b->state == KN_BATCH_CANCELLED) return KN_EGONE;
@@ -51,6 +79,7 @@ static int apply(struct world *w, const struct w_write *x) {
                  t);
         W_ASSERT(b->nature[t] == GOOD || (b->nature[t] == NAN_ON_CLASS_0 && fx->u.commit.backend == 1),
                  "batch %d task %u: rendered, though it cannot be", i, t);
+        W_ASSERT(++b->commits[t] == b->voids[t] + 1, "batch %d task %u: committed twice", i, t);
         end_task(b, t, TASK_DONE);
         b->backend[t] = fx->u.commit.backend;
         b->pixels[t] = pixels;
@@ -104,6 +133,21 @@ void store_next(struct world *w) {
     if (!refuse || world_chance(w, 50)) code = apply(w, &x); /* refused, or only its answer lost */
     if (refuse) code = KN_EIO;
     schedule(w);
+    if (x.voids && code == KN_EIO) { /* it is asked again, as one whose answer was lost must be */
+        int i = world_find(w, x.fx.batch);
+        if (i >= 0) store_void(w, i, x.fx.task);
+        return;
+    }
+    if (x.voids) {
+        if (code == KN_EGONE) return;
+        struct farm_event ev = {.type = EV_OBJECTS_LOST};
+        memcpy(ev.u.objects_lost.batch, x.fx.batch, sizeof x.fx.batch);
+        ev.u.objects_lost.tasks = &x.fx.task;
+        ev.u.objects_lost.count = 1;
+        int rc = world_step(w, &ev);
+        W_ASSERT(rc == 0 || rc == KN_ENOENT, "objects lost: %d", rc);
+        return;
+    }
     if (x.fx.type == FX_CHARGE || x.fx.type == FX_BATCH_REMOVE) return;
     struct farm_event ev = {.type = EV_STORED};
     ev.u.stored.what = x.fx.type;
