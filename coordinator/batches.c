@@ -286,6 +286,10 @@ int batch_set_record(struct kept_batch *b, uint32_t task, const struct store_rec
     return 0;
 }
 
+void batch_clear_record(struct kept_batch *b, uint32_t task) {
+    if (b->records && task < b->tasks) memset(b->records[task], 0, sizeof b->records[task]);
+}
+
 bool batch_record(const struct kept_batch *b, uint32_t task, struct store_record *out) {
     return b->records && task < b->tasks && store_record_unpack(b->records[task], out);
 }

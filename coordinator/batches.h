@@ -105,6 +105,7 @@ const char *batch_name_text(const struct kept_batch *b, uint32_t number);
 KN_MUST_USE int batch_set_name(struct kept_batch *b, uint32_t number, const char *text); /* reading back */
 
 KN_MUST_USE int batch_set_record(struct kept_batch *b, uint32_t task, const struct store_record *r);
+void batch_clear_record(struct kept_batch *b, uint32_t task);
 bool batch_record(const struct kept_batch *b, uint32_t task, struct store_record *out); /* false: none */
 KN_MUST_USE int batch_set_failure(struct kept_batch *b, const struct store_failure *f);
 const struct batch_failure *batch_failure(const struct kept_batch *b, uint32_t task); /* NULL: none */

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/lost.h"
 #include "coordinator/send.h"
 #include "coordinator/workers.h"
 
@@ -222,10 +223,15 @@ void clients_sweep(struct server *s) {
 /* ---- commands */
 
 static void on_batch_command(struct server *s, struct reply_to *to, const struct kn_batch_command *c) {
-    static const enum farm_event_type types[] = {
-        [KN_VERB_CANCEL] = EV_BATCH_CANCEL, [KN_VERB_PAUSE] = EV_BATCH_PAUSE,
-        [KN_VERB_RESUME] = EV_BATCH_RESUME, [KN_VERB_RETRY] = EV_BATCH_RETRY,
-        [KN_VERB_REMOVE] = EV_BATCH_REMOVE, [KN_VERB_PRIORITY] = EV_BATCH_PRIORITY};
+    static const enum farm_event_type types[] = {[KN_VERB_CANCEL] = EV_BATCH_CANCEL,
+                                                 [KN_VERB_PAUSE] = EV_BATCH_PAUSE,
+                                                 [KN_VERB_RESUME] = EV_BATCH_RESUME,
+                                                 [KN_VERB_REMOVE] = EV_BATCH_REMOVE,
+                                                 [KN_VERB_PRIORITY] = EV_BATCH_PRIORITY};
+    if (c->verb == KN_VERB_RETRY) {
+        lost_retry(s, to, c->batch);
+        return;
+    }
     struct farm_event ev = {.type = types[c->verb]};
     memcpy(ev.u.batch.id, c->batch, sizeof ev.u.batch.id);
     ev.u.batch.priority = c->argument;
@@ -469,9 +475,10 @@ static void object_reply(struct object_fetch *f, int code, void *data, size_t le
     }
     memcpy(m.u.object_reply.sha256, f->sha256, sizeof f->sha256);
     m.u.object_reply.code = code;
-    m.u.object_reply.text = code == 0           ? ""
-                            : code == KN_ENOENT ? "the farm has no such object"
-                                                : kn_err_words(code);
+    m.u.object_reply.text = code == 0             ? ""
+                            : code == KN_ENOENT   ? "the farm has no such object"
+                            : code == KN_ECORRUPT ? "the farm's object is damaged"
+                                                  : kn_err_words(code);
     int rc = kn_sock_send(f->s->data, &f->peer, &m, data ? &blob : NULL, &err);
     if (rc != 0) {
         kn_debug("object_not_sent reason=\"%s\"", err.text);
@@ -481,11 +488,7 @@ static void object_reply(struct object_fetch *f, int code, void *data, size_t le
 
 static void on_read(void *ctx, int code, void *data, size_t len) {
     struct object_fetch *f = ctx;
-    if (code != 0) {
-        char hex[KN_SHA256_HEX];
-        kn_hex(f->sha256, sizeof f->sha256, hex);
-        kn_warn("object_missing sha256=%s code=%d", hex, code);
-    }
+    if (code != 0) lost_note(f->s, f->sha256, code);
     object_reply(f, code, data, len);
     free(f);
 }

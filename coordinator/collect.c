@@ -62,6 +62,16 @@ struct read {
     size_t len;
 };
 
+struct look {
+    uv_work_t work;
+    struct collect *c;
+    struct collect_look *v; /* owns */
+    size_t count;
+    bool whole;
+    collect_looked done;
+    void *ctx;
+};
+
 struct collect {
     uv_loop_t *loop;
     uv_idle_t *later; /* owns; outlives this struct */
@@ -156,6 +166,19 @@ static void write_item(struct collect *c, struct collect_item *i, bool sync) {
     if (close(fd) != 0 && i->code == 0) item_fail(i, KN_EIO, "close");
 }
 
+/* What lies under the object's name and is not the object: it stays to be looked at. The bytes of a copy that
+ * another thread has put there meanwhile are only linked once more. */
+static void keep_aside(struct collect *c, const struct collect_item *i, const char *name) {
+    char hex[KN_SHA256_HEX], aside[KN_SHA256_HEX + 80];
+    struct stat st;
+    if (fstatat(c->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || is_there(c, name, &i->blob)) return;
+    kn_hex(i->sha256, KN_SHA256_BYTES, hex);
+    if (mkdirat(c->dir_fd, "damaged", 0755) != 0 && errno != EEXIST) return;
+    snprintf(aside, sizeof aside, "damaged/%s-%lld-%s", hex, (long long)kn_wall_ms(), i->temp);
+    int rc = linkat(c->dir_fd, name, c->dir_fd, aside, 0);
+    kn_warn("object_damaged file=%s kept=%s", name, rc == 0 ? aside : "");
+}
+
 static void rename_item(struct collect *c, struct collect_item *i) {
     char name[80];
     if (i->code != 0 || !i->temp[0]) {
@@ -163,6 +186,7 @@ static void rename_item(struct collect *c, struct collect_item *i) {
         return;
     }
     name_of(i->sha256, name);
+    keep_aside(c, i, name);
     if (renameat(c->incoming_fd, i->temp, c->dir_fd, name) != 0) {
         item_fail(i, KN_EIO, "rename");
         unlinkat(c->incoming_fd, i->temp, 0);
@@ -221,31 +245,67 @@ static void on_group(uv_work_t *work) {
     g->sync_us += first + (kn_clock_us() - t);
 }
 
-static void on_read(uv_work_t *work) {
-    struct read *r = work->data;
+/* Reads an object whole, and compares it with its digest. The caller frees *data on success. */
+static int read_object(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], void **data, size_t *len) {
     char name[80];
     struct stat st;
-    name_of(r->sha256, name);
-    int fd = openat(r->c->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0) {
-        r->code = errno == ENOENT ? KN_ENOENT : KN_EIO;
-        return;
-    }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
-        r->code = KN_EIO;
-    else if (st.st_size > KN_IMAGE_BYTES_MAX)
-        r->code = KN_ELIMIT;
-    else if (!(r->data = malloc((size_t)st.st_size + 1)))
-        r->code = KN_ENOMEM;
-    while (r->code == 0 && r->len < (size_t)st.st_size) {
-        ssize_t n = read(fd, (char *)r->data + r->len, (size_t)st.st_size - r->len);
+    uint8_t digest[KN_SHA256_BYTES];
+    int rc = 0;
+    name_of(sha256, name);
+    *data = NULL;
+    *len = 0;
+    int fd = openat(c->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return errno == ENOENT ? KN_ENOENT : errno == ELOOP ? KN_ECORRUPT : KN_EIO;
+    if (fstat(fd, &st) != 0)
+        rc = KN_EIO;
+    else if (!S_ISREG(st.st_mode) || st.st_size > KN_IMAGE_BYTES_MAX)
+        rc = KN_ECORRUPT; /* no picture has ever been that */
+    else if (!(*data = malloc((size_t)st.st_size + 1)))
+        rc = KN_ENOMEM;
+    while (rc == 0 && *len < (size_t)st.st_size) {
+        ssize_t n = read(fd, (char *)*data + *len, (size_t)st.st_size - *len);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0)
-            r->code = KN_EIO;
-        else
-            r->len += (size_t)n;
+        if (n < 0) rc = KN_EIO;
+        if (n <= 0) break;
+        *len += (size_t)n;
     }
     close(fd);
+    if (rc == 0) {
+        kn_sha256(*data, *len, digest);
+        if (memcmp(digest, sha256, sizeof digest) != 0) rc = KN_ECORRUPT;
+    }
+    if (rc != 0) {
+        free(*data);
+        *data = NULL;
+        *len = 0;
+    }
+    return rc;
+}
+
+static void on_read(uv_work_t *work) {
+    struct read *r = work->data;
+    r->code = read_object(r->c, r->sha256, &r->data, &r->len);
+}
+
+static void on_look(uv_work_t *work) {
+    struct look *l = work->data;
+    for (size_t i = 0; i < l->count; i++) {
+        struct collect_look *v = &l->v[i];
+        char name[80];
+        struct stat st;
+        void *data;
+        size_t len;
+        if (l->whole) {
+            v->code = read_object(l->c, v->sha256, &data, &len);
+            free(data);
+            continue;
+        }
+        name_of(v->sha256, name);
+        if (fstatat(l->c->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+            v->code = S_ISREG(st.st_mode) && st.st_size > 0 ? 0 : KN_ECORRUPT;
+        else
+            v->code = errno == ENOENT ? KN_ENOENT : KN_EIO;
+    }
 }
 
 /* ---- on the loop's thread */
@@ -356,6 +416,29 @@ static void on_read_done(uv_work_t *work, int status) {
     if (!c->destroyed) r->got(r->ctx, r->code, r->data, r->len);
     free(r);
     free_if_last(c);
+}
+
+static void on_look_done(uv_work_t *work, int status) {
+    struct look *l = work->data;
+    struct collect *c = l->c;
+    (void)status;
+    c->reads--;
+    if (!c->destroyed) l->done(l->ctx, l->v, l->count);
+    free(l->v);
+    free(l);
+    free_if_last(c);
+}
+
+int collect_look(struct collect *c, struct collect_look *v, size_t count, bool whole, collect_looked done,
+                 void *ctx) {
+    if (c->reads >= READS_MAX) return KN_EAGAIN;
+    struct look *l = calloc(1, sizeof *l);
+    if (!l) return KN_ENOMEM;
+    *l = (struct look){.c = c, .v = v, .count = count, .whole = whole, .done = done, .ctx = ctx};
+    l->work.data = l;
+    if (uv_queue_work(c->loop, &l->work, on_look, on_look_done) != 0) abort();
+    c->reads++;
+    return 0;
 }
 
 int collect_get(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], collect_got got, void *ctx) {

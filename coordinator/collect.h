@@ -5,6 +5,9 @@
  * 0. Whoever comes late with the same bytes finds them there and changes nothing. What arrives while others
  * are being synced is worked off together, so that one sync serves many.
  *
+ * An object that lies there damaged is not believed: when its bytes come again they take its place, and what
+ * was there is kept aside in DIR/objects/damaged/.
+ *
  * A file that lies in incoming/ belongs to nobody: collect_create() removes what a crash left there. The
  * loop's thread, but for the work itself. */
 #ifndef KILN_COORDINATOR_COLLECT_H
@@ -20,7 +23,8 @@ struct collect;
 
 /* code: 0; KN_ECORRUPT: not the bytes of that digest; KN_EIO (a full disk …): nothing was kept. */
 typedef void (*collect_done)(void *ctx, int code, const char *why);
-/* code 0: data is the callee's (free); KN_ENOENT, KN_EIO, KN_ELIMIT. */
+/* code 0: data is the callee's (free), and these are the bytes of that digest; KN_ENOENT; KN_ECORRUPT: it is
+ * damaged; KN_EIO, KN_ENOMEM: it cannot be read now. */
 typedef void (*collect_got)(void *ctx, int code, void *data, size_t len);
 
 /* Makes the folders below dir ("DIR/objects"), removes strays. */
@@ -31,6 +35,16 @@ void collect_destroy(struct collect *c);
 /* Takes the blob on success (sets blob->data to NULL). KN_ENOMEM. */
 KN_MUST_USE int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
                             collect_done done, void *ctx);
+/* Looks whether objects are there, and with `whole` whether their bytes are theirs; fills in the codes, as
+ * collect_got has them. v (malloc) is taken on success; in `done` it is borrowed. KN_EAGAIN, KN_ENOMEM. */
+struct collect_look {
+    uint8_t sha256[KN_SHA256_BYTES];
+    uint32_t tag; /* the caller's */
+    int code;
+};
+typedef void (*collect_looked)(void *ctx, const struct collect_look *v, size_t count);
+KN_MUST_USE int collect_look(struct collect *c, struct collect_look *v, size_t count, bool whole,
+                             collect_looked done, void *ctx);
 /* Reads an object. KN_EAGAIN: too many reads wait. */
 KN_MUST_USE int collect_get(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], collect_got got,
                             void *ctx);

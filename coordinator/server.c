@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
+#include "coordinator/lost.h"
 #include "coordinator/orphans.h"
 #include "coordinator/workers.h"
 
@@ -46,6 +47,7 @@ static void on_sweep(uv_timer_t *t) {
     workers_forget(s);
     clients_sweep(s);
     orphans_sweep(s);
+    lost_sweep(s);
 }
 
 /* ---- life */
@@ -186,8 +188,10 @@ void server_close(struct server *s) {
     if (s->opt.ready_file) unlink(s->opt.ready_file);
     for (int i = 0; i < s->listener_count; i++) kn_sock_destroy(s->listeners[i].sock);
     kn_sock_destroy(s->data);
+    lost_sweep(s);
     store_close(s->store);
     s->store = NULL;
+    lost_fini(s);
     collect_destroy(s->collect);
     s->collect = NULL;
     uv_close((uv_handle_t *)&s->tick, NULL);

@@ -5,6 +5,7 @@
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start
  *     clients.c     talks to clients: submission, queries, commands, objects
+ *     lost.c        looks at the objects of a batch that is retried, and voids what is lost
  *     workers.c     talks to workers: hello, heartbeats, what became of shards, pictures
  *     carry_out.c   feeds the core's events, and carries out its effects
  *     orphans.c     pictures that nobody came to name
@@ -90,6 +91,10 @@ struct server {
     atomic_size_t sending;  /* bytes of objects handed to the data socket */
     struct commit *commits; /* those that the store has not answered */
     size_t committing;      /* how many */
+    struct retry *retries;  /* lost.c: those under way */
+    size_t lost_asked;      /* objects that clients came for and that are lost, since the last sweep */
+    kn_digest lost_sha256;  /* the last of them, */
+    int lost_code;          /* and how it was lost */
     struct kn_map *orphans; /* digest -> its copy: pictures that came and were not committed */
     uint64_t alarms;        /* FX_ALARMs since the start */
     bool closing;

@@ -48,7 +48,9 @@ static void tell_fetched(const struct cli_options *o, const struct folder *out, 
     cli_say("%zu of %zu images are in %s%s", out->done, out->count, out->dir,
             ended + lost < out->count ? "; the batch is still being rendered" : "");
     if (out->failed) cli_say("%zu failed; manifest.jsonl says why", out->failed);
-    if (lost) cli_say("%zu images cannot be fetched", lost);
+    if (lost)
+        cli_say("%zu picture%s lost or damaged on the farm; kiln retry %.8s renders %s again", lost,
+                lost == 1 ? " is" : "s are", out->id, lost == 1 ? "it" : "them");
     print_for(o)->fetched(out);
 }
 

@@ -1,4 +1,4 @@
-/* kiln retry: failed images are rendered again. */
+/* kiln retry: images that failed, or whose pictures the farm has lost, are rendered again. */
 #include "cli/commands/commands.h"
 #include "cli/commands/steer.h"
 
@@ -9,7 +9,10 @@ static int run(const struct cli_options *o) {
 const struct cli_command cmd_retry = {
     .name = "retry",
     .usage = "ID…",
-    .words = "render failed images again",
+    .words = "render failed and lost images again",
+    .more =
+        "Images that failed are rendered again, uncharged; and so are those whose pictures are lost or damaged "
+        "on the farm: it looks at every picture of the batch first.",
     .examples = "  kiln retry 3f2a\n",
     .groups = CLI_G_FARM,
     .args_min = 1,

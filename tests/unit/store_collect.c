@@ -142,21 +142,37 @@ TEST(a_duplicate_is_fine) {
     teardown(&f);
 }
 
-TEST(a_damaged_object_is_replaced) {
+static void damage(struct fixture *f, const uint8_t sha256[KN_SHA256_BYTES], const char *text) {
+    char path[KN_PATH_MAX];
+    collect_path(f->dir, sha256, path);
+    FILE *x = fopen(path, "w");
+    CHECK(x != NULL);
+    fputs(text, x);
+    fclose(x);
+}
+
+TEST(a_damaged_object_is_replaced_and_kept_aside) {
     struct fixture f;
     uint8_t d[KN_SHA256_BYTES];
-    char path[KN_PATH_MAX];
+    char path[KN_PATH_MAX], found[KN_PATH_MAX] = "";
+    struct kn_buf b;
     setup(&f);
     put(&f, "bytes", d);
     settle(&f);
-    collect_path(f.dir, d, path);
-    FILE *x = fopen(path, "w");
-    CHECK(x != NULL);
-    fputs("bytez", x);
-    fclose(x);
+    damage(&f, d, "bytez");
     put(&f, "bytes", d);
     settle(&f);
     check_file(&f, d, "bytes");
+    snprintf(path, sizeof path, "%s/damaged", f.dir);
+    DIR *dir = opendir(path);
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir));)
+        if (e->d_name[0] != '.') snprintf(found, sizeof found, "%s/damaged/%s", f.dir, e->d_name);
+    closedir(dir);
+    kn_buf_init(&b, 1u << 20);
+    CHECK_INT(kn_fs_read(found, &b, NULL), 0);
+    CHECK_STR(b.data, "bytez");
+    kn_buf_fini(&b);
     teardown(&f);
 }
 
@@ -218,7 +234,7 @@ static void on_got(void *ctx, int code, void *data, size_t len) {
     free(data);
 }
 
-TEST(an_object_is_read_or_said_to_be_missing) {
+TEST(an_object_is_read_or_said_to_be_missing_or_damaged) {
     struct fixture f;
     uint8_t d[KN_SHA256_BYTES];
     setup(&f);
@@ -229,11 +245,52 @@ TEST(an_object_is_read_or_said_to_be_missing) {
     while (f.last == -99) uv_run(&f.loop, UV_RUN_ONCE);
     CHECK_INT(f.last, 0);
     CHECK_INT(f.done, 5);
+    damage(&f, d, "bytez");
+    f.last = -99;
+    CHECK_INT(collect_get(f.c, d, on_got, &f), 0);
+    while (f.last == -99) uv_run(&f.loop, UV_RUN_ONCE);
+    CHECK_INT(f.last, KN_ECORRUPT);
     d[5] ^= 1;
     f.last = -99;
     CHECK_INT(collect_get(f.c, d, on_got, &f), 0);
     while (f.last == -99) uv_run(&f.loop, UV_RUN_ONCE);
     CHECK_INT(f.last, KN_ENOENT);
+    teardown(&f);
+}
+
+static void on_looked(void *ctx, const struct collect_look *v, size_t count) {
+    struct fixture *f = ctx;
+    for (size_t i = 0; i < count; i++) f->last = f->last * 1000 - v[i].code;
+    f->done = (int)count;
+}
+
+static int look(struct fixture *f, uint8_t d[3][KN_SHA256_BYTES], bool whole) {
+    struct collect_look *v = calloc(3, sizeof *v);
+    CHECK(v != NULL);
+    for (uint32_t i = 0; i < 3; i++) memcpy(v[i].sha256, d[i], sizeof v[i].sha256);
+    f->last = f->done = 0;
+    CHECK_INT(collect_look(f->c, v, 3, whole, on_looked, f), 0);
+    while (f->done == 0) uv_run(&f->loop, UV_RUN_ONCE);
+    return f->last;
+}
+
+TEST(lost_and_damaged_objects_are_found_among_the_others) {
+    struct fixture f;
+    uint8_t d[3][KN_SHA256_BYTES];
+    char path[KN_PATH_MAX];
+    setup(&f);
+    put(&f, "bytes", d[0]);
+    put(&f, "other", d[1]);
+    put(&f, "third", d[2]);
+    settle(&f);
+    CHECK_INT(look(&f, d, true), 0);
+    collect_path(f.dir, d[0], path);
+    CHECK_INT(unlink(path), 0);
+    damage(&f, d[1], "otheR");
+    CHECK_INT(look(&f, d, true), (-KN_ENOENT * 1000 - KN_ECORRUPT) * 1000);
+    CHECK_INT(look(&f, d, false), -KN_ENOENT * 1000000); /* a digest is not compared then */
+    damage(&f, d[1], "");
+    CHECK_INT(look(&f, d, false), (-KN_ENOENT * 1000 - KN_ECORRUPT) * 1000);
     teardown(&f);
 }
 

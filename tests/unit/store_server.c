@@ -457,6 +457,101 @@ TEST(a_removed_batch_takes_the_pictures_that_nobody_else_names) {
     teardown(&f);
 }
 
+static void object_path(struct fixture *f, const char *text, char path[KN_PATH_MAX]) {
+    uint8_t d[KN_SHA256_BYTES];
+    kn_sha256(text, strlen(text), d);
+    collect_path(f->s->objects, d, path);
+}
+
+TEST(a_retry_has_lost_and_damaged_pictures_rendered_again_and_no_others) {
+    struct fixture f;
+    char path[KN_PATH_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 3);
+    const char *const text[] = {"p0", "p1", "p2"};
+    for (uint32_t i = 0; i < 3; i++) CHECK_INT(picture(&f, batch_a, i, text[i], false), 0);
+    uint64_t epoch = results(&f, batch_a, 0, 0)->epoch;
+    /* Nothing is lost: a retry changes nothing. */
+    CHECK_INT(command(&f, batch_a, KN_VERB_RETRY), 0);
+    CHECK_INT((int)results(&f, batch_a, epoch, 3)->status.state, KN_BATCH_DONE);
+    CHECK_INT(results(&f, batch_a, epoch, 3)->epoch == epoch, true);
+
+    object_path(&f, "p0", path);
+    CHECK_INT(unlink(path), 0);
+    object_path(&f, "p1", path);
+    FILE *x = fopen(path, "w");
+    CHECK(x != NULL);
+    fputs("edited", x);
+    fclose(x);
+    CHECK_INT(command(&f, batch_a, KN_VERB_RETRY), 0);
+    const struct kn_results_reply *r = results(&f, batch_a, epoch, 3);
+    CHECK(r->epoch != epoch);
+    CHECK_INT((int)r->count, 1);
+    CHECK_INT((int)r->v[0].index, 2);
+    CHECK_INT((int)r->status.state, KN_BATCH_ACTIVE);
+
+    /* The coordinator is killed between the void and the render: the next one knows of both. */
+    stop(&f);
+    start(&f);
+    hello(&f);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    CHECK(object_there(&f, "p0"));
+    CHECK_INT(command(&f, batch_a, KN_VERB_RETRY), 0); /* and all is well: p1 has its bytes again */
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 3);
+    CHECK_INT(command(&f, batch_b, KN_VERB_RETRY), KN_ENOENT);
+    teardown(&f);
+}
+
+TEST(a_lost_picture_of_a_cancelled_batch_is_cancelled) {
+    struct fixture f;
+    char path[KN_PATH_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT(command(&f, batch_a, KN_VERB_CANCEL), 0);
+    object_path(&f, "p0", path);
+    CHECK_INT(unlink(path), 0);
+    (void)command(&f, batch_a, KN_VERB_RETRY);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 2);
+    stop(&f);
+    start(&f);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 2);
+    teardown(&f);
+}
+
+TEST(an_older_worker_of_a_name_is_asked_and_the_newcomer_refused_with_both_hosts) {
+    struct fixture f;
+    struct end other = {0};
+    setup(&f);
+    hello(&f);
+    connect_end(&f, &other, f.endpoint, false);
+    struct kn_msg m = {.type = KN_MSG_WORKER_HELLO};
+    m.u.worker_hello = (struct kn_worker_hello){.worker = "w",
+                                                .host = "elsewhere",
+                                                .backend = "class-1",
+                                                .pid = 77,
+                                                .credit = 1,
+                                                .batch_max = 8,
+                                                .answers = true};
+    m.u.worker_hello.instance[0] = 2;
+    tell(&f, &other, &m, NULL);
+    await(&f, &f.worker, KN_MSG_STILL_THERE);
+    struct kn_msg beat = {.type = KN_MSG_HEARTBEAT}; /* of an older kind: it repeats no number */
+    tell(&f, &f.worker, &beat, NULL);
+    const struct kn_reply *r = &await(&f, &other, KN_MSG_REPLY)->u.reply;
+    CHECK_INT(r->code, KN_EEXIST);
+    CHECK(strstr(r->text, "elsewhere (process 77)") != NULL);
+    CHECK(strstr(r->text, "a worker on h ") != NULL);
+    kn_sock_destroy(other.sock);
+    forget(&other);
+    teardown(&f);
+}
+
 TEST(a_batch_that_runs_is_not_removed_and_a_cancelled_one_takes_no_picture) {
     struct fixture f;
     setup(&f);

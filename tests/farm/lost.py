@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Pictures that the farm has lost, or that somebody edited in its folder: noticed, said once, rendered again."""
+import os
+import sys
+
+from farm import FarmTest, main, wait_for
+
+COUNT = 12
+
+
+class Lost(FarmTest):
+    def setUp(self):
+        super().setUp()
+        self.farm.up("sim:ms=5")
+        self.batch = self.farm.ok("submit", self.farm.prompts(COUNT)).strip()
+        self.farm.ok("wait", self.batch)
+        self.first = self.farm.tmp / "first"
+        self.farm.ok("fetch", self.batch, "-o", self.first)
+        self.lines = self.check_folder(self.first, COUNT)
+        self.before = {n: (self.first / l["file"]).read_bytes() for n, l in enumerate(self.lines)}
+
+    def object(self, index):
+        digest = self.lines[index]["sha256"]
+        return self.farm.dir / "objects" / digest[:2] / f"{digest}.png"
+
+    def spoil(self, edited, deleted):
+        for index in edited:  # in place, as an editor that keeps the file would; its name in the first folder may be a link
+            path = self.object(index)
+            os.chmod(path, 0o644)
+            with path.open("r+b") as f:
+                f.write(b"edited")
+        for index in deleted:
+            self.object(index).unlink()
+
+    def fetch(self, name, status=0):
+        p = self.farm.run("fetch", self.batch, "-o", self.farm.tmp / name)
+        self.assertEqual(p.returncode, status, p.stdout + p.stderr + self.farm.logs())
+        return p.stderr
+
+    def check_healed(self):
+        self.farm.ok("wait", self.batch)
+        self.fetch("healed")
+        lines = self.check_folder(self.farm.tmp / "healed", COUNT)
+        for n, l in enumerate(lines):
+            self.assertEqual((self.farm.tmp / "healed" / l["file"]).read_bytes(), self.before[n])
+        self.farm.ok("verify", self.farm.tmp / "healed")
+        (batch,) = self.farm.json("status")
+        self.assertEqual((batch["state"], batch["done"]), ("done", COUNT))
+
+    def test_lost_and_damaged_pictures_are_said_once_and_a_retry_renders_them_and_no_others(self):
+        others = {i: self.object(i).stat().st_mtime_ns for i in range(COUNT) if i not in (3, 7, 8)}
+        self.spoil(edited=[3], deleted=[7, 8])
+        err = self.fetch("holes", status=2)
+        self.assertIn(f"3 pictures are lost or damaged on the farm; kiln retry {self.batch[:8]} renders them again", err)
+        self.assertEqual(err.count("lost or damaged"), 1)
+        self.farm.ok("retry", self.batch)
+        self.check_healed()
+        self.assertEqual({i: self.object(i).stat().st_mtime_ns for i in others}, others)
+        kept = list((self.farm.dir / "objects" / "damaged").iterdir())
+        self.assertEqual([p.read_bytes()[:6] for p in kept], [b"edited"])
+        # the folder with holes goes on, too
+        self.fetch("holes")
+        self.check_folder(self.farm.tmp / "holes", COUNT)
+
+    def test_a_kill_between_the_retry_and_the_render_changes_nothing(self):
+        self.farm.ok("drain", "worker-0")
+        self.farm.ok("drain", "worker-1")
+        self.spoil(edited=[0], deleted=[11])
+        self.farm.ok("retry", self.batch)
+        wait_for("both are queued", lambda: self.farm.json("status")[0]["done"] == COUNT - 2)
+        self.farm.kill_and_await("redis")
+        self.farm.kill_and_await("coordinator")
+        self.farm.kill_and_await("worker-0")
+        self.check_healed()
+
+    def test_a_retry_that_is_killed_is_asked_again(self):
+        self.spoil(edited=[1, 2], deleted=[4, 5])
+        retry = self.farm.start("retry", self.batch)
+        self.farm.kill_and_await("coordinator")
+        self.finish(retry)
+        self.farm.ok("retry", self.batch)
+        self.check_healed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
