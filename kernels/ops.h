@@ -39,7 +39,7 @@ struct kx_ctx;
 
 /* threads: 0 means all cores that this process may use. */
 KN_MUST_USE int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err);
-/* The bytes that a CPU's arenas may take (at first: any number): what kx_ctx_lanes goes by. A plan is made again
+/* The bytes that a CPU's arenas may take (at first: what is free): what kx_ctx_lanes goes by. A plan is made again
  * when its number of lanes changes, so this changes only while nothing is rendered. */
 void kx_cpu_ctx_room(struct kx_ctx *ctx, uint64_t bytes);
 uint64_t kx_cpu_ctx_room_get(const struct kx_ctx *ctx);

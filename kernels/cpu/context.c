@@ -46,10 +46,8 @@ static void describe_caches(char *out, size_t size) {
 }
 #endif
 
-static int cores(void) {
-    struct kn_machine m;
-    kn_machine_read("", &m);
-    return m.cores > THREADS_MAX ? THREADS_MAX : m.cores;
+static int cores(const struct kn_machine *m) {
+    return m->cores > THREADS_MAX ? THREADS_MAX : m->cores;
 }
 
 static int create_seats(struct kx_cpu *c, int first) {
@@ -87,11 +85,13 @@ int kx_cpu_ctx_create(int threads, struct kx_ctx **out, struct kn_err *err) {
         return kn_err_set(err, KN_EINVAL, "threads: %d is more than %d", threads, THREADS_MAX);
     struct kx_cpu *c = calloc(1, sizeof *c);
     if (!c) return kn_err_set(err, KN_ENOMEM, "out of memory");
+    struct kn_machine machine;
+    kn_machine_read("", &machine);
     pthread_mutex_init(&c->lock, NULL);
     c->base = (struct kx_ctx){.backend = &backend, .value_bytes = sizeof(float), .align = 64};
-    c->room = SIZE_MAX;
+    c->room = (size_t)machine.memory_free;
     c->root = c;
-    c->threads = threads > 0 ? threads : cores();
+    c->threads = threads > 0 ? threads : cores(&machine);
     c->vector = kx_vector_choose();
     int rc = create(c, err);
     if (rc)
