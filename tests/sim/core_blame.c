@@ -260,6 +260,7 @@ TEST(a_worker_that_the_kernel_killed_for_want_of_memory_charges_nobody_and_gets_
     CHECK_INT(s.count, 8);
     STARTED(&t, .conn = 7, .shard = s.id);
     /* The kernel ends it in the middle of eight; the next process says so in its hello. */
+    GONE(&t, .conn = 7);
     HELLO(&t, .name = "a", .conn = 8, .instance = 2, .credit = 1, .died_of_memory = true);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
     struct talk_shard again = talk_shard(talk_grant(&t, 8, 0));
@@ -278,6 +279,7 @@ static uint32_t killed_for_memory(struct talk *t, uint64_t conn) {
     struct talk_shard s = talk_shard(talk_grant(t, conn, 0));
     CHECK_INT(s.count, 1);
     STARTED(t, .conn = conn, .shard = s.id);
+    GONE(t, .conn = conn);
     HELLO(t, .name = "a", .conn = conn + 1, .instance = (int)conn, .credit = 1, .died_of_memory = true);
     return (uint32_t)talk_count(t, FX_CHARGE);
 }
