@@ -147,7 +147,8 @@ static void write_item(struct collect *c, struct collect_item *i, bool sync) {
     name_of(i->sha256, name);
     if (is_there(c, name, &i->blob)) return;
     snprintf(i->temp, sizeof i->temp, "%llu", (unsigned long long)atomic_fetch_add(&c->serial, 1));
-    int fd = openat(c->incoming_fd, i->temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    /* Read-only: an object is the farm's only copy, and nobody edits it by mistake through a hard link. */
+    int fd = openat(c->incoming_fd, i->temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
     if (fd < 0) {
         item_fail(i, KN_EIO, "create");
         i->temp[0] = 0;

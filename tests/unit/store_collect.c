@@ -112,6 +112,22 @@ TEST(an_image_becomes_a_file_named_by_its_digest) {
     teardown(&f);
 }
 
+TEST(an_object_is_read_only) {
+    struct fixture f;
+    uint8_t d[KN_SHA256_BYTES];
+    char path[KN_PATH_MAX];
+    struct stat st;
+    setup(&f);
+    mode_t before = umask(027);
+    put(&f, "bytes", d);
+    settle(&f);
+    umask(before);
+    collect_path(f.dir, d, path);
+    CHECK_INT(stat(path, &st), 0);
+    CHECK_INT(st.st_mode & 0777, 0440);
+    teardown(&f);
+}
+
 TEST(bytes_of_another_digest_are_refused) {
     struct fixture f;
     uint8_t d[KN_SHA256_BYTES];
@@ -145,6 +161,7 @@ TEST(a_duplicate_is_fine) {
 static void damage(struct fixture *f, const uint8_t sha256[KN_SHA256_BYTES], const char *text) {
     char path[KN_PATH_MAX];
     collect_path(f->dir, sha256, path);
+    CHECK_INT(chmod(path, 0644), 0);
     FILE *x = fopen(path, "w");
     CHECK(x != NULL);
     fputs(text, x);
