@@ -7,12 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/limits.h"
 
 #define FS_READ_STEP 65536
+#define FS_NAMES_TRIED 100
 
 static int fs_fail(struct kn_err *err, const char *path, const char *doing) {
     int code = errno == ENOENT || errno == ENOTDIR ? KN_ENOENT : KN_EIO;
@@ -139,17 +141,22 @@ int kn_fs_sync_dir(const char *path, struct kn_err *err) {
 
 int kn_fs_replace(const char *path, const void *data, size_t len, bool durable, struct kn_err *err) {
     char tmp[KN_PATH_MAX], dir[KN_PATH_MAX];
-    int n = snprintf(tmp, sizeof tmp, "%s.tmp.XXXXXX", path);
-    if (n < 0 || (size_t)n >= sizeof tmp || fs_parent(path, dir) != KN_OK)
-        return kn_err_set(err, KN_ELIMIT, "a path is longer than %d bytes", KN_PATH_MAX - 1);
-    int fd = mkostemp(tmp, O_CLOEXEC);
+    int fd = -1;
+    /* Not mkostemp, which makes 0600: the file gets the mode that the umask leaves, and there is no way to read
+     * that but to set it, which is not safe with threads. */
+    for (int tries = 0; fd < 0 && tries < FS_NAMES_TRIED; tries++) {
+        uint32_t random;
+        if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random)
+            return fs_fail(err, path, "getrandom");
+        int n = snprintf(tmp, sizeof tmp, "%s.tmp.%06x", path, random & 0xffffff);
+        if (n < 0 || (size_t)n >= sizeof tmp || fs_parent(path, dir) != KN_OK)
+            return kn_err_set(err, KN_ELIMIT, "a path is longer than %d bytes", KN_PATH_MAX - 1);
+        fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+        if (fd < 0 && errno != EEXIST) break;
+    }
     if (fd < 0) return fs_fail(err, tmp, "create");
 
     int rc = KN_OK;
-    /* mkostemp makes 0600; a replaced file has the mode that open(2) would give. There is no way to read the
-     * umask but to set it, which is not safe with threads, so the usual one is assumed for what is not
-     * readable by all. */
-    if (fchmod(fd, 0644) != 0) rc = fs_fail(err, tmp, "chmod");
     const char *p = data;
     for (size_t done = 0; rc == KN_OK && done < len;) {
         ssize_t put = write(fd, p + done, len - done);

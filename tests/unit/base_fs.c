@@ -45,6 +45,21 @@ TEST(a_replaced_file_reads_back_and_leaves_nothing_beside_it) {
     kn_buf_fini(&b);
 }
 
+TEST(a_replaced_file_has_the_mode_that_the_umask_leaves) {
+    static const unsigned masks[] = {022, 027, 077, 0};
+    struct kn_err err = {0};
+    struct stat st;
+    begin();
+    for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
+        mode_t before = umask(masks[i]);
+        CHECK_INT(kn_fs_replace(at("f"), "one", 3, false, &err), 0);
+        umask(before);
+        CHECK(stat(at("f"), &st) == 0);
+        CHECK_INT(st.st_mode & 0777, 0666 & ~masks[i]);
+    }
+    end();
+}
+
 TEST(a_file_over_the_maximum_is_refused_and_the_buffer_stays) {
     struct kn_err err = {0};
     struct kn_buf b;
