@@ -60,6 +60,10 @@ static int read_listen(void *options, char *endpoint, struct kn_err *err) {
     return 0;
 }
 
+static int check_name(const char *name, struct kn_err *err) {
+    return strlen(name) <= KN_NAME_MAX ? 0 : kn_err_set(err, KN_ELIMIT, "too long");
+}
+
 static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /* as enum kn_log_level */
 
 #define INTO(member) KN_OPTION_INTO(struct coordinator_settings, member)
@@ -82,6 +86,9 @@ static const struct kn_option option_table[] = {
     {"standby", 0, NULL, 1, "while another coordinator leads, wait for its end", INTO(redis.standby)},
     {"ready-file", 0, "FILE", 1, "written when it listens and has read its state back",
      INTO(server.ready_file)},
+    {"default-model", 0, "NAME", 1,
+     "the model that commands mean which name none (default: the one that ships)", INTO(server.default_model),
+     .check = check_name},
     {"log-level", 0, "LEVEL", 1, "error, warn, info (default), debug",
      KN_OPTION_CHOICE_INTO(struct coordinator_settings, level, levels)},
     {"version", 0, NULL, 1, "prints the version", KN_OPTION_STOP_INTO(struct coordinator_settings, version)},

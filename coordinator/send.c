@@ -35,7 +35,8 @@ void send_welcome(struct server *s, struct listener *l, const struct kn_peer *pe
                                       .data_ipc = l->data_ipc,
                                       .objects_dir = objects && l->ipc ? s->objects : "",
                                       .version = "kiln " KILN_VERSION,
-                                      .worker = worker};
+                                      .worker = worker,
+                                      .default_model = s->opt.default_model ? s->opt.default_model : ""};
     send_to(l->sock, peer, &m);
 }
 

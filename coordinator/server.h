@@ -36,7 +36,8 @@ struct server_options {
     int listen_count;
     int data_port; /* 0: a free one */
     bool insecure;
-    const char *ready_file; /* NULL: none */
+    const char *ready_file;    /* NULL: none */
+    const char *default_model; /* its name, for clients that name none; NULL: the model that ships */
 };
 
 struct listener { /* a control socket */

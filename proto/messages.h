@@ -250,7 +250,8 @@ enum kn_batch_verb {
     F(TEXT,  data_ipc,    KN_ENDPOINT_MAX) /* these: "" when there is none */ \
     F(TEXT,  objects_dir, 4095)                      \
     F(TEXT,  version,     KN_NAME_MAX)               \
-    F(TEXT,  worker,      KN_NAME_MAX)  /* to workers: the name that it has here */
+    F(TEXT,  worker,      KN_NAME_MAX)  /* to workers: the name that it has here */ \
+    F(TEXT,  default_model, KN_NAME_MAX)
 
 #define KN_FIELDS_HELLO_AGAIN(F)                     \
     F(TEXT, reason, KN_REASON_MAX)

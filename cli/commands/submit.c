@@ -26,6 +26,7 @@ static int run(const struct cli_options *o) {
         rc = submission_resolve(&sub, o, &farm, seed, !o->has_seed, &err);
         input = rc != KN_OK;
     }
+    if (rc == KN_OK && sub.default_model[0]) cli_say("model: %s (the farm's default)", sub.default_model);
     if (rc == KN_OK) {
         kn_uuid_random(id);
         rc = submission_send(c, &sub, NULL, sub.tasks.count, id, o, &err);

@@ -166,7 +166,7 @@ static int run(const struct cli_options *o) {
     struct kn_err err = {0};
     struct client *c = NULL;
     struct model_folders folders;
-    char dir[KN_PATH_MAX];
+    char dir[KN_PATH_MAX], default_model[KN_NAME_MAX + 1];
     bool is_endpoint;
     int lock_fd = -1, there = 0;
     u.o = o;
@@ -194,6 +194,8 @@ static int run(const struct cli_options *o) {
     }
     if (rc == KN_OK) rc = choose_size(o, &devices, o->workers ? &folders : NULL, &size, &err);
     u.workers = size.workers;
+    if (rc == KN_OK) rc = model_default(o, default_model, &err);
+    if (rc == KN_OK && default_model[0]) s.default_model = default_model;
     if (rc == KN_OK) rc = farmdir_create(dir, &u.dir, &err);
     if (rc == KN_OK) {
         rc = farmdir_lock(dir, &lock_fd, &err);
@@ -231,7 +233,8 @@ const struct cli_command cmd_up = {
     .more =
         "Starts Redis, the coordinator and workers for this machine, and leaves behind what "
         "watches them and starts again what dies. Returns when the workers are there, and prints "
-        "the endpoint.",
+        "the endpoint. Commands that name no model mean --model, if it was given here, else the "
+        "model that ships.",
     .examples =
         "  kiln up\n"
         "  kiln up --workers 2 --models ~/models\n"

@@ -320,6 +320,10 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
     }
     if (c->insecure) add_arg(p, "--insecure");
     if (c->allow_volatile) add_arg(p, "--allow-volatile");
+    if (c->default_model) {
+        add_arg(p, "--default-model");
+        add_arg(p, "%s", c->default_model);
+    }
     add_arg(p, "--ready-file");
     add_arg(p, "%s", s->ready_file);
     return KN_OK;

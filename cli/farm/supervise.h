@@ -28,7 +28,8 @@ struct supervise_config {
     const char *engine;                   /* NULL: the worker's default */
     const char *const *models;            /* --models */
     size_t model_dir_count;
-    const char *model; /* --model, or NULL */
+    const char *model;         /* --model, or NULL */
+    const char *default_model; /* its name for who names none, or NULL: the one that ships */
     const char *const *listen;
     size_t listen_count;
     int data_port; /* 0: any */

@@ -26,7 +26,8 @@ struct client {
     char endpoint[KN_ENDPOINT_MAX + 1];
     char data_endpoint[KN_ENDPOINT_MAX + 1];
     struct kn_welcome welcome; /* its strings: below */
-    char data_ipc[KN_ENDPOINT_MAX + 1], objects_dir[4096], version[KN_NAME_MAX + 1];
+    char data_ipc[KN_ENDPOINT_MAX + 1], objects_dir[4096], version[KN_NAME_MAX + 1],
+        default_model[KN_NAME_MAX + 1];
     bool welcomed, greet_again;
     uint64_t next_request;
     uint64_t waiting_for;
@@ -61,9 +62,11 @@ static void keep_welcome(struct client *c, const struct kn_welcome *w) {
     snprintf(c->data_ipc, sizeof c->data_ipc, "%s", w->data_ipc);
     snprintf(c->objects_dir, sizeof c->objects_dir, "%s", w->objects_dir);
     snprintf(c->version, sizeof c->version, "%s", w->version);
+    snprintf(c->default_model, sizeof c->default_model, "%s", w->default_model);
     c->welcome.data_ipc = c->data_ipc;
     c->welcome.objects_dir = c->objects_dir;
     c->welcome.version = c->version;
+    c->welcome.default_model = c->default_model;
     c->welcomed = true;
 }
 

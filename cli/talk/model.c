@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +30,7 @@ int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_
         int rc = client_call(c, &q, KN_MSG_MODEL_LIST, CLIENT_PATIENCE_MS, &r, err);
         if (rc) return rc;
         const struct kn_model_list *l = &r->u.model_list;
+        snprintf(out->default_model, sizeof out->default_model, "%s", client_welcome(c)->default_model);
         if (l->count > 0) {
             out->v = calloc(l->count, sizeof *out->v);
             if (out->v) {
@@ -68,6 +70,25 @@ void models_list(const struct models *m, char *out, size_t out_max) {
         }
         n += (size_t)snprintf(out + n, out_max - n, "%s%s", i ? ", " : "", m->v[i].name);
     }
+}
+
+int model_default(const struct cli_options *o, char out[KN_NAME_MAX + 1], struct kn_err *err) {
+    struct kn_model_info sim;
+    const char *m = o->settings.set & KN_SET_MODEL ? o->settings.model : NULL;
+    out[0] = '\0';
+    if (model_is_simulated(o)) {
+        int rc = model_describe(o->engine, &sim, err);
+        if (rc == KN_OK) snprintf(out, KN_NAME_MAX + 1, "%s", sim.name);
+        return rc;
+    }
+    char real[PATH_MAX];
+    if (m && model_is_folder(m)) {
+        if (!realpath(m, real)) return kn_err_set(err, KN_EINVAL, "--model %s: %s", m, strerror(errno));
+        m = strrchr(real, '/') + 1;
+    }
+    if (m && snprintf(out, KN_NAME_MAX + 1, "%s", m) > KN_NAME_MAX)
+        return kn_err_set(err, KN_ELIMIT, "--model: a model's name is longer than %d bytes", KN_NAME_MAX);
+    return KN_OK;
 }
 
 bool model_is_simulated(const struct cli_options *o) {

@@ -10,6 +10,8 @@
 struct models {
     struct kn_model_info *v; /* owns */
     size_t count;
+    /* the name of the one that is meant where none is named; "": the one that ships */
+    char default_model[KN_NAME_MAX + 1];
 };
 void models_fini(struct models *m);
 /* Asks again for wait_ms while there is none: workers may be on their way. */
@@ -44,5 +46,8 @@ KN_MUST_USE int model_folders_choose(const struct cli_options *o, struct model_f
                                      struct kn_err *err);
 /* Describes every model in them. One that cannot be described is left out, as the workers do; --model must be. */
 KN_MUST_USE int model_folders_describe(const struct model_folders *f, struct models *out, struct kn_err *err);
+/* The name of the model that a farm of these options declares as its default: that of --model, or the simulated
+ * engine's; "" when nothing was asked for, which means the one that ships. */
+KN_MUST_USE int model_default(const struct cli_options *o, char out[KN_NAME_MAX + 1], struct kn_err *err);
 
 #endif

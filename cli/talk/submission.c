@@ -18,6 +18,7 @@
 
 #define REQUEST_INPUTS_MAX 16
 #define SUBMIT_TRIES 5
+#define SHIPPED_MODEL "tiny"
 
 /* "task 17: steps: …" -> "prompts.txt:18: steps: …" for a person, who counts lines of files. */
 static int name_line(const struct submission *sub, struct kn_err *err) {
@@ -60,6 +61,27 @@ static void note_source(struct submission *sub, const struct cli_options *o) {
     kn_hex(d, sizeof d, sub->source);
 }
 
+/* Over the tasks as they were read, before the command line's settings are applied. */
+static void note_contents(struct submission *sub) {
+    kn_digest d;
+    struct kn_sha256 *h = kn_sha256_create();
+    if (!h) return;
+    for (size_t i = 0; i < sub->tasks.count; i++) {
+        const struct kn_task *t = &sub->tasks.v[i];
+        const char *const texts[] = {t->prompt, t->set & KN_SET_NEGATIVE ? t->negative : "",
+                                     t->set & KN_SET_MODEL ? t->model : "", t->extra ? t->extra : ""};
+        char numbers[200];
+        int n = snprintf(numbers, sizeof numbers, "%x %llu %u %u %u %u %u %a", t->set,
+                         (unsigned long long)t->seed, t->steps, t->width, t->height, (unsigned)t->sampler,
+                         (unsigned)t->schedule, (double)t->cfg);
+        for (size_t k = 0; k < sizeof texts / sizeof texts[0]; k++)
+            kn_sha256_update(h, texts[k], strlen(texts[k]) + 1);
+        kn_sha256_update(h, numbers, (size_t)n + 1);
+    }
+    kn_sha256_final(h, d);
+    kn_hex(d, sizeof d, sub->contents);
+}
+
 int submission_read(const struct cli_options *o, struct submission *out, struct kn_err *err) {
     memset(out, 0, sizeof *out);
     size_t inputs = (size_t)o->arg_count + 1;
@@ -83,6 +105,7 @@ int submission_read(const struct cli_options *o, struct submission *out, struct 
         rc = kn_tasks_add(&out->tasks, o->prompts[i], err);
         if (rc) return kn_err_prefix(err, "-p");
     }
+    note_contents(out);
     rc = kn_tasks_apply(&out->tasks,
                         &(struct kn_task){.set = o->settings.set & ~(uint32_t)KN_SET_SEED,
                                           .negative = o->settings.negative,
@@ -140,9 +163,12 @@ static int find_on_farm(const struct models *farm, const char *name, struct kn_m
     const struct kn_model_info *m = NULL;
     models_list(farm, list, sizeof list);
     if (!name) {
-        m = farm->count == 1 ? &farm->v[0] : models_find(farm, "tiny");
-        if (!m && farm->count > 0)
-            return kn_err_set(err, KN_EMODEL, "model: not given, and the farm has several: %s", list);
+        const char *meant = farm->default_model[0] ? farm->default_model : SHIPPED_MODEL;
+        m = models_find(farm, meant);
+        if (!m)
+            return kn_err_set(err, KN_EMODEL, "model: not given, and %s, %s, is not there; this farm has %s",
+                              farm->default_model[0] ? "this farm's default" : "the one that ships", meant,
+                              list);
     } else if (!(m = models_find(farm, name)) && model_is_folder(name)) {
         int rc = model_describe(name, out, err);
         if (rc) return rc;
@@ -205,6 +231,7 @@ static int write_request(struct submission *sub, const struct cli_options *o, st
     json_object_object_add(r, "inputs", in);
     json_object_object_add(r, "prompts", json_object_new_int64((int64_t)o->prompt_count));
     json_object_object_add(r, "source", json_object_new_string(sub->source));
+    json_object_object_add(r, "contents", json_object_new_string(sub->contents));
     json_object_object_add(r, "images", json_object_new_int64((int64_t)o->images));
     json_object_object_add(r, "seed", json_object_new_uint64(sub->seed));
     json_object_object_add(r, "seed_drawn", json_object_new_boolean(sub->seed_drawn));
@@ -261,6 +288,8 @@ int submission_resolve(struct submission *sub, const struct cli_options *o, cons
             struct kn_model_info m;
             char path[KN_PATH_MAX] = "";
             rc = farm ? find_on_farm(farm, name, &m, err) : find_here(o, name, &m, path, err);
+            if (farm && !name && farm->default_model[0])
+                memcpy(sub->default_model, farm->default_model, sizeof sub->default_model);
             if (rc == KN_OK) rc = add_model(sub, &m, path, &index, err);
             if (rc == KN_OK && known_count == KN_MODELS_PER_BATCH_MAX + 1)
                 rc = kn_err_set(err, KN_ELIMIT, "model: more than %d names of models in a batch",

@@ -18,10 +18,13 @@ struct submission {
     uint64_t seed;   /* of what sets none itself */
     bool seed_drawn;
     char name[KN_NAME_MAX + 1];
+    /* the farm's default model where a prompt named none, and that is not the one that ships; else "" */
+    char default_model[KN_NAME_MAX + 1];
     char *request; /* JSON: what was asked */
-    /* SHA-256 over the inputs' names and the prompts of -p: the same command has the same one, and gets again
-     * the seed that was drawn for it */
-    char source[KN_SHA256_HEX];
+    /* Two digests by which a command is known again, and gets again the seed that was drawn for it: over the
+     * inputs' names and the prompts of -p, so that a file may grow; and over what was read, so that a file may
+     * be named otherwise. */
+    char source[KN_SHA256_HEX], contents[KN_SHA256_HEX];
     /* which file a task came from: inputs[k] gave those from first[k] on, before they were counted out */
     const char **inputs;
     size_t *first, input_count;

@@ -28,7 +28,7 @@ class ByHand(FarmTest):
         ready = self.farm.tmp / "ready"
         ready.unlink(missing_ok=True)
         p = self.farm.start(BIN / "kiln-coordinator", "--dir", self.farm.dir, "--redis", f"unix:{self.farm.tmp}/redis.sock",
-                            "--listen", self.url, "--listen", "tcp://127.0.0.1:0", "--ready-file", ready)
+                            "--listen", self.url, "--listen", "tcp://127.0.0.1:0", "--ready-file", ready, "--default-model", "sim")
         wait_for("the coordinator is ready", lambda: ready.exists() and ready.read_text())
         return p, ready.read_text().split()
 

@@ -12,7 +12,7 @@ COUNT = 12
 class Names(FarmTest):
     def setUp(self):
         super().setUp()
-        self.farm.ok("up", "--workers", "0")
+        self.farm.ok("up", "--workers", "0", "--model", "sim")
         self.endpoint = (self.farm.dir / "endpoint").read_text().strip()
 
     def worker(self, *args, engine="sim:ms=20", **more):

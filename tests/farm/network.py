@@ -51,7 +51,7 @@ class Network(FarmTest):
         p = farm.run("up", "--workers", "0", "--listen", url)
         self.assertEqual(p.returncode, 1, "it listens beyond this machine without --insecure")
         self.assertIn("--insecure", p.stderr)
-        farm.ok("up", "--workers", "0", "--listen", url, "--insecure")
+        farm.ok("up", "--workers", "0", "--listen", url, "--insecure", "--model", "sim")
         farm.start(*self.inside, BIN / "kiln-worker", "--join", url, "--name", "far", "--engine", "sim:ms=10")
         wait_for("the worker has joined", lambda: [w["id"] for w in farm.json("workers")] == ["far"])
         id = farm.ok("submit", farm.prompts(COUNT)).strip()

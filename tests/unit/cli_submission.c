@@ -22,7 +22,7 @@ static struct kn_model_info two[2] = {
      .defaults = {KN_SAMPLER_EULER, KN_SCHEDULE_KARRAS, 30, 5, 64, 64},
      .size_multiple = 32},
 };
-static const struct models one_model = {two, 1}, two_models = {two, 2}, no_models = {two, 0};
+static const struct models one_model = {two, 1, "sd15"}, two_models = {two, 2, ""}, no_models = {two, 0, ""};
 
 static void remove_dir(void) {
     if (chdir("/") == 0) rmdir(dir);
@@ -142,7 +142,8 @@ TEST(what_the_command_line_names_is_no_lines_mistake) {
     swept();
     given("p.txt", "a\n");
     CHECK(resolved(&two_models, 1) != 0);
-    CHECK_STR(err.text, "model: not given, and the farm has several: sd15, v8");
+    CHECK_STR(err.text,
+              "model: not given, and the one that ships, tiny, is not there; this farm has sd15, v8");
     swept();
     given("p.txt", "a\n");
     CHECK(resolved(&no_models, 1) != 0);
@@ -168,6 +169,55 @@ TEST(prompts_of_the_command_line_come_behind_the_files) {
     CHECK_INT(resolved(&one_model, 1), 0);
     CHECK_INT(sub.tasks.count, 2);
     CHECK_STR(sub.tasks.v[1].prompt, "b");
+    swept();
+}
+
+/* Also on a farm that has but one model: a command's result depends on nothing but what was asked. */
+TEST(without_a_model_it_is_the_one_that_ships_unless_the_farm_declares_another) {
+    static struct kn_model_info v[2];
+    v[0] = two[0];
+    v[1] = two[1];
+    struct models farm = {.v = v, .count = 1};
+    given("p.txt", "a\n");
+    CHECK_INT(resolved(&farm, 1), KN_EMODEL);
+    CHECK_STR(err.text, "model: not given, and the one that ships, tiny, is not there; this farm has sd15");
+    strcpy(v[1].name, "tiny");
+    farm.count = 2;
+    given("p.txt", "a\n");
+    CHECK_INT(resolved(&farm, 1), 0);
+    CHECK_STR(sub.models[0].name, "tiny");
+    CHECK_STR(sub.default_model, "");
+    strcpy(farm.default_model, "sd15");
+    given("p.txt", "a\n");
+    CHECK_INT(resolved(&farm, 1), 0);
+    CHECK_STR(sub.models[0].name, "sd15");
+    CHECK_STR(sub.default_model, "sd15"); /* which is said */
+    given("p.txt", "a\n");
+    o.settings = (struct kn_task){.model = (char *)"tiny", .set = KN_SET_MODEL};
+    CHECK_INT(resolved(&farm, 1), 0);
+    CHECK_STR(sub.models[0].name, "tiny");
+    CHECK_STR(sub.default_model, "");
+    strcpy(farm.default_model, "gone");
+    given("p.txt", "a\n");
+    CHECK_INT(resolved(&farm, 1), KN_EMODEL);
+    CHECK_STR(err.text,
+              "model: not given, and this farm's default, gone, is not there; this farm has sd15, tiny");
+    swept();
+}
+
+TEST(the_contents_tell_the_same_input_by_another_name) {
+    char first[KN_SHA256_HEX];
+    given("p.txt", "a\nb --steps 3\n");
+    CHECK_INT(resolved(&one_model, 1), 0);
+    strcpy(first, sub.contents);
+    swept();
+    given("q.txt", "a\nb --steps 3\n");
+    CHECK_INT(resolved(&one_model, 2), 0);
+    CHECK_STR(sub.contents, first);
+    swept();
+    given("p.txt", "a\nb --steps 4\n");
+    CHECK_INT(resolved(&one_model, 1), 0);
+    CHECK(strcmp(sub.contents, first) != 0);
     swept();
 }
 
