@@ -71,7 +71,16 @@ static int check_listen(const char *value, struct kn_err *err) {
 #define WHOLE(function) .kind = KN_OPTION_OWN, .read = (function) /* is given all of the options */
 
 static const struct kn_option table[] = {
-    {"output", 'o', "DIR", CLI_G_OUT, "the folder for the pictures (kiln-out)", INTO(out)},
+    {"output", 'o', "DIR", CLI_G_OUT,
+     "the folder for the pictures (kiln-out, or kiln-out-2, … if that holds something else)", INTO(out)},
+    {"name-pattern", 0, "PATTERN", CLI_G_OUT,
+     "names of the pictures, as in {index:06}-{seed}-{prompt:40}: fields of the manifest and columns of the input",
+     INTO(name_pattern)},
+    {"replace", 0, NULL, CLI_G_OUT, "if the folder holds another batch of kiln's, remove its pictures",
+     INTO(replace)},
+    {"link", 0, NULL, CLI_G_OUT,
+     "hard links to the objects of a farm that stays, instead of copies: no space twice, but who edits such a picture in place spoils the farm's only copy",
+     INTO(link)},
     {"prompt", 'p', "TEXT", CLI_G_INPUT, "a prompt, instead of a file or beside it; may be repeated",
      WHOLE(read_prompt)},
     {"input-format", 0, "F", CLI_G_INPUT, "txt, jsonl, json, csv or tsv (by the file's ending)",

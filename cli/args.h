@@ -20,7 +20,7 @@ enum {
     CLI_G_FARM = 1u << 0,   /* --farm */
     CLI_G_INPUT = 1u << 1,  /* prompts and their settings */
     CLI_G_SUBMIT = 1u << 2, /* --name --priority --pin-backend */
-    CLI_G_OUT = 1u << 3,    /* -o */
+    CLI_G_OUT = 1u << 3,    /* -o --name-pattern --replace --link */
     CLI_G_START = 1u << 4,  /* --workers --threads --engine --models */
     CLI_G_UP = 1u << 5,     /* --listen --insecure --redis … */
     CLI_G_JSON = 1u << 6,

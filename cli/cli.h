@@ -29,6 +29,8 @@ struct cli_options {
     /* where */
     const char *farm; /* --farm, else $KILN_HOME, else ~/.kiln; a folder or an endpoint */
     const char *out;  /* -o */
+    const char *name_pattern;
+    bool replace, link;
     bool json, help;
     /* what to render */
     const char *prompts[CLI_PROMPTS_MAX];

@@ -63,16 +63,25 @@ static int run(const struct cli_options *o) {
     struct progress progress;
     kn_id id;
     size_t lost = 0;
-    bool opened = false;
+    bool opened = false, begun = false;
     cli_catch_signals();
     int rc = farm_connect(o, &c, &err);
     if (rc == KN_OK) rc = batch_find(c, o->args[0], id, &err);
     if (rc == KN_OK) rc = batch_query(c, id, &about, &err);
     if (rc == KN_OK) rc = batch_tasks(c, id, &tasks, &err);
     if (rc == KN_OK) {
-        rc = folder_open(o->out ? o->out : "kiln-out", &out, &err);
-        opened = rc == KN_OK;
-        if (rc) err.code = rc = KN_EINVAL; /* a folder that cannot be used is the command line's mistake */
+        opened = true;
+        rc = folder_choose(o->out,
+                           &(struct folder_ask){.tasks = tasks.v,
+                                                .keys = (const kn_digest *)tasks.keys,
+                                                .count = tasks.count,
+                                                .models = tasks.models,
+                                                .name_pattern = o->name_pattern,
+                                                .replace = o->replace},
+                           &out, &err);
+        begun = rc == KN_OK;
+        if (rc && rc != KN_ECANCELED)
+            err.code = rc = KN_EINVAL; /* a folder that cannot be used is the command line's mistake */
     }
     if (rc == KN_OK) {
         const struct kn_batch_status *s = &about->u.batch_list.v[0];
@@ -80,15 +89,14 @@ static int run(const struct cli_options *o) {
         snprintf(out.name, sizeof out.name, "%s", s->name);
         out.created_wall_ms = s->created_wall_ms;
         out.request = s->request;
-        rc =
-            folder_begin(&out, tasks.v, (const kn_digest *)tasks.keys, tasks.count, tasks.models, NULL, &err);
+        out.placing = o->link ? FOLDER_LINK : FOLDER_COPY;
     }
     progress_begin(&progress);
     if (c) client_on_idle(c, on_idle, &progress);
     if (rc == KN_OK) rc = folder_describe(&out, &err);
     if (rc == KN_OK) rc = collect(c, id, &out, &progress, &lost, &err);
     progress_end(&progress);
-    if (opened && out.entries) {
+    if (begun) {
         struct kn_err last = {0};
         out.finished = out.done + out.failed + out.cancelled == out.count;
         int rc2 = folder_flush(&out, true, &last);
@@ -115,7 +123,8 @@ const struct cli_command cmd_fetch = {
     .words = "get a batch's pictures",
     .more =
         "Collects what is there of a batch into a folder, at any time and from any machine that "
-        "reaches the farm. What the folder has already is not fetched again.",
+        "reaches the farm. What the folder has already is not fetched again; a folder that holds "
+        "anything else is refused.",
     .examples = "  kiln fetch 3f2a -o pictures\n",
     .groups = CLI_G_FARM | CLI_G_OUT | CLI_G_JSON,
     .args_min = 1,

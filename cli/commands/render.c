@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "cli/commands/commands.h"
 #include "cli/farm/supervise.h"
+#include "cli/folder/earlier.h"
 #include "cli/folder/folder.h"
 #include "cli/print/print.h"
 #include "cli/print/progress.h"
@@ -485,20 +486,54 @@ static void tell(const struct render *r, const char *state) {
 
 /* ---- the command */
 
-/* Of the run before: the id of its batch, and the seed that was drawn if the same is asked again. */
-static void read_old_batch(struct render *r, json_object *old, uint64_t *seed, bool *drawn) {
-    json_object *request, *v;
-    if (!old) return;
-    if (json_object_object_get_ex(old, "id", &v) && json_object_is_type(v, json_type_string))
+/* True when `old` (a batch.json, or NULL) was asked for by this command: by the same names, or with the same
+ * contents. */
+static bool same_command(const struct render *r, json_object *old, json_object **request) {
+    const struct submission *sub = &r->submission;
+    json_object *v;
+    if (!old || !json_object_object_get_ex(old, "request", request)) return false;
+    if (json_object_object_get_ex(*request, "source", &v) && sub->source[0] &&
+        strcmp(json_object_get_string(v), sub->source) == 0)
+        return true;
+    return json_object_object_get_ex(*request, "contents", &v) && sub->contents[0] &&
+           json_object_is_type(v, json_type_string) && strcmp(json_object_get_string(v), sub->contents) == 0;
+}
+
+/* The seed that was drawn for this command by an earlier run into `dir`. */
+static bool read_old_seed(const struct render *r, const char *dir, uint64_t *seed) {
+    json_object *old = earlier_batch(dir), *request, *v;
+    bool found = same_command(r, old, &request) && json_object_object_get_ex(request, "seed_drawn", &v) &&
+                 json_object_get_boolean(v) && json_object_object_get_ex(request, "seed", &v) &&
+                 json_object_is_type(v, json_type_int);
+    if (found) *seed = json_object_get_uint64(v);
+    json_object_put(old);
+    return found;
+}
+
+/* Looks into the folder that this command may have been at before, or without -o into those: the drawn seed is
+ * found again. */
+static void look_back(const struct render *r, uint64_t *seed) {
+    char dir[KN_PATH_MAX];
+    for (int n = 1; n <= FOLDER_DEFAULTS_MAX; n++) {
+        char name[FOLDER_DEFAULT_MAX];
+        folder_default(n, name);
+        snprintf(dir, sizeof dir, "%s", r->o->out ? r->o->out : name);
+        if (!kn_fs_exists(dir)) return;
+        json_object *old = earlier_batch(dir), *request;
+        bool same = same_command(r, old, &request);
+        json_object_put(old);
+        if (same) {
+            if (!r->o->has_seed) read_old_seed(r, dir, seed);
+        }
+        if (same || r->o->out) return;
+    }
+}
+
+static void read_old_id(struct render *r) {
+    json_object *old = earlier_batch(r->out.dir), *v;
+    if (old && json_object_object_get_ex(old, "id", &v) && json_object_is_type(v, json_type_string))
         snprintf(r->old_id, sizeof r->old_id, "%s", json_object_get_string(v));
-    if (r->o->has_seed || !json_object_object_get_ex(old, "request", &request)) return;
-    if (!json_object_object_get_ex(request, "source", &v) || !r->submission.source[0] ||
-        strcmp(json_object_get_string(v), r->submission.source) != 0)
-        return;
-    if (!json_object_object_get_ex(request, "seed_drawn", &v) || !json_object_get_boolean(v)) return;
-    if (!json_object_object_get_ex(request, "seed", &v) || !json_object_is_type(v, json_type_int)) return;
-    *seed = json_object_get_uint64(v);
-    *drawn = true;
+    json_object_put(old);
 }
 
 static void warn_unused(const struct cli_options *o) {
@@ -513,8 +548,10 @@ static void warn_unused(const struct cli_options *o) {
 /* All that can be wrong, before anything is started. */
 static int prepare(struct render *r, struct kn_err *err) {
     const struct cli_options *o = r->o;
+    uint64_t seed = o->has_seed ? o->settings.seed : draw_seed();
     int rc = submission_read(o, &r->submission, err);
     if (rc == KN_OK) rc = farmdir_choose(o->farm, r->farm_dir, &r->is_endpoint, err);
+    if (rc == KN_OK) look_back(r, &seed);
     if (rc == KN_OK) {
         rc = find_farm(r, err);
         r->no_farm = rc != KN_OK;
@@ -525,25 +562,30 @@ static int prepare(struct render *r, struct kn_err *err) {
     }
     if (rc == KN_OK && !r->client && o->workers == 0)
         rc = kn_err_set(err, KN_EINVAL, "--workers: 0, and no farm is up that has any");
+    if (rc == KN_OK)
+        rc = submission_resolve(&r->submission, o, r->client ? &r->farm_models : NULL, seed, !o->has_seed,
+                                err);
     if (rc) return rc;
-    const char *dir = o->out ? o->out : "kiln-out";
-    uint64_t seed = o->has_seed ? o->settings.seed : draw_seed();
-    bool drawn = !o->has_seed;
-    static struct folder before;
-    snprintf(before.dir, sizeof before.dir, "%s", dir);
-    json_object *old = folder_old_batch(&before);
-    read_old_batch(r, old, &seed, &drawn);
-    json_object_put(old);
-    rc = submission_resolve(&r->submission, o, r->client ? &r->farm_models : NULL, seed, drawn, err);
-    if (rc == KN_OK) rc = folder_open(dir, &r->out, err);
-    if (rc) return rc;
+    const struct submission *sub = &r->submission;
     r->out_open = true;
-    r->out.request = r->submission.request;
+    rc = folder_choose(o->out,
+                       &(struct folder_ask){.tasks = sub->tasks.v,
+                                            .keys = (const kn_digest *)sub->keys,
+                                            .count = sub->tasks.count,
+                                            .models = sub->models,
+                                            .pin_backend = o->pin_backend,
+                                            .name_pattern = o->name_pattern,
+                                            .replace = o->replace},
+                       &r->out, err);
+    if (rc) return rc;
+    read_old_id(r);
+    r->out.request = sub->request;
     r->out.created_wall_ms = kn_wall_ms();
-    snprintf(r->out.name, sizeof r->out.name, "%s", r->submission.name);
+    r->out.placing = o->link ? FOLDER_LINK : FOLDER_COPY;
+    snprintf(r->out.name, sizeof r->out.name, "%s", sub->name);
     snprintf(r->out.id, sizeof r->out.id, "%s", r->old_id);
-    return folder_begin(&r->out, r->submission.tasks.v, r->submission.keys, r->submission.tasks.count,
-                        r->submission.models, o->pin_backend, err);
+    if (sub->default_model[0]) cli_say("model: %s (the farm's default)", sub->default_model);
+    return KN_OK;
 }
 
 static int run_render(struct render *r, struct kn_err *err) {
@@ -615,7 +657,8 @@ const struct cli_command cmd_render = {
         "--seed 7 …; .jsonl and .json; .csv and .tsv with a header; - for standard input) and of -p into a "
         "folder: images/, manifest.jsonl, index.html (a gallery), batch.json. Uses the farm that "
         "is up, else starts a private one and ends it. What the folder has already is not "
-        "rendered again: after an interruption the same command goes on.",
+        "rendered again: after an interruption the same command goes on. A folder that holds "
+        "another batch or files that are not kiln's is refused.",
     .examples =
         "  kiln render prompts.txt -o pictures\n"
         "  kiln render -p \"a red circle above a blue square\" --images 8 --seed 7\n"

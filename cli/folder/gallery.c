@@ -81,7 +81,7 @@ static int replace(const struct folder *o, const char *name, const struct kn_buf
 
 /* ---- the page ---- */
 
-static bool is_part(const char *name) {
+bool gallery_is_part(const char *name) {
     size_t digits = strspn(name, "0123456789");
     return digits >= 4 && digits <= 6 && strcmp(name + digits, ".js") == 0;
 }
@@ -96,7 +96,7 @@ int gallery_write_page(struct folder *o, struct kn_err *err) {
     if (!d) return kn_err_set(err, KN_EIO, "%s: %s", dir, strerror(errno));
     struct dirent *entry;
     while ((entry = readdir(d)))
-        if (is_part(entry->d_name) && kn_fs_join(path, sizeof path, dir, entry->d_name) == KN_OK)
+        if (gallery_is_part(entry->d_name) && kn_fs_join(path, sizeof path, dir, entry->d_name) == KN_OK)
             unlink(path);
     closedir(d);
     memset(o->gallery.written, 0, o->gallery.count * sizeof *o->gallery.written);
@@ -144,7 +144,7 @@ static size_t settings_of(const struct folder *o, size_t i, size_t *seen, json_o
 }
 
 /* [index, status, prompt, negative, seed, settings, attempt, render_ms, digest's first digits, flat, error,
- * extra]; the seed is text, since JavaScript's numbers end at 2^53. */
+ * extra, name]; the name only where it is not the number; the seed is text, since JavaScript's numbers end at 2^53. */
 static json_object *row_of(const struct folder *o, size_t i, size_t settings) {
     const struct kn_task *t = &o->tasks[i];
     const struct folder_image *e = &o->entries[i];
@@ -170,6 +170,10 @@ static json_object *row_of(const struct folder *o, size_t i, size_t settings) {
         if (tok) json_tokener_free(tok);
     }
     json_object_array_add(r, extra);
+    if (o->names) {
+        char file[FOLDER_FILE_MAX];
+        json_object_array_add(r, json_object_new_string(folder_file(o, i, file) + strlen("images/")));
+    }
     return r;
 }
 

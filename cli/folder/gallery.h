@@ -15,6 +15,7 @@
 #ifndef KILN_CLI_FOLDER_GALLERY_H
 #define KILN_CLI_FOLDER_GALLERY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/err.h"
@@ -25,6 +26,8 @@ struct folder;
 KN_MUST_USE int gallery_init(struct folder *o, struct kn_err *err);
 void gallery_fini(struct folder *o);
 void gallery_note(struct folder *o, size_t index); /* image `index` has changed */
+/* True for a name of a part. */
+bool gallery_is_part(const char *name);
 /* Writes index.html and removes parts of an older run. */
 KN_MUST_USE int gallery_write_page(struct folder *o, struct kn_err *err);
 /* Writes the parts that have changed, then status.js. */

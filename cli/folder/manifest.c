@@ -207,9 +207,10 @@ static int read_object(json_object *v, struct manifest_line *out, struct kn_err 
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (fields[i].done && !get(v, fields[i].name))
             return kn_err_set(err, KN_EPARSE, "%s: is null, but the image is done", fields[i].name);
-    char name[32];
-    folder_file_name(out->index, name);
-    if (strcmp(text_of(v, "file"), name) != 0) return kn_err_set(err, KN_EPARSE, "file: is not %s", name);
+    if (!folder_file_is_safe(text_of(v, "file")))
+        return kn_err_set(err, KN_EPARSE, "file: is not a picture's name in images/");
+    out->file = strdup(text_of(v, "file"));
+    if (!out->file) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     rc = kn_unhex(text_of(v, "sha256"), out->sha256, sizeof(kn_digest));
     if (rc == KN_OK) rc = kn_unhex(text_of(v, "pixels_sha256"), out->pixels_sha256, sizeof(kn_digest));
     assert(rc == KN_OK);

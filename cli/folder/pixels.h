@@ -12,4 +12,7 @@
 KN_MUST_USE int pixels_digest(const void *data, size_t len, uint8_t sha256[32], uint32_t *width,
                               uint32_t *height, struct kn_err *err);
 
+/* The `parameters` text of a PNG that kiln wrote, in UTF-8; the caller frees. NULL: it has none, or is no PNG. */
+char *pixels_parameters(const void *data, size_t len);
+
 #endif

@@ -18,9 +18,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/map.h"
 #include "cli/cli.h"
 #include "cli/folder/images.h"
 #include "cli/folder/manifest.h"
+#include "cli/folder/names.h"
 #include "cli/folder/pixels.h"
 #include "cli/text.h"
 
@@ -138,51 +140,49 @@ static int keep_line(struct audit *a, const struct manifest_line *l) {
     return KN_OK;
 }
 
+/* A line that could be read, against batch.json and the lines before it. l->number is set when its picture is
+ * to be looked at. */
+static int check_against(struct audit *a, struct manifest_line *l, uint32_t number, int64_t *last) {
+    struct verify_report *r = a->r;
+    if (r->has_count && l->index >= r->count)
+        return fault(r, "manifest.jsonl", number, "index: %u, but batch.json counts %llu images", l->index,
+                     (unsigned long long)r->count);
+    if (a->line_of[l->index])
+        return fault(r, "manifest.jsonl", number, "index: %u again, line %u has it", l->index,
+                     a->line_of[l->index]);
+    a->line_of[l->index] = number;
+    int rc = KN_OK;
+    if (l->index < *last)
+        rc = fault(r, "manifest.jsonl", number, "index: %u comes after %lld", l->index, (long long)*last);
+    else
+        *last = l->index;
+    if (rc) return rc;
+    bool known = a->model_count == 0;
+    for (size_t i = 0; !known && i < a->model_count; i++)
+        known = memcmp(a->models[i], l->model_sha256, sizeof(kn_digest)) == 0;
+    if (!known) rc = fault(r, "manifest.jsonl", number, "model_sha256: is none of batch.json's models");
+    if (rc == KN_OK && memcmp(l->key, l->key_computed, sizeof(kn_digest)) != 0)
+        rc = fault(r, "manifest.jsonl", number, "key: is not that of this line's settings");
+    if (rc) return rc;
+    r->done += l->status == KN_RESULT_DONE;
+    r->failed += l->status == KN_RESULT_FAILED;
+    r->cancelled += l->status == KN_RESULT_CANCELLED;
+    l->number = number;
+    return KN_OK;
+}
+
 /* Checks what one line says by itself and against the lines before it. */
 static int check_line(struct audit *a, const char *text, size_t len, uint32_t number, int64_t *last) {
-    struct verify_report *r = a->r;
     struct kn_err err = {0};
     struct manifest_line l;
     int rc = manifest_read(text, len, &l, &err);
-    if (rc == KN_ENOMEM) return rc;
-    if (rc) return fault(r, "manifest.jsonl", number, "%s", err.text);
-    l.number = number;
-    if (r->has_count && l.index >= r->count)
-        return fault(r, "manifest.jsonl", number, "index: %u, but batch.json counts %llu images", l.index,
-                     (unsigned long long)r->count);
-    if (a->line_of[l.index])
-        return fault(r, "manifest.jsonl", number, "index: %u again, line %u has it", l.index,
-                     a->line_of[l.index]);
-    a->line_of[l.index] = number;
-    if (l.index < *last) {
-        rc = fault(r, "manifest.jsonl", number, "index: %u comes after %lld", l.index, (long long)*last);
-        if (rc) return rc;
-    } else {
-        *last = l.index;
-    }
-    bool known = a->model_count == 0;
-    for (size_t i = 0; !known && i < a->model_count; i++)
-        known = memcmp(a->models[i], l.model_sha256, sizeof(kn_digest)) == 0;
-    if (!known) {
-        rc = fault(r, "manifest.jsonl", number, "model_sha256: is none of batch.json's models");
-        if (rc) return rc;
-    }
-    if (memcmp(l.key, l.key_computed, sizeof(kn_digest)) != 0) {
-        rc = fault(r, "manifest.jsonl", number, "key: is not that of this line's settings");
-        if (rc) return rc;
-    }
-    switch (l.status) {
-    case KN_RESULT_DONE:
-        r->done++;
-        break;
-    case KN_RESULT_FAILED:
-        r->failed++;
-        break;
-    case KN_RESULT_CANCELLED:
-        r->cancelled++;
-        break;
-    }
-    return keep_line(a, &l);
+    if (rc == KN_OK)
+        rc = check_against(a, &l, number, last);
+    else if (rc != KN_ENOMEM)
+        rc = fault(a->r, "manifest.jsonl", number, "%s", err.text);
+    if (rc == KN_OK && l.number) rc = keep_line(a, &l);
+    if (rc || !l.number) free(l.file); /* else the audit owns it */
+    return rc;
 }
 
 static int missing_lines(struct audit *a) {
@@ -278,12 +278,11 @@ static char *check_bytes(const struct manifest_line *l, const void *data, size_t
 /* `file` is the thread's buffer. */
 static char *check_picture(const struct verify_report *r, const struct manifest_line *l,
                            struct kn_buf *file) {
-    char name[32], path[KN_PATH_MAX];
+    char path[KN_PATH_MAX];
     struct kn_err err = {0};
     struct stat st;
     kn_buf_clear(file);
-    folder_file_name(l->index, name);
-    if (kn_fs_join(path, sizeof path, r->dir, name)) return words("the path is too long");
+    if (kn_fs_join(path, sizeof path, r->dir, l->file)) return words("the path is too long");
     if (lstat(path, &st)) return words(errno == ENOENT ? "is not there" : "%s", strerror(errno));
     if (!S_ISREG(st.st_mode)) return words("is not a regular file");
     if (kn_fs_read(path, file, &err)) return words("cannot be read: %s", err.text);
@@ -330,9 +329,8 @@ static int read_pictures(struct audit *a, int threads) {
     a->r->bytes = atomic_load(&a->bytes);
     int rc = cli_interrupted ? KN_ECANCELED : KN_OK;
     for (size_t i = 0; i < a->count; i++) {
-        char name[32];
-        folder_file_name(a->lines[i].index, name);
-        if (a->found[i] && rc == KN_OK) rc = fault(a->r, name, a->lines[i].number, "%s", a->found[i]);
+        if (a->found[i] && rc == KN_OK)
+            rc = fault(a->r, a->lines[i].file, a->lines[i].number, "%s", a->found[i]);
         words_free(a->found[i]);
     }
     free(a->found);
@@ -343,49 +341,67 @@ static int by_name(const void *x, const void *y) {
     return strcmp(*(char *const *)x, *(char *const *)y);
 }
 
+/* The pictures that lines speak of, as file systems that ignore case compare them. */
+static int listed_files(struct audit *a, struct kn_map **out) {
+    *out = kn_map_create(a->count + 1);
+    int rc = *out ? KN_OK : KN_ENOMEM;
+    for (size_t i = 0; rc == KN_OK && i < a->count; i++) {
+        struct manifest_line *l = &a->lines[i];
+        char *fold = l->file ? names_fold(l->file) : NULL;
+        if (!l->file) continue;
+        rc = fold ? kn_map_put(*out, fold, strlen(fold), l) : KN_ENOMEM;
+        if (rc == KN_EEXIST) {
+            const struct manifest_line *other = kn_map_get(*out, fold, strlen(fold));
+            rc = fault(a->r, "manifest.jsonl", l->number, "file: %s again, line %u has it", l->file,
+                       other->number);
+        }
+        free(fold);
+    }
+    return rc;
+}
+
 /* Files in images/ that no `done` line speaks of. Names that begin with a dot are not looked at. */
 static int strays(struct audit *a) {
     char path[KN_PATH_MAX];
+    struct kn_map *listed;
     int rc = kn_fs_join(path, sizeof path, a->r->dir, "images");
     if (rc) return rc;
-    DIR *d = opendir(path);
-    if (!d) return a->r->done ? fault(a->r, "images", 0, "%s", strerror(errno)) : KN_OK;
-    bool *listed = calloc(KN_TASKS_PER_BATCH_MAX, 1);
+    rc = listed_files(a, &listed);
+    DIR *d = rc ? NULL : opendir(path);
+    if (rc == KN_OK && !d && a->r->done) rc = fault(a->r, "images", 0, "%s", strerror(errno));
     char **names = NULL;
     size_t count = 0, cap = 0;
-    if (!listed) rc = KN_ENOMEM;
-    for (size_t i = 0; rc == KN_OK && i < a->count; i++)
-        listed[a->lines[i].index] = a->lines[i].status == KN_RESULT_DONE;
     struct dirent *e;
-    while (rc == KN_OK && (e = readdir(d))) {
-        uint32_t index = 0;
-        int end = 0;
-        char same[32];
+    while (rc == KN_OK && d && (e = readdir(d))) {
         if (e->d_name[0] == '.') continue;
-        if (sscanf(e->d_name, "%7u.png%n", &index, &end) == 1 && end > 0 && !e->d_name[end] &&
-            index < KN_TASKS_PER_BATCH_MAX) {
-            folder_file_name(index, same);
-            if (strcmp(same + strlen("images/"), e->d_name) == 0 && listed[index]) continue;
+        char *name = words("images/%s", e->d_name), *fold = names_fold(name);
+        const struct manifest_line *l = fold ? kn_map_get(listed, fold, strlen(fold)) : NULL;
+        bool spoken_of = l && strcmp(l->file, name) == 0;
+        free(fold);
+        if (spoken_of) {
+            words_free(name);
+            continue;
         }
         if (count == cap) {
             cap = cap ? cap * 2 : 64;
             char **v = realloc(names, cap * sizeof *v);
             if (!v) {
+                words_free(name);
                 rc = KN_ENOMEM;
                 break;
             }
             names = v;
         }
-        names[count++] = words("images/%s", e->d_name);
+        names[count++] = name;
     }
-    closedir(d);
+    if (d) closedir(d);
     if (rc == KN_OK && count > 1) qsort(names, count, sizeof *names, by_name);
     for (size_t i = 0; i < count; i++) {
         if (rc == KN_OK) rc = fault(a->r, names[i], 0, "no done line of manifest.jsonl speaks of it");
         words_free(names[i]);
     }
     free(names);
-    free(listed);
+    kn_map_destroy(listed);
     return rc;
 }
 
@@ -416,6 +432,7 @@ int verify_folder(const char *dir, int threads, struct verify_report *out, struc
     if (rc == KN_OK) rc = read_manifest(&a);
     if (rc == KN_OK) rc = read_pictures(&a, threads);
     if (rc == KN_OK) rc = strays(&a);
+    for (size_t i = 0; i < a.count; i++) free(a.lines[i].file);
     free(a.line_of);
     free(a.lines);
     free(a.models);

@@ -2,6 +2,7 @@
 kn_unit_test(NAME cli.args SOURCES cli_args.c LIBS kiln_cli)
 kn_unit_test(NAME cli.farmdir SOURCES cli_farmdir.c LIBS kiln_cli)
 kn_unit_test(NAME cli.size SOURCES cli_size.c LIBS kiln_cli)
+kn_unit_test(NAME cli.names SOURCES cli_names.c LIBS kiln_cli)
 kn_unit_test(NAME cli.submission SOURCES cli_submission.c LIBS kiln_cli)
 kn_unit_test(NAME cli.text SOURCES cli_text.c LIBS kiln_cli)
 kn_unit_test(NAME cli.folder SOURCES cli_folder.c LIBS kiln_cli)

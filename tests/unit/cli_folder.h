@@ -19,6 +19,8 @@
 #define FOLDER_TASKS_MAX 64
 
 static char trial_dir[256], trial_out[300], trial_objects[300];
+static const char *trial_pattern; /* --name-pattern */
+static bool trial_replace;
 static bool trial_far; /* the farm is on another machine: objects must be fetched */
 static struct kn_task trial_tasks[FOLDER_TASKS_MAX];
 static kn_digest trial_keys[FOLDER_TASKS_MAX];
@@ -84,6 +86,8 @@ static inline void trial_begin(void) {
     snprintf(trial_objects, sizeof trial_objects, "%s/objects", trial_dir);
     CHECK_INT(mkdir(trial_objects, 0777), 0);
     trial_far = false;
+    trial_pattern = NULL;
+    trial_replace = false;
     trial_fetches = 0;
 }
 
@@ -154,12 +158,24 @@ static inline void trial_render(size_t i, struct kn_result *r) {
     free(png);
 }
 
+static inline int trial_begin_folder(struct folder *o, size_t count, const char *pin_backend,
+                                     struct kn_err *err) {
+    int rc = folder_choose(trial_out,
+                           &(struct folder_ask){.tasks = trial_tasks,
+                                                .keys = (const kn_digest *)trial_keys,
+                                                .count = count,
+                                                .models = &trial_model,
+                                                .pin_backend = pin_backend,
+                                                .name_pattern = trial_pattern,
+                                                .replace = trial_replace},
+                           o, err);
+    strcpy(o->name, "prompts.txt");
+    return rc;
+}
+
 static inline void trial_open(struct folder *o, size_t count, const char *pin_backend) {
     struct kn_err err = {0};
-    CHECK_MSG(folder_open(trial_out, o, &err) == KN_OK, "%s", err.text);
-    strcpy(o->name, "prompts.txt");
-    CHECK_MSG(folder_begin(o, trial_tasks, trial_keys, count, &trial_model, pin_backend, &err) == KN_OK, "%s",
-              err.text);
+    CHECK_MSG(trial_begin_folder(o, count, pin_backend, &err) == KN_OK, "%s", err.text);
     CHECK_MSG(folder_describe(o, &err) == KN_OK, "%s", err.text);
 }
 

@@ -258,7 +258,7 @@ TEST(a_done_line_names_its_own_file) {
     trial_finished(2, false);
     edit(2, "images/000001.png", "../000001.png");
     verify_now();
-    CHECK_STR(fault(0), "manifest.jsonl:2: file: is not images/000001.png");
+    CHECK_STR(fault(0), "manifest.jsonl:2: file: is not a picture's name in images/");
 }
 
 TEST(a_setting_that_was_changed_does_not_fit_its_key) {
