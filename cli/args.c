@@ -132,6 +132,7 @@ static const struct kn_option table[] = {
     {"exit", 0, NULL, CLI_G_EXIT, "and let the worker end itself", INTO(exit_worker)},
     {"timeout", 0, "SECONDS", CLI_G_TIMEOUT, "give up waiting after so long (status 2)", INTO(timeout_s),
      .min = 1, .max = 100000000},
+    {"repair", 0, NULL, CLI_G_REPAIR, "remove what renders that were killed have left behind", INTO(repair)},
     {"json", 0, NULL, CLI_G_JSON, "JSON on standard output", INTO(json)},
     {"help", 'h', NULL, CLI_G_HELP, "this text", KN_OPTION_STOP_INTO(struct cli_options, help)},
 };

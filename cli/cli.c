@@ -5,10 +5,13 @@
 #include <stdio.h>
 #include <unistd.h>
 
-volatile sig_atomic_t cli_interrupted;
+volatile sig_atomic_t cli_interrupted, cli_farm_pid;
 
 static void on_signal(int sig) {
-    if (cli_interrupted > 0 && sig == SIGINT) _exit(CLI_INTERRUPTED); /* the second Ctrl-C: at once */
+    if (cli_interrupted > 0 && sig == SIGINT) { /* the second Ctrl-C: at once */
+        if (cli_farm_pid > 1) kill(cli_farm_pid, SIGQUIT);
+        _exit(CLI_INTERRUPTED);
+    }
     cli_interrupted++;
 }
 

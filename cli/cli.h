@@ -30,7 +30,7 @@ struct cli_options {
     const char *farm; /* --farm, else $KILN_HOME, else ~/.kiln; a folder or an endpoint */
     const char *out;  /* -o */
     const char *name_pattern;
-    bool replace, link;
+    bool replace, link, repair;
     bool json, help;
     /* what to render */
     const char *prompts[CLI_PROMPTS_MAX];
@@ -61,6 +61,8 @@ struct cli_options {
 };
 
 extern volatile sig_atomic_t cli_interrupted; /* how often SIGINT, SIGTERM or SIGHUP came */
+/* The supervisor of the private farm that this command has, or 0: a second SIGINT ends it, too. */
+extern volatile sig_atomic_t cli_farm_pid;
 void cli_catch_signals(void); /* from then on they only count; but a second SIGINT ends the process at once */
 
 /* "kiln: TEXT" on standard error. */

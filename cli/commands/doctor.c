@@ -12,10 +12,11 @@
 #include <unistd.h>
 
 #include "cli/commands/commands.h"
-#include "cli/farm/farmdir.h"
+#include "cli/farm/runs.h"
 #include "cli/farm/size.h"
 #include "cli/talk/batch.h"
 #include "cli/talk/model.h"
+#include "cli/text.h"
 
 #define REDIS_MAJOR_MIN 7 /* scripts that begin with #!lua */
 #define DISK_MIB_MIN 1024
@@ -25,6 +26,7 @@ struct doctor {
     const struct cli_options *o;
     struct kn_machine machine;
     int faults;
+    size_t dead; /* runs that killed renders have left */
 };
 
 static void line(struct doctor *d, bool good, const char *what, const char *fmt, ...) KN_PRINTF(4, 5);
@@ -192,6 +194,45 @@ static void check_farm(struct doctor *d) {
     client_close(c);
 }
 
+/* A run's line. What a killed one left is no fault of this machine's: it waits for the same command. */
+static void tell_run(void *ctx, const struct run_info *i) {
+    struct doctor *d = ctx;
+    struct kn_err err = {0};
+    char age[CLI_DURATION_MAX], size[32];
+    text_duration((int64_t)i->age_ms, age);
+    snprintf(size, sizeof size, "%.1f MiB", (double)i->bytes / (1 << 20));
+    const char *out = i->out[0] ? i->out : "an unknown folder";
+    d->dead += i->state == RUN_DEAD;
+    if (i->state == RUN_DEAD && d->o->repair) {
+        int rc = runs_remove_dead(i, &err);
+        line(d, rc == KN_OK || rc == KN_EAGAIN, "run",
+             rc == KN_OK       ? "%s, for %s, %s old, %s: removed"
+             : rc == KN_EAGAIN ? "%s, for %s, %s old, %s: is being gone on with"
+                               : "%s, for %s, %s old, %s: cannot be removed",
+             i->dir, out, age, size);
+        if (rc && rc != KN_EAGAIN) cli_say("%s", err.text);
+        d->dead -= rc == KN_OK;
+        return;
+    }
+    static const char *const words[] = {[RUN_ALIVE] = "alive",
+                                        [RUN_ABANDONED] = "without its command, ends within a minute",
+                                        [RUN_DEAD] = "left by a killed one"};
+    line(d, true, "run", "%s, for %s, %s old, %s: %s", i->dir, out, age, size, words[i->state]);
+}
+
+static void check_runs(struct doctor *d) {
+    struct kn_err err = {0};
+    if (d->o->farm) return; /* that farm is asked about */
+    const char *home = getenv("KILN_HOME");
+    if (home && strstr(home, "://")) return; /* then no render starts a farm of its own */
+    if (runs_each(tell_run, d, &err)) line(d, false, "runs", "%s", err.text);
+    if (d->dead)
+        line(
+            d, true, "runs",
+            "%zu left by killed ones: the same command goes on with its own, kiln doctor --repair removes them",
+            d->dead);
+}
+
 static int run(const struct cli_options *o) {
     struct doctor d = {.o = o};
     cli_catch_signals();
@@ -203,6 +244,7 @@ static int run(const struct cli_options *o) {
     check_machine(&d);
     check_models(&d);
     check_farm(&d);
+    check_runs(&d);
     return d.faults ? CLI_FAILED : CLI_DONE;
 }
 
@@ -212,9 +254,13 @@ const struct cli_command cmd_doctor = {
     .words = "check this machine",
     .more =
         "Says whether this machine has what a farm needs: Redis, the programs, the model, "
-        "memory and how many workers with a model fit in it, room on the disk; and whether the farm is up. Status 2 when something is "
-        "missing.",
-    .examples = "  kiln doctor\n  kiln doctor --models ~/models\n",
-    .groups = CLI_G_FARM | CLI_G_MODEL,
+        "memory and how many workers with a model fit in it, room on the disk; whether the farm is up; "
+        "and which private farms of renders there are, also those that killed ones left (--repair removes "
+        "them). Status 2 when something is missing.",
+    .examples =
+        "  kiln doctor\n"
+        "  kiln doctor --models ~/models\n"
+        "  kiln doctor --repair\n",
+    .groups = CLI_G_FARM | CLI_G_MODEL | CLI_G_REPAIR,
     .run = run,
 };

@@ -1,13 +1,13 @@
 /* kiln render: prompts in, a folder of pictures out.
  *
- * In order: the input is read; the farm that is up is found, or it is settled that a private one will be
- * started; every task is resolved; the folder says what it has already; only then, and only if something is
+ * In order: the input is read; the farm that is up to stay is found, or it is settled that a private one will
+ * be started; every task is resolved; the folder says what it has already; only then, and only if something is
  * missing, is anything started. What an earlier run handed in and could not collect is collected first. Then
  * the rest is handed in as one batch and followed to its end, the folder filling meanwhile.
  *
  * Ctrl-C cancels the batch, collects what had ended, and ends a private farm; the same command then goes on
- * where it was. A private farm lives in the farm's folder like any other, so that a second render can use it:
- * it ends when nobody renders on it any more. */
+ * where it was. A private farm belongs to this run alone and is found again by the output folder (runs.h): no
+ * other render uses it, so that a command's result depends on nothing but what was asked. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "cli/commands/commands.h"
+#include "cli/farm/runs.h"
 #include "cli/farm/supervise.h"
 #include "cli/folder/earlier.h"
 #include "cli/folder/folder.h"
@@ -38,6 +39,7 @@
 #define TOLD_MAX 10    /* failures that are listed; the manifest has them all */
 #define NOTES_MAX 6    /* deaths of processes that are told */
 #define NOBODY UINT32_MAX
+#define PLAN_BYTES_MAX (1u << 18)
 
 struct render {
     const struct cli_options *o;
@@ -46,14 +48,16 @@ struct render {
     struct submission submission;
     struct models farm_models;
     struct folder out;
-    bool out_open;
+    bool out_open, begun;
 
     struct client *client;
     bool watched; /* the farm has a lock in farm_dir, which tells whether it lives */
-    int users_fd; /* held while we use a farm that is not our own */
-    struct farmdir dir;
+    bool own;     /* the farm is this run's */
+    bool started; /* and this process started it */
+    bool resumes; /* the output folder has a run of its own to go on with */
+    struct run run;
     struct supervise_handle farm;
-    bool own, no_farm;
+    bool no_farm;
     bool joined; /* a worker has announced the models */
     int workers, deaths[CLI_WORKERS_MAX], notes;
     uint64_t alive_ms;
@@ -71,7 +75,7 @@ struct render {
 /* News of our own farm's processes, and whether the farm is there at all. */
 static int watch(struct render *r, struct kn_err *err) {
     const char *line;
-    while (r->own && supervise_news(&r->farm, &line)) {
+    while (r->started && supervise_news(&r->farm, &line)) {
         int count, n = 0, w;
         char process[32];
         if (!line) break;
@@ -79,22 +83,23 @@ static int watch(struct render *r, struct kn_err *err) {
             if (sscanf(process, "worker-%d", &w) == 1 && w >= 0 && w < CLI_WORKERS_MAX) r->deaths[w] = count;
             if (++r->notes <= NOTES_MAX)
                 progress_note(&r->progress, "%s %s; started again", process, line + n);
-            if (r->notes == NOTES_MAX) progress_note(&r->progress, "further ends are in %s/log", r->dir.dir);
+            if (r->notes == NOTES_MAX)
+                progress_note(&r->progress, "further ends are in %s/log", r->run.dir.dir);
         }
     }
-    if (r->own && r->farm.news_fd < 0)
-        return kn_err_set(err, KN_EGONE, "the private farm has ended; see %s/log", r->dir.dir);
-    bool dead = r->own && r->workers > 0;
+    if (r->started && r->farm.news_fd < 0)
+        return kn_err_set(err, KN_EGONE, "the private farm has ended; see %s/log", r->run.dir.dir);
+    bool dead = r->started && r->workers > 0;
     for (int w = 0; dead && w < r->workers; w++)
         dead = r->deaths[w] >= (r->joined ? DEATHS_MAX : DEATHS_START_MAX);
     if (dead) {
         char words[512];
-        supervise_last_words(&r->dir, "worker-0", words, sizeof words);
+        supervise_last_words(&r->run.dir, "worker-0", words, sizeof words);
         return kn_err_set(err, KN_EDEVICE, "no worker stays alive; the last words of worker-0: %s",
                           words[0] ? words : "none");
     }
     uint64_t now = kn_clock_ms();
-    if (!r->own && r->watched && now - r->alive_ms >= ALIVE_EVERY_MS) {
+    if (!r->started && r->watched && now - r->alive_ms >= ALIVE_EVERY_MS) {
         r->alive_ms = now;
         if (!farmdir_is_locked(r->farm_dir))
             return kn_err_set(err, KN_EGONE,
@@ -116,8 +121,8 @@ static int attach(struct render *r, const char *endpoint, int patience_ms, struc
     return rc;
 }
 
-/* Attaches to the farm if one is up. r->client stays NULL when none is; waits out one that is starting or
- * ending. */
+/* Attaches to the farm that was brought up to stay, if one is: the one that --farm names, else that of the
+ * default place. r->client stays NULL when none is; waits out one that is starting or ending. */
 static int find_farm(struct render *r, struct kn_err *err) {
     char endpoint[KN_ENDPOINT_MAX + 1];
     uint64_t end = kn_clock_ms() + FARM_WAIT_MS;
@@ -125,23 +130,25 @@ static int find_farm(struct render *r, struct kn_err *err) {
         int rc = attach(r, r->farm_dir, NAMED_MS, err);
         return rc == KN_ETIMEOUT ? kn_err_set(err, rc, "no farm answers at %s", r->farm_dir) : rc;
     }
+    if (run_is_at(r->farm_dir))
+        return kn_err_set(err, KN_EINVAL, "--farm %s: is the private farm of another run", r->farm_dir);
     for (;;) {
         struct kn_err why = {0};
         bool up = farmdir_is_locked(r->farm_dir);
         int rc = farmdir_endpoint(r->o->farm, 0, endpoint, &why);
+        /* a private farm of an earlier kiln, which kept them here: another run's */
+        if (up && farmdir_pid(r->farm_dir, "private")) up = false, rc = KN_ENOENT;
         if (!up) {
             /* a coordinator that was started by hand has no lock; a stale file has no coordinator */
-            if (rc == KN_OK && attach(r, endpoint, HAND_MADE_MS, &why) == KN_ECANCELED)
-                return kn_err_set(err, KN_ECANCELED, "interrupted");
+            if (rc == KN_OK) rc = attach(r, endpoint, HAND_MADE_MS, &why);
+            if (rc == KN_ECANCELED) return kn_err_set(err, rc, "interrupted");
+            if (rc && r->o->farm)
+                return kn_err_set(err, KN_ENOENT, "no farm is up at %s (kiln up starts one)", r->farm_dir);
             return KN_OK;
         }
-        if (rc == KN_OK && farmdir_use(r->farm_dir, &r->users_fd, &why) == KN_OK) {
-            if (attach(r, endpoint, CLIENT_PATIENCE_MS, &why) == KN_OK) {
-                r->watched = true;
-                return KN_OK;
-            }
-            close(r->users_fd);
-            r->users_fd = -1;
+        if (rc == KN_OK && attach(r, endpoint, CLIENT_PATIENCE_MS, &why) == KN_OK) {
+            r->watched = true;
+            return KN_OK;
         }
         if (cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
         if (kn_clock_ms() > end)
@@ -181,38 +188,94 @@ static struct farm_load load_of(const struct submission *s) {
     return load;
 }
 
-/* Starts the private farm, or attaches to one that came up since find_farm(). */
+/* What was asked of the farm: one of another plan is no use to this command. */
+static int describe_plan(const struct cli_options *o, const struct supervise_config *c, struct kn_buf *out) {
+    int rc = kn_buf_appendf(out, "kiln %s\nworkers %d\nthreads %d\nengine %s\npictures %s\n", KILN_VERSION,
+                            o->workers, o->threads, c->engine ? c->engine : "", c->pictures);
+    for (int i = 0; rc == KN_OK && i < c->devices->count; i++)
+        rc = kn_buf_appendf(out, "device %s\n", c->devices->v[i]);
+    for (size_t i = 0; rc == KN_OK && i < c->model_dir_count; i++)
+        rc = kn_buf_appendf(out, "model %s\n", c->models[i]);
+    return rc;
+}
+
+/* The farm that a killed command left goes on, if it is what this command would start. */
+static bool go_on(struct render *r, const char *plan) {
+    struct kn_err why = {0};
+    if (!run_has_plan(&r->run, plan) || attach(r, r->run.dir.endpoint, CLIENT_PATIENCE_MS, &why))
+        return false;
+    r->own = r->watched = true;
+    snprintf(r->farm_dir, sizeof r->farm_dir, "%s", r->run.dir.dir);
+    cli_farm_pid = farmdir_pid(r->run.dir.dir, "supervisor");
+    progress_note(&r->progress, "the farm of the run before is up still");
+    return true;
+}
+
+static int start_supervisor(struct render *r, const struct supervise_config *config, const char *plan,
+                            struct kn_err *err) {
+    struct supervise_config c = *config;
+    struct farmdir again; /* a farm that has just ended has taken the folder of its sockets along */
+    int rc = farmdir_lock(r->run.dir.dir, &c.lock_fd, err);
+    if (rc) return rc;
+    rc = farmdir_create(r->run.dir.dir, &again, err);
+    if (rc == KN_OK) rc = run_write_plan(&r->run, plan, err);
+    if (rc) close(c.lock_fd);
+    if (rc == KN_OK) rc = supervise_start(&c, &r->farm, err);
+    if (rc) return rc;
+    r->own = r->started = true;
+    r->workers = c.size->workers;
+    return attach(r, r->run.dir.endpoint, CLIENT_PATIENCE_MS, err);
+}
+
+/* Starts this run's own farm, or goes on with the one that it has. What does not fit is refused before there is
+ * anything of it; while one is up, its memory does not count. */
 static int start_farm(struct render *r, struct kn_err *err) {
     static const char *folders[KN_MODELS_PER_BATCH_MAX];
     static struct worker_devices devices;
-    const struct cli_options *o = r->o;
     static struct farm_size size;
+    const struct cli_options *o = r->o;
     struct farm_load load = load_of(&r->submission);
-    int lock_fd, rc = devices_choose(o, &devices, err);
-    if (rc == KN_OK) rc = farm_size(o, &devices, &load, &size, err);
-    if (rc == KN_OK) rc = farmdir_create(r->farm_dir, &r->dir, err);
+    struct kn_buf plan;
+    bool up = run_find(r->out.dir, &r->run) && farmdir_is_locked(r->run.dir.dir);
+    int rc = devices_choose(o, &devices, err);
+    if (rc == KN_OK && !up) rc = farm_size(o, &devices, &load, &size, err);
+    if (rc == KN_OK) rc = run_open(r->out.dir, &r->run, err);
     if (rc) return rc;
-    while ((rc = farmdir_lock(r->farm_dir, &lock_fd, err)) == KN_EEXIST) {
-        rc = find_farm(r, err);
-        if (rc || r->client) return rc;
-    }
-    if (rc) return rc;
-    struct supervise_config c = {.farm = &r->dir,
-                                 .lock_fd = lock_fd,
+    struct supervise_config c = {.farm = &r->run.dir,
                                  .private_farm = true,
+                                 .pictures = r->run.pictures,
                                  .devices = &devices,
                                  .size = &size,
                                  .engine = o->engine};
     for (size_t i = 0; i < r->submission.model_count; i++)
         if (r->submission.paths[i]) folders[c.model_dir_count++] = r->submission.paths[i];
     c.models = folders;
-    rc = supervise_start(&c, &r->farm, err);
-    if (rc) return rc;
-    r->own = true;
-    r->workers = size.workers;
-    rc = attach(r, r->dir.endpoint, CLIENT_PATIENCE_MS, err);
+    kn_buf_init(&plan, PLAN_BYTES_MAX);
+    rc = describe_plan(o, &c, &plan);
+    if (rc) kn_err_set(err, rc, "%s", kn_err_words(rc));
+    if (rc == KN_OK && !(up && go_on(r, plan.data))) {
+        if (!supervise_stop(r->run.dir.dir))
+            rc = kn_err_set(err, KN_ETIMEOUT, "the farm of the run before does not end; see %s/log",
+                            r->run.dir.dir);
+        if (rc == KN_OK && up) rc = farm_size(o, &devices, &load, &size, err);
+        if (rc == KN_OK) rc = start_supervisor(r, &c, plan.data, err);
+    }
+    kn_buf_fini(&plan);
+    if (rc == KN_OK) r->out.placing = FOLDER_MOVE;
     if (rc == KN_OK) rc = await_models(r, err);
     return rc;
+}
+
+/* The run's own farm ends. What it was for is in the folder: then nothing of it stays. */
+static void end_farm(struct render *r, bool over) {
+    bool there = r->own;
+    if (r->started)
+        supervise_end(&r->farm);
+    else if (!r->own && over && r->begun)
+        there = run_find(r->out.dir, &r->run); /* one that nobody needs any more */
+    cli_farm_pid = 0;
+    if (there && (r->started || supervise_stop(r->run.dir.dir)) && over) run_remove(&r->run);
+    run_close(&r->run);
 }
 
 /* ---- following a batch */
@@ -370,9 +433,6 @@ static int adopt(struct render *r, bool ending, struct kn_err *err) {
             if (rc == KN_ESTATE || rc == KN_ENOENT) rc = KN_OK; /* it ended meanwhile */
         }
     }
-    if (rc == KN_OK && r->own && batch_command(r->client, id, KN_VERB_REMOVE, NULL) != KN_OK) {
-        /* it stays listed; its pictures take no room of their own */
-    }
     free(map);
     batch_tasks_fini(&old);
     return rc;
@@ -396,12 +456,7 @@ static int render_rest(struct render *r, size_t *count, struct kn_err *err) {
         r->sent = true;
         if (rc == KN_OK) rc = submission_send(r->client, &r->submission, pick, n, r->id, r->o, err);
         if (rc == KN_OK) rc = follow(r, r->id, pick, n, false, false, err);
-        if (rc == KN_OK) {
-            r->sent = false;
-            if (r->own && batch_command(r->client, r->id, KN_VERB_REMOVE, NULL) != KN_OK) {
-                /* as above */
-            }
-        }
+        if (rc == KN_OK) r->sent = false;
     }
     free(pick);
     return rc;
@@ -421,18 +476,17 @@ static int render_all(struct render *r, struct kn_err *err) {
     return rc;
 }
 
-/* After Ctrl-C: the batch stops, and what it has is not wasted. */
-static void call_off(struct render *r) {
+/* After Ctrl-C: the batch stops, and what it has is not wasted. True when nothing of it is left on the farm. */
+static bool call_off(struct render *r) {
     struct kn_err err = {0};
-    if (!r->sent || !r->client) return;
+    if (!r->sent || !r->client) return !r->old_id[0];
     client_heed_interrupt(r->client, false);
     client_limit(r->client, ENDING_MS);
     int rc = batch_command(r->client, r->id, KN_VERB_CANCEL, &err);
-    if (rc) return;
+    if (rc) return false;
     /* the images that it had done since the last look: by their keys, as a next run would find them */
     snprintf(r->old_id, sizeof r->old_id, "%s", r->out.id);
-    rc = adopt(r, true, &err);
-    (void)rc; /* then they are rendered again */
+    return adopt(r, true, &err) == KN_OK;
 }
 
 /* ---- what the person is told */
@@ -511,9 +565,10 @@ static bool read_old_seed(const struct render *r, const char *dir, uint64_t *see
 }
 
 /* Looks into the folder that this command may have been at before, or without -o into those: the drawn seed is
- * found again. */
-static void look_back(const struct render *r, uint64_t *seed) {
+ * found again, and so is a run of its own. */
+static void look_back(struct render *r, uint64_t *seed) {
     char dir[KN_PATH_MAX];
+    struct run run;
     for (int n = 1; n <= FOLDER_DEFAULTS_MAX; n++) {
         char name[FOLDER_DEFAULT_MAX];
         folder_default(n, name);
@@ -524,6 +579,7 @@ static void look_back(const struct render *r, uint64_t *seed) {
         json_object_put(old);
         if (same) {
             if (!r->o->has_seed) read_old_seed(r, dir, seed);
+            r->resumes = run_find(dir, &run);
         }
         if (same || r->o->out) return;
     }
@@ -552,7 +608,7 @@ static int prepare(struct render *r, struct kn_err *err) {
     int rc = submission_read(o, &r->submission, err);
     if (rc == KN_OK) rc = farmdir_choose(o->farm, r->farm_dir, &r->is_endpoint, err);
     if (rc == KN_OK) look_back(r, &seed);
-    if (rc == KN_OK) {
+    if (rc == KN_OK && (o->farm || r->is_endpoint || !r->resumes)) {
         rc = find_farm(r, err);
         r->no_farm = rc != KN_OK;
     }
@@ -575,9 +631,11 @@ static int prepare(struct render *r, struct kn_err *err) {
                                             .models = sub->models,
                                             .pin_backend = o->pin_backend,
                                             .name_pattern = o->name_pattern,
+                                            .source = sub->source,
                                             .replace = o->replace},
                        &r->out, err);
     if (rc) return rc;
+    r->begun = true;
     read_old_id(r);
     r->out.request = sub->request;
     r->out.created_wall_ms = kn_wall_ms();
@@ -603,10 +661,10 @@ static int run(const struct cli_options *o) {
     static struct render r;
     struct kn_err err = {0}, last = {0};
     r.o = o;
-    r.users_fd = -1;
+    r.run.users_fd = -1;
     cli_catch_signals();
     int rc = prepare(&r, &err);
-    bool prepared = rc == KN_OK, nothing_started = !prepared;
+    bool prepared = rc == KN_OK, nothing_started = !prepared, over = false;
     if (prepared) {
         progress_begin(&r.progress);
         rc = run_render(&r, &err);
@@ -615,10 +673,11 @@ static int run(const struct cli_options *o) {
     }
     if (rc == KN_ECANCELED && prepared) {
         cli_say("interrupted: ending (Ctrl-C again: at once)");
-        call_off(&r);
+        over = call_off(&r);
     }
     if (prepared) {
         r.out.finished = r.out.done + r.out.failed + r.out.cancelled == r.out.count;
+        if (rc == KN_OK) over = r.out.finished;
         int rc2 = folder_flush(&r.out, true, &last);
         if (rc2 && rc == KN_OK) {
             rc = rc2;
@@ -626,8 +685,7 @@ static int run(const struct cli_options *o) {
         }
     }
     client_close(r.client);
-    if (r.own) supervise_end(&r.farm);
-    if (r.users_fd >= 0) close(r.users_fd);
+    end_farm(&r, over);
 
     int status = CLI_DONE;
     if (rc) {
@@ -656,7 +714,7 @@ const struct cli_command cmd_render = {
         "Renders every prompt of the files (.txt: a prompt a line, with A1111's --steps 30 "
         "--seed 7 …; .jsonl and .json; .csv and .tsv with a header; - for standard input) and of -p into a "
         "folder: images/, manifest.jsonl, index.html (a gallery), batch.json. Uses the farm that "
-        "is up, else starts a private one and ends it. What the folder has already is not "
+        "was brought up to stay (kiln up), else starts one for itself and ends it. What the folder has already is not "
         "rendered again: after an interruption the same command goes on. A folder that holds "
         "another batch or files that are not kiln's is refused.",
     .examples =

@@ -214,7 +214,6 @@ static int run(const struct cli_options *o) {
         rc = kn_err_set(&err, KN_EDEVICE, "no worker can be started: %s",
                         u.last_words[0] ? u.last_words : "none has come up in two minutes");
     if (rc) {
-        kill(u.farm.pid, SIGTERM);
         supervise_end(&u.farm);
         int status = cli_fail(&err);
         return status == CLI_INTERRUPTED ? status : CLI_BAD_INPUT;

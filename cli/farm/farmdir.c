@@ -47,16 +47,8 @@ static int own_dir(const char *path, struct kn_err *err) {
     return KN_OK;
 }
 
-int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err) {
-    static const char *const below[] = {"", "run", "log", "redis"};
-    char path[KN_PATH_MAX];
+int farmdir_find(const char *dir, struct farmdir *out, struct kn_err *err) {
     memset(out, 0, sizeof *out);
-    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++) {
-        int rc = kn_fs_join(path, sizeof path, dir, below[i]);
-        if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", dir);
-        rc = kn_fs_mkdirs(path, 0700, err);
-        if (rc) return rc;
-    }
     char *real = realpath(dir, NULL);
     if (!real) return kn_err_set(err, KN_EIO, "%s: %s", dir, strerror(errno));
     int n = snprintf(out->dir, sizeof out->dir, "%s", real);
@@ -66,21 +58,38 @@ int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err) {
 
     unsigned hash = (unsigned)kn_hash64(out->dir, strlen(out->dir), 1);
     snprintf(out->runtime, sizeof out->runtime, "/tmp/kiln-%u-%08x", (unsigned)geteuid(), hash);
-    int rc = own_dir(out->runtime, err);
-    if (rc) return rc;
     snprintf(out->redis_socket, sizeof out->redis_socket, "%s/redis.sock", out->runtime);
     snprintf(out->endpoint, sizeof out->endpoint, "ipc://%s/farm.sock", out->runtime);
     return KN_OK;
 }
 
-/* Opens DIR/name and locks it with `how`. KN_EAGAIN: somebody holds it. */
-static int lock_file(const char *dir, const char *name, int how, int *fd, struct kn_err *err) {
+int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err) {
+    static const char *const below[] = {"", "run", "log", "redis"};
+    char path[KN_PATH_MAX];
+    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++) {
+        int rc = kn_fs_join(path, sizeof path, dir, below[i]);
+        if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", dir);
+        rc = kn_fs_mkdirs(path, 0700, err);
+        if (rc) return rc;
+    }
+    int rc = farmdir_find(dir, out, err);
+    return rc ? rc : own_dir(out->runtime, err);
+}
+
+/* Opens DIR/name and locks it. KN_EAGAIN: somebody holds it. */
+static int lock_file(const char *dir, const char *name, int *fd, struct kn_err *err) {
     char path[KN_PATH_MAX];
     int rc = kn_fs_join(path, sizeof path, dir, name);
     if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", dir);
     int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (f < 0) return kn_err_set(err, KN_EIO, "%s: %s", path, strerror(errno));
-    if (flock(f, how | LOCK_NB)) {
+    int rc2 = 0;
+    for (int i = 0; i < 5; i++) { /* is_held() holds it for a moment */
+        if (i > 0) usleep(10000);
+        rc2 = flock(f, LOCK_EX | LOCK_NB);
+        if (rc2 == 0 || errno != EWOULDBLOCK) break;
+    }
+    if (rc2) {
         int e = errno;
         close(f);
         return kn_err_set(err, e == EWOULDBLOCK ? KN_EAGAIN : KN_EIO, "%s: %s", path, strerror(e));
@@ -90,31 +99,31 @@ static int lock_file(const char *dir, const char *name, int how, int *fd, struct
 }
 
 int farmdir_lock(const char *dir, int *fd, struct kn_err *err) {
-    int rc = KN_EAGAIN;
-    for (int i = 0; i < 5 && rc == KN_EAGAIN; i++) { /* farmdir_is_locked() holds it for a moment */
-        if (i > 0) usleep(10000);
-        rc = lock_file(dir, "lock", LOCK_EX, fd, err);
-    }
+    int rc = lock_file(dir, "lock", fd, err);
     return rc == KN_EAGAIN ? kn_err_set(err, KN_EEXIST, "%s: a farm is up already", dir) : rc;
 }
 
 int farmdir_use(const char *dir, int *fd, struct kn_err *err) {
-    int rc = lock_file(dir, "users", LOCK_SH, fd, err);
+    int rc = lock_file(dir, "users", fd, err);
     return rc == KN_EAGAIN ? kn_err_set(err, rc, "%s: the farm is ending", dir) : rc;
 }
 
-bool farmdir_end_use(const char *dir, int *fd) {
-    return lock_file(dir, "users", LOCK_EX, fd, NULL) == KN_OK;
-}
-
-bool farmdir_is_locked(const char *dir) {
+static bool is_held(const char *dir, const char *name) {
     char path[KN_PATH_MAX];
-    if (kn_fs_join(path, sizeof path, dir, "lock")) return false;
+    if (kn_fs_join(path, sizeof path, dir, name)) return false;
     int f = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (f < 0) return false;
     bool locked = flock(f, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     close(f);
     return locked;
+}
+
+bool farmdir_is_locked(const char *dir) {
+    return is_held(dir, "lock");
+}
+
+bool farmdir_is_used(const char *dir) {
+    return is_held(dir, "users");
 }
 
 static int pid_path(const char *dir, const char *name, char out[KN_PATH_MAX]) {

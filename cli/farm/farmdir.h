@@ -2,10 +2,11 @@
  *
  *   DIR/endpoint     what clients and workers connect to; there while the farm is up
  *   DIR/lock         held (flock) by what supervises the farm, for as long as it lives
- *   DIR/users        held (flock, shared) by every render on a farm that is not its own
+ *   DIR/users        a private farm's: held (flock) by the render whose farm it is
  *   DIR/run/         pid files: supervisor, redis, coordinator, worker-0 …
  *   DIR/log/         one file a process
  *   DIR/redis/       Redis' append-only file;  DIR/objects/  the pictures
+ *   DIR/runs/        the private farms of renders, a folder each (runs.h)
  *
  * Unix sockets have paths below 108 bytes, so they are not in DIR but in a short runtime directory of this
  * user alone: /tmp/kiln-UID-HASH, HASH of DIR's real path. ($XDG_RUNTIME_DIR would be the place, but it goes
@@ -32,16 +33,18 @@ KN_MUST_USE int farmdir_choose(const char *farm_option, char out[KN_PATH_MAX], b
                                struct kn_err *err);
 /* Makes DIR and the runtime directory (0700, this user's). */
 KN_MUST_USE int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err);
+/* Fills out for a DIR that exists, and makes nothing. */
+KN_MUST_USE int farmdir_find(const char *dir, struct farmdir *out, struct kn_err *err);
 /* DIR/name. */
 KN_MUST_USE int farmdir_path(const struct farmdir *f, const char *name, char out[KN_PATH_MAX]);
 /* Takes the lock. *fd ≥ 0 is the caller's (close-on-exec). KN_EEXIST: somebody holds it. */
 KN_MUST_USE int farmdir_lock(const char *dir, int *fd, struct kn_err *err);
 bool farmdir_is_locked(const char *dir); /* a farm is up there, or starting, or ending */
-/* Whoever renders on a farm that may be another's private one says so, and it does not end before. *fd ≥ 0 is
- * the caller's; closing it ends the use. KN_EAGAIN: the farm is ending. */
+/* The render that a private farm works for says so as long as it lives; without it the farm ends after a while.
+ * *fd ≥ 0 is the caller's (close-on-exec); closing it ends the use. KN_EAGAIN: the farm is ending, or another
+ * uses it. */
 KN_MUST_USE int farmdir_use(const char *dir, int *fd, struct kn_err *err);
-/* True when nobody uses it, and from then on nobody can. *fd as above. */
-bool farmdir_end_use(const char *dir, int *fd);
+bool farmdir_is_used(const char *dir);
 /* A pid file's number if that process lives, else 0. */
 pid_t farmdir_pid(const char *dir, const char *name);
 KN_MUST_USE int farmdir_write_pid(const struct farmdir *f, const char *name, pid_t pid, struct kn_err *err);

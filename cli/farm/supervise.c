@@ -34,7 +34,9 @@
 #define END_MS 15000
 #define WAIT_START_MS 20 /* between two looks while the farm starts, and later */
 #define WAIT_MS 500
-#define FDS_MAX 1024 /* more than a starter has open */
+#define STOP_STEP_MS 20
+#define FDS_MAX 1024       /* more than a starter has open */
+#define ABANDONED_MS 60000 /* a private farm without its render goes on for so long */
 
 enum phase { STARTING_REDIS, STARTING_COORDINATOR, UP };
 
@@ -55,9 +57,10 @@ struct local_farm {
     size_t redis, coordinator, workers;     /* indexes; redis: SIZE_MAX when it is not ours */
     enum phase phase;
     uint64_t phase_ms;
-    int news_fd, life_fd;
+    int news_fd;
     bool ending;
-    bool abandoned; /* a private farm whose starter is gone: it ends when nobody renders on it any more */
+    uint64_t used_ms,
+        abandoned_ms; /* of a private farm: when its render was last seen; for how long it goes on */
     int users_fd;
 };
 
@@ -302,7 +305,7 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
     s->coordinator = s->supervisor.count;
     struct process *p = add_process(s, "coordinator", program);
     add_arg(p, "--dir");
-    add_arg(p, "%s", s->f->dir);
+    add_arg(p, "%s", c->pictures ? c->pictures : s->f->dir);
     add_arg(p, "--redis");
     if (c->redis)
         add_arg(p, "%s", c->redis);
@@ -396,34 +399,27 @@ static int plan(struct local_farm *s, struct kn_err *err) {
 
 /* ---- the supervisor's process ---- */
 
-/* True when the process that started a private farm is gone. */
-static bool starter_is_gone(struct local_farm *s) {
-    char byte;
-    if (read(s->life_fd, &byte, 1) < 0) return false;
-    close(s->life_fd);
-    s->life_fd = -1;
-    return true;
+/* True when the render of a private farm has been gone for long enough; from then on no other can use it. */
+static bool is_abandoned(struct local_farm *s) {
+    uint64_t now = kn_clock_ms();
+    if (farmdir_is_used(s->f->dir)) s->used_ms = now;
+    return now - s->used_ms >= s->abandoned_ms && farmdir_use(s->f->dir, &s->users_fd, NULL) == KN_OK;
 }
 
 static void watch(struct local_farm *s) {
     move(s, s->redis == SIZE_MAX ? STARTING_COORDINATOR : STARTING_REDIS);
-    bool now = false, told = false;
+    bool now = false;
+    s->used_ms = kn_clock_ms();
     for (;;) {
         if (advance(s)) break;
-        struct pollfd life = {.fd = s->life_fd, .events = POLLIN};
-        uint64_t signals = kn_supervise_wait(&s->supervisor, &life, s->life_fd >= 0,
-                                             s->phase == UP ? WAIT_MS : WAIT_START_MS);
-        bool end = signals != 0;
-        now = now || signals & KN_SIGNAL_BIT(SIGQUIT);
-        if (s->life_fd >= 0 && life.revents && starter_is_gone(s)) s->abandoned = true;
-        if (s->abandoned) {
-            if (farmdir_end_use(s->f->dir, &s->users_fd))
-                end = now = true; /* nobody waits for what is being rendered */
-            else if (!told)
-                news(s, "used");
-            told = true;
+        uint64_t signals =
+            kn_supervise_wait(&s->supervisor, NULL, 0, s->phase == UP ? WAIT_MS : WAIT_START_MS);
+        now = (signals & KN_SIGNAL_BIT(SIGQUIT)) != 0;
+        if (s->c->private_farm && is_abandoned(s)) {
+            kn_info("abandoned");
+            now = true; /* nobody waits for what is being rendered */
         }
-        if (end) break;
+        if (signals || now) break;
     }
     end_farm(s, now);
 }
@@ -435,7 +431,7 @@ static _Noreturn void supervise(struct local_farm *s) {
     signal(SIGPIPE, SIG_IGN);
     /* Closes what else the starter had open, the lock of its output folder for one: it is none of the farm's. */
     for (int fd = 3; fd < FDS_MAX; fd++)
-        if (fd != s->c->lock_fd && fd != s->news_fd && fd != s->life_fd) close(fd);
+        if (fd != s->c->lock_fd && fd != s->news_fd) close(fd);
     if (chdir("/")) _exit(1);
     snprintf(log, sizeof log, "%s/log/supervisor.log", s->f->dir);
     int in = open("/dev/null", O_RDONLY), out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -450,13 +446,10 @@ static _Noreturn void supervise(struct local_farm *s) {
     static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, 0};
     int rc = kn_supervise_begin(&s->supervisor, signals);
     if (rc == KN_OK) rc = farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
-    farmdir_remove_pid(s->f, "private");
-    if (rc == KN_OK && s->c->private_farm) rc = farmdir_write_pid(s->f, "private", getpid(), NULL);
     if (rc == KN_OK) {
         end_leftovers(s);
         watch(s);
     }
-    farmdir_remove_pid(s->f, "private");
     farmdir_remove_pid(s->f, "supervisor");
     unlink(s->ready_file);
     kn_info("ended");
@@ -467,17 +460,19 @@ static _Noreturn void supervise(struct local_farm *s) {
 
 int supervise_start(const struct supervise_config *c, struct supervise_handle *out, struct kn_err *err) {
     static struct local_farm s; /* large; one farm a process */
-    int pipe_news[2], pipe_life[2] = {-1, -1};
+    int pipe_news[2];
+    const char *abandoned = getenv("KILN_ABANDONED_MS"); /* for tests, which cannot wait for a minute */
     memset(&s, 0, sizeof s);
     s.c = c;
     s.f = c->farm;
-    s.life_fd = s.users_fd = -1;
+    s.users_fd = -1;
+    s.abandoned_ms = abandoned && abandoned[0] ? strtoull(abandoned, NULL, 10) : ABANDONED_MS;
     int rc = plan(&s, err);
     if (rc) {
         close(c->lock_fd);
         return rc;
     }
-    if (pipe2(pipe_news, O_CLOEXEC | O_NONBLOCK) || (c->private_farm && pipe2(pipe_life, O_CLOEXEC))) {
+    if (pipe2(pipe_news, O_CLOEXEC | O_NONBLOCK)) {
         close(c->lock_fd);
         return kn_err_set(err, KN_EIO, "pipe: %s", strerror(errno));
     }
@@ -489,15 +484,13 @@ int supervise_start(const struct supervise_config *c, struct supervise_handle *o
     }
     if (pid == 0) {
         close(pipe_news[0]);
-        if (pipe_life[1] >= 0) close(pipe_life[1]);
         s.news_fd = pipe_news[1];
-        s.life_fd = pipe_life[0];
         supervise(&s);
     }
     close(c->lock_fd);
     close(pipe_news[1]);
-    if (pipe_life[0] >= 0) close(pipe_life[0]);
-    *out = (struct supervise_handle){.pid = pid, .news_fd = pipe_news[0], .life_fd = pipe_life[1]};
+    *out = (struct supervise_handle){.pid = pid, .news_fd = pipe_news[0]};
+    if (c->private_farm) cli_farm_pid = pid;
     for (size_t i = 0; i < s.supervisor.count; i++)
         for (int k = 0; k < s.processes[i].argc; k++) free(s.processes[i].argv[k]);
 
@@ -512,7 +505,6 @@ int supervise_start(const struct supervise_config *c, struct supervise_handle *o
         else if (cli_interrupted)
             rc = kn_err_set(err, KN_ECANCELED, "interrupted");
         if (rc) {
-            if (!c->private_farm) kill(pid, SIGTERM);
             supervise_end(out);
             return rc;
         }
@@ -555,19 +547,20 @@ bool supervise_news(struct supervise_handle *h, const char **out) {
 }
 
 void supervise_end(struct supervise_handle *h) {
-    if (h->life_fd >= 0) close(h->life_fd);
-    h->life_fd = -1;
-    /* While others use the farm it goes on, and there is nothing to wait for. */
-    for (int tries = 0; waitpid(h->pid, NULL, WNOHANG) == 0; tries++) {
-        const char *line;
-        while (supervise_news(h, &line) && line) {
-            if (strcmp(line, "used") == 0) goto out;
-        }
-        usleep(tries < 100 ? 2000 : 20000);
-    }
-out:
+    kill(h->pid, SIGQUIT);
+    for (int tries = 0; waitpid(h->pid, NULL, WNOHANG) == 0; tries++) usleep(tries < 100 ? 2000 : 20000);
     if (h->news_fd >= 0) close(h->news_fd);
     h->news_fd = -1;
+}
+
+bool supervise_stop(const char *dir) {
+    const int steps = (END_MS + END_MS) / STOP_STEP_MS; /* as long as the coordinator and Redis may take */
+    for (int i = 0; i < steps && farmdir_is_locked(dir); i++) {
+        pid_t pid = farmdir_pid(dir, "supervisor");
+        if (pid && i % 50 == 0) kill(pid, SIGQUIT);
+        usleep(STOP_STEP_MS * 1000);
+    }
+    return !farmdir_is_locked(dir);
 }
 
 void supervise_leave(struct supervise_handle *h) {

@@ -7,10 +7,9 @@
  * grows from 0.2 s to 5 s while it dies young. A child that ends with status 0 on its own wish (a drained
  * worker) is not started again.
  *
- * It ends the farm on SIGTERM (workers drain first), on SIGQUIT (nothing is waited for), and a private farm's
- * supervisor also when the process that started it is gone (it reads a pipe whose other end only that process
- * has) and nobody else renders on it (farmdir_use). Children get SIGTERM should the supervisor itself be
- * killed. */
+ * It ends the farm on SIGTERM (workers drain first) and on SIGQUIT (nothing is waited for). A private farm's
+ * supervisor ends it also when the render that it works for (farmdir_use) has been gone for a minute: until
+ * then the same command finds it going on. Children get SIGTERM should the supervisor itself be killed. */
 #ifndef KILN_CLI_FARM_SUPERVISE_H
 #define KILN_CLI_FARM_SUPERVISE_H
 
@@ -21,8 +20,9 @@
 
 struct supervise_config {
     const struct farmdir *farm;
-    int lock_fd;       /* taken over by the supervisor; closed here */
-    bool private_farm; /* ends with its starter */
+    int lock_fd;          /* taken over by the supervisor; closed here */
+    bool private_farm;    /* ends when its render is gone */
+    const char *pictures; /* the folder that gets objects/; NULL: the farm's own */
     const struct farm_size *size;
     const struct worker_devices *devices; /* a worker each; none: on the CPU */
     const char *engine;                   /* NULL: the worker's default */
@@ -39,8 +39,7 @@ struct supervise_config {
 
 struct supervise_handle {
     pid_t pid;
-    int news_fd; /* lines of the supervisor: "ready", "failed WHY", "note WHAT" */
-    int life_fd; /* private farm: closing it ends the farm; else -1 */
+    int news_fd; /* lines of the supervisor: "ready", "failed WHY", "note WHAT"; -1: none come */
     char line[1024];
     size_t line_len;
 };
@@ -51,8 +50,10 @@ KN_MUST_USE int supervise_start(const struct supervise_config *c, struct supervi
 /* The next line of news if there is one (not "ready"): *out borrows until the next call; NULL when there is
  * none. False: the supervisor is gone. */
 bool supervise_news(struct supervise_handle *h, const char **out);
-/* Lets go of a private farm and waits for its end, unless others render on it still. */
+/* Ends a farm that this process started, at once, and waits for that. */
 void supervise_end(struct supervise_handle *h);
+/* The same for a farm of another process, by its folder. False: it does not end. */
+KN_MUST_USE bool supervise_stop(const char *dir);
 /* Lets a farm that stays go its way. */
 void supervise_leave(struct supervise_handle *h);
 

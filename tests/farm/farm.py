@@ -87,25 +87,41 @@ class Farm:
     def json(self, *args, **more):
         return json.loads(self.ok(*args, "--json", **more))
 
-    def pid(self, process):
+    def runs(self):
+        """The folders of the private farms of renders."""
+        return sorted(self.dir.glob("runs/*"))
+
+    def run_of(self, out):
+        """The folder of the private farm that works for that output folder, or None."""
         try:
-            return int((self.dir / "run" / f"{process}.pid").read_text())
+            path = pathlib.Path((out / ".kiln-farm" / "run").read_text().strip())
+        except OSError:
+            return None
+        return path if path.is_dir() else None
+
+    def pid(self, process, of=None):
+        """Of the private farm whose folder is `of`; else of the farm that stays, or of the only private one."""
+        path = (of or self.dir) / "run" / f"{process}.pid"
+        if not of and not path.exists() and len(self.runs()) == 1:
+            path = self.runs()[0] / "run" / f"{process}.pid"
+        try:
+            return int(path.read_text())
         except (OSError, ValueError):
             return 0
 
-    def kill(self, process, sig=signal.SIGKILL):
-        pid = wait_for(f"{process} runs", lambda: self.pid(process))
+    def kill(self, process, sig=signal.SIGKILL, of=None):
+        pid = wait_for(f"{process} runs", lambda: self.pid(process, of))
         os.kill(pid, sig)
         return pid
 
-    def kill_and_await(self, process):
+    def kill_and_await(self, process, of=None):
         """kill -9, and until another one is there."""
-        old = self.kill(process)
-        wait_for(f"{process} is started again", lambda: self.pid(process) not in (0, old))
+        old = self.kill(process, of=of)
+        wait_for(f"{process} is started again", lambda: self.pid(process, of) not in (0, old))
 
     def logs(self, lines=12):
         text = ""
-        for log in sorted(self.dir.glob("log/*")):
+        for log in sorted([*self.dir.glob("log/*"), *self.dir.glob("runs/*/log/*")]):
             tail = log.read_text(errors="replace").splitlines()[-lines:]
             text += f"--- {log.name}\n" + "\n".join(tail) + "\n"
         return text
@@ -121,6 +137,11 @@ class Farm:
         pids = [self.pid(f.stem) for f in self.dir.glob("run/*.pid")]
         if self.pid("supervisor"):
             self.run("down", "--now", timeout=PATIENCE)
+        for run in self.runs(): # of renders that were killed
+            pids += [self.pid(f.stem, run) for f in run.glob("run/*.pid")]
+            if alive(self.pid("supervisor", run)):
+                os.kill(self.pid("supervisor", run), signal.SIGQUIT)
+        pids = [p for p in pids if p]
         for pid in pids:
             wait_for(f"process {pid} of the farm ends with it", lambda p=pid: not alive(p), 30)
         shutil.rmtree(self.tmp, ignore_errors=True)

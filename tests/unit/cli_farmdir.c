@@ -60,18 +60,17 @@ TEST(the_lock_has_one_holder_and_goes_with_it) {
     sweep();
 }
 
-TEST(a_farm_ends_only_when_nobody_uses_it) {
-    int a, b, end;
+TEST(a_private_farm_has_one_user_and_goes_with_it) {
+    int a, b;
     fresh();
+    CHECK(!farmdir_is_used(dir));
     CHECK_INT(farmdir_use(dir, &a, &err), 0);
-    CHECK_INT(farmdir_use(dir, &b, &err), 0);
-    CHECK(!farmdir_end_use(dir, &end));
+    CHECK(farmdir_is_used(dir));
+    CHECK_INT(farmdir_use(dir, &b, &err), KN_EAGAIN);
     close(a);
-    CHECK(!farmdir_end_use(dir, &end));
+    CHECK(!farmdir_is_used(dir));
+    CHECK_INT(farmdir_use(dir, &b, &err), 0);
     close(b);
-    CHECK(farmdir_end_use(dir, &end));
-    CHECK_INT(farmdir_use(dir, &a, &err), KN_EAGAIN);
-    close(end);
     sweep();
 }
 
