@@ -13,7 +13,7 @@
 
 #include "base/record.h"
 
-/* Whether [p, end), a line without blanks at its ends, is a line of settings: it begins with the pair Steps,
+/* True if [p, end), a line without blanks at its ends, is a line of settings: it begins with the pair Steps,
  * whose value is a number; or it is at least three pairs "Key: value" and nothing else, and Steps is one of
  * them. */
 bool kn_is_settings_line(const char *p, const char *end);

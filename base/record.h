@@ -60,7 +60,7 @@ int kn_record_shown(const char *text);
  * known. */
 bool kn_record_fold(const char *name, char out[KN_NAME_MAX + 1]);
 enum kn_record_field kn_record_field(const char *folded);
-/* Whether a record may have this name, which kiln does not know, as one of its own: it then goes to
+/* True if a record may have this name, which kiln does not know, as one of its own: it then goes to
  * `extra`. Not in a strict reading, and not when it is a known name misspelt. That is: one letter more,
  * less or other, or two neighbours swapped, compared with a known name of eight letters or more; with one
  * of five to seven, the same but not at the first or the last letter, for many words are so near (image,
@@ -93,7 +93,7 @@ KN_MUST_USE int kn_csv_read(struct kn_reader *r, const char *p, const char *end,
  * *why when it is none. Stricter than json-c: raw control characters, half surrogates and \u0000 are
  * errors. */
 const char *kn_json_string_end(const char *p, const char *end, const char **why);
-/* From a bracket to behind the one that closes it. What is between is yet to be checked by json-c; but
+/* From a bracket to behind the one that closes it. The text between is yet to be checked by json-c; but
  * that takes NaN and Infinity, whose capitals nothing else outside a string begins with: they are refused
  * here. */
 const char *kn_json_nest_end(const char *p, const char *end, const char **why);

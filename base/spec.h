@@ -91,7 +91,7 @@ struct kn_task {
     uint32_t line; /* of the prompt file, for messages; 0: none */
 };
 
-/* What a model's folder says where the person says nothing. */
+/* The settings of a model's folder, for whatever the person leaves open. */
 struct kn_defaults {
     enum kn_sampler sampler;
     enum kn_schedule schedule;
@@ -100,7 +100,7 @@ struct kn_defaults {
     uint32_t width, height;
 };
 
-/* What a farm knows of a model. */
+/* A model as a farm knows it. */
 struct kn_model_info {
     char name[KN_NAME_MAX + 1];      /* the folder's last path component */
     uint8_t sha256[KN_SHA256_BYTES]; /* over the sorted "path\0sha256-hex\n" of the files that it loads */

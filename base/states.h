@@ -1,7 +1,7 @@
 /* The states that the whole farm speaks of: of a batch, a worker, a task's result.
  *
- * Their values travel on the wire (proto/PROTOCOL.md) and rest in Redis: never renumber. What only one part
- * of the farm tells apart (a task that is granted but not yet done, say) is that part's own enum. */
+ * Their values travel on the wire (proto/PROTOCOL.md) and rest in Redis: never renumber. States that only
+ * one part of the farm tells apart (a task that is granted but not yet done, say) are that part's own enum. */
 #ifndef KN_BASE_STATES_H
 #define KN_BASE_STATES_H
 

@@ -1,4 +1,4 @@
-/* What the coordinator keeps of each batch beside the core: the accepted request, its chunks (compressed, as
+/* The coordinator's record of each batch, beside the core's: the accepted request, its chunks (compressed, as
  * they came), and what its tasks became. The core decides; this answers clients and fills grants.
  *
  * Memory: 80 bytes a task for the record, made when the first image is committed; 2 bytes a task for its

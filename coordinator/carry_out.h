@@ -1,5 +1,5 @@
 /* Between events and the core: server_step() feeds one event and carries out the effects that come of it: it
- * writes to the store, grants and revokes at workers, answers clients. What comes of that (the store's
+ * writes to the store, grants and revokes at workers, answers clients. The outcome (the store's
  * answer, a connection that is gone) is fed back as another event, one after the other, never inside a
  * step. */
 #ifndef KILN_COORDINATOR_CARRY_OUT_H

@@ -2,8 +2,8 @@
  *
  * collect_put() takes bytes; on a thread of libuv's pool their digest is checked, they are written to
  * DIR/objects/incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with
- * 0. Whoever comes late with the same bytes finds them there and changes nothing. What arrives while others
- * are being synced is worked off together, so that one sync serves many.
+ * 0. Whoever comes late with the same bytes finds them there and changes nothing. Pictures that arrive while
+ * others are being synced are worked off together, so that one sync serves many.
  *
  * An object that lies there damaged is not believed: when its bytes come again they take its place, and what
  * was there is kept aside in DIR/objects/damaged/.

@@ -1,5 +1,5 @@
-/* What the coordinator says on its own: answers to clients, and the welcome. What the core wants said goes
- * out in carry_out.c. A message that cannot be sent is dropped: clients ask again, and workers say hello
+/* Messages that the coordinator sends on its own: answers to clients, and the welcome. The core's go out in
+ * carry_out.c. A message that cannot be sent is dropped: clients ask again, and workers say hello
  * again.
  *
  * A connection is known to the core by the number that its routing id makes. */

@@ -31,7 +31,7 @@ KN_MUST_USE int kx_lora_config_read(const struct kx_json *j, const char *prefix,
 KN_MUST_USE int kx_lora_config_scale(const struct kx_lora_config *c, const char *module, int rank, float *out,
                                      struct kn_err *err);
 
-/* Whether a pattern fits a layer's name as PEFT has it: the whole name, or what follows one of its dots. Of
+/* Says whether a pattern fits a layer's name as PEFT has it: the whole name, or what follows one of its dots. Of
  * regular expressions, those with . \d and characters, each maybe with * + or ?, ^ in front and $ behind.
  * KN_EUNSUPPORTED for others. */
 KN_MUST_USE int kx_lora_pattern(const char *pattern, const char *name, bool *fits);

@@ -1,4 +1,4 @@
-/* See top.h. */
+/* See top_screen.h. */
 #include "cli/print/top_screen.h"
 
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-/* What a fuzz target defines and uses. */
+/* The function that a fuzz target defines, and those that it may use. */
 #ifndef KN_TESTS_FUZZ_FUZZ_H
 #define KN_TESTS_FUZZ_FUZZ_H
 

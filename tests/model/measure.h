@@ -51,7 +51,7 @@ enum measure_background {
     BACKGROUND_COUNT
 };
 
-/* What a prompt asks of one object. */
+/* One object as a prompt asks for it. */
 struct measure_object {
     int32_t colour, shape;
     float x, y, radius; /* where its centre should be, and its size: pixels */
@@ -68,7 +68,7 @@ struct measure_result {
 /* rgb: MEASURE_SIZE² pixels of three bytes. */
 void measure_object(const uint8_t *rgb, int background, const struct measure_object *o,
                     struct measure_result *out);
-/* Whether the edge of the picture looks like that background; true for BACKGROUND_ANY. */
+/* True if the edge of the picture looks like that background, and for BACKGROUND_ANY. */
 bool measure_background(const uint8_t *rgb, int background);
 
 #endif

@@ -62,8 +62,8 @@ void talk_wait(struct talk *t, uint64_t ms);   /* ticks as often as the farm ask
 void talk_id(int n, uint8_t *id, size_t size); /* the id or digest that stands for n */
 int talk_number(const kn_id id);               /* …and back */
 
-/* Events, with named arguments: RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0). What is not
- * named is 0, or as the struct says. */
+/* Events, with named arguments: RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0). An argument that is
+ * not named is 0, or as the struct says. */
 struct talk_heartbeat {
     uint64_t conn;
     uint64_t shard;  /* 0: idle */

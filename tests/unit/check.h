@@ -75,7 +75,7 @@ CHECK_WEAK jmp_buf check_jump;
             check_stop(1);                                                                                   \
         }                                                                                                    \
     } while (0)
-/* What was got comes first, what is wanted second. */
+/* The value that was got comes first, the one that is wanted second. */
 #define CHECK_INT(got, want) check_int(__FILE__, __LINE__, #got, (long long)(got), (long long)(want))
 #define CHECK_U64(got, want) check_u64(__FILE__, __LINE__, #got, (uint64_t)(got), (uint64_t)(want))
 #define CHECK_STR(got, want) check_str(__FILE__, __LINE__, #got, (got), (want))

@@ -1,5 +1,5 @@
 /* One example of each message, every field set to something that is not its default, and a comparison; both
- * are made from the rows of proto/messages.h. What an example points to is static. */
+ * are made from the rows of proto/messages.h. Memory that an example points to is static. */
 #ifndef KN_TESTS_UNIT_PROTO_MESSAGES_H
 #define KN_TESTS_UNIT_PROTO_MESSAGES_H
 

@@ -4,7 +4,7 @@
 
 #include "coordinator/store/store.h"
 
-/* What a memory store keeps after its close, as a disk would. */
+/* The data of a memory store after its close, as a disk would keep it. */
 struct store_disk;
 struct store_disk *store_disk_create(void); /* NULL: out of memory */
 void store_disk_destroy(struct store_disk *d);
