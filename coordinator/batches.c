@@ -13,7 +13,7 @@
 #define STAGED_MAX 256
 
 struct batch_cache {
-    struct slot {
+    struct chunk_slot {
         const struct kept_batch *batch; /* NULL: empty */
         uint32_t chunk;
         uint64_t used;
@@ -203,11 +203,11 @@ const struct kn_task *batches_task(struct batches *bs, struct kept_batch *b, uin
                                    struct kn_err *err) {
     uint32_t chunk = task / KN_TASKS_PER_CHUNK_MAX;
     struct batch_cache *c = bs->cache;
-    struct slot *oldest = &c->slots[0];
+    struct chunk_slot *oldest = &c->slots[0];
     assert(task < b->tasks && b->chunks[chunk].data);
     c->clock++;
     for (int i = 0; i < CACHE_SLOTS; i++) {
-        struct slot *s = &c->slots[i];
+        struct chunk_slot *s = &c->slots[i];
         if (s->batch == b && s->chunk == chunk) {
             s->used = c->clock;
             return &s->tasks.v[task % KN_TASKS_PER_CHUNK_MAX];

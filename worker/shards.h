@@ -17,12 +17,12 @@
 
 #include "worker/grant.h"
 
-enum shard_state { SHARD_WAITING = 1, SHARD_RUNNING, SHARD_RENDERED };
+enum held_state { SHARD_WAITING = 1, SHARD_RUNNING, SHARD_RENDERED };
 enum shard_task { SHARD_TASK_PENDING, SHARD_TASK_SENT, SHARD_TASK_OVER };
 
 struct held_shard {
     struct grant *grant; /* owns a reference */
-    enum shard_state state;
+    enum held_state state;
     uint8_t task[KN_SHARD_TASKS_MAX]; /* enum shard_task, beside grant->shard->tasks */
     uint32_t images, render_ms;       /* how it went */
     bool out_of_memory;

@@ -41,7 +41,7 @@ struct direct {
     void *ctx;
 };
 
-enum phase { PAUSING, CONNECTING, GREETING, UP };
+enum link_phase { PAUSING, CONNECTING, GREETING, UP };
 
 /* hiredis' context and its poll handle: one a connection. */
 struct wire_poll {
@@ -57,7 +57,7 @@ struct redis_link {
     uv_timer_t pause, watch;
     int handles; /* timers not closed yet */
     bool destroyed;
-    enum phase phase;
+    enum link_phase phase;
     uint64_t phase_ms;
     redisAsyncContext *ac; /* NULL while pausing */
     int failures;          /* in a row */
@@ -90,7 +90,7 @@ int redis_address_parse(const char *text, struct redis_address *out, struct kn_e
     return 0;
 }
 
-static void enter(struct redis_link *l, enum phase p) {
+static void enter(struct redis_link *l, enum link_phase p) {
     l->phase = p;
     l->phase_ms = kn_clock_ms();
 }
