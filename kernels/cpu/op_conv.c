@@ -24,7 +24,7 @@
 enum { STRIPES_MAX = 32, SLICES_MAX = 8, LAYOUTS_MAX = 4 };
 
 /* Some of the layer's outputs, of one kind of pixel, in one product. */
-struct piece {
+struct conv_piece {
     int from, width;                       /* channels */
     int phase;                             /* of a doubling: 2 · (row is odd) + (column is odd) */
     struct kx_packed *packed[LAYOUTS_MAX]; /* the first `count`; owns */
@@ -65,7 +65,7 @@ struct kx_layer {
     float *plain;    /* weights of all pieces, one behind the other; until they are packed */
     float *bias;     /* out values, zeros if there is none; owns */
     int pieces;
-    struct piece *piece;
+    struct conv_piece *piece;
     struct variant *variants;
 };
 
@@ -80,7 +80,7 @@ static int slices_of(const struct kx_layer_shape *s) {
     return 1;
 }
 
-static size_t piece_floats(const struct kx_layer *l, const struct piece *p) {
+static size_t piece_floats(const struct kx_layer *l, const struct conv_piece *p) {
     return (size_t)p->width * (size_t)l->shape.in * (size_t)(l->kernel * l->kernel);
 }
 
@@ -94,7 +94,8 @@ static void fold(const float *w3, int phase, float *w2) {
         for (int x = 0; x < 3; x++) w2[2 * rows[y] + columns[x]] += w3[3 * y + x];
 }
 
-static void copy_weights(const struct kx_layer *l, const struct piece *p, const float *weight, float *out) {
+static void copy_weights(const struct kx_layer *l, const struct conv_piece *p, const float *weight,
+                         float *out) {
     size_t area = (size_t)(l->shape.kernel * l->shape.kernel), from = (size_t)p->from * (size_t)l->shape.in,
            count = (size_t)p->width * (size_t)l->shape.in;
     if (l->phases == 1) {
@@ -109,7 +110,7 @@ static void cut_channels(struct kx_layer *l) {
     for (int phase = 0; phase < l->phases; phase++)
         for (int slice = 0; slice < l->slices; slice++)
             for (int half = 0; half < l->per; half++)
-                l->piece[i++] = (struct piece){
+                l->piece[i++] = (struct conv_piece){
                     .from = slice * width + half * l->shape.out / 2, .width = width, .phase = phase};
 }
 
@@ -240,7 +241,7 @@ static void input_rows(const struct kx_layer *l, const struct stripe *s, int pha
 }
 
 static struct kx_product_shape product_shape(const struct kx_layer *l, const struct variant *v,
-                                             const struct stripe *s, const struct piece *p) {
+                                             const struct stripe *s, const struct conv_piece *p) {
     int first, last, left = l->phases == 4 ? 1 - (p->phase & 1) : l->kernel / 2;
     input_rows(l, s, p->phase, &first, &last);
     struct kx_product_shape out = {.in = l->shape.in,
@@ -259,7 +260,7 @@ static struct kx_product_shape product_shape(const struct kx_layer *l, const str
 }
 
 /* The weights in the layout that the product wants: ones that are there, or laid out anew. */
-static int pack(struct kx_layer *l, struct piece *p, const struct kx_product *product,
+static int pack(struct kx_layer *l, struct conv_piece *p, const struct kx_product *product,
                 const struct kx_packed **out, struct kn_err *err) {
     for (int i = 0; i < p->count; i++)
         if (kx_packed_fits(p->packed[i], product)) {
@@ -271,7 +272,8 @@ static int pack(struct kx_layer *l, struct piece *p, const struct kx_product *pr
     float *copy = NULL, *plain = l->plain;
     int rc = 0;
     if (plain)
-        for (const struct piece *before = l->piece; before < p; before++) plain += piece_floats(l, before);
+        for (const struct conv_piece *before = l->piece; before < p; before++)
+            plain += piece_floats(l, before);
     else if (!(plain = copy = kx_aligned(piece_floats(l, p) * sizeof(float))))
         rc = kn_err_set(err, KN_EOOM, "out of memory for weights");
     else
@@ -330,7 +332,7 @@ static struct variant *make(struct kx_cpu *ctx, struct kx_layer *l, int h, int w
 
 /* ---- running */
 
-struct run {
+struct conv_run {
     struct kx_cpu *ctx;
     const struct kx_layer *l;
     const struct variant *v;
@@ -348,7 +350,7 @@ static void activate(const struct kx_vector *v, enum kx_act act, float *x, size_
 }
 
 /* From the scratch to where the item's pixels lie in y. */
-static void place(const struct run *r, const struct stripe *s, const struct piece *p, float *tmp) {
+static void place(const struct conv_run *r, const struct stripe *s, const struct conv_piece *p, float *tmp) {
     const struct kx_vector *vector = r->ctx->vector;
     bool glu = r->l->shape.act == KX_ACT_GEGLU;
     size_t columns = (size_t)r->v->columns, width = (size_t)p->width, step = r->l->phases == 4 ? 2 : 1,
@@ -371,12 +373,12 @@ static void place(const struct run *r, const struct stripe *s, const struct piec
 }
 
 static void run_item(void *arg, int item, const struct kx_seat *seat) {
-    const struct run *r = arg;
+    const struct conv_run *r = arg;
     const struct kx_layer *l = r->l;
     const struct variant *v = r->v;
     int group = item / v->stripes, number = item % v->stripes;
     const struct stripe *s = &v->stripe[number];
-    const struct piece *pieces = &l->piece[group * l->per];
+    const struct conv_piece *pieces = &l->piece[group * l->per];
     float *tmp = (float *)(void *)((char *)seat->scratch + v->product_bytes), *to = tmp;
     size_t pixels = (size_t)s->rows * (size_t)v->columns, out = (size_t)l->shape.out;
     if (l->dense) to = r->y + (size_t)s->y * (size_t)v->columns * out;
@@ -405,7 +407,7 @@ static void layer_run(struct kx_cpu *ctx, struct kx_layer *l, const float *x, in
         return;
     }
     assert(v); /* planned with this size */
-    struct run r = {ctx, l, v, x, l->bias, residual, y};
+    struct conv_run r = {ctx, l, v, x, l->bias, residual, y};
     if (time_proj) {
         float *sum = ctx->workspace;
         for (int i = 0; i < l->shape.out; i++) sum[i] = l->bias[i] + time_proj[i];

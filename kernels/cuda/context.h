@@ -37,7 +37,7 @@ struct kn_map;
 struct kx_library;
 struct kx_variants;
 struct kx_lt;
-struct kx_dnn;
+struct kx_cudnn;
 
 enum {
     KX_GPU_ALIGN = 256,
@@ -85,7 +85,7 @@ struct kx_gpu {
     size_t ones_count, ones_wanted;
     struct kx_lt *lt;         /* owns; NULL: no cuBLASLt */
     void *lt_workspace;       /* owns: equal bits are promised only to one that no other stream uses */
-    struct kx_dnn *dnn;       /* owns; NULL: no cuDNN */
+    struct kx_cudnn *dnn;     /* owns; NULL: no cuDNN */
     struct kn_map *choices;   /* owns: product.c's, by layer and shape */
     unsigned plan_generation; /* changes when plans are dropped */
     unsigned

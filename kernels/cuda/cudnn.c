@@ -52,7 +52,7 @@ struct bag {
 };
 
 /* An engine and its knobs: what a layer keeps for all numbers of images. */
-struct engine {
+struct cudnn_engine {
     int64_t index;
     int knobs;
     int32_t type[KX_DNN_KNOBS_MAX];
@@ -66,7 +66,7 @@ struct kx_dnn_plan {
     bool fastest;
     bool none;  /* of n = 0: the library does not do this shape */
     bool fused; /* else: the convolution alone, and kx_cuda_finish_conv */
-    struct engine engine;
+    struct cudnn_engine engine;
     struct bag bag;
     kx_dnn_ptr graph, plan; /* in the bag */
     size_t workspace_bytes; /* of the plan */
@@ -74,7 +74,7 @@ struct kx_dnn_plan {
         all; /* in the scratch: bias + time_proj; the product before what is added; its size */
 };
 
-struct kx_dnn {
+struct kx_cudnn {
     const struct kx_dnn_abi *abi; /* borrowed */
     kx_dnn_ptr handle;            /* owns */
     cudaStream_t stream;          /* borrowed */
@@ -97,7 +97,7 @@ static enum verdict judge(int status) {
                : FAILED;
 }
 
-static int fail(const struct kx_dnn *d, int status, const char *what, struct kn_err *err) {
+static int fail(const struct kx_cudnn *d, int status, const char *what, struct kn_err *err) {
     int code = status == KX_DNN_HOST_ALLOCATION_FAILED     ? KN_ENOMEM
                : status == KX_DNN_DEVICE_ALLOCATION_FAILED ? KN_EOOM
                                                            : KN_EDEVICE;
@@ -108,9 +108,9 @@ static int fail(const struct kx_dnn *d, int status, const char *what, struct kn_
 }
 
 int kx_cudnn_create(const struct kx_library *library, enum kx_store type, cudaStream_t stream,
-                    struct kx_dnn **out, struct kn_err *err) {
+                    struct kx_cudnn **out, struct kn_err *err) {
     if (!library->dnn_version) return kn_err_set(err, KN_EUNSUPPORTED, "cuDNN is not there");
-    struct kx_dnn *d = calloc(1, sizeof(*d));
+    struct kx_cudnn *d = calloc(1, sizeof(*d));
     if (!d) return kn_err_set(err, KN_ENOMEM, "out of memory");
     d->abi = &library->dnn;
     d->type = type;
@@ -129,12 +129,12 @@ int kx_cudnn_create(const struct kx_library *library, enum kx_store type, cudaSt
 
 /* ---- descriptors */
 
-static void bag_empty(const struct kx_dnn *d, struct bag *b) {
+static void bag_empty(const struct kx_cudnn *d, struct bag *b) {
     while (b->n > 0)
         (void)d->abi->BackendDestroyDescriptor(b->v[--b->n]); /* nothing could be done about it */
 }
 
-static int make(const struct kx_dnn *d, struct bag *b, int type, kx_dnn_ptr *out) {
+static int make(const struct kx_cudnn *d, struct bag *b, int type, kx_dnn_ptr *out) {
     if (b->n == BAG) return KX_DNN_HOST_ALLOCATION_FAILED;
     int status = d->abi->BackendCreateDescriptor(type, out);
     if (status == KX_DNN_SUCCESS) b->v[b->n++] = *out;
@@ -143,7 +143,7 @@ static int make(const struct kx_dnn *d, struct bag *b, int type, kx_dnn_ptr *out
 
 /* Sets attributes of one descriptor until one fails, so that each need not be asked. */
 struct setter {
-    const struct kx_dnn *d;
+    const struct kx_cudnn *d;
     kx_dnn_ptr v;
     int status;
 };
@@ -168,7 +168,7 @@ static int finalize(struct setter *s) {
 }
 
 /* n × c × h × w, dense, channels last. */
-static int tensor(const struct kx_dnn *d, struct bag *b, int64_t uid, int type, bool is_virtual, int64_t n,
+static int tensor(const struct kx_cudnn *d, struct bag *b, int64_t uid, int type, bool is_virtual, int64_t n,
                   int64_t c, int64_t h, int64_t w, kx_dnn_ptr *out) {
     struct setter s = {.d = d};
     s.status = make(d, b, KX_DNN_TENSOR, out);
@@ -183,7 +183,7 @@ static int tensor(const struct kx_dnn *d, struct bag *b, int64_t uid, int type, 
 }
 
 /* y = a + b, b broadcast where its size is 1. */
-static int add(const struct kx_dnn *d, struct bag *bag, kx_dnn_ptr a, kx_dnn_ptr b, kx_dnn_ptr y,
+static int add(const struct kx_cudnn *d, struct bag *bag, kx_dnn_ptr a, kx_dnn_ptr b, kx_dnn_ptr y,
                kx_dnn_ptr *out) {
     kx_dnn_ptr mode = NULL;
     struct setter s = {.d = d};
@@ -206,7 +206,7 @@ static int64_t out_size(int in, const struct kx_dnn_shape *s) {
 }
 
 /* The operation graph of a layer for n images. */
-static int build_graph(const struct kx_dnn *d, struct bag *b, const struct kx_dnn_shape *shape, int n,
+static int build_graph(const struct kx_cudnn *d, struct bag *b, const struct kx_dnn_shape *shape, int n,
                        bool fused, kx_dnn_ptr *graph) {
     int value = d->type == KX_STORE_F16 ? KX_DNN_HALF : KX_DNN_BFLOAT16;
     int64_t p = out_size(shape->h, shape), q = out_size(shape->w, shape), out = shape->out;
@@ -268,7 +268,7 @@ static int build_graph(const struct kx_dnn *d, struct bag *b, const struct kx_dn
 /* ---- the engine */
 
 /* Reads a configuration of the heuristic into *e. False: it cannot be a layer's, or it cannot be read. */
-static bool read_config(const struct kx_dnn *d, kx_dnn_ptr config, bool whole, struct engine *e) {
+static bool read_config(const struct kx_cudnn *d, kx_dnn_ptr config, bool whole, struct cudnn_engine *e) {
     struct bag b = {.n = 0};
     bool good = false;
     kx_dnn_ptr engine = NULL, knobs[KX_DNN_KNOBS_MAX];
@@ -326,8 +326,8 @@ out:
 }
 
 /* The heuristic's configurations for a graph that may be used, best first. */
-static int ask_heuristic(const struct kx_dnn *d, kx_dnn_ptr graph, int mode, bool whole, struct engine *found,
-                         int *n) {
+static int ask_heuristic(const struct kx_cudnn *d, kx_dnn_ptr graph, int mode, bool whole,
+                         struct cudnn_engine *found, int *n) {
     struct bag b = {.n = 0};
     kx_dnn_ptr heuristic = NULL, configs[CANDIDATES];
     int64_t count = 0;
@@ -349,7 +349,7 @@ static int ask_heuristic(const struct kx_dnn *d, kx_dnn_ptr graph, int mode, boo
 }
 
 /* An execution plan of graph with engine e. */
-static int build_plan(const struct kx_dnn *d, struct bag *b, kx_dnn_ptr graph, const struct engine *e,
+static int build_plan(const struct kx_cudnn *d, struct bag *b, kx_dnn_ptr graph, const struct cudnn_engine *e,
                       kx_dnn_ptr *plan, size_t *workspace_bytes) {
     kx_dnn_ptr engine = NULL, config = NULL, knobs[KX_DNN_KNOBS_MAX];
     int status = make(d, b, KX_DNN_ENGINE, &engine);
@@ -384,12 +384,12 @@ static int build_plan(const struct kx_dnn *d, struct bag *b, kx_dnn_ptr graph, c
 
 /* ---- plans */
 
-static void plan_destroy(const struct kx_dnn *d, struct kx_dnn_plan *p) {
+static void plan_destroy(const struct kx_cudnn *d, struct kx_dnn_plan *p) {
     bag_empty(d, &p->bag);
     free(p);
 }
 
-void kx_dnn_trim(struct kx_dnn *d) {
+void kx_dnn_trim(struct kx_cudnn *d) {
     while (d->plans) {
         struct kx_dnn_plan *p = d->plans;
         d->plans = p->next;
@@ -397,7 +397,7 @@ void kx_dnn_trim(struct kx_dnn *d) {
     }
 }
 
-void kx_cudnn_destroy(struct kx_dnn *d) {
+void kx_cudnn_destroy(struct kx_cudnn *d) {
     if (!d) return;
     kx_dnn_trim(d);
     if (d->handle) (void)d->abi->Destroy(d->handle);
@@ -410,13 +410,13 @@ static bool same_shape(const struct kx_dnn_shape *a, const struct kx_dnn_shape *
            a->residual == b->residual;
 }
 
-static struct kx_dnn_plan *find(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fastest) {
+static struct kx_dnn_plan *find(const struct kx_cudnn *d, const struct kx_dnn_shape *s, int n, bool fastest) {
     for (struct kx_dnn_plan *p = d->plans; p; p = p->next)
         if (p->n == n && p->fastest == fastest && same_shape(&p->shape, s)) return p;
     return NULL;
 }
 
-static void keep(struct kx_dnn *d, struct kx_dnn_plan *p) {
+static void keep(struct kx_cudnn *d, struct kx_dnn_plan *p) {
     p->next = d->plans;
     d->plans = p;
 }
@@ -432,8 +432,8 @@ static struct kx_dnn_plan *plan_new(const struct kx_dnn_shape *s, int n, bool fa
 
 /* Tries engine e for n images: *verdict says if it is of use. Returns the status of a failure that is not the
  * engine's. */
-static int try_engine(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
-                      const struct engine *e, enum verdict *verdict) {
+static int try_engine(const struct kx_cudnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
+                      const struct cudnn_engine *e, enum verdict *verdict) {
     struct bag b = {.n = 0};
     kx_dnn_ptr graph = NULL, plan = NULL;
     size_t bytes = 0;
@@ -446,8 +446,8 @@ static int try_engine(const struct kx_dnn *d, const struct kx_dnn_shape *s, int 
 }
 
 /* The same for n and, with `whole`, for all probes. */
-static int try_all(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
-                   const struct engine *e, enum verdict *verdict) {
+static int try_all(const struct kx_cudnn *d, const struct kx_dnn_shape *s, int n, bool fused, bool whole,
+                   const struct cudnn_engine *e, enum verdict *verdict) {
     int status = try_engine(d, s, n, fused, whole, e, verdict);
     for (size_t i = 0; whole && *verdict == FINE && i < sizeof(probes) / sizeof(probes[0]); i++)
         status = try_engine(d, s, probes[i], fused, whole, e, verdict);
@@ -457,9 +457,9 @@ static int try_all(const struct kx_dnn *d, const struct kx_dnn_shape *s, int n, 
 /* The engine for p's shape by the heuristic's answer for n images, into p; `whole`: by the rules of equal
  * bits. p->none where there is none. A status that is not the
  * shape's fault is returned. */
-static int choose(const struct kx_dnn *d, struct kx_dnn_plan *p, int n, bool whole) {
+static int choose(const struct kx_cudnn *d, struct kx_dnn_plan *p, int n, bool whole) {
     static const int modes[] = {KX_DNN_HEUR_A, KX_DNN_HEUR_FALLBACK};
-    struct engine *found = calloc(CANDIDATES, sizeof(*found));
+    struct cudnn_engine *found = calloc(CANDIDATES, sizeof(*found));
     if (!found) return KX_DNN_HOST_ALLOCATION_FAILED;
     bool adds = p->shape.bias || p->shape.time_proj || p->shape.residual;
     int status = KX_DNN_SUCCESS;
@@ -511,8 +511,8 @@ static void lay_scratch(struct kx_dnn_plan *p) {
     p->all = p->y_at + (!p->fused && s->residual ? aligned(y) : 0);
 }
 
-int kx_dnn_plan(struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fastest, struct kx_dnn_plan **out,
-                struct kn_err *err) {
+int kx_dnn_plan(struct kx_cudnn *d, const struct kx_dnn_shape *s, int n, bool fastest,
+                struct kx_dnn_plan **out, struct kn_err *err) {
     struct kx_dnn_plan *p = find(d, s, n, fastest), *choice;
     if (p) {
         *out = p;
@@ -576,7 +576,7 @@ size_t kx_dnn_scratch_bytes(const struct kx_dnn_plan *p) {
 
 /* ---- a run */
 
-static int execute(const struct kx_dnn *d, const struct kx_dnn_plan *p, int count, const int64_t *uids,
+static int execute(const struct kx_cudnn *d, const struct kx_dnn_plan *p, int count, const int64_t *uids,
                    void *const *pointers, void *workspace) {
     kx_dnn_ptr pack = NULL;
     int status = d->abi->BackendCreateDescriptor(KX_DNN_VARIANT_PACK, &pack);
@@ -591,7 +591,7 @@ static int execute(const struct kx_dnn *d, const struct kx_dnn_plan *p, int coun
     return status;
 }
 
-cudaError_t kx_dnn_run(struct kx_dnn *d, struct kx_dnn_plan *p, const struct kx_dnn_call *c) {
+cudaError_t kx_dnn_run(struct kx_cudnn *d, struct kx_dnn_plan *p, const struct kx_dnn_call *c) {
     const struct kx_dnn_shape *s = &p->shape;
     if (!c->bias != !s->bias || !c->time_proj.v != !s->time_proj || !c->residual != !s->residual)
         return cudaErrorInvalidValue;

@@ -23,13 +23,13 @@
 
 #define KX_DNN_IMAGES 16 /* the heuristic's number of images */
 
-struct kx_dnn;
+struct kx_cudnn;
 struct kx_dnn_plan;
 
 /* KN_EUNSUPPORTED: the library is absent or does not work here; KN_ENOMEM. */
 KN_MUST_USE int kx_cudnn_create(const struct kx_library *library, enum kx_store type, cudaStream_t stream,
-                                struct kx_dnn **out, struct kn_err *err);
-void kx_cudnn_destroy(struct kx_dnn *d); /* and its plans; NULL is fine */
+                                struct kx_cudnn **out, struct kn_err *err);
+void kx_cudnn_destroy(struct kx_cudnn *d); /* and its plans; NULL is fine */
 
 struct kx_dnn_shape {
     int h, w, in, out; /* x's */
@@ -41,9 +41,9 @@ struct kx_dnn_shape {
  * KN_EUNSUPPORTED: not a layer for this library. Without `fastest` that is so for every n, and the caller
  * uses its own kernel for this shape, always. KN_ELIMIT: the layer's engine does not do n images; another
  * would give other bits. KN_ENOMEM, KN_EOOM, KN_EDEVICE. */
-KN_MUST_USE int kx_dnn_plan(struct kx_dnn *d, const struct kx_dnn_shape *s, int n, bool fastest,
+KN_MUST_USE int kx_dnn_plan(struct kx_cudnn *d, const struct kx_dnn_shape *s, int n, bool fastest,
                             struct kx_dnn_plan **out, struct kn_err *err);
-void kx_dnn_trim(struct kx_dnn *d); /* drops all plans */
+void kx_dnn_trim(struct kx_cudnn *d); /* drops all plans */
 /* Bytes of the device that a run wants as `scratch`, aligned to 256. */
 size_t kx_dnn_scratch_bytes(const struct kx_dnn_plan *p);
 
@@ -58,7 +58,7 @@ struct kx_dnn_call {
     void *scratch;
 };
 /* Pointers are aligned to 16 bytes. cudaErrorUnknown where the library failed without a CUDA error. */
-cudaError_t kx_dnn_run(struct kx_dnn *d, struct kx_dnn_plan *p, const struct kx_dnn_call *c);
+cudaError_t kx_dnn_run(struct kx_cudnn *d, struct kx_dnn_plan *p, const struct kx_dnn_call *c);
 /* "engine 3 knobs 2=5 14=4 …" of a plan, for reports. */
 void kx_dnn_describe(const struct kx_dnn_plan *p, char *out, size_t size);
 

@@ -51,7 +51,7 @@ enum {
     COMPUTER_REGISTERS = 240
 };
 
-template <int DIM, int KEYS> struct plan {
+template <int DIM, int KEYS> struct sm90_plan {
     enum {
         BLOCKS = (DIM + 63) / 64, /* of 64 columns */
         STEPS = (DIM + 15) / 16,
@@ -69,7 +69,7 @@ template <int DIM, int KEYS> struct plan {
 
 template <typename T, int DIM, int KEYS>
 KX_DEVICE void start_scores(float (&s)[KEYS / 2], uint32_t queries, uint32_t keys) {
-    typedef plan<DIM, KEYS> p;
+    typedef sm90_plan<DIM, KEYS> p;
 #pragma unroll
     for (int step = 0; step < p::STEPS; step++)
         product_shared<T, KEYS>(s, descriptor(queries + (uint32_t)(step / 4 * ROWS * 128 + step % 4 * 32)),
@@ -80,8 +80,8 @@ KX_DEVICE void start_scores(float (&s)[KEYS / 2], uint32_t queries, uint32_t key
 
 template <typename T, int DIM, int KEYS>
 KX_DEVICE void start_weighing(uint32_t values, const uint32_t (&weights)[KEYS / 16][4],
-                              float (&o)[plan<DIM, KEYS>::BLOCKS][32]) {
-    typedef plan<DIM, KEYS> p;
+                              float (&o)[sm90_plan<DIM, KEYS>::BLOCKS][32]) {
+    typedef sm90_plan<DIM, KEYS> p;
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
         uint32_t at = values + (uint32_t)(step * 2048);
@@ -142,7 +142,7 @@ template <typename T, int DIM, int KEYS>
 static __global__ void __launch_bounds__(THREADS, 1)
     attention_sm90(const struct kx_attention a, const __grid_constant__ CUtensorMap q_map,
                    const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map) {
-    typedef plan<DIM, KEYS> p;
+    typedef sm90_plan<DIM, KEYS> p;
     KX_DYNAMIC_SHARED(unsigned char, raw);
     __shared__ uint64_t full_q, full_k[STAGES], full_v[STAGES], empty_k[STAGES], empty_v[STAGES];
     unsigned char *queries = raw + (1024 - kx_shared_address(raw) % 1024) % 1024;
@@ -282,7 +282,7 @@ static cudaError_t launch(cudaStream_t stream, enum kx_store type, const struct 
         !describe(&v, type, a->v, a, a->length, a->v_stride, a->kv_image, images, KEYS))
         return KX_CUDA_NO;
     dim3 grid((unsigned)((a->rows + ROWS - 1) / ROWS), (unsigned)a->heads, (unsigned)a->n);
-    return kx_launch(attention_sm90<T, DIM, KEYS>, grid, dim3(THREADS), (size_t)plan<DIM, KEYS>::BYTES,
+    return kx_launch(attention_sm90<T, DIM, KEYS>, grid, dim3(THREADS), (size_t)sm90_plan<DIM, KEYS>::BYTES,
                      stream, *a, q, k, v);
 }
 

@@ -37,7 +37,7 @@ enum {
     K_PITCH = 9
 };
 
-template <int KEYS, int V_COLUMNS, int STAGES> struct plan {
+template <int KEYS, int V_COLUMNS, int STAGES> struct wide_plan {
     enum {
         P_PITCH = KEYS / 8 + 1,
         V_PITCH = V_COLUMNS / 8 + 1,
@@ -79,7 +79,7 @@ template <typename T> struct source {
 /* Into a stage: of a tile the keys' columns 64 · slice and on, or the next slice of its values. */
 template <typename T, int KEYS, int V_COLUMNS, int STAGES>
 KX_DEVICE void load_slice(kx_vec8<T> *to, const source<T> &s, int tile, int slice) {
-    typedef plan<KEYS, V_COLUMNS, STAGES> p;
+    typedef wide_plan<KEYS, V_COLUMNS, STAGES> p;
     if (slice < s.k_slices) {
         load<T, KEYS, 8, K_PITCH>(to, s.k + (size_t)(tile * KEYS) * s.k_stride + 64 * slice, s.k_stride,
                                   s.keys - tile * KEYS, s.chunks - 8 * slice);
@@ -96,7 +96,7 @@ KX_DEVICE void load_slice(kx_vec8<T> *to, const source<T> &s, int tile, int slic
 
 template <typename T, int KEYS, int V_COLUMNS, int STAGES>
 __global__ void __launch_bounds__(THREADS, 1) attention_wide(const struct kx_attention a) {
-    typedef plan<KEYS, V_COLUMNS, STAGES> p;
+    typedef wide_plan<KEYS, V_COLUMNS, STAGES> p;
     enum {
         MINE = KEYS / GROUPS,
         COLUMNS = V_COLUMNS / GROUPS
@@ -300,13 +300,13 @@ template <typename T, int KEYS, int V_COLUMNS, int STAGES>
 static cudaError_t launch(cudaStream_t stream, const struct kx_attention *a) {
     dim3 grid((unsigned)((a->rows + ROWS - 1) / ROWS), (unsigned)a->heads, (unsigned)a->n);
     return kx_launch(attention_wide<T, KEYS, V_COLUMNS, STAGES>, grid, dim3(THREADS),
-                     (size_t)plan<KEYS, V_COLUMNS, STAGES>::BYTES, stream, *a);
+                     (size_t)wide_plan<KEYS, V_COLUMNS, STAGES>::BYTES, stream, *a);
 }
 
 extern "C" cudaError_t kx_cuda_attention_wide(cudaStream_t stream, enum kx_store type,
                                               const struct kx_attention *a, int keys) {
     if (a->dim < 8 || a->dim > WIDTH || !kx_cuda_attention_aligned(a) || !(a->scale > 0)) return KX_CUDA_NO;
-    static_assert((int)plan<128, 512, 4>::BYTES == KX_ATTENTION_WIDE_128_BYTES, "op_attention.h");
+    static_assert((int)wide_plan<128, 512, 4>::BYTES == KX_ATTENTION_WIDE_128_BYTES, "op_attention.h");
     if (keys == 128) KX_DISPATCH(type, T, return launch<T, 128, 512, 4>(stream, a));
     if (keys == 64) KX_DISPATCH(type, T, return launch<T, 64, 256, 2>(stream, a));
     return KX_CUDA_NO;

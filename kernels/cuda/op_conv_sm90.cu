@@ -50,12 +50,12 @@ struct sm90_shape {
 
 /* ---- the kernel */
 
-struct tile {
+struct conv_tile {
     int image, y, x, n; /* the patch's first image and pixel, the first channel */
 };
 /* Tiles of one patch are neighbours, so that x is read from memory once. */
-KX_DEVICE struct tile tile_of(const struct sm90_shape &s, int i, int bn) {
-    struct tile t;
+KX_DEVICE struct conv_tile tile_of(const struct sm90_shape &s, int i, int bn) {
+    struct conv_tile t;
     t.n = i % s.tiles_n * bn;
     i /= s.tiles_n;
     t.x = i % s.patches_x * s.across;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         registers_give_up<COPIER_REGISTERS>();
         if (threadIdx.x != 0) return;
         for (int i = (int)blockIdx.x; i < s.tiles; i += (int)gridDim.x) {
-            const struct tile t = tile_of(s, i, BN);
+            const struct conv_tile t = tile_of(s, i, BN);
             for (int tap = 0; tap < s.taps; tap++) {
                 const int ky = tap / s.kernel, kx = tap - ky * s.kernel;
                 for (int c = 0; c < s.slices; c++) {
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
         /* A warp has 16 rows, in the registers as mma.sync has them; 32 channels at a time through shared
          * memory. */
-        const struct tile t = tile_of(s, i, BN);
+        const struct conv_tile t = tile_of(s, i, BN);
 #pragma unroll
         for (int part = 0; part < BN / 32; part++) {
             const int row = lane / 4, col = lane % 4 * 2;

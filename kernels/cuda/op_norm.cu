@@ -70,7 +70,7 @@ static __global__ void __launch_bounds__(THREADS, 3)
     int width = g.slice / 8, rows = THREADS / width;
     int r = (int)threadIdx.x / width, vector = (int)threadIdx.x % width;
     bool active = r < rows;
-    struct piece p = piece_of(&g, blockIdx.x);
+    struct norm_piece p = piece_of(&g, blockIdx.x);
     struct sums s;
     if (active)
         collect_rows<T, false>(&s, x + p.at + (size_t)vector * 8, (size_t)g.c, r, rows, p.pixels,
@@ -108,7 +108,7 @@ static __global__ void __launch_bounds__(THREADS, 3)
     group_apply(const T *x, const struct stat *__restrict__ parts, const float *__restrict__ gamma,
                 const float *__restrict__ beta, T *y, struct group_shape g) {
     __shared__ struct stat found[SLICE_MAX];
-    struct piece p = piece_of(&g, gridDim.x - 1 - blockIdx.x);
+    struct norm_piece p = piece_of(&g, gridDim.x - 1 - blockIdx.x);
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, groups = g.slice / g.each;
     for (int q = warp; q < groups; q += WARPS) {
         const struct stat *of =

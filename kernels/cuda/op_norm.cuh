@@ -135,14 +135,14 @@ KX_DEVICE float inverse(const struct group_shape *g, float square) {
 }
 
 /* The part of a slice that a block works on where there is more than one chunk. */
-struct piece {
+struct norm_piece {
     int image, slice, chunk;
     int pixels; /* of the chunk */
     size_t at;  /* its first value */
 };
 
-KX_DEVICE struct piece piece_of(const struct group_shape *g, unsigned block) {
-    struct piece p;
+KX_DEVICE struct norm_piece piece_of(const struct group_shape *g, unsigned block) {
+    struct norm_piece p;
     p.slice = (int)(block % (unsigned)g->slices);
     block /= (unsigned)g->slices;
     p.chunk = (int)(block % (unsigned)g->chunks);

@@ -40,7 +40,7 @@ static __global__ void __cluster_dims__(S, 1, 1) __launch_bounds__(THREADS)
     bool active = r < rows;
     /* a cluster is S blocks in a row, and must be one slice's chunks; piece_of has slices in a row */
     unsigned slices = (unsigned)g.slices, stack = blockIdx.x / S;
-    struct piece p = piece_of(&g, (stack / slices * S + blockIdx.x % S) * slices + stack % slices);
+    struct norm_piece p = piece_of(&g, (stack / slices * S + blockIdx.x % S) * slices + stack % slices);
     size_t at = p.at + (size_t)vector * 8;
     struct sums s;
     if (active) collect_rows<T, true>(&s, x + at, (size_t)g.c, r, rows, p.pixels, slab + vector, width);

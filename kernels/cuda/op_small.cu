@@ -82,13 +82,13 @@ struct rows {
     int each, units; /* rows a block; units a row */
 };
 
-struct stretch {
+struct copy_stretch {
     int64_t first;
     int units; /* of all its rows */
 };
 
-KX_DEVICE struct stretch stretch_of(const struct rows *r) {
-    struct stretch s;
+KX_DEVICE struct copy_stretch stretch_of(const struct rows *r) {
+    struct copy_stretch s;
     s.first = (int64_t)blockIdx.x * r->each;
     int64_t left = r->count - s.first;
     s.units = (left < r->each ? (int)left : r->each) * r->units;
@@ -142,7 +142,7 @@ KX_DEVICE float activate(enum kx_act act, float v) {
 template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
     concat(const T *__restrict__ a, int ua, const T *__restrict__ b, T *__restrict__ y, struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     int ub = rows.units - ua;
     a += s.first * ua * W;
     b += s.first * ub * W;
@@ -170,7 +170,7 @@ template <typename T>
 static __global__ void __launch_bounds__(THREADS)
     timestep(const float *__restrict__ timesteps, bool cos_first, float freq_shift, T *__restrict__ y,
              struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     int half = rows.units;
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int r = i / half, k = i - r * half;
@@ -195,7 +195,7 @@ cudaError_t kx_cuda_timestep(cudaStream_t stream, enum kx_store type, const floa
 template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
     add_silu(const T *__restrict__ a, const T *__restrict__ b, int nb, T *__restrict__ y, struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int r = i / rows.units, u = i - r * rows.units;
         int row = (int)s.first + r, of = row / nb;
@@ -228,7 +228,7 @@ template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
     embed(const T *__restrict__ tokens, const T *__restrict__ places, const int32_t *__restrict__ ids,
           int positions, T *__restrict__ y, struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int r = i / rows.units, u = i - r * rows.units;
         int64_t row = s.first + r;
@@ -255,7 +255,7 @@ template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
     gather(const T *__restrict__ x, const int32_t *__restrict__ at, int positions, T *__restrict__ y,
            struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
         int r = i / rows.units, u = i - r * rows.units;
         int64_t row = s.first + r;
@@ -278,7 +278,7 @@ cudaError_t kx_cuda_gather(cudaStream_t stream, enum kx_store type, const void *
 template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
     geglu(const T *__restrict__ x, T *__restrict__ y, struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     x += s.first * 2 * rows.units * W;
     y += s.first * rows.units * W;
     for (int i = (int)threadIdx.x; i < s.units; i += THREADS) {
@@ -306,7 +306,7 @@ template <typename T, int W>
 static __global__ void __launch_bounds__(THREADS)
     finish(const T *x, const float *__restrict__ bias, enum kx_act act, struct kx_rows time_proj,
            const T *residual, T *y, struct rows rows) {
-    struct stretch s = stretch_of(&rows);
+    struct copy_stretch s = stretch_of(&rows);
     int image = (int)blockIdx.y;
     int64_t at = ((int64_t)image * rows.count + s.first) * rows.units * W;
     const T *add = NULL;

@@ -22,7 +22,7 @@
 #define TIME_WIDTH 4 /* the time embedding's width over that of the first level */
 
 /* One level of one way: `count` residual blocks, each with a transformer behind it or none of them. */
-struct level {
+struct unet_level {
     int count, channels;
     struct kx_resnet *resnets;
     struct kx_transformer *transformers; /* NULL for none */
@@ -33,8 +33,8 @@ struct kx_unet {
     struct kx_ctx *ctx; /* borrowed */
     struct kx_unet_config cfg;
     struct kx_conv *conv_in, *conv_out;
-    struct kx_linear *time1, *time2, *add1, *add2;            /* add: with cfg.pooled_width */
-    struct level down[KX_LEVELS_MAX], mid, up[KX_LEVELS_MAX]; /* up[0] is the deepest */
+    struct kx_linear *time1, *time2, *add1, *add2;                 /* add: with cfg.pooled_width */
+    struct unet_level down[KX_LEVELS_MAX], mid, up[KX_LEVELS_MAX]; /* up[0] is the deepest */
     struct kx_norm norm_out;
     struct kx_parts parts;
     size_t time_proj_width; /* values of all residual blocks' time_proj of one timestep */
@@ -63,8 +63,8 @@ struct kx_unet {
 
 /* Names are prefix + "resnets.K." and prefix + "attentions.K.". `ins`: input channels of each residual block;
  * i: the level in the config's order. */
-static void load_level(struct kx_loader *l, struct kx_unet *u, struct level *y, const char *prefix, int i,
-                       const int *ins, int count, int transformers) {
+static void load_level(struct kx_loader *l, struct kx_unet *u, struct unet_level *y, const char *prefix,
+                       int i, const int *ins, int count, int transformers) {
     const struct kx_unet_config *cfg = &u->cfg;
     char name[KX_TENSOR_NAME_MAX / 2];
     y->channels = cfg->channels[i];
@@ -162,7 +162,7 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     return 0;
 }
 
-static void level_fini(struct kx_ctx *ctx, struct level *y) {
+static void level_fini(struct kx_ctx *ctx, struct unet_level *y) {
     for (int k = 0; k < y->count; k++) {
         kx_resnet_fini(ctx, &y->resnets[k]);
         if (y->transformers) kx_transformer_fini(ctx, &y->transformers[k]);
@@ -264,7 +264,7 @@ static void resnet(struct kx_ctx *ctx, const struct given *g, const struct kx_re
     kx_resnet_run(ctx, r, x, keep, &time_proj, y);
 }
 
-static void transform(struct kx_ctx *ctx, const struct given *g, const struct level *y, int k,
+static void transform(struct kx_ctx *ctx, const struct given *g, const struct unet_level *y, int k,
                       struct kx_tensor *x) {
     if (y->transformers && y->transformers[k].depth)
         kx_transformer_run(ctx, &y->transformers[k], x, &g->keys);
@@ -282,7 +282,7 @@ static struct kx_tensor *push(struct kx_ctx *ctx, struct skips *s, int n, int h,
     return &s->v[s->count++];
 }
 
-static void run_down(struct kx_ctx *ctx, const struct given *g, const struct level *y, struct skips *s) {
+static void run_down(struct kx_ctx *ctx, const struct given *g, const struct unet_level *y, struct skips *s) {
     for (int k = 0; k < y->count; k++) {
         struct kx_tensor *x = &s->v[s->count - 1], *z = push(ctx, s, x->n, x->h, x->w, y->channels);
         resnet(ctx, g, &y->resnets[k], x, true, z); /* n, h, w, channels */
@@ -296,7 +296,7 @@ static void run_down(struct kx_ctx *ctx, const struct given *g, const struct lev
 
 /* One level upwards. x lies in place[0], and so does the level's output; place[1] is free for the upsampled
  * one. */
-static void run_up(struct kx_ctx *ctx, const struct given *g, const struct level *y, struct skips *s,
+static void run_up(struct kx_ctx *ctx, const struct given *g, const struct unet_level *y, struct skips *s,
                    void *place[2], struct kx_tensor *x) {
     for (int k = 0; k < y->count; k++) {
         size_t mark = kx_mark(ctx);
@@ -363,7 +363,7 @@ static void run_images(void *arg, struct kx_ctx *ctx, int first, int count) {
 
 /* ---- what images share */
 
-static void level_time_proj(struct kx_ctx *ctx, const struct kx_unet *u, const struct level *y,
+static void level_time_proj(struct kx_ctx *ctx, const struct kx_unet *u, const struct unet_level *y,
                             const struct kx_tensor *embedding, int first) {
     for (int k = 0; k < y->count; k++) {
         const struct kx_resnet *r = &y->resnets[k];
@@ -423,7 +423,7 @@ static void run_times(void *arg, struct kx_ctx *ctx, int first, int count) {
     kx_release(ctx, mark);
 }
 
-static void level_text(struct kx_ctx *ctx, const struct level *y, const struct kx_tensor *text,
+static void level_text(struct kx_ctx *ctx, const struct unet_level *y, const struct kx_tensor *text,
                        const struct kx_keys *keys, int first) {
     for (int k = 0; k < y->count && y->transformers; k++)
         if (y->transformers[k].depth) kx_transformer_text(ctx, &y->transformers[k], text, keys, first);

@@ -14,7 +14,7 @@
 
 #define EPS 1e-6f /* diffusers' decoder, whatever the config */
 
-struct level {
+struct vae_level {
     struct kx_resnet *resnets; /* layers_per_block + 1 */
     struct kx_conv *up;        /* NULL at the last */
 };
@@ -26,9 +26,9 @@ struct kx_vae {
     struct kx_resnet mid[2];
     struct kx_norm attention_norm; /* with cfg.mid_attention */
     struct kx_linear *qkv, *attention_out;
-    struct level levels[KX_LEVELS_MAX]; /* [0] is the deepest */
+    struct vae_level levels[KX_LEVELS_MAX]; /* [0] is the deepest */
     struct kx_norm norm_out;
-    struct plan {
+    struct vae_plan {
         struct kx_lanes lanes;
         int h, w;
     } one, many; /* images one after another; on lanes */
@@ -53,7 +53,7 @@ static void load_attention(struct kx_loader *l, struct kx_vae *v, int c) {
 
 static void load_level(struct kx_loader *l, struct kx_vae *v, int i, int in) {
     const struct kx_vae_config *cfg = &v->cfg;
-    struct level *y = &v->levels[i];
+    struct vae_level *y = &v->levels[i];
     int c = channels_of(cfg, i), count = cfg->layers_per_block + 1;
     char name[KX_TENSOR_NAME_MAX / 2];
     y->resnets = kx_loader_alloc(l, (size_t)count, sizeof *y->resnets);
@@ -128,7 +128,7 @@ void kx_vae_destroy(struct kx_vae *v) {
 /* ---- decoding */
 
 /* One call of kx_vae_decode. */
-struct decoding {
+struct vae_decoding {
     const struct kx_vae *v;
     const float *latents;
     float *rgb;
@@ -138,7 +138,7 @@ struct decoding {
 };
 
 /* The picture on its way, in one of two places. */
-struct picture {
+struct vae_picture {
     void *place[2];
     int at;
     struct kx_tensor x;
@@ -161,11 +161,11 @@ static void rooms(const struct kx_vae_config *cfg, int h, int w, size_t room[2])
 }
 
 /* The other place, for a picture of another shape. */
-static struct kx_tensor other(const struct picture *p, int h, int w, int c) {
+static struct kx_tensor other(const struct vae_picture *p, int h, int w, int c) {
     return (struct kx_tensor){p->place[p->at ^ 1], p->x.n, h, w, c};
 }
 
-static void moved(struct picture *p, struct kx_tensor y) {
+static void moved(struct vae_picture *p, struct kx_tensor y) {
     p->at ^= 1;
     p->x = y;
 }
@@ -183,13 +183,13 @@ static void attend(struct kx_ctx *ctx, const struct kx_vae *v, struct kx_tensor 
 }
 
 static void decode(void *arg, struct kx_ctx *ctx, int first, int count) {
-    const struct decoding *d = arg;
+    const struct vae_decoding *d = arg;
     const struct kx_vae *v = d->v;
     const struct kx_vae_config *cfg = &v->cfg;
     size_t mark = kx_mark(ctx), room[2], values = (size_t)d->h * (size_t)d->w * (size_t)cfg->latent_channels,
            n = (size_t)count;
     rooms(cfg, d->h, d->w, room);
-    struct picture p = {.place = {kx_take(ctx, n * room[0]), kx_take(ctx, n * room[1])}};
+    struct vae_picture p = {.place = {kx_take(ctx, n * room[0]), kx_take(ctx, n * room[1])}};
 
     size_t inner = kx_mark(ctx);
     struct kx_tensor z = kx_tensor_take(ctx, count, d->h, d->w, cfg->latent_channels);
@@ -208,7 +208,7 @@ static void decode(void *arg, struct kx_ctx *ctx, int first, int count) {
     kx_resnet_run(ctx, &v->mid[1], &p.x, false, NULL, &p.x); /* n, 64, 64, 512 */
     /* → n, 128, 128, 512 → n, 256, 256, 512 → n, 512, 512, 256 → n, 512, 512, 128 */
     for (int k = 0; k < cfg->levels; k++) {
-        const struct level *level = &v->levels[k];
+        const struct vae_level *level = &v->levels[k];
         for (int q = 0; q <= cfg->layers_per_block; q++) {
             const struct kx_resnet *r = &level->resnets[q];
             struct kx_tensor y = r->shortcut ? other(&p, p.x.h, p.x.w, r->out) : p.x;
@@ -242,14 +242,15 @@ int kx_vae_lanes(const struct kx_vae *v, int n, int h, int w) {
 
 int kx_vae_bytes(const struct kx_vae *v, int n, int h, int w, size_t *bytes, struct kn_err *err) {
     int32_t unused[1];
-    struct decoding d = {.v = v, .h = h, .w = w, .finite = unused};
+    struct vae_decoding d = {.v = v, .h = h, .w = w, .finite = unused};
     return kx_lanes_count(v->ctx, n, decode, &d, bytes, err);
 }
 
 /* The plan for n images: *p. */
-static int plan_for(struct kx_vae *v, struct decoding *d, int n, struct plan **out, struct kn_err *err) {
+static int plan_for(struct kx_vae *v, struct vae_decoding *d, int n, struct vae_plan **out,
+                    struct kn_err *err) {
     int lanes = kx_vae_lanes(v, n, d->h, d->w), rc = 0;
-    struct plan *p = *out = lanes > 1 ? &v->many : &v->one;
+    struct vae_plan *p = *out = lanes > 1 ? &v->many : &v->one;
     if (p->h == d->h && p->w == d->w && kx_lanes_ready(&p->lanes, v->ctx, lanes, n)) return 0;
     p->h = p->w = 0;
     if ((rc = kx_lanes_plan(&p->lanes, v->ctx, lanes, n, decode, d, err))) return rc;
@@ -260,14 +261,14 @@ static int plan_for(struct kx_vae *v, struct decoding *d, int n, struct plan **o
 
 int kx_vae_plan(struct kx_vae *v, int n, int h, int w, struct kn_err *err) {
     static int32_t unused[1]; /* nothing is written while planning */
-    struct plan *p;
-    return plan_for(v, &(struct decoding){.v = v, .h = h, .w = w, .finite = unused}, n, &p, err);
+    struct vae_plan *p;
+    return plan_for(v, &(struct vae_decoding){.v = v, .h = h, .w = w, .finite = unused}, n, &p, err);
 }
 
 int kx_vae_decode(struct kx_vae *v, const float *latents, int n, int h, int w, float *rgb, uint8_t *bytes,
                   int32_t *finite, struct kn_err *err) {
-    struct decoding d = {v, latents, rgb, bytes, finite, h, w};
-    struct plan *p;
+    struct vae_decoding d = {v, latents, rgb, bytes, finite, h, w};
+    struct vae_plan *p;
     int rc = plan_for(v, &d, n, &p, err);
     return rc ? rc : kx_lanes_run(&p->lanes, v->ctx, n, decode, &d, err);
 }

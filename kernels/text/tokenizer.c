@@ -510,9 +510,9 @@ static size_t merge_word(const struct kx_tokenizer *t, uint32_t *sym, uint32_t *
     return n;
 }
 
-enum kind { SPACE, LETTER, NUMBER, OTHER };
+enum token_kind { SPACE, LETTER, NUMBER, OTHER };
 
-static enum kind kind_of(utf8proc_int32_t c) {
+static enum token_kind kind_of(utf8proc_int32_t c) {
     if ((c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
         c == 0x3000)
@@ -548,7 +548,7 @@ static size_t word_length(const utf8proc_int32_t *s, size_t n) {
             size_t len = begins(s, n, endings[i]);
             if (len) return len;
         }
-    enum kind k = kind_of(s[0]);
+    enum token_kind k = kind_of(s[0]);
     size_t i = 1;
     if (k == NUMBER) return 1;
     while (i < n && kind_of(s[i]) == k) i++;

@@ -241,7 +241,7 @@ TEST(library_that_is_absent_is_a_fact) {
     kx_library_facts(l, facts, sizeof facts);
     CHECK_STR(facts, "cublaslt none, cudnn none");
     struct kx_lt *lt = NULL;
-    struct kx_dnn *dnn = NULL;
+    struct kx_cudnn *dnn = NULL;
     CHECK_INT(kx_lt_create(l, KX_STORE_F16, NULL, 0, &lt, &err), KN_EUNSUPPORTED);
     CHECK_INT(kx_cudnn_create(l, KX_STORE_F16, NULL, &dnn, &err), KN_EUNSUPPORTED);
     kx_library_close(l);
@@ -683,8 +683,8 @@ static double picture_want(const struct picture *c, size_t at) {
     return sum;
 }
 
-static struct kx_dnn *dnn_create(enum kx_store type, cudaStream_t stream) {
-    struct kx_dnn *d = NULL;
+static struct kx_cudnn *dnn_create(enum kx_store type, cudaStream_t stream) {
+    struct kx_cudnn *d = NULL;
     struct kn_err err = {0};
     if (!libraries()->dnn_version) SKIP("cuDNN is not there");
     int rc = kx_cudnn_create(libraries(), type, stream, &d, &err);
@@ -692,7 +692,7 @@ static struct kx_dnn *dnn_create(enum kx_store type, cudaStream_t stream) {
     return d;
 }
 
-static struct kx_dnn_plan *plan_picture(struct kx_dnn *d, const struct conv *s, int n, bool fastest) {
+static struct kx_dnn_plan *plan_picture(struct kx_cudnn *d, const struct conv *s, int n, bool fastest) {
     struct kx_dnn_shape shape = {s->h,      s->w,    s->in,        s->out,     s->kernel,
                                  s->stride, s->bias, s->time_proj, s->residual};
     struct kx_dnn_plan *p = NULL, *again = NULL;
@@ -718,7 +718,7 @@ static struct kx_dnn_call call_of(const struct picture *c, void *y, void *scratc
 }
 
 /* way: 1 fastest, 2 in place, 4 with a bias of the storage type, added up */
-static void run_picture(struct kx_dnn *d, const struct picture *c, int n, int way, uint16_t *y,
+static void run_picture(struct kx_cudnn *d, const struct picture *c, int n, int way, uint16_t *y,
                         const char *say) {
     struct kx_dnn_plan *p = plan_picture(d, &c->s, n, way & 1);
     size_t values = (size_t)n * (size_t)(c->p * c->q) * (size_t)c->s.out;
@@ -759,7 +759,7 @@ static double picture_distance(const struct picture *c, const uint16_t *y) {
 
 static void pictures_are_right(void) {
     for (int t = 0; t < 2; t++) {
-        struct kx_dnn *d = dnn_create(types[t], NULL);
+        struct kx_cudnn *d = dnn_create(types[t], NULL);
         for (int i = 0; i < CONVS; i++) {
             const struct conv *s = &convs[i];
             if (s->device_only && !gpu_real()) continue;
@@ -798,7 +798,7 @@ TEST(cudnn_gives_an_image_the_same_bits_among_any_others) {
     static const int counts[] = {1, 2, 3, 5, 8, 16};
     enum { MOST = 17 };
     for (int t = 0; t < 2; t++) {
-        struct kx_dnn *d = dnn_create(types[t], NULL);
+        struct kx_cudnn *d = dnn_create(types[t], NULL);
         for (int i = 0; i < CONVS; i++) {
             const struct conv *s = &convs[i];
             if (s->device_only && !gpu_real()) continue;
@@ -833,7 +833,7 @@ TEST(cudnn_refuses_by_shape_alone) {
         {8, 8, 8, 8, 2, 1, true, false, false},
         {0, 8, 8, 8, 3, 1, true, false, false},
     };
-    struct kx_dnn *d = dnn_create(KX_STORE_F16, NULL);
+    struct kx_cudnn *d = dnn_create(KX_STORE_F16, NULL);
     struct kn_err err = {0};
     struct kx_dnn_plan *p = NULL;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
@@ -850,7 +850,7 @@ TEST(cudnn_runs_in_a_graph_and_plans_nothing) {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     GPU_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    struct kx_dnn *d = dnn_create(KX_STORE_BF16, stream);
+    struct kx_cudnn *d = dnn_create(KX_STORE_BF16, stream);
     struct picture c = picture_of(&convs[6], KX_STORE_BF16, 3); /* with all that can be added */
     size_t values = (size_t)c.n * (size_t)(c.p * c.q) * (size_t)c.s.out;
     uint16_t *want = host(2 * values), *y = host(2 * values);
