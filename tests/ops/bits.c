@@ -1,6 +1,7 @@
 /* An op's bits do not depend on threads: one image on 1, 2 and 4 threads and on a lane beside three others,
- * for the shapes of Stable Diffusion 1.5 at 512×512, of the shipped model and of the golden pipelines (DESIGN
- * §1, promise 3). Shapes above some work are thinned: the same channels on fewer rows. */
+ * for the shapes of Stable Diffusion 1.5 at 512×512, of the shipped model and of the golden pipelines. So
+ * an image's pixels cannot depend on what it was rendered beside. Shapes above some work are thinned: the same
+ * channels on fewer rows. */
 #include "tests/ops/ops.h"
 
 enum kind { CONV, DOUBLED, LINEAR, GELU, GEGLU, GROUP, LAYER, ATTEND, CAUSAL };
