@@ -28,15 +28,6 @@ static const char *const harmless[] = {
     "model_hash", "negative_template", "software",   "template",         "user",         "version",
 };
 
-/* The sampler's schedule where A1111 says "Automatic". Samplers that are not here have another one there. */
-static const struct {
-    enum kn_sampler sampler;
-    const char *schedule;
-} automatic[] = {
-    {KN_SAMPLER_DDIM, "normal"},    {KN_SAMPLER_PNDM, "normal"},     {KN_SAMPLER_EULER, "normal"},
-    {KN_SAMPLER_EULER_A, "normal"}, {KN_SAMPLER_DPMPP_2M, "karras"},
-};
-
 struct pair {
     const char *key, *key_end, *value, *value_end; /* a value in quotes: with them */
 };
@@ -121,10 +112,8 @@ static int set_schedule(const struct kn_reader *r, struct kn_record *rec, const 
     if (karras && (!named || strcasecmp(named, "automatic") == 0)) named = "karras";
     if (!named) named = "normal";
     if (strcasecmp(named, "automatic") == 0) {
-        for (size_t i = 0; i < sizeof automatic / sizeof *automatic; i++) {
-            if (automatic[i].sampler == rec->t.sampler) named = automatic[i].schedule;
-        }
-        if (strcasecmp(named, "automatic") == 0)
+        named = rec->t.set & KN_SET_SAMPLER ? kn_sampler_automatic(rec->t.sampler) : NULL;
+        if (!named)
             return kn_record_fail(r, KN_EUNSUPPORTED, "%s: Automatic, with the sampler %s: name the schedule",
                                   key,
                                   rec->t.set & KN_SET_SAMPLER ? kn_sampler_name(rec->t.sampler) : "unnamed");

@@ -25,7 +25,7 @@ struct spec_name {
 /* Every accepted spelling; the folded forms of these are compared ("k_euler_a", "euler a" and "Euler-A" fold
  * alike). */
 static const struct spec_name sampler_names[] = {
-#define SAMPLER_NAMES(id, value, a1111, comfy, diffusers, karras)                                            \
+#define SAMPLER_NAMES(id, value, a1111, comfy, diffusers, karras, automatic)                                 \
     {KN_SAMPLER_##id, a1111}, {KN_SAMPLER_##id, comfy}, {KN_SAMPLER_##id, diffusers},
     KN_SAMPLER_TABLE(SAMPLER_NAMES)
 #undef SAMPLER_NAMES
@@ -37,14 +37,14 @@ static const struct spec_name schedule_names[] = {
     {KN_SCHEDULE_NORMAL, "normal"}, {KN_SCHEDULE_NORMAL, "uniform"}, {KN_SCHEDULE_KARRAS, "karras"}};
 
 const enum kn_sampler kn_samplers[KN_SAMPLER_COUNT] = {
-#define SAMPLER_VALUE(id, value, a1111, comfy, diffusers, karras) KN_SAMPLER_##id,
+#define SAMPLER_VALUE(id, value, a1111, comfy, diffusers, karras, automatic) KN_SAMPLER_##id,
     KN_SAMPLER_TABLE(SAMPLER_VALUE)
 #undef SAMPLER_VALUE
 };
 
 const char *kn_sampler_name(enum kn_sampler s) {
     switch (s) {
-#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras)                                             \
+#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras, automatic)                                  \
     case KN_SAMPLER_##id:                                                                                    \
         return a1111;
         KN_SAMPLER_TABLE(SAMPLER_CASE)
@@ -67,10 +67,23 @@ const char *kn_schedule_name(enum kn_schedule s) {
     return "?";
 }
 
+const char *kn_sampler_automatic(enum kn_sampler s) {
+    switch (s) {
+#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras, automatic)                                  \
+    case KN_SAMPLER_##id:                                                                                    \
+        return automatic;
+        KN_SAMPLER_TABLE(SAMPLER_CASE)
+#undef SAMPLER_CASE
+    case KN_SAMPLER_UNSET:
+        break;
+    }
+    return NULL;
+}
+
 bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch) {
     if (sch != KN_SCHEDULE_KARRAS) return true;
     switch (s) {
-#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras)                                             \
+#define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras, automatic)                                  \
     case KN_SAMPLER_##id:                                                                                    \
         return karras;
         KN_SAMPLER_TABLE(SAMPLER_CASE)

@@ -15,31 +15,32 @@
 #include "base/limits.h"
 
 /* The samplers, in the order in which a person is told of them: X(id, wire value, A1111's name, ComfyUI's name,
- * diffusers' class, whether the Karras schedule means something with it). Wire values are for ever, and at most
- * 31: masks have a bit for each. The first stands apart so that KN_SAMPLER_LIST has its commas between names.
+ * diffusers' class, true if the Karras schedule means something with it, the schedule that A1111 calls
+ * Automatic with it: "normal", "karras" or NULL for another). Wire values are for ever, and at most 31: masks
+ * have a bit for each. The first stands apart so that KN_SAMPLER_LIST has its commas between names.
  *
  * Everything that knows the samplers is made from this table or does not compile without the new one's case:
  * beside a row here a sampler needs its steps (kernels/samplers/schedule.c), the fields of a folder that
  * diffusers' class reads (kernels/io/config.c), and its rows of the golden file (tests/golden/make.py). */
-#define KN_SAMPLER_FIRST(X) X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler", false)
+#define KN_SAMPLER_FIRST(X) X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler", false, "normal")
 #define KN_SAMPLER_OTHERS(X)                                                                                 \
-    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler", false)                                                       \
-    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler", true)                                            \
-    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", true)                     \
-    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", true)
+    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler", false, "normal")                                             \
+    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler", true, "normal")                                  \
+    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", true, "normal")           \
+    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", true, "karras")
 #define KN_SAMPLER_TABLE(X) KN_SAMPLER_FIRST(X) KN_SAMPLER_OTHERS(X)
 
 enum kn_sampler {
     KN_SAMPLER_UNSET = 0,
-#define KN_SAMPLER_ENUM(id, value, a1111, comfy, diffusers, karras) KN_SAMPLER_##id = (value),
+#define KN_SAMPLER_ENUM(id, value, a1111, comfy, diffusers, karras, automatic) KN_SAMPLER_##id = (value),
     KN_SAMPLER_TABLE(KN_SAMPLER_ENUM)
 #undef KN_SAMPLER_ENUM
 };
 
-#define KN_SAMPLER_ONE(id, value, a1111, comfy, diffusers, karras) +1
-#define KN_SAMPLER_BIT(id, value, a1111, comfy, diffusers, karras) | 1u << (value)
-#define KN_SAMPLER_NAME(id, value, a1111, comfy, diffusers, karras) a1111
-#define KN_SAMPLER_NEXT_NAME(id, value, a1111, comfy, diffusers, karras) ", " a1111
+#define KN_SAMPLER_ONE(id, value, a1111, comfy, diffusers, karras, automatic) +1
+#define KN_SAMPLER_BIT(id, value, a1111, comfy, diffusers, karras, automatic) | 1u << (value)
+#define KN_SAMPLER_NAME(id, value, a1111, comfy, diffusers, karras, automatic) a1111
+#define KN_SAMPLER_NEXT_NAME(id, value, a1111, comfy, diffusers, karras, automatic) ", " a1111
 
 enum { KN_SAMPLER_COUNT = 0 KN_SAMPLER_TABLE(KN_SAMPLER_ONE) };
 /* One bit a sampler, 1 << its value. */
@@ -57,6 +58,8 @@ KN_MUST_USE int kn_sampler_parse(const char *text, enum kn_sampler *out, struct 
 KN_MUST_USE int kn_schedule_parse(const char *text, enum kn_schedule *out, struct kn_err *err);
 const char *kn_sampler_name(enum kn_sampler s);   /* A1111's; "?" for a value not in the table */
 const char *kn_schedule_name(enum kn_schedule s); /* "normal", "karras" */
+/* The name of A1111's Automatic schedule with the sampler; NULL when kiln does not have that one. */
+const char *kn_sampler_automatic(enum kn_sampler s);
 /* True if the schedule means something with the sampler. */
 bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch);
 
@@ -107,7 +110,7 @@ struct kn_model_info {
     struct kn_defaults defaults;
     uint32_t size_multiple; /* width and height must be multiples of it (VAE factor × UNet levels) */
     uint32_t size_max;      /* 0: KN_SIZE_MAX */
-    /* What it takes of a CPU's memory (kernels/kiln.h, struct kiln_memory): its weights, and each picture of the
+    /* Memory that it takes on a CPU (kernels/kiln.h, struct kiln_memory): its weights, and each picture of the
      * default size that is in work at a time. 0: not known. Said by who reads the folder; not on the wire. */
     uint64_t memory_weights, memory_image;
 };

@@ -293,7 +293,7 @@ static void *list(struct dec *d, size_t count, size_t size) {
 
 static bool sampler_known(uint32_t v) {
     switch (v) {
-#define KNOWN(id, value, a1111, comfy, diffusers, karras) case value:
+#define KNOWN(id, value, a1111, comfy, diffusers, karras, automatic) case value:
         KN_SAMPLER_TABLE(KNOWN)
 #undef KNOWN
         return true;

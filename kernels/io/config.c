@@ -425,7 +425,7 @@ static int read_own(const struct kx_json *j, enum kn_sampler *own, struct kn_err
     /* classes whose configuration a sampler can be made from: our samplers' first, in the order of
      * kn_samplers */
     static const char *const classes[] = {
-#define SAMPLER_CLASS(id, value, a1111, comfy, diffusers, karras) diffusers,
+#define SAMPLER_CLASS(id, value, a1111, comfy, diffusers, karras, automatic) diffusers,
         KN_SAMPLER_TABLE(SAMPLER_CLASS)
 #undef SAMPLER_CLASS
             "DDPMScheduler",

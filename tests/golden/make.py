@@ -40,7 +40,7 @@ torch.set_grad_enabled(False)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The samplers are the rows of base/spec.h: A1111's name, diffusers' class, whether Karras means something.
-ROWS = re.findall(r'\bX\(\w+, \d+, "([^"]+)", "[^"]+", "([^"]+)", (true|false)\)',
+ROWS = re.findall(r'\bX\(\w+, \d+, "([^"]+)", "[^"]+", "([^"]+)", (true|false), [\w"]+\)',
                   pathlib.Path(HERE, "..", "..", "base", "spec.h").read_text(encoding="utf-8"))
 SAMPLERS = {name: getattr(diffusers, cls) for name, cls, _ in ROWS}
 KARRAS = tuple(name for name, _, karras in ROWS if karras == "true")
