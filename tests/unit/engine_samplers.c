@@ -131,7 +131,9 @@ TEST(every_sampler_runs_with_every_number_of_steps) {
             struct kn_err err = {0};
             int rc = kx_schedule_create(&c, sampler, KN_SCHEDULE_NORMAL, steps, &s, &err);
             CHECK_MSG(!rc, "%s, %d steps: %s", kn_sampler_name(sampler), steps, err.text);
-            CHECK_INT(s.count, sampler == KN_SAMPLER_PNDM && steps > 1 ? steps + 1 : steps);
+            /* one evaluation a step, or two for methods of second order */
+            CHECK(s.count >= steps && s.count <= 2 * steps);
+            for (int k = 1; k < s.count; k++) CHECK(s.v[k].timestep <= s.v[k - 1].timestep);
             kx_schedule_fini(&s);
         }
 }
