@@ -89,7 +89,7 @@ void kx_gpu_gather(struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t 
     struct kx_gpu *g = kx_gpu_of(ctx);
     assert(y->n == x->n && y->h == 1 && y->w == 1 && y->c == x->c);
     if (runs(g))
-        kx_gpu_ok(g, kx_cuda_gather(g->stream, g->type, x->v, at, x->n, x->h * x->w, x->c, y->v), "pick");
+        kx_gpu_ok(g, kx_cuda_gather(g->stream, g->type, x->v, at, x->n, x->h * x->w, x->c, y->v), "gather");
 }
 
 void kx_gpu_from_f32(struct kx_ctx *ctx, const float *x, struct kx_tensor *y) {

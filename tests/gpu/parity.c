@@ -296,13 +296,13 @@ static void run_embed(struct bench *b, const struct scene *s) {
     kx_table_destroy(places);
 }
 
-static void draw_pick(struct draw *d, struct scene *s) {
+static void draw_gather(struct draw *d, struct scene *s) {
     s->p[0] = draw_channels(d);
     s->p[1] = draw_int(d, 1, 77);
     s->v[0] = draw_values(d, PARITY_IMAGES * times(s->p[0], s->p[1]), 1);
     s->i[0] = draw_indices(d, PARITY_IMAGES, 0, s->p[1] - 1);
 }
-static void run_pick(struct bench *b, const struct scene *s) {
+static void run_gather(struct bench *b, const struct scene *s) {
     struct kx_tensor x = give_tensor(b, s->v[0], 1, s->p[1], s->p[0]),
                      y = want_tensor(b, NULL, 1, 1, s->p[0]);
     const int32_t *at = give_images(b, I32, s->i[0], 1);
@@ -451,7 +451,7 @@ static const struct op ops[] = {
     {"timestep", draw_timestep, run_timestep},
     {"add_silu", draw_add_silu, run_add_silu},
     {"embed", draw_embed, run_embed},
-    {"pick", draw_pick, run_pick},
+    {"gather", draw_gather, run_gather},
     {"from_f32", draw_from_f32, run_from_f32},
     {"to_rgb", draw_to_rgb, run_to_rgb},
     {"sample", draw_sample, run_sample},
