@@ -1,9 +1,9 @@
-/* What this process may use of its machine: cores, NUMA nodes and memory, as the kernel says in /proc and /sys.
+/* The share of its machine that this process may use: cores, NUMA nodes and memory, as the kernel says in /proc and /sys.
  *
  * A limit may stand anywhere on the way from the process's control group to the root, and the tightest one counts.
  * Both generations of control groups are read (v1: one tree a controller, v2: one tree), as well as the way that a
- * container sees them, whose own group is the root of what is mounted. What cannot be read sets no limit. Any
- * thread. */
+ * container sees them, whose own group is the root of what is mounted. A file that cannot be read sets no limit.
+ * Any thread. */
 #ifndef KN_BASE_MACHINE_H
 #define KN_BASE_MACHINE_H
 

@@ -65,7 +65,7 @@ void kiln_engine_busy(struct kiln_engine *e, struct kiln_busy *out);
  * file named. */
 KN_MUST_USE int kiln_model_describe(const char *dir, const char *cache_dir, struct kn_model_info *out,
                                     struct kn_err *err);
-/* What a model takes of a CPU's memory while it renders, from the folder's configuration and the headers of its
+/* The memory that a model takes on a CPU while it renders, from the folder's configuration and the headers of its
  * files alone. */
 struct kiln_memory {
     uint64_t weights; /* of all networks, as they lie in memory: f32, whatever the files hold */

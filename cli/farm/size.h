@@ -7,7 +7,7 @@
 #include "cli/cli.h"
 #include "cli/farm/devices.h"
 
-/* What is going to be rendered: the models, and the largest size that is asked for (0: each model's default). */
+/* The work that a farm is sized for: the models, and the largest size that is asked for (0: each model's default). */
 struct farm_load {
     const struct kn_model_info *models;
     size_t model_count;
