@@ -6,9 +6,8 @@
 
 One picture with guidance. Prints the time of a step (the median of the steps but the first of each picture, then of the rounds), of a
 picture, and from the start of a process to its first picture; the engine's GFLOP/s beside what oneDNN alone reaches on the model's
-largest convolution; and the shares of a step by kind of op. Needs PyTorch, diffusers and transformers (tests/golden/requirements.txt), and
-
-    cmake --build build --target bench-step bench-ops kiln-render
+largest convolution; and the shares of a step by kind of op. Needs PyTorch, diffusers and transformers (tests/golden/requirements.txt); builds
+what it runs in the folder that --build names, which must be configured.
 """
 import argparse
 import json
@@ -152,6 +151,8 @@ def main():
     p.add_argument("--no-first", dest="first", action="store_false", help="leave out the time from start to first picture")
     p.add_argument("--build", default=os.path.join(here, "../../build"))
     a = p.parse_args()
+    # before a model is made or loaded, so that a benchmark never measures yesterday's programs
+    subprocess.run(["cmake", "--build", a.build, "--target", "bench-step", "bench-ops", "kiln-render"], check=True)
     a.size = a.size or ("512x512" if a.sd15 else "128x128")
     a.steps = a.steps or (4 if a.sd15 else 20)
     a.rounds = a.rounds or (3 if a.sd15 else 5)

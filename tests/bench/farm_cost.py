@@ -160,6 +160,7 @@ def main():
     p.add_argument("--memory-engine", default="sim:ms=2", help="cpu, or a simulated one")
     p.add_argument("--skip", nargs="*", default=[], choices=["cost", "path", "memory"])
     a = p.parse_args()
+    subprocess.run(["cmake", "--build", a.build, "--target", "programs"], check=True, stdout=subprocess.DEVNULL)
     f = farm_class(a.build)
     measures = {"cost": measure_cost, "path": measure_path, "memory": measure_memory}
     results = [measure(a, f) for name, measure in measures.items() if name not in a.skip]
