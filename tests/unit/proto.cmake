@@ -3,3 +3,4 @@ kn_unit_test(NAME proto.codec SOURCES proto_codec.c proto_messages.c LIBS kn_pro
 target_compile_definitions(test-proto-codec PRIVATE KILN_SOURCE="${PROJECT_SOURCE_DIR}")
 kn_unit_test(NAME proto.chunk SOURCES proto_chunk.c LIBS kn_proto PkgConfig::ZLIB)
 kn_unit_test(NAME proto.wire SOURCES proto_wire.c proto_messages.c LIBS kn_proto)
+set_tests_properties(proto.wire PROPERTIES RUN_SERIAL TRUE) # TCP ports
