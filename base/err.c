@@ -1,6 +1,9 @@
 /* Error codes and the text that goes with them; the contract is err.h. */
 #include "base/err.h"
 
+#undef kn_err_set /* see err.h */
+#undef kn_err_prefix
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

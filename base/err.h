@@ -58,6 +58,15 @@ int kn_err_set(struct kn_err *err, int code, const char *fmt, ...) KN_PRINTF(3, 
 /* Puts "fmt: " in front of the text that is there; returns err->code (KN_EINTERNAL if none was set). err may
  * be NULL. */
 int kn_err_prefix(struct kn_err *err, const char *fmt, ...) KN_PRINTF(2, 3);
+/* For the static analyzer, which does not see into another file: what these return is a failure. */
+#ifdef __clang_analyzer__
+static inline int kn_err_failure(int code) {
+    if (code >= 0) __builtin_unreachable();
+    return code;
+}
+#define kn_err_set(...) kn_err_failure(kn_err_set(__VA_ARGS__))
+#define kn_err_prefix(...) kn_err_failure(kn_err_prefix(__VA_ARGS__))
+#endif
 /* Words for a code ("not found"); never NULL. */
 const char *kn_err_words(int code);
 
