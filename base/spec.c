@@ -80,18 +80,25 @@ const char *kn_sampler_automatic(enum kn_sampler s) {
     return NULL;
 }
 
-bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch) {
-    if (sch != KN_SCHEDULE_KARRAS) return true;
+static enum kn_karras karras_of(enum kn_sampler s) {
     switch (s) {
 #define SAMPLER_CASE(id, value, a1111, comfy, diffusers, karras, automatic)                                  \
     case KN_SAMPLER_##id:                                                                                    \
-        return karras;
+        return KN_KARRAS_##karras;
         KN_SAMPLER_TABLE(SAMPLER_CASE)
 #undef SAMPLER_CASE
     case KN_SAMPLER_UNSET:
         break;
     }
-    return false;
+    return KN_KARRAS_NONE;
+}
+
+bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch) {
+    return sch != KN_SCHEDULE_KARRAS || karras_of(s) != KN_KARRAS_NONE;
+}
+
+bool kn_sampler_reads_karras(enum kn_sampler s) {
+    return karras_of(s) == KN_KARRAS_OPTION;
 }
 
 /* Lower case, without spaces, '_' and '-', '+' as 'p'. False when it does not fit: then it is no name of
@@ -275,17 +282,32 @@ uint64_t kn_model_need(const struct kn_model_info *m, uint32_t width, uint32_t h
            (uint64_t)((double)m->memory_image * images * ((double)width * height / pixels));
 }
 
+static int no_default_sampler(const struct kn_model_info *m, struct kn_err *err) {
+    return kn_err_set(
+        err, KN_EUNSUPPORTED,
+        "sampler: the model %s names the scheduler %s, which kiln does not have; say --sampler with "
+        "one of " KN_SAMPLER_LIST
+        " (it renders as diffusers' class of that name does from this "
+        "folder's settings)",
+        m->name, m->scheduler[0] ? m->scheduler : "of an unknown class");
+}
+
+/* The model's default belongs to its default sampler. Another one follows the Karras schedule only where
+ * diffusers' class would: an option that the class does not have is dropped by its from_config(). */
+static enum kn_schedule default_schedule(const struct kn_defaults *d, enum kn_sampler sampler) {
+    if (sampler == d->sampler && kn_schedule_fits(sampler, d->schedule)) return d->schedule;
+    bool karras = d->karras || d->schedule == KN_SCHEDULE_KARRAS;
+    return karras && kn_sampler_reads_karras(sampler) ? KN_SCHEDULE_KARRAS : KN_SCHEDULE_NORMAL;
+}
+
 int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m, struct kn_err *err) {
     const struct kn_defaults *d = &m->defaults;
     if (!(t->set & KN_SET_SEED)) return kn_err_set(err, KN_EINVAL, "seed: not set");
-    if (!(t->set & KN_SET_SAMPLER)) t->sampler = d->sampler;
-    if (!(t->set & KN_SET_SCHEDULE)) {
-        t->schedule = d->schedule;
-        /* The model's default belongs to its default sampler; with another one that cannot follow it, the
-         * normal one. */
-        if (t->set & KN_SET_SAMPLER && !kn_schedule_fits(t->sampler, t->schedule))
-            t->schedule = KN_SCHEDULE_NORMAL;
+    if (!(t->set & KN_SET_SAMPLER)) {
+        if (d->sampler == KN_SAMPLER_UNSET) return no_default_sampler(m, err);
+        t->sampler = d->sampler;
     }
+    if (!(t->set & KN_SET_SCHEDULE)) t->schedule = default_schedule(d, t->sampler);
     if (!(t->set & KN_SET_STEPS)) t->steps = d->steps;
     if (!(t->set & KN_SET_CFG)) t->cfg = d->cfg;
     if (!(t->set & KN_SET_SIZE)) {

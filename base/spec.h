@@ -15,20 +15,28 @@
 #include "base/limits.h"
 
 /* The samplers, in the order in which a person is told of them: X(id, wire value, A1111's name, ComfyUI's name,
- * diffusers' class, true if the Karras schedule means something with it, the schedule that A1111 calls
- * Automatic with it: "normal", "karras" or NULL for another). Wire values are for ever, and at most 31: masks
+ * diffusers' class, what the Karras schedule means with it, the schedule that A1111 calls Automatic with it:
+ * "normal", "karras" or NULL for another). Wire values are for ever, and at most 31: masks
  * have a bit for each. The first stands apart so that KN_SAMPLER_LIST has its commas between names.
  *
  * Everything that knows the samplers is made from this table or does not compile without the new one's case:
  * beside a row here a sampler needs its steps (kernels/samplers/schedule.c), the fields of a folder that
  * diffusers' class reads (kernels/io/config.c), and its rows of the golden file (tests/golden/make.py). */
-#define KN_SAMPLER_FIRST(X) X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler", false, "normal")
+#define KN_SAMPLER_FIRST(X) X(DDIM, 1, "DDIM", "ddim", "DDIMScheduler", NONE, "normal")
 #define KN_SAMPLER_OTHERS(X)                                                                                 \
-    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler", false, "normal")                                             \
-    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler", true, "normal")                                  \
-    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", true, "normal")           \
-    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", true, "karras")
+    X(PNDM, 2, "PNDM", "pndm", "PNDMScheduler", NONE, "normal")                                              \
+    X(EULER, 3, "Euler", "euler", "EulerDiscreteScheduler", OPTION, "normal")                                \
+    X(EULER_A, 4, "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", ASKED, "normal")          \
+    X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", OPTION, "karras")
 #define KN_SAMPLER_TABLE(X) KN_SAMPLER_FIRST(X) KN_SAMPLER_OTHERS(X)
+
+/* What the Karras schedule means with a sampler. */
+enum kn_karras {
+    KN_KARRAS_NONE,   /* nothing: the sampler does not walk sigmas */
+    KN_KARRAS_ASKED,  /* a person may ask for it; diffusers' class has no such option, so that a folder's
+                       * use_karras_sigmas means nothing there */
+    KN_KARRAS_OPTION, /* diffusers' class has the option use_karras_sigmas, which a folder may state */
+};
 
 enum kn_sampler {
     KN_SAMPLER_UNSET = 0,
@@ -62,6 +70,8 @@ const char *kn_schedule_name(enum kn_schedule s); /* "normal", "karras" */
 const char *kn_sampler_automatic(enum kn_sampler s);
 /* True if the schedule means something with the sampler. */
 bool kn_schedule_fits(enum kn_sampler s, enum kn_schedule sch);
+/* True if diffusers' class of the sampler reads use_karras_sigmas, and so takes it from a folder that states it. */
+bool kn_sampler_reads_karras(enum kn_sampler s);
 
 enum kn_task_field {
     KN_SET_NEGATIVE = 1u << 0,
@@ -96,11 +106,14 @@ struct kn_task {
 
 /* The settings of a model's folder, for whatever the person leaves open. */
 struct kn_defaults {
-    enum kn_sampler sampler;
-    enum kn_schedule schedule;
-    uint32_t steps; /* 20 if the folder says nothing */
-    float cfg;      /* 7 if the folder says nothing */
+    enum kn_sampler sampler;   /* KN_SAMPLER_UNSET: the folder names a class that is none of ours, see
+                              * kn_model_info.scheduler; a task must then say its sampler itself */
+    enum kn_schedule schedule; /* goes with the sampler above */
+    uint32_t steps;            /* 20 if the folder says nothing */
+    float cfg;                 /* 7 if the folder says nothing */
     uint32_t width, height;
+    bool karras; /* the folder's scheduler states use_karras_sigmas, which another sampler takes over if its
+                  * class has the option */
 };
 
 /* A model as a farm knows it. */
@@ -113,6 +126,8 @@ struct kn_model_info {
     /* Memory that it takes on a CPU (kernels/kiln.h, struct kiln_memory): its weights, and each picture of the
      * default size that is in work at a time. 0: not known. Said by who reads the folder; not on the wire. */
     uint64_t memory_weights, memory_image;
+    /* Where defaults.sampler is unset: the scheduler's class that the folder names; else "". */
+    char scheduler[KN_NAME_MAX + 1];
 };
 
 #define KN_PROGRAM_BYTES (128ull << 20) /* of a worker beside weights and activations; measured */

@@ -178,6 +178,7 @@ int kiln_model_describe(const char *dir, const char *cache_dir, struct kn_model_
         const char *slash = strrchr(real, '/');
         snprintf(out->name, sizeof out->name, "%.*s", KN_NAME_MAX, slash && slash[1] ? slash + 1 : "model");
         out->defaults = cfg.defaults;
+        if (!cfg.defaults.sampler) memcpy(out->scheduler, cfg.index.scheduler, sizeof out->scheduler);
         out->size_multiple = (uint32_t)cfg.size_multiple;
         struct kiln_memory memory;
         if (!kiln_model_memory(real, cfg.defaults.width, cfg.defaults.height, &memory, NULL)) {

@@ -217,7 +217,10 @@ static int describe(const struct kn_model_info *info) {
     json_object_object_add(o, "name", json_object_new_string(info->name));
     json_object_object_add(o, "sha256", json_object_new_string(hex));
     json_object_object_add(o, "size_multiple", json_object_new_int((int)info->size_multiple));
-    json_object_object_add(d, "sampler", json_object_new_string(kn_sampler_name(info->defaults.sampler)));
+    if (info->scheduler[0]) json_object_object_add(o, "scheduler", json_object_new_string(info->scheduler));
+    json_object_object_add(
+        d, "sampler",
+        info->defaults.sampler ? json_object_new_string(kn_sampler_name(info->defaults.sampler)) : NULL);
     json_object_object_add(d, "schedule", json_object_new_string(kn_schedule_name(info->defaults.schedule)));
     json_object_object_add(d, "steps", json_object_new_int((int)info->defaults.steps));
     json_object_object_add(d, "cfg", figure((double)info->defaults.cfg));

@@ -71,7 +71,10 @@ static Kiln__Pb__ModelInfo *pb_model_info(struct enc *c, const struct kn_model_i
     if (!p) return NULL;
     p->name = text_of(m->name);
     p->sha256 = bin(m->sha256, KN_SHA256_BYTES);
-    p->sampler = (uint32_t)m->defaults.sampler;
+    /* A reader of before knows no unset sampler: it gets the one that it would have chosen itself. */
+    p->sampler = (uint32_t)(m->scheduler[0] ? KN_SAMPLER_EULER : m->defaults.sampler);
+    p->scheduler = text_of(m->scheduler);
+    p->karras = m->defaults.karras;
     p->schedule = (uint32_t)m->defaults.schedule;
     p->steps = m->defaults.steps;
     p->cfg = m->defaults.cfg;
@@ -308,7 +311,11 @@ static void decode_model_asked(struct dec *d, const Kiln__Pb__ModelInfo *p, stru
     if (d->rc != 0) return;
     memcpy(m->name, p->name, strlen(p->name) + 1);
     fixed_or_none(d, "sha256", p->sha256, m->sha256, KN_SHA256_BYTES);
-    m->defaults.sampler = (enum kn_sampler)p->sampler;
+    text(d, "scheduler", p->scheduler, KN_NAME_MAX);
+    if (d->rc != 0) return;
+    memcpy(m->scheduler, p->scheduler, strlen(p->scheduler) + 1);
+    m->defaults.sampler = m->scheduler[0] ? KN_SAMPLER_UNSET : (enum kn_sampler)p->sampler;
+    m->defaults.karras = p->karras;
     m->defaults.schedule = (enum kn_schedule)p->schedule;
     m->defaults.steps = p->steps;
     m->defaults.cfg = finite_only(d, "cfg", p->cfg);

@@ -99,8 +99,12 @@ int models_describe(const struct kn_model_info *m, struct kn_buf *out) {
     json_object_object_add(o, "sha256", json_object_new_string(hex));
     json_object_object_add(o, "size_multiple", json_object_new_int64(m->size_multiple));
     json_object_object_add(o, "size_max", json_object_new_int64(m->size_max));
-    json_object_object_add(d, "sampler", json_object_new_string(kn_sampler_name(f->sampler)));
+    /* a folder whose scheduler is none of our samplers says its name instead */
+    if (m->scheduler[0]) json_object_object_add(o, "scheduler", json_object_new_string(m->scheduler));
+    json_object_object_add(d, "sampler",
+                           f->sampler ? json_object_new_string(kn_sampler_name(f->sampler)) : NULL);
     json_object_object_add(d, "schedule", json_object_new_string(kn_schedule_name(f->schedule)));
+    json_object_object_add(d, "karras", json_object_new_boolean(f->karras));
     json_object_object_add(d, "steps", json_object_new_int64(f->steps));
     json_object_object_add(d, "cfg", json_object_new_double_s((double)f->cfg, cfg));
     json_object_object_add(d, "size", json_object_new_string(size));

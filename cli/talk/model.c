@@ -178,9 +178,12 @@ int model_parse(const char *text, size_t len, struct kn_model_info *out, struct 
     json_object *memory = member(o, "memory", json_type_object);
     out->memory_weights = bytes_of(memory, "weights");
     out->memory_image = bytes_of(memory, "image");
-    if (!(v = member(d, "sampler", json_type_string)) ||
-        kn_sampler_parse(json_object_get_string(v), &out->defaults.sampler, NULL))
+    if ((v = member(o, "scheduler", json_type_string)))
+        snprintf(out->scheduler, sizeof out->scheduler, "%s", json_object_get_string(v));
+    if (!out->scheduler[0] && (!(v = member(d, "sampler", json_type_string)) ||
+                               kn_sampler_parse(json_object_get_string(v), &out->defaults.sampler, NULL)))
         goto out;
+    out->defaults.karras = (v = member(d, "karras", json_type_boolean)) && json_object_get_boolean(v);
     if (!(v = member(d, "schedule", json_type_string)) ||
         kn_schedule_parse(json_object_get_string(v), &out->defaults.schedule, NULL))
         goto out;

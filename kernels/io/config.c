@@ -1,6 +1,5 @@
-/* See the header. The tables of refused fields name every option of diffusers 0.42's classes that would
- * change a picture and that the networks do not have; a field that only training or memory reads (dropout,
- * attention slicing …) is passed over. */
+/* See the header. Each reader first holds the file's keys against their table (config_keys.h), then takes the
+ * ones that are used. */
 #include "kernels/io/config.h"
 
 #include <math.h>
@@ -8,20 +7,9 @@
 #include <string.h>
 
 #include "base/fs.h"
+#include "kernels/io/config_keys.h"
 
 #define CHANNELS_MAX 16384
-
-/* A field and the only value that kiln has for it, as JSON. */
-struct only {
-    const char *key, *json;
-};
-
-static int check_only(const struct kx_json *j, const struct only *t, size_t n, struct kn_err *err) {
-    int rc = 0;
-    for (size_t i = 0; i < n && !rc; i++) rc = kx_json_only(j, t[i].key, t[i].json, err);
-    return rc;
-}
-#define CHECK_ONLY(j, table, err) check_only(j, table, sizeof(table) / sizeof *(table), err)
 
 /* The words of an array of strings, each looked up in `words`; absent leaves *count at 0. */
 static int read_words(const struct kx_json *j, const char *key, const char *const *words, int *out,
@@ -71,11 +59,53 @@ static int check_groups(const struct kx_json *j, int groups, const int *channels
 
 /* ---- model_index.json ---- */
 
-/* The class that a part of the pipeline has; NULL: there is none ([null, null], as writers leave it). */
-static const char *part_class(const struct kx_json *j, const char *key) {
+/* The class that a part of the pipeline has; NULL: there is none ([null, null], as writers leave it). A class
+ * out of another library than the two is code that came with the model. */
+static int part_class(const struct kx_json *j, const char *key, const char **out, struct kn_err *err) {
     json_object *v = kx_json_get(j, key);
-    if (!v || !json_object_is_type(v, json_type_array) || json_object_array_length(v) != 2) return NULL;
-    return json_object_get_string(json_object_array_get_idx(v, 1));
+    *out = NULL;
+    if (!v || !json_object_is_type(v, json_type_array) || json_object_array_length(v) != 2) return 0;
+    *out = json_object_get_string(json_object_array_get_idx(v, 1));
+    const char *library = json_object_get_string(json_object_array_get_idx(v, 0));
+    if (!*out || (library && (!strcmp(library, "diffusers") || !strcmp(library, "transformers")))) return 0;
+    return kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: %.64s of the library %.64s is not supported", j->file,
+                      key, *out, library ? library : "null");
+}
+
+/* Looks the scheduler's class up among those that a sampler of kiln can be made from: its own, and those whose
+ * settings diffusers' from_config() takes over. *own is KN_SAMPLER_UNSET for one of the latter. */
+static bool scheduler_class(const char *name, enum kn_sampler *own) {
+    static const char *const ours[] = {
+#define SAMPLER_CLASS(id, value, a1111, comfy, diffusers, karras, automatic) diffusers,
+        KN_SAMPLER_TABLE(SAMPLER_CLASS)
+#undef SAMPLER_CLASS
+    };
+    static const char *const others[] = {
+        "DDPMScheduler",          "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+        "DEISMultistepScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",  "UniPCMultistepScheduler",
+    };
+    *own = KN_SAMPLER_UNSET;
+    for (int i = 0; i < KN_SAMPLER_COUNT; i++)
+        if (!strcmp(ours[i], name)) {
+            *own = kn_samplers[i];
+            return true;
+        }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (!strcmp(others[i], name)) return true;
+    return false;
+}
+
+static int read_scheduler_class(const struct kx_json *j, const char *name, struct kx_index *out,
+                                struct kn_err *err) {
+    if (strlen(name) > KN_NAME_MAX || !scheduler_class(name, &out->sampler))
+        return kn_err_set(
+            err, KN_EUNSUPPORTED,
+            "%s: scheduler: kiln does not have %.64s, and none of its samplers (" KN_SAMPLER_LIST
+            ") can stand in for it",
+            j->file, name);
+    snprintf(out->scheduler, sizeof out->scheduler, "%s", name);
+    return 0;
 }
 
 int kx_config_index(const struct kx_json *j, struct kx_index *out, struct kn_err *err) {
@@ -88,7 +118,7 @@ int kx_config_index(const struct kx_json *j, struct kx_index *out, struct kn_err
         {"tokenizer", {"CLIPTokenizer", "CLIPTokenizerFast"}, NEEDED},
         {"unet", {"UNet2DConditionModel"}, NEEDED},
         {"vae", {"AutoencoderKL"}, NEEDED},
-        {"scheduler", {NULL}, NEEDED}, /* any class: its own file says what of it is supported */
+        {"scheduler", {NULL}, NEEDED}, /* read_scheduler_class() knows which */
         {"text_encoder_2", {"CLIPTextModelWithProjection"}, WITH_XL},
         {"tokenizer_2", {"CLIPTokenizer", "CLIPTokenizerFast"}, WITH_XL},
         {"image_encoder", {NULL}, NEVER},
@@ -101,11 +131,13 @@ int kx_config_index(const struct kx_json *j, struct kx_index *out, struct kn_err
         return kn_err_set(err, KN_EPARSE, "%s: _class_name: not there; is this a pipeline's folder?",
                           j->file);
     int k = 0, rc = kx_json_word(j, "_class_name", classes, &k, err);
+    if (!rc) rc = kx_keys_check(&kx_keys_index, j, err);
     out->xl = k == 1;
     if (!rc) rc = kx_json_bool(j, "force_zeros_for_empty_prompt", &out->zeros_for_none, err);
     out->zeros_for_none &= out->xl;
     for (size_t i = 0; i < sizeof parts / sizeof *parts && !rc; i++) {
-        const char *class = part_class(j, parts[i].key);
+        const char *class;
+        if ((rc = part_class(j, parts[i].key, &class, err))) break;
         bool needed = parts[i].need == NEEDED || (parts[i].need == WITH_XL && out->xl);
         if (!class && needed) {
             rc = kn_err_set(err, KN_EPARSE, "%s: %s: not there", j->file, parts[i].key);
@@ -119,6 +151,7 @@ int kx_config_index(const struct kx_json *j, struct kx_index *out, struct kn_err
                 rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: %.64s is not supported", j->file, parts[i].key,
                                 class);
         }
+        if (!rc && class && !strcmp(parts[i].key, "scheduler")) rc = read_scheduler_class(j, class, out, err);
     }
     return rc;
 }
@@ -136,10 +169,8 @@ int kx_config_text(const struct kx_json *j, struct kx_text_config *out, struct k
                                    .layer_norm_eps = 1e-5f,
                                    .eos_token_id = 49407,
                                    .projection_dim = 512};
-    static const struct only refused[] = {{"use_attention_mask", "false"},
-                                          {"model_type", "\"clip_text_model\""}};
     static const char *const acts[] = {"gelu", "quick_gelu", NULL};
-    int act = 1, rc = CHECK_ONLY(j, refused, err);
+    int act = 1, rc = kx_keys_check(&kx_keys_text, j, err);
     if (!rc) rc = kx_json_word(j, "hidden_act", acts, &act, err);
     out->quick_gelu = act == 1;
     if (!rc) rc = kx_json_int(j, "vocab_size", 1, 1 << 20, &out->vocab_size, err);
@@ -165,9 +196,8 @@ static int read_added_cond(const struct kx_json *j, struct kx_unet_config *out, 
     int type = -1, each = 0, all = 0, rc = kx_json_word(j, "addition_embed_type", types, &type, err);
     if (rc) return rc;
     if (type < 0) {
-        static const struct only unused[] = {{"addition_time_embed_dim", "null"},
-                                             {"projection_class_embeddings_input_dim", "null"}};
-        return CHECK_ONLY(j, unused, err);
+        rc = kx_json_only(j, "addition_time_embed_dim", "null", err);
+        return rc ? rc : kx_json_only(j, "projection_class_embeddings_input_dim", "null", err);
     }
     rc = kx_json_int(j, "addition_time_embed_dim", 1, CHANNELS_MAX, &each, err);
     if (!rc) rc = kx_json_int(j, "projection_class_embeddings_input_dim", 1, 8 * CHANNELS_MAX, &all, err);
@@ -236,12 +266,18 @@ static int read_levels(const struct kx_json *j, struct kx_unet_config *out, stru
 }
 
 static int read_norms(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
-    json_object *groups = NULL; /* null is not "absent" here: it means no norm at all */
-    if (json_object_object_get_ex(j->o, "norm_num_groups", &groups) && !groups)
-        return kn_err_set(err, KN_EUNSUPPORTED, "%s: norm_num_groups: null is not supported", j->file);
     int rc = kx_json_int(j, "norm_num_groups", 1, CHANNELS_MAX, &out->norm_groups, err);
     if (!rc) rc = check_groups(j, out->norm_groups, out->channels, out->levels, err);
     if (!rc) rc = kx_json_float(j, "norm_eps", 0, 1, &out->norm_eps, err);
+    return rc;
+}
+
+/* Writers before 0.9.0 stated a wrong size; StableDiffusionPipeline takes 64 then. */
+static int read_old_sample_size(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
+    const char *version = NULL;
+    int major, minor, rc = kx_json_string(j, "_diffusers_version", &version, err);
+    out->small_size_is_old =
+        version && sscanf(version, "%d.%d", &major, &minor) == 2 && major == 0 && minor < 9;
     return rc;
 }
 
@@ -251,7 +287,7 @@ static int read_sample_size(const struct kx_json *j, struct kx_unet_config *out,
         rc = kn_err_set(err, KN_EUNSUPPORTED, "%s: sample_size: %d by %d is not a square", j->file, size[0],
                         size[1]);
     out->sample_size = size[0];
-    return rc;
+    return rc ? rc : read_old_sample_size(j, out, err);
 }
 
 /* Checks the levels' numbers against each other. */
@@ -272,37 +308,8 @@ int kx_config_unet(const struct kx_json *j, struct kx_unet_config *out, struct k
                                    .norm_groups = 32,
                                    .norm_eps = 1e-5f,
                                    .flip_sin_to_cos = true};
-    static const struct only refused[] = {
-        {"_class_name", "\"UNet2DConditionModel\""},
-        {"center_input_sample", "false"},
-        {"mid_block_type", "\"UNetMidBlock2DCrossAttn\""},
-        {"only_cross_attention", "false"},
-        {"downsample_padding", "1"},
-        {"mid_block_scale_factor", "1"},
-        {"num_attention_heads", "null"},
-        {"dual_cross_attention", "false"},
-        {"class_embed_type", "null"},
-        {"num_class_embeds", "null"},
-        {"encoder_hid_dim", "null"},
-        {"encoder_hid_dim_type", "null"},
-        {"reverse_transformer_layers_per_block", "null"},
-        {"resnet_time_scale_shift", "\"default\""},
-        {"resnet_skip_time_act", "false"},
-        {"resnet_out_scale_factor", "1"},
-        {"time_embedding_type", "\"positional\""},
-        {"time_embedding_dim", "null"},
-        {"time_embedding_act_fn", "null"},
-        {"timestep_post_act", "null"},
-        {"time_cond_proj_dim", "null"},
-        {"conv_in_kernel", "3"},
-        {"conv_out_kernel", "3"},
-        {"attention_type", "\"default\""},
-        {"class_embeddings_concat", "false"},
-        {"mid_block_only_cross_attention", "false"},
-        {"cross_attention_norm", "null"},
-    };
     static const char *const acts[] = {"silu", "swish", NULL};
-    int k, rc = CHECK_ONLY(j, refused, err);
+    int k, rc = kx_keys_check(&kx_keys_unet, j, err);
     if (!rc) rc = kx_json_word(j, "act_fn", acts, &k, err);
     if (!rc) rc = kx_json_int(j, "in_channels", 1, 256, &out->in_channels, err);
     if (!rc) rc = kx_json_int(j, "out_channels", 1, 256, &out->out_channels, err);
@@ -333,16 +340,9 @@ int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_
                                   .scaling_factor = 0.18215f,
                                   .mid_attention = true,
                                   .post_quant_conv = true};
-    static const struct only refused[] = {
-        {"_class_name", "\"AutoencoderKL\""},
-        {"out_channels", "3"},
-        {"latents_mean", "null"},
-        {"latents_std", "null"},
-        {"shift_factor", "0"},
-    };
     static const char *const acts[] = {"silu", "swish", NULL};
     static const char *const ups[] = {"UpDecoderBlock2D", NULL};
-    int k, types[KX_LEVELS_MAX], count, rc = CHECK_ONLY(j, refused, err);
+    int k, types[KX_LEVELS_MAX], count, rc = kx_keys_check(&kx_keys_vae, j, err);
     if (!rc) rc = kx_json_word(j, "act_fn", acts, &k, err);
     if (!rc) rc = kx_json_int(j, "latent_channels", 1, 256, &out->latent_channels, err);
     if (!rc) rc = read_channels(j, out->channels, &out->levels, err);
@@ -363,85 +363,25 @@ int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_
 
 /* ---- scheduler/scheduler_config.json ---- */
 
-/* Fields that diffusers' class of some sampler reads, and that kiln has with one value alone. */
-enum {
-    TRAINED_BETAS = 1 << 0,
-    THRESHOLDING = 1 << 1,
-    INTERPOLATION_TYPE = 1 << 2,
-    TIMESTEP_TYPE = 1 << 3,
-    USE_EXPONENTIAL_SIGMAS = 1 << 4,
-    USE_BETA_SIGMAS = 1 << 5,
-    USE_LU_LAMBDAS = 1 << 6,
-    USE_FLOW_SIGMAS = 1 << 7,
-    USE_DYNAMIC_SHIFTING = 1 << 8,
-    VARIANCE_TYPE = 1 << 9,
-    SOLVER_TYPE = 1 << 10, /* this and the next have several values: kx_config_scheduler reads them */
-    ALGORITHM_TYPE = 1 << 11,
-};
-static const struct {
-    unsigned field;
-    const char *key, *json;
-} one_value[] = {
-    {TRAINED_BETAS, "trained_betas", "null"},
-    {THRESHOLDING, "thresholding", "false"},
-    {INTERPOLATION_TYPE, "interpolation_type", "\"linear\""},
-    {TIMESTEP_TYPE, "timestep_type", "\"discrete\""},
-    {USE_EXPONENTIAL_SIGMAS, "use_exponential_sigmas", "false"},
-    {USE_BETA_SIGMAS, "use_beta_sigmas", "false"},
-    {USE_LU_LAMBDAS, "use_lu_lambdas", "false"},
-    {USE_FLOW_SIGMAS, "use_flow_sigmas", "false"},
-    {USE_DYNAMIC_SHIFTING, "use_dynamic_shifting", "false"},
-    {VARIANCE_TYPE, "variance_type", "null"},
-};
-
-/* Which of them the sampler's class reads. Without a default: the compiler asks for a new sampler's. */
-static unsigned fields_read(enum kn_sampler s) {
-    switch (s) {
-    case KN_SAMPLER_UNSET:
-        return 0;
-    case KN_SAMPLER_DDIM:
-        return TRAINED_BETAS | THRESHOLDING;
-    case KN_SAMPLER_PNDM:
-        return TRAINED_BETAS;
-    case KN_SAMPLER_EULER:
-        return TRAINED_BETAS | INTERPOLATION_TYPE | TIMESTEP_TYPE | USE_EXPONENTIAL_SIGMAS | USE_BETA_SIGMAS;
-    case KN_SAMPLER_EULER_A:
-        return TRAINED_BETAS;
-    case KN_SAMPLER_DPMPP_2M:
-        return TRAINED_BETAS | THRESHOLDING | USE_EXPONENTIAL_SIGMAS | USE_BETA_SIGMAS | USE_LU_LAMBDAS |
-               USE_FLOW_SIGMAS | USE_DYNAMIC_SHIFTING | VARIANCE_TYPE | SOLVER_TYPE | ALGORITHM_TYPE;
+/* Holds every key against the table. A value that kiln has not is no fault of the samplers whose class does not
+ * read the key: they can still be asked for. */
+static int check_scheduler(const struct kx_json *j, struct kx_scheduler_config *c, struct kn_err *err) {
+    json_object_object_foreach(j->o, key, value) {
+        const struct kx_key *row = kx_key_find(&kx_keys_scheduler, key);
+        struct kn_err why = {0};
+        int rc = kx_key_check(&kx_keys_scheduler, j->file, key, value, &why);
+        if (!rc) continue;
+        if (!row || !row->samplers) return kn_err_set(err, rc, "%s", why.text);
+        for (int i = 0; i < KN_SAMPLER_COUNT; i++) {
+            enum kn_sampler s = kn_samplers[i];
+            if (!(row->samplers & 1u << s) || c->unsupported & 1u << s) continue;
+            c->unsupported |= 1u << s;
+            snprintf(c->unsupported_field[s], sizeof c->unsupported_field[s], "%s: %.60s", key,
+                     json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN));
+        }
+        if (c->unsupported == KN_SAMPLER_MASK) return kn_err_set(err, rc, "%s", why.text);
     }
     return 0;
-}
-
-/* The file has the field at a value that kiln has not: no sampler that reads it can be had. */
-static void refuse_field(struct kx_scheduler_config *c, unsigned field, const char *key) {
-    for (int i = 0; i < KN_SAMPLER_COUNT; i++)
-        if (fields_read(kn_samplers[i]) & field) c->unsupported |= 1u << kn_samplers[i];
-    snprintf(c->unsupported_field, sizeof c->unsupported_field, "%s", key);
-}
-
-static int read_own(const struct kx_json *j, enum kn_sampler *own, struct kn_err *err) {
-    /* classes whose configuration a sampler can be made from: our samplers' first, in the order of
-     * kn_samplers */
-    static const char *const classes[] = {
-#define SAMPLER_CLASS(id, value, a1111, comfy, diffusers, karras, automatic) diffusers,
-        KN_SAMPLER_TABLE(SAMPLER_CLASS)
-#undef SAMPLER_CLASS
-            "DDPMScheduler",
-        "LMSDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "DPMSolverSinglestepScheduler",
-        "DPMSolverSDEScheduler",
-        "DEISMultistepScheduler",
-        "UniPCMultistepScheduler",
-        NULL};
-    int k = -1, rc = kx_json_word(j, "_class_name", classes, &k, err);
-    if (!rc && k < 0) rc = kn_err_set(err, KN_EPARSE, "%s: _class_name: not there", j->file);
-    *own = !rc && k < KN_SAMPLER_COUNT ? kn_samplers[k] : KN_SAMPLER_UNSET;
-    return rc;
 }
 
 #define READ_STATED(kind, name, ...)                                                                         \
@@ -464,7 +404,10 @@ static int read_stated_word(const struct kx_json *j, const char *key, const char
 
 int kx_config_scheduler(const struct kx_json *j, struct kx_scheduler_config *out, struct kn_err *err) {
     *out = (struct kx_scheduler_config){0};
-    int rc = read_own(j, &out->own, err);
+    const char *class = NULL, *type = NULL;
+    int rc = kx_json_string(j, "_class_name", &class, err);
+    if (!rc && !(class && scheduler_class(class, &out->own))) out->own = KN_SAMPLER_UNSET;
+    if (!rc) rc = check_scheduler(j, out, err);
     if (rc) return rc;
     READ_STATED(int, num_train_timesteps, 2, KX_TRAIN_STEPS_MAX);
     READ_STATED(double, beta_start, 0, 1);
@@ -507,24 +450,24 @@ int kx_config_scheduler(const struct kx_json *j, struct kx_scheduler_config *out
         rc = read_stated_bool(j, bools[i].key, bools[i].v, bools[i].stated, err);
     if (rc) return rc;
 
-    const char *type = NULL, *algorithm = NULL;
     rc = kx_json_string(j, "solver_type", &type, err);
-    if (!rc) rc = kx_json_string(j, "algorithm_type", &algorithm, err);
-    if (rc) return rc;
-    /* other classes' words, which diffusers reads as midpoint and dpmsolver++ */
     out->solver_heun_stated = type != NULL;
     out->solver_heun = type && !strcmp(type, "heun");
-    bool good_type = !type || out->solver_heun || !strcmp(type, "midpoint") || !strcmp(type, "logrho") ||
-                     !strcmp(type, "bh1") || !strcmp(type, "bh2");
-    bool good_algorithm = !algorithm || !strcmp(algorithm, "dpmsolver++") || !strcmp(algorithm, "deis");
-    if (!good_type) refuse_field(out, SOLVER_TYPE, "solver_type");
-    if (!good_algorithm) refuse_field(out, ALGORITHM_TYPE, "algorithm_type");
-    for (size_t i = 0; i < sizeof one_value / sizeof *one_value; i++)
-        if (kx_json_only(j, one_value[i].key, one_value[i].json, NULL))
-            refuse_field(out, one_value[i].field, one_value[i].key);
-    if (out->unsupported == KN_SAMPLER_MASK)
-        return kn_err_set(err, KN_EUNSUPPORTED, "%s: %s: not supported", j->file, out->unsupported_field);
-    return 0;
+    return rc;
+}
+
+void kx_config_scheduler_class(struct kx_scheduler_config *c, const struct kx_index *index) {
+    c->own = index->sampler; /* whatever class the scheduler's file names */
+    /* These two put a word of their own in the place of "heun", which others then read as midpoint. */
+    if (!strcmp(index->scheduler, "DEISMultistepScheduler") ||
+        !strcmp(index->scheduler, "UniPCMultistepScheduler"))
+        c->solver_heun = false;
+}
+
+void kx_config_scheduler_defaults(const struct kx_scheduler_config *c, struct kn_defaults *out) {
+    out->sampler = c->own;
+    out->karras = c->use_karras_sigmas;
+    out->schedule = out->karras && kn_sampler_reads_karras(c->own) ? KN_SCHEDULE_KARRAS : KN_SCHEDULE_NORMAL;
 }
 
 /* ---- kiln.json ---- */
@@ -554,12 +497,13 @@ int kx_config_defaults(const struct kx_json *j, struct kn_defaults *out, struct 
     if (!rc && schedule) field = "schedule", rc = kn_schedule_parse(schedule, &out->schedule, err);
     if (!rc && size) field = "size", rc = kn_size_parse(size, &out->width, &out->height, err);
     if (rc) return kn_err_prefix(err, "%s: %s", j->file, field);
-    if (!kn_schedule_fits(out->sampler, out->schedule)) {
-        if (schedule)
-            return kn_err_set(err, KN_EPARSE, "%s: schedule: %s means nothing with %s", j->file, schedule,
-                              kn_sampler_name(out->sampler));
-        out->schedule = KN_SCHEDULE_NORMAL;
-    }
+    if (schedule) out->karras = false; /* says it for the folder */
+    if (sampler && !schedule)
+        out->schedule =
+            out->karras && kn_sampler_reads_karras(out->sampler) ? KN_SCHEDULE_KARRAS : KN_SCHEDULE_NORMAL;
+    if (schedule && out->sampler && !kn_schedule_fits(out->sampler, out->schedule))
+        return kn_err_set(err, KN_EPARSE, "%s: schedule: %s means nothing with %s", j->file, schedule,
+                          kn_sampler_name(out->sampler));
     return 0;
 }
 
@@ -623,17 +567,19 @@ int kx_config_read(const char *dir, struct kx_config *out, struct kn_err *err) {
     READ_PART(dir, "unet/config.json", kx_config_unet, &out->unet, err);
     READ_PART(dir, "vae/config.json", kx_config_vae, &out->vae, err);
     READ_PART(dir, "scheduler/scheduler_config.json", kx_config_scheduler, &out->scheduler, err);
+    kx_config_scheduler_class(&out->scheduler, &out->index);
     out->scheduler.pipeline = !out->index.xl; /* XL's pipeline takes the file as it is */
     int rc = check_parts(dir, out, err);
     if (rc) return rc;
     out->size_multiple = out->vae.factor << (out->unet.levels - 1);
 
     struct kn_defaults *d = &out->defaults;
-    int native = (out->unet.sample_size ? out->unet.sample_size : 64) * out->vae.factor;
-    d->sampler = out->scheduler.own ? out->scheduler.own : KN_SAMPLER_EULER;
-    d->schedule = out->scheduler.use_karras_sigmas && kn_schedule_fits(d->sampler, KN_SCHEDULE_KARRAS)
-                      ? KN_SCHEDULE_KARRAS
-                      : KN_SCHEDULE_NORMAL;
+    int native = out->unet.sample_size ? out->unet.sample_size : 64;
+    if (!out->index.xl && out->unet.small_size_is_old && native < 64) native = 64;
+    native *= out->vae.factor;
+    d->sampler = out->scheduler.own;
+    d->karras = out->scheduler.use_karras_sigmas;
+    d->schedule = d->karras && kn_sampler_reads_karras(d->sampler) ? KN_SCHEDULE_KARRAS : KN_SCHEDULE_NORMAL;
     d->steps = 20;
     d->cfg = 7;
     d->width = d->height = (uint32_t)native;

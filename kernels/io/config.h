@@ -13,6 +13,12 @@
 /* model_index.json: what kind of pipeline the folder holds. */
 struct kx_index {
     bool xl; /* StableDiffusionXLPipeline, else StableDiffusionPipeline */
+    /* The scheduler's class. It counts before the one that scheduler_config.json names, as in diffusers, which
+     * makes this class out of that file without a look at the other name: whoever published the folder saw
+     * pictures of this one. */
+    char scheduler[KN_NAME_MAX + 1];
+    enum kn_sampler
+        sampler; /* of that class; KN_SAMPLER_UNSET: it is none of ours, but ours can be made from it */
     bool
         zeros_for_none; /* xl: an empty negative prompt is zeros (force_zeros_for_empty_prompt), not an encoded "" */
 };
@@ -24,7 +30,7 @@ struct kx_config {
     struct kx_vae_config vae;
     struct kx_scheduler_config scheduler;
     struct kn_defaults
-        defaults;      /* kiln.json; else the folder's scheduler, native size, 20 steps, guidance 7 */
+        defaults; /* kiln.json; else the folder's scheduler (unset where kiln has it not), native size, 20 steps, guidance 7 */
     int size_multiple; /* VAE factor × UNet's deepest downsampling */
 };
 
@@ -40,6 +46,10 @@ KN_MUST_USE int kx_config_unet(const struct kx_json *j, struct kx_unet_config *o
 KN_MUST_USE int kx_config_vae(const struct kx_json *j, struct kx_vae_config *out, struct kn_err *err);
 KN_MUST_USE int kx_config_scheduler(const struct kx_json *j, struct kx_scheduler_config *out,
                                     struct kn_err *err);
+/* Makes the file's settings those of the folder's class, which model_index.json names. */
+void kx_config_scheduler_class(struct kx_scheduler_config *c, const struct kx_index *index);
+/* The sampler and the schedule that a task gets which names neither. */
+void kx_config_scheduler_defaults(const struct kx_scheduler_config *c, struct kn_defaults *out);
 KN_MUST_USE int kx_config_defaults(const struct kx_json *j, struct kn_defaults *out, struct kn_err *err);
 
 #endif

@@ -44,7 +44,8 @@ struct kx_unet_config { /* unet/config.json */
     bool only_cross_attention; /* not supported when true */
     bool flip_sin_to_cos;
     float freq_shift;
-    int sample_size; /* native latent size, 0 unknown */
+    int sample_size;        /* native latent size, 0 unknown */
+    bool small_size_is_old; /* written by a diffusers whose sizes below 64 were wrong */
     /* addition_embed_type text_time: a condition is added to the time embedding. It is made of a pooled text,
      * pooled_width wide, and of six numbers (KX_TIME_IDS), each as a sinusoidal embedding of
      * addition_time_width. 0, 0: nothing is added. */

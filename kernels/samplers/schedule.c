@@ -450,8 +450,8 @@ int kx_schedule_create(const struct kx_scheduler_config *cfg, enum kn_sampler sa
     if (sampler == KN_SAMPLER_UNSET || sampler >= 32 || !(KN_SAMPLER_MASK & 1u << sampler))
         return kn_err_set(err, KN_EINVAL, "sampler: not known to the engine");
     if (cfg->unsupported & 1u << sampler)
-        return kn_err_set(err, KN_EUNSUPPORTED, "scheduler_config.json: %s: not supported with %s",
-                          cfg->unsupported_field, kn_sampler_name(sampler));
+        return kn_err_set(err, KN_EUNSUPPORTED, "scheduler_config.json: %s is not supported with %s",
+                          cfg->unsupported_field[sampler], kn_sampler_name(sampler));
     if (s.T < 2 || s.T > KX_TRAIN_STEPS_MAX)
         return kn_err_set(err, KN_EUNSUPPORTED,
                           "scheduler_config.json: num_train_timesteps: %d is not between 2 and %d", s.T,

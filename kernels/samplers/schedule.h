@@ -27,7 +27,7 @@ enum kx_spacing { KX_SPACING_LINSPACE, KX_SPACING_LEADING, KX_SPACING_TRAILING }
 
 /* scheduler_config.json, as far as the samplers read it. Zero is "nothing stated". */
 struct kx_scheduler_config {
-    enum kn_sampler own; /* the class that the file names; KN_SAMPLER_UNSET when it is none of ours */
+    enum kn_sampler own; /* the folder's own class; KN_SAMPLER_UNSET when it is none of ours */
     KX_STATED(int, num_train_timesteps);
     KX_STATED(double, beta_start);
     KX_STATED(double, beta_end);
@@ -53,10 +53,10 @@ struct kx_scheduler_config {
      * steps_offset is 1 and clip_sample off, whatever the file states. (Not for a sampler other than the
      * folder's where the file states neither.) */
     bool pipeline;
-    /* One bit a sampler (as in KN_SAMPLER_MASK) that cannot honour what the file states, and the field's name
-     * for the message. */
+    /* One bit a sampler (as in KN_SAMPLER_MASK) that cannot honour what the file states, and for each of them
+     * the first such field with its value, "use_beta_sigmas: true". */
     uint32_t unsupported;
-    char unsupported_field[64];
+    char unsupported_field[32][128];
 };
 
 struct kx_schedule {

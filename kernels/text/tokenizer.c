@@ -12,6 +12,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/map.h"
+#include "kernels/io/config_keys.h"
 #include "kernels/io/json.h"
 
 #define VOCAB_MAX (1 << 20)
@@ -265,12 +266,51 @@ static int add_token_object(struct kx_tokenizer *t, const char *file, json_objec
     bool normalized;
     const char *text = token_text(o, &normalized);
     json_object *v = NULL;
-    if (!text) return kn_err_set(err, KN_EPARSE, "%s: an added token has no content", file);
+    if (!text) return kn_err_set(err, KN_EPARSE, "%s: added_tokens: an added token has no content", file);
     if (id < 0 && json_object_object_get_ex(o, "id", &v)) id = json_object_get_int64(v);
     if (json_object_object_get_ex(o, "single_word", &v) && json_object_get_boolean(v))
         return kn_err_set(err, KN_EUNSUPPORTED, "%s: added token %.64s: single_word is not supported", file,
                           text);
     return add_special(t, file, text, id, normalized, err);
+}
+
+/* A symbol of the byte alphabet, with or without the mark of a word's end: no merge makes it. */
+static bool is_symbol(const char *token) {
+    size_t len = strlen(token);
+    if (len >= 4 && !strcmp(token + len - 4, "</w>")) len -= 4;
+    utf8proc_int32_t c;
+    return !len || utf8proc_iterate((const utf8proc_uint8_t *)token, (utf8proc_ssize_t)len, &c) ==
+                       (utf8proc_ssize_t)len;
+}
+
+/* Every token of more than one symbol is made by a merge, or cut out whole. A list of merges that was cut off
+ * leaves tokens that nothing makes, and words would silently become other tokens. */
+static int check_made(const struct kx_tokenizer *t, const char *file, json_object *vocab,
+                      struct kn_err *err) {
+    bool *made = calloc((size_t)t->id_max + 1, sizeof *made);
+    if (!made) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
+    for (size_t i = 0; i <= t->merge_mask; i++)
+        if (t->merges[i].id != NONE) made[t->merges[i].id] = true;
+    for (size_t i = 0; i < t->special_count; i++) made[t->specials[i].id] = true;
+    size_t missing = 0;
+    int64_t first = INT64_MAX;
+    const char *first_token = "";
+    json_object_object_foreach(vocab, token, v) {
+        int64_t id = json_object_get_int64(v);
+        if (made[id] || is_symbol(token)) continue;
+        missing++;
+        if (id < first) {
+            first = id;
+            first_token = token;
+        }
+    }
+    free(made);
+    if (!missing) return 0;
+    return kn_err_set(
+        err, KN_EPARSE,
+        "%s: merges: none makes \"%.64s\" (token %lld), nor %zu more of the vocabulary; the file is "
+        "not whole, or not this vocabulary's: get it again",
+        file, first_token, (long long)first, missing - 1);
 }
 
 struct sources {
@@ -339,26 +379,25 @@ static int read_specials(struct kx_tokenizer *t, const struct sources *s, const 
 static int build(struct kx_tokenizer *t, const struct sources *s, const struct kx_tokenizer_files *f,
                  int length_max, struct kn_map *vocab, struct kn_err *err) {
     static const char *const classes[] = {"CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", NULL};
+    json_object *tokens = s->vocab.o; /* token → id */
+    const char *merges_file = "merges.txt";
     int k, rc = s->config.o ? kx_json_word(&s->config, "tokenizer_class", classes, &k, err) : 0;
+    if (!rc && s->config.o) rc = kx_keys_check(&kx_keys_tokenizer_config, &s->config, err);
+    if (!rc && s->special.o) rc = kx_keys_check(&kx_keys_special_tokens, &s->special, err);
+    if (!rc && s->tokenizer.o) rc = kx_keys_check(&kx_keys_tokenizer, &s->tokenizer, err);
     if (rc) return rc;
     if (s->tokenizer.o) {
         struct kx_json model = {.file = "tokenizer.json: model", .o = kx_json_get(&s->tokenizer, "model")};
         if (!model.o || !json_object_is_type(model.o, json_type_object))
             return kn_err_set(err, KN_EPARSE, "tokenizer.json: model: not there");
-        static const char *const only[][2] = {{"type", "\"BPE\""},
-                                              {"dropout", "null"},
-                                              {"continuing_subword_prefix", "\"\""},
-                                              {"end_of_word_suffix", "\"</w>\""},
-                                              {"fuse_unk", "false"},
-                                              {"byte_fallback", "false"},
-                                              {"ignore_merges", "false"}};
-        for (size_t i = 0; i < sizeof only / sizeof *only && !rc; i++)
-            rc = kx_json_only(&model, only[i][0], only[i][1], err);
+        rc = kx_keys_check(&kx_keys_tokenizer_model, &model, err);
         json_object *v = kx_json_get(&model, "vocab");
         if (!rc && (!v || !json_object_is_type(v, json_type_object)))
             rc = kn_err_set(err, KN_EPARSE, "tokenizer.json: model.vocab: not there");
         if (!rc) rc = read_vocab(t, "tokenizer.json", v, vocab, err);
         if (!rc) rc = read_merges_json(t, kx_json_get(&model, "merges"), vocab, err);
+        tokens = v;
+        merges_file = "tokenizer.json";
     } else if (s->vocab.o && f->merges) {
         rc = read_vocab(t, "vocab.json", s->vocab.o, vocab, err);
         if (!rc) rc = read_merges_text(t, f->merges, f->merges_len, vocab, err);
@@ -368,6 +407,7 @@ static int build(struct kx_tokenizer *t, const struct sources *s, const struct k
     if (rc) return rc;
     find_bytes(t, vocab);
     if ((rc = read_specials(t, s, vocab, err))) return rc;
+    if ((rc = check_made(t, merges_file, tokens, err))) return rc;
     double length = length_max; /* absent, transformers writes 1e30 */
     if (s->config.o) rc = kx_json_double(&s->config, "model_max_length", 3, 1e300, &length, err);
     t->length = length < length_max ? (int)length : length_max;

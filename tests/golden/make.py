@@ -4,6 +4,7 @@
     python3 -m venv venv && venv/bin/pip install -r requirements.txt && venv/bin/python make.py
 
 noise.safetensors      torch.randn of several sizes and seeds
+random.*               samplers out of random folders, as schedules.* (make.py random COUNT FOLDER makes another such set)
 schedules.*            every sampler on a grid of scheduler configs: timesteps and a small tensor's way through the steps
 pipelines/NAME/        a small random pipeline's folder, as diffusers saves it (some files then rewritten in older spellings)
 pipelines/NAME.json    the cases, pipelines/NAME.safetensors what diffusers computes for them from that folder, loaded again
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import re
 import shutil
 import warnings
@@ -30,6 +32,7 @@ import diffusers
 import transformers
 from diffusers import (AutoencoderKL, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
                        StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
+from diffusers.configuration_utils import FrozenDict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 warnings.filterwarnings("ignore")
@@ -40,10 +43,10 @@ torch.set_grad_enabled(False)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The samplers are the rows of base/spec.h: A1111's name, diffusers' class, whether Karras means something.
-ROWS = re.findall(r'\bX\(\w+, \d+, "([^"]+)", "[^"]+", "([^"]+)", (true|false), [\w"]+\)',
+ROWS = re.findall(r'\bX\(\w+, \d+, "([^"]+)", "[^"]+", "([^"]+)", (NONE|ASKED|OPTION), [\w"]+\)',
                   pathlib.Path(HERE, "..", "..", "base", "spec.h").read_text(encoding="utf-8"))
 SAMPLERS = {name: getattr(diffusers, cls) for name, cls, _ in ROWS}
-KARRAS = tuple(name for name, _, karras in ROWS if karras == "true")
+KARRAS = tuple(name for name, _, karras in ROWS if karras != "NONE")
 
 
 def write_json(path, value):
@@ -121,14 +124,17 @@ def toy_model(x, t):
 
 
 def run_schedule(config, sampler, schedule, steps):
-    s = make_scheduler(config, sampler, schedule)
+    return walk(make_scheduler(config, sampler, schedule), steps, sampler == "Euler a")
+
+
+def walk(s, steps, noisy):
     s.set_timesteps(steps)
     generator = torch.Generator().manual_seed(steps)
     x = torch.randn(16, generator=generator) * s.init_noise_sigma
     timesteps, way = [], []
     for t in s.timesteps:
         m = toy_model(s.scale_model_input(x, t), t)
-        kwargs = {"generator": generator} if sampler == "Euler a" else {}
+        kwargs = {"generator": generator} if noisy else {}
         x = s.step(m, t, x, **kwargs).prev_sample
         timesteps.append(float(t))
         way.append(x[:4].clone())
@@ -156,6 +162,88 @@ def make_schedules():
     save_file(tensors, f"{HERE}/schedules.safetensors")
     write_json(f"{HERE}/schedules.json", {"configs": CONFIGS, "refused_by_diffusers": refused})
     print(f"schedules: {len(tensors)} runs, {len(refused)} refused by diffusers")
+
+
+# Values that a folder's scheduler_config.json may have, those that kiln refuses or diffusers cannot run with among them.
+RANDOM_VALUES = {
+    "num_train_timesteps": (1000, 1000, 500, 1100), "beta_start": (0.0001, 0.00085), "beta_end": (0.012, 0.02),
+    "beta_schedule": ("linear", "scaled_linear", "scaled_linear", "squaredcos_cap_v2"), "trained_betas": (None,),
+    "prediction_type": ("epsilon", "epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("linspace", "leading", "trailing"), "steps_offset": (0, 1, 1, 2),
+    "rescale_betas_zero_snr": (True, False, None), "clip_sample": (True, False, None), "clip_sample_range": (1.0, 0.7),
+    "set_alpha_to_one": (True, False, None), "skip_prk_steps": (True, False, None), "use_karras_sigmas": (True, False, None),
+    "use_exponential_sigmas": (True, False, False, False), "use_beta_sigmas": (True, False, False, False),
+    "sigma_min": (None, 0.05), "sigma_max": (None, 12.0), "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear", "linear", "linear", "log_linear"), "timestep_type": ("discrete", "discrete", "continuous"),
+    "thresholding": (True, False, False, None), "sample_max_value": (1.0, 2.0), "dynamic_thresholding_ratio": (0.995, 0.9),
+    "solver_order": (1, 2, 2, 3), "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
+    "algorithm_type": ("dpmsolver++", "dpmsolver++", "deis", "sde-dpmsolver++", "dpmsolver"),
+    "lower_order_final": (True, False, None), "euler_at_final": (True, False, None), "lambda_min_clipped": (-5.1, -3.0),
+    "use_lu_lambdas": (True, False, False, None), "use_flow_sigmas": (True, False, False, None), "flow_shift": (1.0, 3.0),
+    "variance_type": (None, "fixed_small", "fixed_large", "learned_range"), "use_dynamic_shifting": (False, False, True),
+    "predict_x0": (True, False), "disable_corrector": ([], [0]), "noise_sampler_seed": (None, 3),
+}
+RANDOM_CLASSES = [cls for _, cls, _ in ROWS] * 3 + ["DDPMScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler",
+                                                   "DEISMultistepScheduler", "KDPM2DiscreteScheduler"]
+
+
+def random_case(rng):
+    """A folder's two files, and what a person asks of it."""
+    cls = rng.choice(RANDOM_CLASSES)
+    share = rng.choice((0.1, 0.25, 0.5))
+    config = {key: rng.choice(values) for key, values in RANDOM_VALUES.items() if rng.random() < share}
+    config["_class_name"] = cls if rng.random() < 0.8 else rng.choice(RANDOM_CLASSES)
+    schedule = rng.choice((None, None, "normal", "karras"))
+    sampler = rng.choice((None, None, *SAMPLERS))
+    return {"class": cls, "config": config, "pipeline": rng.choice(("StableDiffusionPipeline", "StableDiffusionXLPipeline")),
+            "sampler": sampler, "schedule": schedule, "steps": rng.choice((1, 2, 5, 14, 15, 21))}
+
+
+def folder_scheduler(case):
+    """The scheduler as the pipeline has it once it is put together, then X.from_config() of it if a person asks for X."""
+    s = getattr(diffusers, case["class"]).from_config(dict(case["config"]))
+    if case["pipeline"] == "StableDiffusionPipeline":
+        if getattr(s.config, "steps_offset", 1) != 1:
+            s._internal_dict = FrozenDict({**s.config, "steps_offset": 1})
+        if getattr(s.config, "clip_sample", False) is True:
+            s._internal_dict = FrozenDict({**s.config, "clip_sample": False})
+    if case["sampler"]:
+        own = {cls: name for name, cls, _ in ROWS}.get(case["class"])
+        if case["sampler"] != own:
+            s = SAMPLERS[case["sampler"]].from_config(s.config)
+    if case["schedule"]:
+        name = next((name for name, cls, _ in ROWS if cls == type(s).__name__), None)
+        if name is None:
+            raise ValueError("kiln has it not")
+        if case["schedule"] == "karras" and name not in KARRAS:
+            raise ValueError("means nothing")
+        if name == "Euler a" and case["schedule"] == "karras":
+            s.__class__ = EulerAncestralKarras
+        elif name in KARRAS and name != "Euler a":
+            s._internal_dict = FrozenDict({**s.config, "use_karras_sigmas": case["schedule"] == "karras"})
+    return s
+
+
+def make_random(count, out):
+    """Random folders. A run that diffusers cannot do is left out; kiln must refuse each of the others, or do the same."""
+    rng, tensors, cases = random.Random(1), {}, {}
+    while len(tensors) < count:
+        case = random_case(rng)
+        try:
+            s = folder_scheduler(case)
+            t, way, x = walk(s, case["steps"], isinstance(s, EulerAncestralDiscreteScheduler))
+        except Exception:  # not of interest here
+            continue
+        if not torch.isfinite(way).all() or way.abs().max() > 1e6:
+            continue
+        if s.config.timestep_spacing == "trailing" and t.min() < 0:
+            continue  # numpy's arange has one more than was asked for by rounding, at step -1; kiln does what was asked for
+        name = f"{len(tensors):04d}"
+        cases[name] = case
+        tensors[name] = torch.cat([t, way.flatten(), x])
+    save_file(tensors, f"{out}/random.safetensors")
+    write_json(f"{out}/random.json", {"cases": cases})
+    print(f"random: {len(tensors)} runs")
 
 
 def make_noise():
@@ -598,6 +686,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="*", help="noise, schedules, or names of pipelines; all if none is given")
     what = parser.parse_args().what
+    if what[:1] == ["random"]:
+        make_random(int(what[1]) if len(what) > 1 else 160, what[2] if len(what) > 2 else HERE)
+        raise SystemExit
+    if not what:
+        make_random(160, HERE)
     if not what or "noise" in what:
         make_noise()
     if not what or "schedules" in what:

@@ -146,6 +146,50 @@ TEST(resolve_drops_the_models_schedule_when_the_chosen_sampler_has_no_use_for_it
     CHECK_INT(t.schedule, KN_SCHEDULE_NORMAL);
 }
 
+TEST(a_folders_karras_goes_to_samplers_whose_class_has_the_option) {
+    static const struct {
+        enum kn_sampler folders, asked;
+        enum kn_schedule want;
+    } rows[] = {
+        {KN_SAMPLER_EULER, KN_SAMPLER_UNSET, KN_SCHEDULE_KARRAS},
+        {KN_SAMPLER_EULER, KN_SAMPLER_DPMPP_2M, KN_SCHEDULE_KARRAS},
+        {KN_SAMPLER_EULER, KN_SAMPLER_EULER_A, KN_SCHEDULE_NORMAL},
+        {KN_SAMPLER_EULER_A, KN_SAMPLER_UNSET, KN_SCHEDULE_NORMAL},
+        {KN_SAMPLER_EULER_A, KN_SAMPLER_EULER, KN_SCHEDULE_KARRAS},
+        {KN_SAMPLER_DDIM, KN_SAMPLER_UNSET, KN_SCHEDULE_NORMAL},
+        {KN_SAMPLER_DDIM, KN_SAMPLER_EULER, KN_SCHEDULE_KARRAS},
+        {KN_SAMPLER_UNSET, KN_SAMPLER_DPMPP_2M, KN_SCHEDULE_KARRAS},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct kn_model_info m = model();
+        struct kn_task t = {.prompt = prompt, .negative = none, .seed = 1, .set = KN_SET_SEED};
+        m.defaults.sampler = rows[i].folders;
+        m.defaults.karras = true;
+        m.defaults.schedule =
+            kn_sampler_reads_karras(rows[i].folders) ? KN_SCHEDULE_KARRAS : KN_SCHEDULE_NORMAL;
+        t.sampler = rows[i].asked;
+        if (t.sampler) t.set |= KN_SET_SAMPLER;
+        CHECK_INT(kn_task_resolve(&t, &m, NULL), 0);
+        CHECK_MSG(t.schedule == rows[i].want, "row %zu", i);
+    }
+}
+
+TEST(a_folder_without_a_sampler_of_ours_asks_for_one_by_name) {
+    struct kn_model_info m = model();
+    struct kn_task t = {.prompt = prompt, .negative = none, .seed = 1, .set = KN_SET_SEED};
+    struct kn_err err = {0};
+    m.defaults.sampler = KN_SAMPLER_UNSET;
+    snprintf(m.scheduler, sizeof m.scheduler, "UniPCMultistepScheduler");
+    CHECK_INT(kn_task_resolve(&t, &m, &err), KN_EUNSUPPORTED);
+    CHECK_MSG(strstr(err.text,
+                     "sampler: the model tiny names the scheduler UniPCMultistepScheduler, which kiln does "
+                     "not have; say --sampler with one of " KN_SAMPLER_LIST),
+              "%s", err.text);
+    t.sampler = KN_SAMPLER_DDIM;
+    t.set |= KN_SET_SAMPLER;
+    CHECK_INT(kn_task_resolve(&t, &m, &err), 0);
+}
+
 TEST(a_setting_out_of_range_is_refused_and_named) {
     struct kn_model_info m = model();
     static const struct {
@@ -235,6 +279,38 @@ TEST(the_key_is_the_digest_of_the_text_that_spec_h_states) {
     key_hex(&t, got);
     CHECK_STR(got, want_hex);
     CHECK_STR(got, "bf1b103c49dc8c655cc9aa735fdf310140f6c1bf5c490d32f4b6901358b1a38d");
+}
+
+TEST(tasks_without_new_features_keep_their_first_keys) {
+    /* Recorded with key 1. A folder's pictures are found by these for ever: a new feature takes a kiln-key of
+     * its own, for tasks that use it alone. */
+    static const char *const want[] = {
+        "f616844e095e6975a3b7587e81be037f305e6acbc8502cc31d09b7861db23e9c",
+        "05b1b1763a00b9d04e8ba234a34bddbbc8a15d788eebc6bd13235ba016b03c9b",
+        "4f271c74f55eef23e681cbf15c95b49e18115493a140585e8e8cc5e6bc9a325e",
+        "0b520f304e68ec0a29a01cd1a61d18da8733e5152ac6c336d3eb0977f69684ec",
+        "f871200d8ce8b9b730d216838c4b6ed225d29e6af65a881838e98b134c810765",
+        "f18c80b7f297ae2ba158924f861f42884b7d8dd0a1f27c159f57d15cb702c09e",
+        "9e726e3b54c59baf0d35c0243c3e64419ecbe51e4fe2545d20277165be839af6",
+        "020a65c3b5231e16bc780b30aa6a8a2bbd52cd1b6e735adf9e22f1f880b5a41c",
+        "159b6d7e18c9dbed870e13bfb19f5b0459b1aa4d17e0f54dbe23340488d3f1b4",
+        "3304d941b853e5622e295cf700013ac9356bc779c023ee059611d32fb254f611",
+    };
+    struct kn_task t = resolved();
+    char got[KN_SHA256_HEX];
+    size_t n = 0;
+    for (int i = 0; i < 5; i++) /* the samplers that were there then */
+        for (int schedule = KN_SCHEDULE_NORMAL; schedule <= KN_SCHEDULE_KARRAS; schedule++) {
+            t.sampler = kn_samplers[i];
+            t.schedule = (enum kn_schedule)schedule;
+            t.seed = (uint64_t)n << 60 | n;
+            t.steps = 1 + 99 * (uint32_t)n;
+            t.cfg = 1.5f * (float)n;
+            t.height = 64 + 8 * (uint32_t)n;
+            t.negative = n % 2 ? blurry : none;
+            key_hex(&t, got);
+            CHECK_STR(got, want[n++]);
+        }
 }
 
 TEST(every_setting_that_moves_pixels_moves_the_key) {

@@ -169,7 +169,7 @@ static const kn_id batch_a = {0xa, 1}, batch_b = {0xb, 2};
 static struct kn_model_info model(void) {
     struct kn_model_info m = {.name = "m", .size_multiple = 8};
     m.sha256[0] = 7;
-    m.defaults = (struct kn_defaults){KN_SAMPLER_EULER, KN_SCHEDULE_NORMAL, 20, 7, 64, 64};
+    m.defaults = (struct kn_defaults){KN_SAMPLER_EULER, KN_SCHEDULE_NORMAL, 20, 7, 64, 64, false};
     return m;
 }
 

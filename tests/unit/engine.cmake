@@ -1,5 +1,6 @@
 # The engine's parts that need no weights.
 kn_unit_test(NAME engine.config SOURCES engine_config.c LIBS kiln_engine)
+target_compile_definitions(test-engine-config PRIVATE KILN_CONFIG_PAGE="${PROJECT_SOURCE_DIR}/docs/CONFIG.md")
 kn_unit_test(NAME engine.png SOURCES engine_png.c LIBS kiln_engine)
 kn_unit_test(NAME engine.safetensors SOURCES engine_safetensors.c LIBS kiln_engine)
 kn_unit_test(NAME engine.samplers SOURCES engine_samplers.c LIBS kiln_engine)

@@ -1,9 +1,13 @@
 /* The reader of a model's configs: what old and new folders write is read alike; what kiln has not is refused
  * with file, field and value. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/fs.h"
 #include "kernels/io/config.h"
+#include "kernels/io/config_keys.h"
+#include "kernels/text/tokenizer.h"
 #include "tests/unit/check.h"
 
 static struct kx_json json_of(const char *file, const char *text) {
@@ -292,7 +296,7 @@ TEST(scheduler_options_are_refused_only_for_the_samplers_that_read_them) {
     struct kn_err err = {0};
     CHECK_INT(scheduler_of("{\"_class_name\":\"DDIMScheduler\",\"thresholding\":true}", &c, &err), 0);
     CHECK_INT(c.unsupported, 1u << KN_SAMPLER_DDIM | 1u << KN_SAMPLER_DPMPP_2M);
-    CHECK_STR(c.unsupported_field, "thresholding");
+    CHECK_STR(c.unsupported_field[KN_SAMPLER_DDIM], "thresholding: true");
     CHECK_INT(scheduler_of(
                   "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"algorithm_type\":\"sde-dpmsolver++\"}",
                   &c, &err),
@@ -301,12 +305,276 @@ TEST(scheduler_options_are_refused_only_for_the_samplers_that_read_them) {
     CHECK_INT(scheduler_of("{\"_class_name\":\"DDIMScheduler\",\"trained_betas\":[0.1,0.2]}", &c, &err),
               KN_EUNSUPPORTED);
     CHECK(strstr(err.text, "trained_betas"));
-    CHECK_INT(scheduler_of("{\"_class_name\":\"FlowMatchEulerDiscreteScheduler\"}", &c, &err),
-              KN_EUNSUPPORTED);
     CHECK_INT(scheduler_of("{\"_class_name\":\"DDIMScheduler\",\"prediction_type\":\"flow\"}", &c, &err),
               KN_EUNSUPPORTED);
     CHECK_INT(scheduler_of("{\"_class_name\":\"UniPCMultistepScheduler\"}", &c, &err), 0);
     CHECK_INT(c.own, KN_SAMPLER_UNSET);
+}
+
+/* ---- every key of the tables ---- */
+
+/* A sound file of each kind, small, into which the tests put one key. */
+static const char *sound(const struct kx_key_table *t) {
+    if (t == &kx_keys_index) return "{\"_class_name\":\"StableDiffusionXLPipeline\"," PARTS "," SECOND "}";
+    if (t == &kx_keys_unet)
+        return "{\"block_out_channels\":[8,16],\"norm_num_groups\":4,\"attention_head_dim\":2,"
+               "\"down_block_types\":[\"CrossAttnDownBlock2D\",\"DownBlock2D\"],"
+               "\"up_block_types\":[\"UpBlock2D\",\"CrossAttnUpBlock2D\"]}";
+    if (t == &kx_keys_vae) return "{\"block_out_channels\":[32]}";
+    if (t == &kx_keys_tokenizer)
+        return "{\"model\":{\"vocab\":{\"a\":0,\"<|startoftext|>\":1,\"<|endoftext|>\":2},\"merges\":[]}}";
+    if (t == &kx_keys_tokenizer_model)
+        return "{\"vocab\":{\"a\":0,\"<|startoftext|>\":1,\"<|endoftext|>\":2},\"merges\":[]}";
+    return "{}";
+}
+
+static int read_tokenizer(const struct kx_key_table *t, const char *text, struct kn_err *err) {
+    static const char vocab[] = "{\"a\":0,\"<|startoftext|>\":1,\"<|endoftext|>\":2}";
+    static char whole[8192];
+    struct kx_tokenizer_files f = {
+        .vocab = vocab, .vocab_len = sizeof vocab - 1, .merges = "#version\n", .merges_len = 9};
+    if (t == &kx_keys_tokenizer_model) {
+        snprintf(whole, sizeof whole, "{\"model\":%s}", text);
+        text = whole;
+    }
+    if (t == &kx_keys_tokenizer_config)
+        f.config = text, f.config_len = strlen(text);
+    else if (t == &kx_keys_special_tokens)
+        f.special = text, f.special_len = strlen(text);
+    else
+        f.tokenizer = text, f.tokenizer_len = strlen(text);
+    struct kx_tokenizer *out;
+    int rc = kx_tokenizer_parse(&f, 77, &out, err);
+    kx_tokenizer_close(out);
+    return rc;
+}
+
+static const char *base_name(const struct kx_key_table *t) {
+    const char *slash = strrchr(t->file, '/');
+    return slash ? slash + 1 : t->file;
+}
+
+/* Reads the file as kiln would. With a scheduler, *samplers are those that the file leaves out. */
+static int read_file(const struct kx_key_table *t, json_object *file, uint32_t *samplers,
+                     struct kn_err *err) {
+    struct kx_json j = {.file = base_name(t), .o = file};
+    static union {
+        struct kx_index index;
+        struct kx_text_config text;
+        struct kx_unet_config unet;
+        struct kx_vae_config vae;
+        struct kx_scheduler_config scheduler;
+    } out;
+    *samplers = 0;
+    if (t == &kx_keys_index) return kx_config_index(&j, &out.index, err);
+    if (t == &kx_keys_text) return kx_config_text(&j, &out.text, err);
+    if (t == &kx_keys_unet) return kx_config_unet(&j, &out.unet, err);
+    if (t == &kx_keys_vae) return kx_config_vae(&j, &out.vae, err);
+    if (t != &kx_keys_scheduler) return read_tokenizer(t, json_object_to_json_string(file), err);
+    int rc = kx_config_scheduler(&j, &out.scheduler, err);
+    *samplers = out.scheduler.unsupported;
+    for (int i = 0; i < KN_SAMPLER_COUNT && !rc; i++)
+        if (*samplers & 1u << kn_samplers[i])
+            snprintf(err->text, sizeof err->text, "%s: %s", j.file,
+                     out.scheduler.unsupported_field[kn_samplers[i]]);
+    return rc;
+}
+
+static int read_with(const struct kx_key_table *t, const char *key, const char *value, uint32_t *samplers,
+                     struct kn_err *err) {
+    json_object *file = json_tokener_parse(sound(t)), *v = json_tokener_parse(value);
+    CHECK_MSG(file && (v || !strcmp(value, "null")), "%s: %s: %s is no JSON", t->file, key, value);
+    *err = (struct kn_err){0};
+    json_object_object_add(file, key, v);
+    int rc = read_file(t, file, samplers, err);
+    json_object_put(file);
+    return rc;
+}
+
+/* Refused: the file, or just those samplers that read the key. */
+static void check_refused(const struct kx_key_table *t, const struct kx_key *row, const char *value) {
+    struct kn_err err;
+    uint32_t samplers;
+    int rc = read_with(t, row->key, value, &samplers, &err);
+    CHECK_MSG(rc || (row->samplers && samplers == row->samplers), "%s: %s: %s is read", t->file, row->key,
+              value);
+    CHECK_MSG(!rc || rc == KN_EPARSE || rc == KN_EUNSUPPORTED, "%s: %s: %d", t->file, row->key, rc);
+    CHECK_MSG(strstr(err.text, row->key), "%s: %s: %s", t->file, row->key, err.text);
+    const char *file = t == &kx_keys_tokenizer_model ? "tokenizer.json" : base_name(t);
+    CHECK_MSG(strstr(err.text, file), "%s: %s: %s", t->file, row->key, err.text);
+}
+
+TEST(a_harmful_value_of_any_key_is_refused_with_file_and_key) {
+    for (int i = 0; kx_key_tables[i]; i++)
+        for (size_t k = 0; k < kx_key_tables[i]->count; k++) {
+            const struct kx_key_table *t = kx_key_tables[i];
+            const struct kx_key *row = &t->keys[k];
+            struct kn_err err;
+            uint32_t samplers;
+            if (row->use == KX_KEY_IGNORED) {
+                int rc = read_with(t, row->key, "{\"anything\": [1]}", &samplers, &err);
+                CHECK_MSG(!rc && !samplers, "%s: %s", t->file, err.text);
+                continue;
+            }
+            CHECK_MSG(row->harmful, "%s: %s: the table needs a harmful value", t->file, row->key);
+            check_refused(t, row, row->harmful);
+        }
+}
+
+TEST(null_is_refused_where_it_is_not_the_keys_absence) {
+    for (int i = 0; kx_key_tables[i]; i++)
+        for (size_t k = 0; k < kx_key_tables[i]->count; k++) {
+            const struct kx_key *row = &kx_key_tables[i]->keys[k];
+            struct kn_err err;
+            uint32_t samplers;
+            if (row->use == KX_KEY_IGNORED) continue;
+            if (!row->harmless || !strstr(row->harmless, "null"))
+                check_refused(kx_key_tables[i], row, "null");
+            else if (kx_key_tables[i] != &kx_keys_index) /* where the second encoder is needed */
+                CHECK_MSG(!read_with(kx_key_tables[i], row->key, "null", &samplers, &err) && !samplers,
+                          "%s: %s", row->key, err.text);
+        }
+}
+
+TEST(a_key_that_nobody_knows_is_refused_unless_the_writers_speak_of_themselves) {
+    for (int i = 0; kx_key_tables[i]; i++) {
+        struct kn_err err;
+        uint32_t samplers;
+        CHECK_INT(read_with(kx_key_tables[i], "use_some_new_thing", "false", &samplers, &err),
+                  KN_EUNSUPPORTED);
+        CHECK_MSG(strstr(err.text, "use_some_new_thing: this version of kiln does not know the key"), "%s",
+                  err.text);
+        CHECK_MSG(!read_with(kx_key_tables[i], "_name_or_path", "\"x\"", &samplers, &err), "%s", err.text);
+    }
+}
+
+/* A row of docs/CONFIG.md. */
+static void write_row(struct kn_buf *out, const struct kx_key_table *t, const struct kx_key *row) {
+    static const char *const uses[] = {"used", "checked", "ignored"};
+    bool scheduler = t == &kx_keys_scheduler;
+    CHECK(!kn_buf_appendf(out, "| `%s` | %s |", row->key, uses[row->use]));
+    for (int s = 0, n = 0; scheduler && s < KN_SAMPLER_COUNT; s++)
+        if (row->samplers & 1u << kn_samplers[s])
+            CHECK(!kn_buf_appendf(out, "%s%s", n++ ? ", " : " ", kn_sampler_name(kn_samplers[s])));
+    if (scheduler) CHECK(!kn_buf_appends(out, " |"));
+    json_object *list = row->use == KX_KEY_CHECKED ? json_tokener_parse(row->harmless) : NULL;
+    for (size_t v = 0; list && v < json_object_array_length(list); v++) {
+        const char *text =
+            json_object_to_json_string_ext(json_object_array_get_idx(list, v), JSON_C_TO_STRING_PLAIN);
+        if (strlen(text) > 80) continue; /* CLIP's own, as the words say */
+        CHECK(!kn_buf_appendf(out, "%s`%s`", v ? " or " : " ", text));
+    }
+    json_object_put(list);
+    CHECK(!kn_buf_appendf(out, " | %s |\n", row->words));
+}
+
+/* What docs/CONFIG.md has below its last line of words. */
+static void write_tables(struct kn_buf *out) {
+    for (int i = 0; kx_key_tables[i]; i++) {
+        const struct kx_key_table *t = kx_key_tables[i];
+        bool scheduler = t == &kx_keys_scheduler;
+        CHECK(!kn_buf_appendf(out, "\n## %s\n\n| key | |%s must be | |\n| --- | --- |%s --- | --- |\n",
+                              t->file, scheduler ? " read with |" : "", scheduler ? " --- |" : ""));
+        for (size_t k = 0; k < t->count; k++) write_row(out, t, &t->keys[k]);
+    }
+}
+
+/* KILN_WRITE_DOCS=1 writes the tables into the page. */
+TEST(the_documentation_shows_the_tables_that_are_checked) {
+    static const char mark[] =
+        "<!-- What follows is made from the tables: KILN_WRITE_DOCS=1 test-engine-config -->\n";
+    struct kn_buf page, tables;
+    struct kn_err err = {0};
+    kn_buf_init(&page, 1 << 20);
+    kn_buf_init(&tables, 1 << 20);
+    CHECK_MSG(!kn_fs_read(KILN_CONFIG_PAGE, &page, &err), "%s", err.text);
+    char *at = strstr(page.data, mark);
+    CHECK(at);
+    at += sizeof mark - 1;
+    write_tables(&tables);
+    if (getenv("KILN_WRITE_DOCS")) {
+        struct kn_buf whole;
+        kn_buf_init(&whole, 1 << 20);
+        CHECK(!kn_buf_append(&whole, page.data, (size_t)(at - page.data)));
+        CHECK(!kn_buf_append(&whole, tables.data, tables.len));
+        CHECK_MSG(!kn_fs_replace(KILN_CONFIG_PAGE, whole.data, whole.len, false, &err), "%s", err.text);
+        kn_buf_fini(&whole);
+    } else {
+        CHECK_STR(at, tables.data);
+    }
+    kn_buf_fini(&page);
+    kn_buf_fini(&tables);
+}
+
+/* ---- the scheduler's class ---- */
+
+static int index_with_scheduler(const char *class, struct kx_index *out, struct kn_err *err) {
+    char text[1024];
+    snprintf(
+        text, sizeof text,
+        "{\"_class_name\":\"StableDiffusionPipeline\",\"tokenizer\":[\"transformers\",\"CLIPTokenizer\"],"
+        "\"text_encoder\":[\"transformers\",\"CLIPTextModel\"],\"unet\":[\"diffusers\","
+        "\"UNet2DConditionModel\"],\"vae\":[\"diffusers\",\"AutoencoderKL\"],\"scheduler\":"
+        "[\"diffusers\",\"%s\"]}",
+        class);
+    return index_of(text, out, err);
+}
+
+TEST(the_schedulers_class_is_that_of_model_index_json) {
+    struct kx_index x;
+    struct kx_scheduler_config c;
+    struct kn_defaults d = {0};
+    struct kn_err err = {0};
+    CHECK_MSG(!index_with_scheduler("EulerDiscreteScheduler", &x, &err), "%s", err.text);
+    CHECK_MSG(!scheduler_of("{\"_class_name\":\"PNDMScheduler\"}", &c, &err), "%s", err.text);
+    CHECK_INT(c.own, KN_SAMPLER_PNDM);
+    kx_config_scheduler_class(&c, &x);
+    kx_config_scheduler_defaults(&c, &d);
+    CHECK_INT(c.own, KN_SAMPLER_EULER);
+    CHECK_INT(d.sampler, KN_SAMPLER_EULER);
+    CHECK_INT(index_with_scheduler("FlowMatchEulerDiscreteScheduler", &x, &err), KN_EUNSUPPORTED);
+    CHECK_MSG(
+        strstr(err.text, "model_index.json: scheduler: kiln does not have FlowMatchEulerDiscreteScheduler"),
+        "%s", err.text);
+}
+
+TEST(a_scheduler_that_kiln_has_not_gives_no_default_sampler) {
+    struct kx_index x;
+    struct kx_scheduler_config c;
+    struct kn_defaults d = {.sampler = KN_SAMPLER_EULER};
+    struct kn_err err = {0};
+    CHECK_MSG(!index_with_scheduler("UniPCMultistepScheduler", &x, &err), "%s", err.text);
+    CHECK_STR(x.scheduler, "UniPCMultistepScheduler");
+    CHECK_MSG(!scheduler_of("{\"use_karras_sigmas\":true,\"solver_type\":\"heun\"}", &c, &err), "%s",
+              err.text);
+    kx_config_scheduler_class(&c, &x);
+    kx_config_scheduler_defaults(&c, &d);
+    CHECK(d.sampler == KN_SAMPLER_UNSET && d.karras && !c.solver_heun);
+}
+
+TEST(a_part_out_of_the_models_own_code_is_refused) {
+    struct kx_index x;
+    struct kn_err err = {0};
+    CHECK_INT(index_of("{\"_class_name\":\"StableDiffusionPipeline\",\"unet\":[\"my_unet\","
+                       "\"UNet2DConditionModel\"],\"tokenizer\":[\"transformers\",\"CLIPTokenizer\"],"
+                       "\"text_encoder\":[\"transformers\",\"CLIPTextModel\"]}",
+                       &x, &err),
+              KN_EUNSUPPORTED);
+    CHECK_MSG(strstr(err.text, "unet: UNet2DConditionModel of the library my_unet"), "%s", err.text);
+}
+
+TEST(a_message_names_the_field_that_the_sampler_reads) {
+    struct kx_scheduler_config c;
+    struct kx_schedule s;
+    struct kn_err err = {0};
+    CHECK(!scheduler_of("{\"use_beta_sigmas\":true,\"thresholding\":true}", &c, &err));
+    CHECK_INT(kx_schedule_create(&c, KN_SAMPLER_DDIM, KN_SCHEDULE_NORMAL, 5, &s, &err), KN_EUNSUPPORTED);
+    CHECK_STR(err.text, "scheduler_config.json: thresholding: true is not supported with DDIM");
+    CHECK_INT(kx_schedule_create(&c, KN_SAMPLER_EULER, KN_SCHEDULE_NORMAL, 5, &s, &err), KN_EUNSUPPORTED);
+    CHECK_STR(err.text, "scheduler_config.json: use_beta_sigmas: true is not supported with Euler");
+    CHECK(!scheduler_of("{\"variance_type\":\"fixed_small\"}", &c, &err));
+    CHECK_MSG(!kx_schedule_create(&c, KN_SAMPLER_DPMPP_2M, KN_SCHEDULE_NORMAL, 5, &s, &err), "%s", err.text);
+    kx_schedule_fini(&s);
 }
 
 TEST(kiln_json_holds_defaults_and_nothing_else) {

@@ -115,7 +115,7 @@ TEST(schedule_refuses_what_it_cannot_do_by_name) {
     CHECK(strstr(err.text, "steps: 1001"));
     CHECK_INT(kx_schedule_create(&c, KN_SAMPLER_PNDM, KN_SCHEDULE_NORMAL, 3, &s, &err), KN_EINVAL);
     c.unsupported = 1u << KN_SAMPLER_EULER;
-    strcpy(c.unsupported_field, "use_beta_sigmas");
+    strcpy(c.unsupported_field[KN_SAMPLER_EULER], "use_beta_sigmas: true");
     CHECK_INT(kx_schedule_create(&c, KN_SAMPLER_EULER, KN_SCHEDULE_NORMAL, 10, &s, &err), KN_EUNSUPPORTED);
     CHECK(strstr(err.text, "use_beta_sigmas"));
     c = (struct kx_scheduler_config){.solver_order = 3, .solver_order_stated = true};

@@ -73,6 +73,35 @@ TEST(pairs_merge_by_rank_within_a_word) {
     CHECK_IDS(NULL, "bat cat", 'b', 602, 601);
 }
 
+TEST(merges_that_were_cut_off_are_refused) {
+    static const char whole[] = "#version: 0.2\nc a\na t</w>\nca t</w>\n";
+    static const struct {
+        const char *merges, *says;
+    } rows[] = {
+        {"#version: 0.2\nc a\na t</w>\n", "none makes \"cat</w>\" (token 601), nor 0 more"},
+        {"#version: 0.2\nc a\na t</w>", "none makes \"cat</w>\" (token 601), nor 0 more"},
+        {"#version: 0.2\n", "none makes \"ca\" (token 600), nor 2 more"},
+        {"#version: 0.2\nc a\na t</w>\nca", "not two tokens"},
+        {"#version: 0.2\nc a\na t</w>\nca t</", "not in the vocabulary"},
+    };
+    struct kn_buf vocab;
+    vocabulary(&vocab);
+    struct kx_tokenizer_files f = {
+        .vocab = vocab.data, .vocab_len = vocab.len, .merges = whole, .merges_len = sizeof whole - 1};
+    struct kx_tokenizer *t;
+    struct kn_err err = {0};
+    CHECK_MSG(!kx_tokenizer_parse(&f, LENGTH, &t, &err), "%s", err.text);
+    kx_tokenizer_close(t);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        f.merges = rows[i].merges;
+        f.merges_len = strlen(rows[i].merges);
+        CHECK_INT(kx_tokenizer_parse(&f, LENGTH, &t, &err), KN_EPARSE);
+        CHECK_MSG(strstr(err.text, "merges.txt: ") && strstr(err.text, rows[i].says), "row %zu: %s", i,
+                  err.text);
+    }
+    kn_buf_fini(&vocab);
+}
+
 TEST(case_is_folded_and_white_space_only_separates) {
     CHECK_IDS(NULL, "  CAT\t\n Cat\xc2\xa0", 601, 601);
 }
