@@ -141,6 +141,14 @@ KN_MUST_USE int kn_task_resolve(struct kn_task *t, const struct kn_model_info *m
 /* Checks what is set, without a model. */
 KN_MUST_USE int kn_task_check(const struct kn_task *t, struct kn_err *err);
 
+/* The engine's version. A commit after which any task of any model has other pixels raises it: it is in the
+ * backend class's digest and in every result's `engine`, so that old pictures and new ones, whose keys are
+ * equal, are told apart.
+ *     0.1.0
+ *     0.2.0  a folder whose two files name different schedulers is of model_index.json's class; DEIS's and
+ *            UniPC's solver_type means midpoint with DPM++ 2M */
+#define KN_ENGINE_VERSION "0.2.0"
+
 /* The digest of all that fixes the pixels but the backend class; the task must be resolved. SHA-256 over this
  * text, each line ended by one newline, numbers in decimal unless said otherwise:
  *
@@ -156,7 +164,8 @@ KN_MUST_USE int kn_task_check(const struct kn_task *t, struct kn_err *err);
  *     size=<width>x<height>
  *
  * Strings carry their length, so that no prompt can pass for other lines. A field added later begins a
- * kiln-key=2. */
+ * kiln-key=2, for the tasks that use it: a task has the lowest key that can express it, and every key is
+ * computed for ever, since pictures in folders are found by it. */
 void kn_task_key(const struct kn_task *t, const uint8_t model_sha256[KN_SHA256_BYTES],
                  uint8_t out[KN_SHA256_BYTES]);
 

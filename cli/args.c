@@ -105,6 +105,8 @@ static const struct kn_option table[] = {
      .max = 1000},
     {"pin-backend", 0, "CLASS", CLI_G_SUBMIT, "render on this backend class alone", INTO(pin_backend),
      .check = check_class},
+    {"rerender-old", 0, NULL, CLI_G_RERENDER, "render again what another version of the engine rendered",
+     INTO(rerender_old)},
     {"farm", 0, "DIR|ENDPOINT", CLI_G_FARM, "the farm ($KILN_HOME, else ~/.kiln)", INTO(farm)},
     {"workers", 0, "N", CLI_G_START,
      "workers of the private farm (one a NUMA node, fewer where memory is short)", INTO(workers),

@@ -27,8 +27,9 @@ enum {
     CLI_G_NOW = 1u << 7,
     CLI_G_EXIT = 1u << 8,
     CLI_G_TIMEOUT = 1u << 9,
-    CLI_G_MODEL = 1u << 10,  /* --model and --models without the rest (up, doctor) */
-    CLI_G_REPAIR = 1u << 16, /* --repair */
+    CLI_G_MODEL = 1u << 10,    /* --model and --models without the rest (up, doctor) */
+    CLI_G_REPAIR = 1u << 16,   /* --repair */
+    CLI_G_RERENDER = 1u << 20, /* --rerender-old (render) */
     CLI_G_HELP = 1u << 31,
 };
 

@@ -41,6 +41,7 @@ struct cli_options {
     bool has_seed;
     uint32_t images;
     const char *name, *pin_backend;
+    bool rerender_old; /* pictures of another engine version are not kept */
     int priority;
     /* a farm to start */
     int workers; /* -1: not given */

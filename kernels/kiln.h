@@ -11,7 +11,7 @@
 
 #include "base/spec.h"
 
-#define KILN_ENGINE_VERSION "0.1.0"
+#define KILN_ENGINE_VERSION KN_ENGINE_VERSION
 
 struct kiln_engine;
 struct kiln_model;

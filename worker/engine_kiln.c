@@ -226,7 +226,7 @@ int engine_kiln_open(const struct engine_options *opt, struct engine **out, stru
     k->engine = (struct engine){.ops = o.device == KILN_DEVICE_CUDA ? &stages : &whole,
                                 .backend = kiln_engine_backend(k->e),
                                 .device = kiln_engine_device(k->e),
-                                .version = "kiln " KILN_VERSION,
+                                .version = "kiln " KN_ENGINE_VERSION,
                                 .batch_max = BATCH_WANTED};
     *out = &k->engine;
     return 0;

@@ -275,7 +275,7 @@ int engine_sim_open(const struct engine_options *opt, struct engine **out, struc
     s->engine = (struct engine){.ops = s->opt.staged ? &stages : &whole,
                                 .backend = "sim-1",
                                 .device = "simulated",
-                                .version = "kiln " KILN_VERSION,
+                                .version = "kiln " KN_ENGINE_VERSION,
                                 .batch_max = s->opt.batch};
     *out = &s->engine;
     return 0;

@@ -306,6 +306,8 @@ static int take(struct render *r, const struct kn_results_reply *reply, const ui
             rc = kn_err_set(err, KN_EPROTO, "the farm tells of task %u of %zu", result->index, map_count);
         } else if (map[result->index] != NOBODY && (result->status == KN_RESULT_DONE || !done_only)) {
             if (done_only && r->o->pin_backend && strcmp(result->backend, r->o->pin_backend) != 0) continue;
+            if (done_only && r->o->rerender_old && strcmp(result->engine, "kiln " KN_ENGINE_VERSION) != 0)
+                continue;
             v[n] = *result;
             index[n++] = map[result->index];
         }
@@ -632,7 +634,8 @@ static int prepare(struct render *r, struct kn_err *err) {
                                             .pin_backend = o->pin_backend,
                                             .name_pattern = o->name_pattern,
                                             .source = sub->source,
-                                            .replace = o->replace},
+                                            .replace = o->replace,
+                                            .rerender_old = o->rerender_old},
                        &r->out, err);
     if (rc) return rc;
     r->begun = true;
@@ -649,6 +652,11 @@ static int prepare(struct render *r, struct kn_err *err) {
 static int run_render(struct render *r, struct kn_err *err) {
     int rc = folder_describe(&r->out, err);
     if (rc || r->out.done == r->out.count) return rc;
+    if (r->out.kept_old)
+        cli_say(
+            "%zu of the images here are of the engine %s, the others will be of kiln " KN_ENGINE_VERSION
+            ", which may render the same settings a little differently; --rerender-old renders those again",
+            r->out.kept_old, r->out.old_engine);
     if (!r->client) rc = start_farm(r, err);
     if (rc) return rc;
     r->sent_ms = kn_clock_ms();
@@ -722,7 +730,7 @@ const struct cli_command cmd_render = {
         "  kiln render -p \"a red circle above a blue square\" --images 8 --seed 7\n"
         "  kiln render prompts.csv --model ~/sd15 --steps 30 --sampler \"DPM++ 2M\" --schedule karras --workers 1\n"
         "  head -5 prompts.txt | kiln render - --input-format txt -o try\n",
-    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_OUT | CLI_G_FARM | CLI_G_START | CLI_G_JSON,
+    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_RERENDER | CLI_G_OUT | CLI_G_FARM | CLI_G_START | CLI_G_JSON,
     .args_max = -1,
     .run = run,
 };

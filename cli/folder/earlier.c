@@ -516,13 +516,24 @@ static int sweep(const struct folder *o, struct kn_err *err) {
     return KN_OK;
 }
 
+static bool is_old_engine(const struct folder_image *e) {
+    return strcmp(e->engine, "kiln " KN_ENGINE_VERSION) != 0;
+}
+
+/* True if the old picture is of the class and the version of the engine that are asked for. */
+static bool is_wanted(const struct old_image *img, const struct folder_ask *ask) {
+    return img->e.status == KN_RESULT_DONE &&
+           (!ask->pin_backend || strcmp(img->e.backend, ask->pin_backend) == 0) &&
+           !(ask->rerender_old && is_old_engine(&img->e));
+}
+
 /* The old image whose picture becomes image i: one that nobody has taken, else one to copy from; NULL: none. */
-static struct old_image *find_old(const struct earlier *a, size_t i, const char *pin_backend, bool *copy) {
+static struct old_image *find_old(const struct earlier *a, size_t i, const struct folder_ask *ask,
+                                  bool *copy) {
     struct old_image *first = kn_map_get(a->by_key, a->o->keys[i], sizeof(kn_digest)), *other = NULL;
     for (size_t at = first ? (size_t)(first - a->v) : NOBODY; at != NOBODY; at = a->v[at].next) {
         struct old_image *img = &a->v[at];
-        if (img->e.status != KN_RESULT_DONE || (pin_backend && strcmp(img->e.backend, pin_backend) != 0))
-            continue;
+        if (!is_wanted(img, ask)) continue;
         look_at_picture(a, img);
         if (img->state != INTACT) continue;
         if (!img->used) {
@@ -541,6 +552,9 @@ static void take_over(struct folder *o, size_t i, const struct folder_image *e) 
     o->changes++; /* the first flush writes down where it is now */
     o->done++;
     o->kept++;
+    if (!is_old_engine(e)) return;
+    o->kept_old++;
+    snprintf(o->old_engine, sizeof o->old_engine, "%s", e->engine);
 }
 
 struct keeping {
@@ -550,12 +564,12 @@ struct keeping {
 };
 
 /* First, out of the way: what is kept and has another name now. */
-static int set_apart(struct earlier *a, struct keeping *k, const char *pin_backend, struct kn_err *err) {
+static int set_apart(struct earlier *a, struct keeping *k, const struct folder_ask *ask, struct kn_err *err) {
     struct folder *o = a->o;
     char from[KN_PATH_MAX], to[PLACE_PATH_MAX], file[FOLDER_FILE_MAX];
     for (size_t i = 0; i < o->count; i++) {
         bool copy;
-        struct old_image *img = find_old(a, i, pin_backend, &copy);
+        struct old_image *img = find_old(a, i, ask, &copy);
         if (cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
         if (!img) continue;
         take_over(o, i, &img->e);
@@ -632,14 +646,14 @@ static int settle(struct earlier *a, const struct keeping *k, struct kn_err *err
     return rc;
 }
 
-static int keep(struct earlier *a, const char *pin_backend, struct kn_err *err) {
+static int keep(struct earlier *a, const struct folder_ask *ask, struct kn_err *err) {
     size_t n = a->o->count;
     struct keeping k = {.moved = calloc(n + 1, sizeof *k.moved),
                         .copy_of = malloc((n + 1) * sizeof *k.copy_of),
                         .taken = kn_map_create(a->count + 1)};
     int rc = k.moved && k.copy_of && k.taken ? KN_OK : no_memory(err);
     for (size_t i = 0; rc == KN_OK && i < n; i++) k.copy_of[i] = NOBODY;
-    if (rc == KN_OK) rc = set_apart(a, &k, pin_backend, err);
+    if (rc == KN_OK) rc = set_apart(a, &k, ask, err);
     if (rc == KN_OK) rc = clear_away(a, err);
     if (rc == KN_OK) rc = settle(a, &k, err);
     free(k.moved);
@@ -657,7 +671,7 @@ int earlier_take(struct folder *o, const struct folder_ask *ask, struct kn_err *
     if (rc == KN_OK) rc = look_for_foreign(&a, err);
     if (rc == KN_OK) rc = kn_fs_mkdirs(o->images, 0777, err);
     if (rc == KN_OK && restore(&a)) rc = no_memory(err);
-    if (rc == KN_OK) rc = keep(&a, ask->pin_backend, err);
+    if (rc == KN_OK) rc = keep(&a, ask, err);
     if (rc == KN_OK) rc = sweep(o, err);
     for (size_t i = 0; i < a.loose_count; i++) free(a.loose[i].name);
     free(a.loose);

@@ -37,6 +37,7 @@ struct folder_ask {
     const char *name_pattern; /* see names.h; NULL: numbers, or the input's column `file` */
     const char *source;       /* digest of the command's inputs, see submission.h; NULL: none */
     bool replace;             /* an earlier batch may go */
+    bool rerender_old;        /* pictures of another version of the engine are not kept */
 };
 
 /* How a picture comes from the farm's object to the folder, where both are on this machine. */
@@ -64,8 +65,10 @@ struct folder {
     uint64_t created_wall_ms;
     struct folder_image *entries;
     size_t done, failed, cancelled, kept;
-    struct kn_map *by_sha256; /* the bytes' digest -> one of the entries that are done */
-    struct kn_map *strings;   /* text -> its one copy */
+    struct kn_map *by_sha256;         /* the bytes' digest -> one of the entries that are done */
+    struct kn_map *strings;           /* text -> its one copy */
+    size_t kept_old;                  /* of those kept: rendered by another version of the engine */
+    char old_engine[KN_NAME_MAX + 1]; /* one of them */
     struct gallery gallery;
     /* writing */
     uint64_t flushed_ms, flush_cost_ms, changes;

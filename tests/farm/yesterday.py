@@ -58,12 +58,25 @@ class Yesterday(FarmTest):
         self.assertEqual(len(before), 8)
         p = self.farm.start("render", "prompts.txt", "-o", "pictures", "--images", "4", "--steps", "8",
                             "--workers", "1", "--json")
-        text, _ = self.finish(p, timeout=180)
+        text, told = self.finish(p, timeout=180)
+        self.assertIn("8 of the images here are of the engine kiln 0.1.0", told)
         summary = json.loads(text)
         self.assertEqual((summary["total"], summary["done"], summary["kept"]), (12, 12, 8))
         after = self.check_folder(out, 12)
         for old in before:
             self.assertEqual(after[old["index"]], old)
+        self.farm.ok("verify", out)
+
+        # The pictures of the older engine can be had anew, under the same keys.
+        p = self.farm.start("render", "prompts.txt", "-o", "pictures", "--images", "4", "--steps", "8",
+                            "--workers", "1", "--json", "--rerender-old")
+        text, told = self.finish(p, timeout=180)
+        summary = json.loads(text)
+        self.assertEqual((summary["total"], summary["done"], summary["kept"]), (12, 12, 4))
+        self.assertNotIn("of the engine", told)
+        again = self.check_folder(out, 12)
+        self.assertEqual([l["key"] for l in again], [l["key"] for l in after])
+        self.assertEqual(len({l["engine"] for l in again}), 1)
         self.farm.ok("verify", out)
 
 

@@ -302,7 +302,7 @@ TEST(a_worker_says_hello_renders_what_it_is_granted_and_drains) {
     const struct kn_worker_hello *h = &expect(KN_MSG_WORKER_HELLO)->m->u.worker_hello;
     CHECK_STR(h->worker, "w");
     CHECK_STR(h->backend, "sim-1");
-    CHECK_STR(h->engine, "kiln " KILN_VERSION);
+    CHECK_STR(h->engine, "kiln " KN_ENGINE_VERSION);
     CHECK_INT(h->credit, 3);
     CHECK_INT(h->pid, getpid());
     CHECK_U64(h->model_count, 1);
