@@ -36,7 +36,9 @@
     X(KN_ECORRUPT, -20, "content does not match its digest")                                                 \
     X(KN_ECANCELED, -21, "cancelled")                                                                        \
     X(KN_ECONFIG, -22, "wrong configuration")                                                                \
-    X(KN_EINTERNAL, -23, "internal error")
+    X(KN_EINTERNAL, -23, "internal error")                                                                   \
+    X(KN_EPERM, -24, "not allowed")                                                                          \
+    X(KN_EUNSURE, -25, "not known whether it was done")
 
 enum kn_errcode {
 #define KN_ERR_ENUM(name, value, words) name = (value),

@@ -7,9 +7,11 @@
 #define KN_EXTRA_BYTES_MAX 4096  /* JSON object of a task's unknown columns */
 #define KN_NAME_MAX 64           /* worker, model, sampler …: bytes without the terminating 0 */
 #define KN_HOST_MAX 128
-#define KN_REASON_MAX 512   /* why a task failed */
-#define KN_ENDPOINT_MAX 256 /* tcp://… or ipc://…; an ipc path stays below 108 */
-#define KN_BACKEND_MAX 48   /* cpu-avx2-3fa1c2 */
+#define KN_REASON_MAX 512         /* why a task failed */
+#define KN_ATTEMPT_REASON_MAX 200 /* the same of one attempt among several */
+#define KN_WAIT_TEXT_MAX 1024     /* why something does not go on, and what to do */
+#define KN_ENDPOINT_MAX 256       /* tcp://… or ipc://…; an ipc path stays below 108 */
+#define KN_BACKEND_MAX 48         /* cpu-avx2-3fa1c2 */
 #define KN_DEVICE_MAX 128
 #define KN_DEVICE_BYTES_MAX (1ull << 50) /* readings of a device: memory, temperature, power, clocks */
 #define KN_DEVICE_C_MAX 1000
@@ -21,6 +23,8 @@
 #define KN_TASKS_PER_CHUNK_MAX 1000
 #define KN_CHUNK_BYTES_MAX (32u << 20) /* one chunk, unpacked */
 #define KN_MODELS_PER_BATCH_MAX 64
+#define KN_ATTEMPTS_PER_TASK_MAX 8 /* that are remembered with their reasons: the newest */
+#define KN_ATTEMPTS_PER_REPLY_MAX 256
 #define KN_GROUPS_PER_BATCH_MAX 4096  /* distinct (model, size, sampler, schedule, steps) */
 #define KN_BATCHES_MAX 10000          /* on a farm at once, finished ones too */
 #define KN_INPUT_BYTES_MAX (1u << 30) /* a prompt file */

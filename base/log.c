@@ -1,7 +1,7 @@
 /* Logs; the contract is log.h. A line is composed on the stack and leaves in one write(2), so that the lines
- * of several threads (and of several processes on one file opened with O_APPEND) never mix. Control
- * characters in the text become
- * '?': a peer's string can neither forge a line nor play with a terminal. */
+ * of several threads (and of several processes on one file opened with O_APPEND) never mix. Control characters
+ * in the text are spelled out (kn_utf8_visible): a peer's string can neither forge a line nor play with a
+ * terminal. */
 #include "base/log.h"
 
 #include <errno.h>
@@ -10,6 +10,8 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "base/utf8.h"
 
 #define LOG_LINE_MAX 2048
 
@@ -54,10 +56,11 @@ void kn_log_line(enum kn_log_level level, const char *fmt, ...) {
         len = sizeof line - 2;
         memcpy(line + len - 3, "...", 3);
     }
-    for (size_t i = text; i < len; i++) {
-        unsigned char c = (unsigned char)line[i];
-        if (c < 0x20 || c == 0x7f) line[i] = '?';
-    }
+    char shown[LOG_LINE_MAX];
+    line[len] = '\0';
+    size_t room = sizeof line - 1 - text;
+    len = text + kn_utf8_visible(line + text, false, shown, room);
+    memcpy(line + text, shown, len - text);
     line[len++] = '\n';
     size_t done = 0;
     while (done < len) {

@@ -25,8 +25,34 @@ enum kn_result_status {
     KN_RESULT_CANCELLED = 3, /* with its batch */
 };
 
+/* Why nothing of a batch that has not ended is being rendered. */
+enum kn_wait {
+    KN_WAIT_NONE = 0,      /* something is, or is about to be */
+    KN_WAIT_PAUSED = 1,    /* a person paused it */
+    KN_WAIT_NO_WORKER = 2, /* no worker is there that has its model */
+    KN_WAIT_SILENT = 3,    /* the workers that have it have not been heard of for seconds */
+    KN_WAIT_DRAINING = 4,  /* they drain: they get no more work */
+    KN_WAIT_HELD = 5,      /* they were drained for their faults */
+    KN_WAIT_CLASS = 6,     /* they are of other backend classes than the batch is pinned to */
+    KN_WAIT_PRIORITY = 7,  /* they render a batch of higher priority */
+    KN_WAIT_TURN = 8,      /* they render a batch whose turn comes before */
+    KN_WAIT_OTHER = 9,     /* what is left failed on them, and another worker is to try it */
+    KN_WAIT_STORE = 10,    /* the store (Redis) does not answer */
+    KN_WAIT_DISK = 11,     /* the disk of the farm's folder takes no pictures */
+};
+
+/* What a busy worker does. */
+enum kn_worker_phase {
+    KN_PHASE_NONE = 0,      /* nothing, or it does not say */
+    KN_PHASE_RENDERING = 1, /* denoises or decodes */
+    KN_PHASE_LOADING = 2,   /* reads a model into memory */
+};
+
+/* NULL for a value that this program does not know: a peer that is newer may send one. */
 const char *kn_batch_state_name(enum kn_batch_state s);     /* "active", "paused", "done", "cancelled" */
 const char *kn_worker_state_name(enum kn_worker_state s);   /* "idle", "busy", "draining", "lost" */
 const char *kn_result_status_name(enum kn_result_status s); /* "done", "failed", "cancelled" */
+const char *kn_wait_name(enum kn_wait w);                   /* "no_worker", "paused", … as --json has it */
+const char *kn_worker_phase_name(enum kn_worker_phase p);   /* "rendering", "loading" */
 
 #endif

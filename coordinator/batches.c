@@ -11,6 +11,7 @@
 #define CACHE_SLOTS 16
 #define STAGED_BYTES_MAX ((size_t)1 << 30)
 #define STAGED_MAX 256
+#define HISTORY_BYTES_MAX ((size_t)64 << 20)
 
 struct batch_cache {
     struct chunk_slot {
@@ -36,10 +37,24 @@ static void cache_forget(struct batch_cache *c, const struct kept_batch *b) {
     }
 }
 
+struct kept_history {
+    uint32_t task;
+    char text[];
+};
+
+static void clear_histories(struct kept_batch *b) {
+    size_t pos = 0;
+    struct kept_history *h;
+    while (b->histories && (h = kn_map_next(b->histories, &pos))) free(h);
+    kn_map_destroy(b->histories);
+    b->histories = NULL;
+}
+
 static void batch_destroy(struct kept_batch *b) {
     if (!b) return;
     batch_free_groups(b);
     batch_clear_failures(b);
+    clear_histories(b);
     for (uint32_t i = 0; b->chunks && i < b->chunk_count; i++) free(b->chunks[i].data);
     for (uint32_t i = 0; i < b->name_count; i++) free(b->names[i]);
     free(b->chunks);
@@ -107,6 +122,7 @@ void batches_sealed(struct batches *bs, struct kept_batch *b) {
 void batches_drop(struct batches *bs, struct kept_batch *b) {
     if (b->phase < BATCH_SEALED) batches_sealed(bs, b);
     cache_forget(bs->cache, b);
+    bs->history_bytes -= b->history_bytes;
     kn_map_remove(bs->by_id, b->id, sizeof b->id);
     batch_destroy(b);
 }
@@ -327,4 +343,42 @@ void batch_add_waiter(struct kept_batch *b, const struct reply_to *to) {
         b->waiter_count--;
     }
     b->waiters[b->waiter_count++] = *to;
+}
+
+/* ---- stories of attempts */
+
+const char *batch_history(const struct kept_batch *b, uint32_t task) {
+    const struct kept_history *h = b->histories ? kn_map_get(b->histories, &task, sizeof task) : NULL;
+    return h ? h->text : "";
+}
+
+const char *batch_next_history(const struct kept_batch *b, size_t *pos, uint32_t *task) {
+    const struct kept_history *h = b->histories ? kn_map_next(b->histories, pos) : NULL;
+    if (!h) return NULL;
+    *task = h->task;
+    return h->text;
+}
+
+int batches_set_history(struct batches *bs, struct kept_batch *b, uint32_t task, const char *text) {
+    if (task >= b->tasks) return KN_EINVAL;
+    if (!b->histories && !(b->histories = kn_map_create(b->tasks))) return KN_ENOMEM;
+    struct kept_history *old = kn_map_get(b->histories, &task, sizeof task);
+    size_t len = strlen(text), before = old ? strlen(old->text) : 0;
+    if (bs->history_bytes - before + len > HISTORY_BYTES_MAX) return KN_ELIMIT;
+    struct kept_history *h = malloc(sizeof *h + len + 1);
+    if (!h) return KN_ENOMEM;
+    h->task = task;
+    memcpy(h->text, text, len + 1);
+    if (old) kn_map_remove(b->histories, &task, sizeof task);
+    free(old);
+    b->history_bytes -= before;
+    bs->history_bytes -= before;
+    int rc = kn_map_put(b->histories, &task, sizeof task, h);
+    if (rc) {
+        free(h);
+        return rc;
+    }
+    b->history_bytes += len;
+    bs->history_bytes += len;
+    return 0;
 }

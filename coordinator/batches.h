@@ -1,7 +1,7 @@
 /* The coordinator's record of each batch, beside the core's: the accepted request, its chunks (compressed, as
  * they came), and what its tasks became. The core decides; this answers clients and fills grants.
  *
- * Memory: 80 bytes a task for the record, made when the first image is committed; 2 bytes a task for its
+ * Memory: the stories of attempts (HISTORY_BYTES_MAX for all batches); 80 bytes a task for the record, made when the first image is committed; 2 bytes a task for its
  * group until the core has it; the compressed chunks; and a few chunks unpacked, shared by all batches. The
  * loop's thread. */
 #ifndef KILN_COORDINATOR_BATCHES_H
@@ -52,7 +52,9 @@ struct kept_batch {
 
     uint8_t (*records)[STORE_RECORD_BYTES]; /* owns; NULL: nothing is committed */
     struct batch_failure **failures;        /* owns, with what it holds; NULL: none */
-    char **names;                           /* owns; the number of a record's names */
+    struct kn_map *histories;               /* task -> its story (history.h), owned; NULL: none */
+    size_t history_bytes;
+    char **names; /* owns; the number of a record's names */
     uint32_t name_count, name_cap;
     struct kn_map *name_index; /* text -> number */
     uint32_t order;            /* of the task that ended last, from 1 */
@@ -71,6 +73,7 @@ struct batches {
     struct kn_map *by_id;
     struct batch_cache *cache; /* unpacked chunks */
     size_t staged_count, staged_bytes;
+    size_t history_bytes; /* of all batches */
 };
 
 KN_MUST_USE int batches_init(struct batches *bs);
@@ -110,6 +113,14 @@ bool batch_record(const struct kept_batch *b, uint32_t task, struct store_record
 KN_MUST_USE int batch_set_failure(struct kept_batch *b, const struct store_failure *f);
 const struct batch_failure *batch_failure(const struct kept_batch *b, uint32_t task); /* NULL: none */
 void batch_clear_failures(struct kept_batch *b);
+/* The story of a task's attempts (history.h); "" for none. */
+const char *batch_history(const struct kept_batch *b, uint32_t task);
+/* Keeps another story of it (copied). KN_ELIMIT: the farm keeps enough of them, and the count of charges must
+ * do for this task. KN_ENOMEM. */
+KN_MUST_USE int batches_set_history(struct batches *bs, struct kept_batch *b, uint32_t task,
+                                    const char *text);
+/* The next task that has a story, in no order; pos as in kn_map_next(). NULL: no more. */
+const char *batch_next_history(const struct kept_batch *b, size_t *pos, uint32_t *task);
 
 /* One more who waits for the seal or the removal; the oldest gives way when there are too many. */
 void batch_add_waiter(struct kept_batch *b, const struct reply_to *to);

@@ -9,12 +9,14 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/history.h"
 #include "coordinator/orphans.h"
 #include "coordinator/send.h"
 
 #define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
 #define COLLECT_COUNT_MAX 4096
 #define COMMITTING_MAX 8192
+#define HISTORY_TEXT_MAX 8192
 
 struct again { /* an event to feed later */
     struct again *next;
@@ -315,12 +317,43 @@ static void do_state(struct server *s, const struct farm_effect *e) {
     if (rc != 0) not_taken(s, o, e, rc);
 }
 
+/* Adds how an attempt ended to its task's story, or takes charges back in it. False: no story is kept. */
+static bool tell_history(struct server *s, struct kept_batch *b, const struct farm_effect *e) {
+    struct history h;
+    struct kn_buf text;
+    kn_buf_init(&text, HISTORY_TEXT_MAX);
+    struct kn_attempt a = {.task = e->task,
+                           .wall_ms = kn_wall_ms(),
+                           .code = e->u.charge.code,
+                           .charged = e->u.charge.charged,
+                           .worker = e->u.charge.worker ? e->u.charge.worker : "",
+                           .backend = e->u.charge.backend ? e->u.charge.backend : "",
+                           .reason = e->u.charge.reason ? e->u.charge.reason : ""};
+    int rc = history_read(batch_history(b, e->task), &h);
+    if (rc == 0 && e->u.charge.backend)
+        history_add(&h, &a);
+    else if (rc == 0)
+        history_refund(&h, a.worker);
+    if (rc == 0) rc = history_write(&h, &text);
+    if (rc == 0) rc = batches_set_history(&s->batches, b, e->task, text.data);
+    history_fini(&h);
+    kn_buf_fini(&text);
+    if (rc != 0) kn_debug("history_not_kept task=%u code=%d", e->task, rc);
+    return rc == 0;
+}
+
 static void do_charge(struct server *s, const struct farm_effect *e) {
-    int rc = store_charge(s->store, e->batch, e->task, e->u.charge.charges);
+    struct kept_batch *b = batches_find(&s->batches, e->batch);
     char id[KN_UUID_TEXT];
     kn_uuid_format(e->batch, id);
-    kn_warn("task_charged batch=%s task=%u charges=%u reason=\"%s\"", id, e->task, e->u.charge.charges,
-            e->u.charge.reason ? e->u.charge.reason : "");
+    if (!e->u.charge.backend || e->u.charge.charged)
+        kn_warn("task_charged batch=%s task=%u charges=%u reason=\"%s\"", id, e->task, e->u.charge.charges,
+                e->u.charge.reason ? e->u.charge.reason : "");
+    bool told = b && tell_history(s, b, e);
+    /* Where no story can be kept, the count of charges is what must not be lost. */
+    if (!told && e->u.charge.backend && !e->u.charge.charged) return;
+    int rc =
+        store_charge(s->store, e->batch, e->task, e->u.charge.charges, b ? batch_history(b, e->task) : "");
     if (rc != 0) kn_warn("charge_not_stored code=%d", rc);
 }
 

@@ -8,12 +8,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/explain.h"
 #include "coordinator/lost.h"
 #include "coordinator/send.h"
+#include "coordinator/waits.h"
 #include "coordinator/workers.h"
 
 #define CHUNK_BYTES_MAX (KN_FRAME_BYTES_MAX - (64u << 10)) /* so that a TasksReply has room for it */
@@ -222,6 +225,17 @@ void clients_sweep(struct server *s) {
 
 /* ---- commands */
 
+/* Why a person's wish cannot be done in the batch's state, and what can. */
+static const char *refusal(const struct server *s, const struct kn_batch_command *c) {
+    struct farm_batch_view v;
+    bool cancelled =
+        farm_batch_view(s->farm, c->batch, kn_clock_ms(), &v) == 0 && v.state == KN_BATCH_CANCELLED;
+    if (c->verb == KN_VERB_REMOVE) return "it has not ended: kiln cancel stops it first";
+    if (c->verb == KN_VERB_RESUME && cancelled)
+        return "it was cancelled: kiln retry queues its cancelled images again";
+    return cancelled ? "it was cancelled" : "it has ended";
+}
+
 static void on_batch_command(struct server *s, struct reply_to *to, const struct kn_batch_command *c) {
     static const enum farm_event_type types[] = {[KN_VERB_CANCEL] = EV_BATCH_CANCEL,
                                                  [KN_VERB_PAUSE] = EV_BATCH_PAUSE,
@@ -237,10 +251,7 @@ static void on_batch_command(struct server *s, struct reply_to *to, const struct
     ev.u.batch.priority = c->argument;
     s->asking = *to;
     int rc = server_step(s, &ev);
-    const char *text = rc == KN_ENOENT ? "no such batch"
-                       : rc == KN_ESTATE
-                           ? c->verb == KN_VERB_REMOVE ? "it still runs: cancel it first" : "not possible now"
-                           : "";
+    const char *text = rc == KN_ENOENT ? "no such batch" : rc == KN_ESTATE ? refusal(s, c) : "";
     /* When a write came of it, its answer is the client's. */
     send_reply(s, &s->asking, rc, text);
     s->asking.sock = NULL;
@@ -256,56 +267,43 @@ static void on_worker_command(struct server *s, struct reply_to *to, const struc
 
 /* ---- queries */
 
-static void status_of(const struct kept_batch *b, const struct farm_batch_view *v, bool with_request,
-                      struct kn_batch_status *out) {
-    memcpy(out->batch, v->id, sizeof out->batch);
-    out->name = b->begin->name;
-    out->request = with_request ? b->begin->request : "";
-    out->state = (enum kn_batch_state)v->state;
-    out->total = v->total;
-    out->done = v->done;
-    out->failed = v->failed;
-    out->cancelled = v->cancelled;
-    out->queued = v->queued;
-    out->running = v->running;
-    out->images_per_s = v->images_per_s;
-    out->images_per_s_mean = v->images_per_s_mean;
-    out->eta_ms = v->eta_ms;
-    out->created_wall_ms = b->created_wall_ms;
-    out->finished_wall_ms = b->finished_wall_ms;
-    out->priority = v->priority;
-}
-
 static void on_batch_query(struct server *s, struct reply_to *to, const struct kn_batch_query *q) {
     struct kn_msg m = {.type = KN_MSG_BATCH_LIST};
     struct kn_batch_list *list = &m.u.batch_list;
-    struct kn_batch_status one;
+    struct status one;
     struct farm_batch_view v;
+    struct loadings loadings;
     uint64_t now = kn_clock_ms();
+    loadings_of(s, &loadings);
     if (q->has_batch) {
         struct kept_batch *b = batches_find(&s->batches, q->batch);
         if (!b || farm_batch_view(s->farm, q->batch, now, &v) != 0) {
             send_reply(s, to, KN_ENOENT, "no such batch");
             return;
         }
-        status_of(b, &v, true, &one);
-        list->v = &one;
+        status_of(s, b, &v, &loadings, true, &one);
+        list->v = &one.s;
         list->count = 1;
         send_answer(to, &m);
         return;
     }
     size_t count = farm_batch_count(s->farm);
     list->v = calloc(count ? count : 1, sizeof *list->v);
-    if (!list->v) {
-        send_reply(s, to, KN_ENOMEM, "");
-        return;
-    }
-    for (size_t i = 0; i < count; i++) {
+    char **texts = calloc(count ? count : 1, sizeof *texts); /* of those that wait */
+    for (size_t i = 0; list->v && texts && i < count; i++) {
         struct kept_batch *b;
-        if (farm_batch_at(s->farm, i, now, &v) == 0 && (b = batches_find(&s->batches, v.id)))
-            status_of(b, &v, false, &list->v[list->count++]);
+        if (farm_batch_at(s->farm, i, now, &v) != 0 || !(b = batches_find(&s->batches, v.id))) continue;
+        status_of(s, b, &v, &loadings, false, &one);
+        if (one.text[0] && (texts[list->count] = strdup(one.text))) one.s.wait_text = texts[list->count];
+        if (one.text[0] && !texts[list->count]) one.s.wait_text = "";
+        list->v[list->count++] = one.s;
     }
-    send_answer(to, &m);
+    if (list->v && texts)
+        send_answer(to, &m);
+    else
+        send_reply(s, to, KN_ENOMEM, "");
+    for (size_t i = 0; texts && i < count; i++) free(texts[i]);
+    free(texts);
     free(list->v);
 }
 
@@ -344,6 +342,10 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
         w->failed = v.failed;
         w->last_seen_ms = v.last_seen_ms;
         w->images_per_s = v.images_per_s;
+        w->steps_per_s = v.steps_per_s;
+        w->loading = k && v.state != KN_WORKER_LOST ? k->loading : "";
+        w->loading_bytes = w->loading[0] ? k->loading_bytes : 0;
+        w->phase = w->loading[0] ? KN_PHASE_LOADING : v.step > 0 ? KN_PHASE_RENDERING : KN_PHASE_NONE;
     }
     send_answer(to, &m);
     free(list->v);
@@ -413,7 +415,11 @@ static void on_results_query(struct server *s, struct reply_to *to, const struct
     for (uint32_t i = 0; i < count; i++) result_of(s, b, tasks[i], &r->v[i]);
     r->count = count;
     r->cursor = cursor + count;
-    status_of(b, &v, false, &r->status);
+    struct loadings loadings;
+    struct status status;
+    loadings_of(s, &loadings);
+    status_of(s, b, &v, &loadings, false, &status);
+    r->status = status.s;
     send_answer(to, &m);
     free(r->v);
 }
@@ -434,6 +440,37 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
         r->model_count = b->begin->model_count;
         send_answer(to, &m);
     }
+}
+
+static void on_farm_query(struct server *s, struct reply_to *to) {
+    struct kn_msg m = {.type = KN_MSG_FARM_STATUS};
+    char store[KN_WAIT_TEXT_MAX], disk[KN_WAIT_TEXT_MAX];
+    struct kn_farm_status *f = &m.u.farm_status;
+    f->version = KILN_VERSION;
+    f->pid = (uint32_t)getpid();
+    f->store_silent_ms = waits_store(s, store);
+    f->store_text = store;
+    waits_disk(s, disk);
+    f->disk_text = disk;
+    for (size_t i = 0; i < farm_worker_count(s->farm); i++) {
+        struct farm_worker_view v;
+        f->workers += farm_worker_at(s->farm, i, kn_clock_ms(), &v) == 0 && v.state != KN_WORKER_LOST;
+    }
+    send_answer(to, &m);
+}
+
+static void on_explain_query(struct server *s, struct reply_to *to, const struct kn_explain_query *q) {
+    struct kn_msg m = {.type = KN_MSG_EXPLAIN_REPLY};
+    struct explanation x;
+    struct kn_err err = {0};
+    int rc = explain(s, q, &x, &err);
+    if (rc == 0) {
+        m.u.explain_reply = x.reply;
+        send_answer(to, &m);
+    } else {
+        send_reply(s, to, rc, err.text);
+    }
+    explain_fini(&x);
 }
 
 /* ---- objects */
@@ -537,6 +574,12 @@ void clients_message(struct server *s, struct listener *l, const struct kn_peer 
         break;
     case KN_MSG_RESULTS_QUERY:
         on_results_query(s, &to, &msg->u.results_query);
+        break;
+    case KN_MSG_FARM_QUERY:
+        on_farm_query(s, &to);
+        break;
+    case KN_MSG_EXPLAIN_QUERY:
+        on_explain_query(s, &to, &msg->u.explain_query);
         break;
     case KN_MSG_TASKS_QUERY:
         on_tasks_query(s, &to, &msg->u.tasks_query);

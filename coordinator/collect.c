@@ -594,7 +594,7 @@ int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struc
     char path[KN_PATH_MAX];
     if (strlen(dir) > KN_PATH_MAX - 100) return kn_err_set(err, KN_ELIMIT, "%.200s: too long", dir);
     snprintf(path, sizeof path, "%.3990s/incoming", dir);
-    int rc = kn_fs_mkdirs(path, 0755, err);
+    int rc = kn_fs_mkdirs(path, 0777, err);
     if (rc != 0) return rc;
     struct collect *c = calloc(1, sizeof *c);
     if (c) c->discard = kn_map_create(DISCARD_MAX);
@@ -615,7 +615,7 @@ int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struc
     for (unsigned i = 0; i < 256; i++) {
         char name[3];
         snprintf(name, sizeof name, "%02x", i);
-        if (mkdirat(c->dir_fd, name, 0755) != 0 && errno != EEXIST) {
+        if (mkdirat(c->dir_fd, name, 0777) != 0 && errno != EEXIST) {
             rc = kn_err_set(err, KN_EIO, "%s/%s: %s", dir, name, strerror(errno));
             close(c->dir_fd);
             close(c->incoming_fd);

@@ -63,10 +63,13 @@ static int on_failure(void *ctx, const struct store_failure *f, struct kn_err *e
     return rc ? kn_err_set(err, rc, "failure of %u: %s", f->task, kn_err_words(rc)) : 0;
 }
 
-static int on_charge(void *ctx, uint32_t task, uint32_t charges, struct kn_err *err) {
+static int on_charge(void *ctx, uint32_t task, uint32_t charges, const char *history, struct kn_err *err) {
     struct recovery *r = ctx;
     struct kept_batch *b = r->b;
     if (task >= b->tasks) return kn_err_set(err, KN_ECORRUPT, "charge of task %u", task);
+    if (history[0] && batches_set_history(&r->s->batches, b, task, history) == KN_ENOMEM)
+        return kn_err_set(err, KN_ENOMEM, "attempts: out of memory");
+    if (charges == 0) return 0;
     if (b->charge_count == b->charge_cap) {
         uint32_t cap = b->charge_cap ? b->charge_cap * 2 : 16;
         struct farm_charge *v = realloc(b->charges, cap * sizeof *v);

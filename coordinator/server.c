@@ -87,7 +87,7 @@ static void on_lost(void *ctx, int code, const char *text) {
 
 /* Makes the folder's path absolute: clients on this machine link its files from other working folders. */
 static int find_objects(struct server *s, struct kn_err *err) {
-    int rc = kn_fs_mkdirs(s->opt.dir, 0755, err);
+    int rc = kn_fs_mkdirs(s->opt.dir, 0777, err);
     if (rc != 0) return kn_err_prefix(err, "--dir");
     char *whole = realpath(s->opt.dir, NULL);
     if (!whole) return kn_err_set(err, KN_EIO, "--dir %s: %s", s->opt.dir, strerror(errno));

@@ -6,11 +6,14 @@
  *     recover.c     reads the store back after a start
  *     clients.c     talks to clients: submission, queries, commands, objects
  *     lost.c        looks at the objects of a batch that is retried, and voids what is lost
+ *     explain.c     answers why a batch or a task stands as it does
+ *     waits.c       why something does not go on, in words
  *     workers.c     talks to workers: hello, heartbeats, what became of shards, pictures
  *     carry_out.c   feeds the core's events, and carries out its effects
  *     orphans.c     pictures that nobody came to name
  *     send.c        answers to clients, the welcome
  *     batches.c     what is kept of each batch beside the core
+ *     history.c     the story of a task's attempts, as a text
  *     collect.c     keeps pictures, as files
  *     store/        keeps the state, in Redis
  *     core/         decides: batches, tasks, shards, workers
@@ -57,8 +60,10 @@ struct known_worker {
     const struct kn_worker_hello *hello; /* in msg */
     uint64_t conn;                       /* 0: none */
     struct listener *listener;
-    struct kn_readings readings; /* of its device, by the last heartbeat */
-    bool left;                   /* said bye: its models do not count any more */
+    struct kn_readings readings;   /* of its device, by the last heartbeat */
+    bool left;                     /* said bye: its models do not count any more */
+    char loading[KN_NAME_MAX + 1]; /* the model that it reads into memory, by the last heartbeat; "": none */
+    uint64_t loading_bytes;
 };
 
 struct commit { /* a picture that a task is about to name */
@@ -88,16 +93,18 @@ struct server {
     struct kn_map *workers; /* name -> struct known_worker */
     struct kn_map *conns;   /* number -> struct known_worker */
     uv_timer_t tick, sweep;
-    uint64_t ticked_ms;     /* when the last tick came */
-    atomic_size_t sending;  /* bytes of objects handed to the data socket */
-    struct commit *commits; /* those that the store has not answered */
-    size_t committing;      /* how many */
-    struct retry *retries;  /* lost.c: those under way */
-    size_t lost_asked;      /* objects that clients came for and that are lost, since the last sweep */
-    kn_digest lost_sha256;  /* the last of them, */
-    int lost_code;          /* and how it was lost */
-    struct kn_map *orphans; /* digest -> its copy: pictures that came and were not committed */
-    uint64_t alarms;        /* FX_ALARMs since the start */
+    uint64_t ticked_ms;       /* when the last tick came */
+    atomic_size_t sending;    /* bytes of objects handed to the data socket */
+    struct commit *commits;   /* those that the store has not answered */
+    size_t committing;        /* how many */
+    struct retry *retries;    /* lost.c: those under way */
+    size_t lost_asked;        /* objects that clients came for and that are lost, since the last sweep */
+    kn_digest lost_sha256;    /* the last of them, */
+    int lost_code;            /* and how it was lost */
+    struct kn_map *orphans;   /* digest -> its copy: pictures that came and were not committed */
+    uint64_t alarms;          /* FX_ALARMs since the start */
+    uint64_t disk_refused_ms; /* when the disk refused a picture last; 0: it has taken one since */
+    char disk_why[320];
     bool closing;
     void (*stopped)(void *ctx, int exit_code); /* the lead is lost: end */
     void *stopped_ctx;

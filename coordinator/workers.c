@@ -5,6 +5,7 @@
  * come on the data socket from connections of their own; their acknowledgements go back the way they came. */
 #include "coordinator/workers.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,6 +55,7 @@ static int sender_of(struct server *s, struct listener *l, uint64_t conn, struct
     w->hello = &msg->u.worker_hello;
     w->listener = l;
     w->readings = (struct kn_readings){0};
+    w->loading[0] = '\0';
     w->left = false;
     w->asked_ms = kn_clock_ms();
     *out = w;
@@ -120,10 +122,13 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
 static void on_heartbeat(struct server *s, struct known_worker *w, const struct kn_heartbeat *h) {
     struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = w->conn};
     w->readings = h->readings;
+    snprintf(w->loading, sizeof w->loading, "%s", h->loading);
+    w->loading_bytes = h->loading_bytes;
     struct ev_worker_heartbeat *e = &ev.u.heartbeat;
     e->shard = h->shard;
     e->step = h->step;
     e->steps = h->steps;
+    e->minibatch = h->minibatch;
     e->progress_age_ms = h->progress_age_ms;
     e->draining = h->draining;
     e->has_model = h->has_model;
@@ -240,9 +245,16 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
     server_step(s, &ev);
 }
 
+/* The disk took a picture (why NULL), or refused it: a person is told for as long as it is so (waits.c). */
+static void note_disk(struct server *s, const char *why) {
+    s->disk_refused_ms = why ? kn_clock_ms() : 0;
+    if (why) snprintf(s->disk_why, sizeof s->disk_why, "%s", why);
+}
+
 static void on_collected(void *ctx, int code, const char *why) {
     struct arrival *u = ctx;
     const struct kn_image_result *r = &u->msg->u.image_result;
+    note_disk(u->s, code == 0 || code == KN_ECORRUPT ? NULL : why && why[0] ? why : kn_err_words(code));
     if (code == 0) {
         int wanted = farm_wants(u->s->farm, r->batch, r->task);
         struct kept_batch *b = batches_find(&u->s->batches, r->batch);
@@ -252,7 +264,8 @@ static void on_collected(void *ctx, int code, const char *why) {
             orphans_add(u->s, r->sha256); /* somebody was faster, or the batch is over */
         feed_result(u->s, u->conn, r);
     } else {
-        kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code, why);
+        kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code,
+                 why ? why : "");
         /* Corrupt bytes will not get better. What the disk refused stays with the worker, which tries again.
          */
         if (code == KN_ECORRUPT) server_ack(u->s, u->conn, r->batch, r->task, code);
@@ -302,7 +315,8 @@ int workers_models(struct server *s, struct kn_model_info **out, size_t *count) 
     *out = NULL;
     *count = 0;
     while ((w = kn_map_next(s->workers, &pos))) {
-        for (size_t i = 0; !w->left && i < w->hello->model_count; i++) {
+        if (w->left || farm_worker_is_lost(s->farm, w->hello->worker)) continue;
+        for (size_t i = 0; i < w->hello->model_count; i++) {
             const struct kn_model_info *m = &w->hello->models[i];
             size_t k = 0;
             while (k < *count && memcmp((*out)[k].sha256, m->sha256, KN_SHA256_BYTES) != 0) k++;

@@ -127,6 +127,7 @@ Kiln__Pb__Task **codec_tasks_to_pb(struct arena *a, const struct kn_task *t, siz
 #define ENCODE_TASK(n) p->n = s->n;
 #define ENCODE_ERROR(n) p->n = s->n;
 #define ENCODE_ENUM(n, type, first, last) p->n = (uint32_t)s->n;
+#define ENCODE_STATE(n, type, first, last) p->n = (uint32_t)s->n;
 #define ENCODE_TEXT(n, max) p->n = text_of(s->n);
 #define ENCODE_NAME(n, max) p->n = text_of(s->n);
 #define ENCODE_BYTES(n, len) p->n = bin(s->n, s->len);
@@ -390,6 +391,7 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
 #define DECODE_TASK(n) s->n = task_number(d, #n, p->n);
 #define DECODE_ERROR(n) s->n = negative(d, #n, p->n);
 #define DECODE_ENUM(n, type, first, last) s->n = (enum type)ranged(d, #n, p->n, first, last);
+#define DECODE_STATE(n, type, first, last) s->n = (enum type)p->n;
 #define DECODE_TEXT(n, max) s->n = text(d, #n, p->n, max);
 #define DECODE_NAME(n, max) s->n = name(d, #n, p->n, max);
 #define DECODE_BYTES(n, length)                                                                              \

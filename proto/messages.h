@@ -11,6 +11,8 @@
  *     TASK (name)                         uint32_t, the number of a task in its batch
  *     ERROR (name)                        int, negative: a KN_E… of base/err.h
  *     ENUM (name, type, first, last)      enum type
+ *     STATE (name, type, first, last)     enum type too, of a reply: a newer peer may send any value, and the
+ *                                         receiver shows those that it does not know as their number
  *     TEXT (name, max)                    const char *, UTF-8 of at most max bytes; NULL is sent as ""
  *     NAME (name, max)                    the same, and not empty
  *     BYTES (name, len)                   const uint8_t *name and size_t len
@@ -59,7 +61,8 @@ enum kn_batch_verb {
     P(READINGS,      readings,      Readings)        \
     P(BATCH_STATUS,  batch_status,  BatchStatus)     \
     P(WORKER_STATUS, worker_status, WorkerStatus)    \
-    P(RESULT,        result,        Result)
+    P(RESULT,        result,        Result)         \
+    P(ATTEMPT,       attempt,       Attempt)
 
 #define KN_FIELDS_HELD_SHARD(F)                      \
     F(ID,      batch)                                \
@@ -79,7 +82,7 @@ enum kn_batch_verb {
     F(ID,    batch)                                  \
     F(TEXT,  name,    KN_NAME_MAX)                   \
     F(TEXT,  request, KN_FRAME_BYTES_MAX)            \
-    F(ENUM,  state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_CANCELLED) \
+    F(STATE, state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_CANCELLED) \
     F(U32,   total)                                  \
     F(U32,   done)                                   \
     F(U32,   failed)                                 \
@@ -91,7 +94,13 @@ enum kn_batch_verb {
     F(S64,   eta_ms)            /* -1: unknown */    \
     F(U64,   created_wall_ms)                        \
     F(U64,   finished_wall_ms)                       \
-    F(S32,   priority)
+    F(S32,   priority)                               \
+    F(STATE, wait, kn_wait, KN_WAIT_NONE, KN_WAIT_DISK) \
+    F(TEXT,  wait_text, KN_WAIT_TEXT_MAX) /* the same in words, with what to do; "" when nothing waits */ \
+    F(FLOAT, progress)          /* 0 to 1: ended images, and the steps done of those that run */ \
+    F(FLOAT, steps_per_s)       /* denoising steps of all its images, over the last 15 s */ \
+    F(TEXT,  loading, KN_NAME_MAX) /* the model that a worker loads for it; "" for none */ \
+    F(U64,   loading_bytes)
 
 #define KN_FIELDS_WORKER_STATUS(F)                   \
     F(TEXT,  worker,      KN_NAME_MAX)               \
@@ -101,7 +110,7 @@ enum kn_batch_verb {
     F(TEXT,  backend,     KN_BACKEND_MAX)            \
     F(TEXT,  model,       KN_NAME_MAX)               \
     F(TEXT,  engine,      KN_NAME_MAX)               \
-    F(ENUM,  state, kn_worker_state, KN_WORKER_IDLE, KN_WORKER_LOST) \
+    F(STATE, state, kn_worker_state, KN_WORKER_IDLE, KN_WORKER_LOST) \
     F(ID_OR_NONE, batch, has_batch)                  \
     F(U32,   step)                                   \
     F(U32,   steps)                                  \
@@ -111,13 +120,17 @@ enum kn_batch_verb {
     F(U32,   last_seen_ms)                           \
     F(U32,   pid)                                    \
     F(FLOAT, images_per_s)                           \
-    F(PART_OR_NONE, readings, readings)
+    F(PART_OR_NONE, readings, readings)              \
+    F(STATE, phase, kn_worker_phase, KN_PHASE_NONE, KN_PHASE_LOADING) \
+    F(TEXT,  loading, KN_NAME_MAX) /* the model; "" unless it loads one */ \
+    F(U64,   loading_bytes)                          \
+    F(FLOAT, steps_per_s)
 
 #define KN_FIELDS_RESULT(F)                          \
     F(TASK, index)                                   \
     F(U32,  attempt)                                 \
     F(U32,  render_ms)                               \
-    F(ENUM, status, kn_result_status, KN_RESULT_DONE, KN_RESULT_CANCELLED) \
+    F(STATE, status, kn_result_status, KN_RESULT_DONE, KN_RESULT_CANCELLED) \
     F(DIGEST_IF, sha256,        s->status == KN_RESULT_DONE) \
     F(DIGEST_IF, pixels_sha256, s->status == KN_RESULT_DONE) \
     F(TEXT, worker,  KN_NAME_MAX)                    \
@@ -125,6 +138,15 @@ enum kn_batch_verb {
     F(TEXT, engine,  KN_NAME_MAX)                    \
     F(TEXT, error,   KN_REASON_MAX)                  \
     F(BOOL, flat)
+
+#define KN_FIELDS_ATTEMPT(F) /* of a task, that did not bring its picture */ \
+    F(TASK, task)                                    \
+    F(U64,  wall_ms)        /* when it ended */      \
+    F(S32,  code)                                    \
+    F(BOOL, charged)                                 \
+    F(TEXT, worker,  KN_NAME_MAX)                    \
+    F(TEXT, backend, KN_BACKEND_MAX)                 \
+    F(TEXT, reason,  KN_ATTEMPT_REASON_MAX)
 
 /* ---- messages */
 
@@ -163,7 +185,11 @@ enum kn_batch_verb {
     M(55, TASKS_QUERY,    tasks_query,    TasksQuery)       \
     M(56, TASKS_REPLY,    tasks_reply,    TasksReply)       \
     M(60, OBJECT_GET,     object_get,     ObjectGet)        \
-    M(61, OBJECT_REPLY,   object_reply,   ObjectReply)
+    M(61, OBJECT_REPLY,   object_reply,   ObjectReply)      \
+    E(70, FARM_QUERY,     farm_query,     FarmQuery)        \
+    M(71, FARM_STATUS,    farm_status,    FarmStatus)       \
+    M(72, EXPLAIN_QUERY,  explain_query,  ExplainQuery)     \
+    M(73, EXPLAIN_REPLY,  explain_reply,  ExplainReply)
 
 /* From workers. */
 
@@ -198,7 +224,10 @@ enum kn_batch_verb {
     F(BOOL,  draining)                               \
     F(DIGEST_OR_NONE, model_sha256, has_model)       \
     F(PART_OR_NONE,   readings, readings)            \
-    F(U64,   answer)            /* the question of the last StillThere; 0: none */
+    F(U64,   answer)            /* the question of the last StillThere; 0: none */ \
+    F(U32,   minibatch)         /* images that the step is of */ \
+    F(TEXT,  loading, KN_NAME_MAX) /* the model that it reads into memory; "" for none */ \
+    F(U64,   loading_bytes)
 
 #define KN_FIELDS_SHARD_STARTED(F)                   \
     F(U64, shard)                                    \
@@ -331,6 +360,11 @@ enum kn_batch_verb {
 #define KN_FIELDS_OBJECT_GET(F)                      \
     F(DIGEST, sha256)
 
+#define KN_FIELDS_EXPLAIN_QUERY(F)                   \
+    F(ID,   batch)                                   \
+    F(BOOL, has_task) /* about that one; else about the batch */ \
+    F(TASK, task)
+
 /* To clients. */
 
 #define KN_FIELDS_REPLY(F)                           \
@@ -363,6 +397,24 @@ enum kn_batch_verb {
     F(S32,    code)                                  \
     F(TEXT,   text, KN_REASON_MAX)
 
+/* What keeps the whole farm from going on; each text says what to do, and is "" where all is well. */
+#define KN_FIELDS_FARM_STATUS(F)                     \
+    F(TEXT, version, KN_NAME_MAX)                    \
+    F(U32,  pid)            /* of the coordinator */ \
+    F(U32,  workers)        /* those that are not lost */ \
+    F(U64,  store_silent_ms)                         \
+    F(TEXT, store_text, KN_WAIT_TEXT_MAX)            \
+    F(TEXT, disk_text,  KN_WAIT_TEXT_MAX)
+
+#define KN_FIELDS_EXPLAIN_REPLY(F)                   \
+    F(PART, batch_status, status)                    \
+    F(TEXT, task_state, KN_NAME_MAX) /* of a task: a word */ \
+    F(TEXT, text, KN_WAIT_TEXT_MAX)  /* of a task: why it is so, and when it will be done */ \
+    F(U32,  charges)                                 \
+    F(U32,  tried)        /* attempts at the task; of a batch: tasks that needed more than one */ \
+    F(LIST, attempt, attempts, v, count, KN_ATTEMPTS_PER_REPLY_MAX) /* in order; the newest of each task */ \
+    F(U32,  left_out)     /* of a batch: tasks with attempts that are not listed */
+
 /* ---- the structs, made from the rows */
 
 #define KN_MEMBER(kind, ...) KN_MEMBER_##kind(__VA_ARGS__)
@@ -377,6 +429,7 @@ enum kn_batch_verb {
 #define KN_MEMBER_TASK(n)                        uint32_t n;
 #define KN_MEMBER_ERROR(n)                       int n;
 #define KN_MEMBER_ENUM(n, type, first, last)     enum type n;
+#define KN_MEMBER_STATE(n, type, first, last)    enum type n;
 #define KN_MEMBER_TEXT(n, max)                   const char *n;
 #define KN_MEMBER_NAME(n, max)                   const char *n;
 #define KN_MEMBER_BYTES(n, len)                  const uint8_t *n; size_t len;

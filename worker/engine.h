@@ -3,10 +3,12 @@
  * be tested fast and without a model.
  *
  * An engine is opened and closed by the thread that wires the program; between, render() is called by one
- * thread at a time, or else the stages are. The members of `struct engine` never change while it is open, so
- * that any thread may read them. */
+ * thread at a time, or else the stages are. The members of `struct engine` but `now` never change while it is
+ * open, so that any thread may read them. */
 #ifndef KILN_WORKER_ENGINE_H
 #define KILN_WORKER_ENGINE_H
+
+#include <stdatomic.h>
 
 #include "base/fs.h"
 #include "kernels/kiln.h"
@@ -47,6 +49,13 @@ struct engine_ops {
     void (*drop)(struct engine_minibatch *b);
 };
 
+/* What changes while an engine is open. It writes, any thread may read. */
+struct engine_now {
+    _Atomic(const struct kn_model_info *) loading; /* the model that it reads into memory; NULL: none */
+    atomic_ullong loading_bytes;
+    atomic_uint minibatch; /* images that are denoised together, where there are no stages; 0: not known */
+};
+
 struct engine {
     const struct engine_ops *ops;
     const char *backend;         /* the class; never empty */
@@ -55,6 +64,7 @@ struct engine {
     uint32_t batch_max;          /* how many tasks it wants at once, at most */
     struct engine_model *models; /* owned by the caller of engine_open; outlives the engine */
     size_t model_count;
+    struct engine_now now;
 };
 
 struct engine_options {
@@ -89,6 +99,7 @@ struct engine_sim_options {
     uint32_t size;   /* the default size of the model "sim", pixels */
     uint32_t batch;  /* how many tasks it wants at once; 64, or 256 below 1 ms, when not given */
     uint32_t oom;    /* more tasks at once than these do not fit in its memory; 0: all do */
+    double load;     /* how long the model takes to load before the first picture, ms */
     uint32_t staged; /* not 0: it works in stages, so many tasks at a time, as a GPU does */
 };
 bool engine_is_sim(const char *spec);

@@ -15,11 +15,13 @@
 
 #include "base/clock.h"
 
-#define BATCH 64 /* as many as the real one wants */
+#define BATCH 64               /* as many as the real one wants */
+#define MODEL_BYTES 1500000000 /* what it says that its model has */
 
 struct sim {
     struct engine engine; /* first: an engine * is a sim * */
     struct engine_sim_options opt;
+    bool loaded;
 };
 
 bool engine_is_sim(const char *spec) {
@@ -35,7 +37,7 @@ static bool number(const char *text, double min, double max, double *out) {
 
 int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err) {
     static const char *const names[] = {"ms",   "crash", "hang", "nan",    "flaky", "seed",
-                                        "size", "batch", "oom",  "staged", NULL};
+                                        "size", "batch", "oom",  "staged", "load",  NULL};
     *out = (struct engine_sim_options){.ms = 50, .size = 64};
     char text[256] = "";
     if (strlen(spec) >= sizeof text) return kn_err_set(err, KN_ELIMIT, "%.40s…: too long", spec);
@@ -46,8 +48,9 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
         double v, whole = 0;
         if (!value) return kn_err_set(err, KN_EINVAL, "sim: %s: expected name=value", item);
         *value++ = '\0';
-        double max = strcmp(item, "ms") == 0 ? 3600e3 : 1;
+        double max = strcmp(item, "ms") == 0 || strcmp(item, "load") == 0 ? 3600e3 : 1;
         double *real = strcmp(item, "ms") == 0      ? &out->ms
+                       : strcmp(item, "load") == 0  ? &out->load
                        : strcmp(item, "crash") == 0 ? &out->crash
                        : strcmp(item, "hang") == 0  ? &out->hang
                        : strcmp(item, "nan") == 0   ? &out->nan
@@ -146,6 +149,16 @@ static void meet(enum engine_sim_fate fate) {
     while (fate == SIM_HANG) sleep_until_us(kn_clock_us() + 3600000000ull);
 }
 
+/* Takes the time that a model takes, once. */
+static void load(struct sim *s, const struct kn_model_info *model) {
+    if (s->loaded) return;
+    atomic_store(&s->engine.now.loading_bytes, MODEL_BYTES);
+    atomic_store(&s->engine.now.loading, model);
+    if (s->opt.load > 0) sleep_until_us(kn_clock_us() + (uint64_t)(s->opt.load * 1000));
+    atomic_store(&s->engine.now.loading, NULL);
+    s->loaded = true;
+}
+
 static int render_one(struct sim *s, const struct engine_work *w, int i, uint8_t *rgb,
                       const struct kiln_callbacks *cb) {
     const struct kn_task *t = &w->tasks[i];
@@ -178,6 +191,7 @@ static int sim_render(struct engine *e, const struct engine_work *w, const struc
     uint8_t *rgb = malloc((size_t)w->tasks->width * w->tasks->height * 3);
     if (!rgb) return kn_err_set(err, KN_EOOM, "sim: out of memory");
     int rc = 0;
+    load(s, w->model);
     for (int i = 0; i < w->count && rc == 0; i++) rc = render_one(s, w, i, rgb, cb);
     free(rgb);
     return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : 0;
@@ -199,6 +213,7 @@ static int sim_begin(struct engine *e, const struct engine_work *w, int first,
     struct sim *s = (struct sim *)e;
     struct engine_minibatch *b = malloc(sizeof *b);
     if (!b) return kn_err_set(err, KN_EOOM, "sim: out of memory");
+    load(s, w->model);
     *count = w->count - first < (int)s->opt.staged ? w->count - first : (int)s->opt.staged;
     *b = (struct engine_minibatch){s, w, cb, first, *count, 0};
     *out = b;
@@ -276,7 +291,8 @@ int engine_sim_open(const struct engine_options *opt, struct engine **out, struc
                                 .backend = "sim-1",
                                 .device = "simulated",
                                 .version = "kiln " KN_ENGINE_VERSION,
-                                .batch_max = s->opt.batch};
+                                .batch_max = s->opt.batch,
+                                .now = {.minibatch = 1}};
     *out = &s->engine;
     return 0;
 }

@@ -74,6 +74,7 @@ struct stages {
     uint64_t pixel_bytes, unacked_bytes;
     size_t unacked;
     atomic_uint step, steps; /* of what is denoised */
+    uint32_t minibatch;      /* images that are denoised together; 0: the engine says */
     atomic_ullong alive_ms;
 };
 
@@ -371,7 +372,8 @@ static void *texts_main(void *arg) {
 /* ---- the second: the loop, or all of it */
 
 /* True if the part is still wanted. A run begins with its first part. */
-static bool begin_run(struct stages *s, struct stage_run *r) {
+static bool begin_run(struct stages *s, const struct stage_part *p) {
+    struct stage_run *r = p->run;
     struct stage_event *started = NULL;
     pthread_mutex_lock(&s->lock);
     bool wanted = !s->stop && !r->rc && !r->withdrawn && !atomic_load(&r->abort);
@@ -388,6 +390,7 @@ static bool begin_run(struct stages *s, struct stage_run *r) {
             r->begun_ms = kn_clock_ms();
         }
         s->running = r;
+        s->minibatch = p->minibatch ? (uint32_t)p->count : 0;
         atomic_store(&s->step, 0);
         atomic_store(&s->steps, r->q.grant->shard->tasks->steps);
         alive(s);
@@ -403,7 +406,7 @@ static void *denoising_main(void *arg) {
     for (struct stage_part *p; (p = next_part(s, &s->ready, DENOISING, TEXTS)) != NULL;) {
         struct kn_err err = {0};
         int rc = 0;
-        bool wanted = begin_run(s, p->run);
+        bool wanted = begin_run(s, p);
         if (wanted)
             rc = p->minibatch ? ops->denoise(p->minibatch, &err)
                               : ops->render(s->opt.engine, &p->work, &p->cb, &err);
@@ -634,6 +637,7 @@ void stages_progress(struct stages *s, struct stages_progress *out) {
         out->tasks = (uint32_t)g->count;
         out->step = atomic_load(&s->step);
         out->steps = atomic_load(&s->steps);
+        out->minibatch = s->minibatch ? s->minibatch : atomic_load(&s->opt.engine->now.minibatch);
         out->age_ms = now > then ? (uint32_t)(now - then) : 0;
     }
     out->has_model = s->has_model;

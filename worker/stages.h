@@ -52,7 +52,8 @@ struct stages_progress {
     uint64_t shard;
     kn_id batch;
     uint32_t step, steps, tasks;
-    uint32_t age_ms; /* since the engine gave a sign of life; 0 when it is idle */
+    uint32_t minibatch; /* images that the step is of; 0: not known */
+    uint32_t age_ms;    /* since the engine gave a sign of life; 0 when it is idle */
     bool has_model;
     kn_digest model_sha256; /* of the last grant */
 };

@@ -363,7 +363,12 @@ static void on_heartbeat(void *ctx, struct kn_heartbeat *h) {
         .draining = w->draining,
         .has_model = p.has_model,
         .answer = w->question,
+        .minibatch = p.minibatch,
     };
+    struct engine_now *now = &w->opt.engine->now;
+    const struct kn_model_info *loading = p.busy ? atomic_load(&now->loading) : NULL;
+    h->loading = loading ? loading->name : "";
+    h->loading_bytes = loading ? atomic_load(&now->loading_bytes) : 0;
     if (w->opt.watch) device_watch_get(w->opt.watch, &h->readings);
     if (p.busy) h->shard = p.shard;
     memcpy(h->batch, p.batch, sizeof h->batch);

@@ -153,7 +153,9 @@ static int open_tasks(struct farm *f, struct batch *b, const struct ev_batch_ope
         task->group = ev->task_group[t];
         task->backend = BACKEND_NONE;
         struct group *group = &b->groups[task->group];
-        b->lanes[group->lane].open_units += ((struct shape *)slab_at(&f->shapes, group->shape))->units;
+        const struct shape *shape = slab_at(&f->shapes, group->shape);
+        b->lanes[group->lane].open_units += shape->units;
+        b->open_steps += shape->key.steps;
     }
     b->total = ev->tasks;
     b->counts[TASK_QUEUED] = ev->tasks;

@@ -29,6 +29,20 @@
 
 #define SWEEP_TASKS 64 /* tasks looked at in one tick */
 
+void blame_attempt(struct farm *f, struct batch *b, uint32_t t, const struct worker *w, int code,
+                   const char *reason, bool charged, struct farm_effects *fx) {
+    if (fx_reserve(fx, 1)) return; /* it is for people: nothing is decided by it */
+    struct farm_effect *e = fx_add(fx, FX_CHARGE);
+    memcpy(e->batch, b->id, sizeof e->batch);
+    e->task = t;
+    e->u.charge.charges = b->tasks[t].charges;
+    e->u.charge.reason = fx_text(fx, reason && *reason ? reason : kn_err_words(code));
+    e->u.charge.worker = fx_text(fx, w->name);
+    e->u.charge.backend = farm_backend_name(f, w->backend);
+    e->u.charge.code = code;
+    e->u.charge.charged = charged;
+}
+
 /* Drains a worker for its faults, and takes its charges back. */
 static void blame_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
     w->barred = true;
@@ -49,6 +63,7 @@ static void blame_bar(struct farm *f, struct worker *w, const char *why, struct 
         e->task = x->task;
         e->u.charge.charges = x->batch->tasks[x->task].charges;
         e->u.charge.reason = "charged by a worker that was drained for its faults";
+        e->u.charge.worker = fx_text(fx, w->name);
     }
 }
 
@@ -111,11 +126,7 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
         x->reason = copy;
     }
     w->failed++;
-    struct farm_effect *e = fx_add(fx, FX_CHARGE);
-    memcpy(e->batch, b->id, sizeof e->batch);
-    e->task = t;
-    e->u.charge.charges = task->charges;
-    e->u.charge.reason = fx_text(fx, reason && *reason ? reason : kn_err_words(code));
+    blame_attempt(f, b, t, w, code, reason, true, fx);
     if (code == KN_ENAN) {
         if (k < CHARGERS_MAX) x->by_nan[k] = (uint8_t)w->backend;
         uint32_t enough = 2 * f->config.worker_faults_max;
@@ -128,7 +139,7 @@ void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, i
 }
 
 void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count, struct worker *w,
-                 struct farm_effects *fx) {
+                 int code, const char *reason, struct farm_effects *fx) {
     uint32_t charged[KN_SHARD_TASKS_MAX], suspects[KN_SHARD_TASKS_MAX], charged_count = 0, suspect_count = 0;
     for (uint32_t i = 0; i < count; i++) settle(f, trouble_get(f, b, tasks[i]), false, fx);
     uint32_t fault = fault_create(f, w, count);
@@ -136,6 +147,7 @@ void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_
         struct trouble *x = trouble_of(f, b, tasks[i]);
         x->fault = fault;
         x->avoid = w->uid;
+        blame_attempt(f, b, tasks[i], w, code, reason, false, fx);
         if (b->tasks[tasks[i]].charges > 0)
             charged[charged_count++] = tasks[i];
         else

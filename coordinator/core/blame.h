@@ -7,11 +7,14 @@
 /* A worker ended badly while it executed these tasks of one group, more than one; they are in no shard any
  * more. They go back in two halves, uncharged. */
 void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count, struct worker *w,
-                 struct farm_effects *fx);
+                 int code, const char *reason, struct farm_effects *fx);
 /* This task failed on a worker: the worker said so, or executed nothing but this task when it ended. The task
  * is in no shard, or in one other. It is charged, and queued again to be rendered alone, or failed. */
 void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, int code, const char *reason,
                 struct farm_effects *fx);
+/* Tells the shell how an attempt at a task ended, for people to read. Nothing is decided by it. */
+void blame_attempt(struct farm *f, struct batch *b, uint32_t t, const struct worker *w, int code,
+                   const char *reason, bool charged, struct farm_effects *fx);
 /* Queues tasks of one group, in no shard, that were not rendered and are not to blame: suspects as suspects,
  * the others in front of their queue. */
 void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,

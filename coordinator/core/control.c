@@ -72,12 +72,14 @@ static void requeue_ended(struct farm *f, struct batch *b, bool lost) {
     for (uint32_t i = 0; i < b->log_count; i++) {
         uint32_t t = b->log[i];
         struct task *task = &b->tasks[t];
-        if (lost ? !task->lost : task->state != TASK_FAILED) {
+        if (lost ? !task->lost : task->state != TASK_FAILED && task->state != TASK_CANCELLED) {
             b->log[kept++] = t;
             continue;
         }
         struct group *group = &b->groups[task->group];
-        b->lanes[group->lane].open_units += ((struct shape *)slab_at(&f->shapes, group->shape))->units;
+        const struct shape *shape = slab_at(&f->shapes, group->shape);
+        b->lanes[group->lane].open_units += shape->units;
+        b->open_steps += shape->key.steps;
         b->counts[task->state]--;
         b->counts[TASK_GRANTED]++; /* only until it is queued below */
         task->state = TASK_GRANTED;
@@ -100,15 +102,20 @@ static void requeue_ended(struct farm *f, struct batch *b, bool lost) {
 }
 
 int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx) {
-    if (b->state == KN_BATCH_CANCELLED) return KN_ESTATE;
     int rc = farm_reserve(f, fx, 4, 0, 0);
     if (rc) return rc;
-    if (b->counts[TASK_FAILED] == 0 && b->counts[TASK_FAILING] == 0) return KN_OK;
+    bool cancelled = b->state == KN_BATCH_CANCELLED;
+    if (b->counts[TASK_FAILED] + b->counts[TASK_FAILING] == 0 && !cancelled) return KN_OK;
+    if (cancelled) b->state = KN_BATCH_ACTIVE; /* live from here on: what is queued below is handed out */
     for (uint32_t t = 0; b->counts[TASK_FAILING] > 0 && t < b->total; t++)
         if (b->tasks[t].state == TASK_FAILING) pending_void(f, b, t);
     requeue_ended(f, b, false);
+    b->cancelled_by_person = false;
     b->retried = true;
-    batch_state_send(f, b, fx);
+    if (batch_ended_count(b) == b->total) /* it was cancelled when nothing of it was left */
+        batch_check_end(f, b, fx);
+    else
+        batch_state_send(f, b, fx);
     return KN_OK;
 }
 

@@ -13,7 +13,7 @@ int control_cancel(struct farm *f, struct batch *b, struct farm_effects *fx);
 /* Takes back the shards that have not begun; running ones are finished. */
 int control_pause(struct farm *f, struct batch *b, struct farm_effects *fx);
 int control_resume(struct farm *f, struct batch *b, struct farm_effects *fx);
-/* Queues failed tasks again, uncharged. */
+/* Queues failed tasks again, uncharged; of a cancelled batch also those that were cancelled. */
 int control_retry(struct farm *f, struct batch *b, struct farm_effects *fx);
 /* No wish: the store has voided the records of these tasks, whose objects are lost. Those that are done are
  * queued again, or cancelled where the batch is. */

@@ -16,7 +16,7 @@
  *       ├──────────────────┘   │                │
  *       ├──────────────────────┼────────────────┘
  *       │                      │ too many charges      stored
- *       │ retry                └────────────────▶ failing ─────▶ failed
+ *       │ retry                └────────────────▶ failing ─────▶ failed, cancelled
  *       ├──────────────────────────────────────────────────────────┘
  *       │ object lost
  *       └───────────────────────────────────────────────────────── done
@@ -31,6 +31,7 @@
  *    for the store's answer, and is cancelled if the store was told of the cancelling first.
  *  - A done task whose object is lost or damaged is queued again, or cancelled where its batch is, once the
  *    store has voided its record (EV_OBJECTS_LOST). A done batch is active again then.
+ *  - A retry queues what failed again, and of a cancelled batch also what was cancelled.
  *  - A retry that meets a task in failing has it queued as soon as the store has answered. If that answer is
  *    that an earlier result had been written after all, failing becomes done.
  *
@@ -78,7 +79,7 @@ enum farm_event_type {
     EV_BATCH_CANCEL,   /* a person's wish, as all of the next: nothing more of it is rendered */
     EV_BATCH_PAUSE,    /* nothing more of it is handed out */
     EV_BATCH_RESUME,   /* …it is again */
-    EV_BATCH_RETRY,    /* failed tasks are queued again, uncharged */
+    EV_BATCH_RETRY,    /* failed tasks are queued again, uncharged; and those that were cancelled */
     EV_BATCH_PRIORITY, /* it gets another priority */
     EV_BATCH_REMOVE,   /* a batch that has ended leaves */
     EV_WORKER_HELLO,   /* a worker connected, and says what it can do and what it holds */
@@ -169,6 +170,7 @@ struct ev_worker_hello {
 struct ev_worker_heartbeat {
     uint64_t shard; /* 0: idle */
     uint32_t step, steps, progress_age_ms;
+    uint32_t minibatch; /* images that the step is of; 0: one */
     bool draining;
     bool has_model;
     kn_digest model; /* loaded now */
@@ -246,11 +248,11 @@ struct farm_event {
 /* ---- effects: carried out in order */
 
 enum farm_effect_type {
-    FX_GRANT,        /* send this shard */
-    FX_REVOKE,       /* take it back */
-    FX_COMMIT,       /* make this result durable; answer with EV_STORED */
-    FX_FAIL,         /* make this failure durable; answer with EV_STORED */
-    FX_CHARGE,       /* remember how often this task was charged; no answer is needed */
+    FX_GRANT,  /* send this shard */
+    FX_REVOKE, /* take it back */
+    FX_COMMIT, /* make this result durable; answer with EV_STORED */
+    FX_FAIL,   /* make this failure durable; answer with EV_STORED */
+    FX_CHARGE, /* remember how an attempt ended, and how often its task was charged; no answer is needed */
     FX_BATCH_STATE,  /* make the batch's state durable; answer with EV_STORED */
     FX_BATCH_REMOVE, /* delete the batch from the store, and its objects that no other batch names */
     FX_ACK,     /* tell who brought a result what became of it; 0: it is kept, the bytes may be forgotten */
@@ -294,6 +296,10 @@ struct farm_effect {
         struct {
             uint32_t charges;
             const char *reason;
+            const char *worker;
+            const char *backend; /* NULL: no attempt; what the worker charged is taken back */
+            int code;
+            bool charged; /* false: others of its shard, or its worker, may be to blame */
         } charge;
         struct { /* one at a time for a batch */
             enum kn_batch_state state;
@@ -354,8 +360,18 @@ struct farm_batch_view {
     float images_per_s;      /* over the last 15 s */
     float images_per_s_mean; /* since the first grant, pauses left out */
     int64_t eta_ms;          /* -1: unknown */
+    float progress;          /* 0 to 1, with the steps of what runs */
+    float steps_per_s;       /* of all its images, over the last 15 s */
     int priority;
     bool cancelled_by_person;
+    /* Why nothing of it is rendered. The store and the disk are not the core's: it never says those. */
+    enum kn_wait wait;
+    uint32_t wait_workers;   /* how many have that */
+    const char *wait_worker; /* one of them, or the one that was lost last; "" for none; borrowed */
+    uint64_t wait_ms;        /* SILENT, NO_WORKER: when that one was heard of last, ago */
+    kn_digest wait_model;    /* of the tasks that wait */
+    const char *wait_class;  /* CLASS: what the batch is pinned to; borrowed */
+    kn_id wait_batch;        /* PRIORITY, TURN: what they render */
 };
 KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms,
                                 struct farm_batch_view *out);
@@ -368,6 +384,16 @@ KN_MUST_USE int farm_batch_ended(const struct farm *f, const kn_id id, uint32_t 
                                  uint32_t *tasks, uint32_t *count, uint64_t *epoch);
 KN_MUST_USE int farm_task_state(const struct farm *f, const kn_id id, uint32_t task,
                                 enum farm_task_state *out);
+struct farm_task_view {
+    enum farm_task_state state;
+    uint32_t attempts, charges; /* grants so far, and failures that counted */
+    const char *worker;         /* that holds it; "" for none; borrowed */
+    bool started;               /* …and has begun it */
+    uint32_t step, steps, shard_tasks;
+    bool suspect; /* it failed, or shared a shard that did: it goes alone, or with few */
+};
+KN_MUST_USE int farm_task_view(const struct farm *f, const kn_id id, uint32_t task,
+                               struct farm_task_view *out);
 /* 0 if a result for this task is wanted at all, so that the shell can refuse the bytes early. KN_EEXIST: it
  * is done already. KN_EGONE: the task or its batch is over or unknown. */
 KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
@@ -381,10 +407,12 @@ struct farm_worker_view {
     kn_digest model;
     uint32_t step, steps, tasks, done, failed, shards;
     uint32_t last_seen_ms;
-    float images_per_s;
+    float images_per_s, steps_per_s;
 };
 size_t farm_worker_count(const struct farm *f);
 KN_MUST_USE int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_worker_view *out);
+/* True for one that is not there any more, or was never. */
+bool farm_worker_is_lost(const struct farm *f, const char *name);
 float farm_images_per_s(const struct farm *f, uint64_t now_ms); /* the whole farm, last 15 s */
 
 /* Asserts every invariant above. Looks at every task, so it is for tests. */

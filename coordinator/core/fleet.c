@@ -400,6 +400,9 @@ static bool heartbeat_of_shard(struct farm *f, struct worker *w, const struct ev
         if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
         s->step = h->step;
         s->steps = h->steps;
+        s->minibatch = h->minibatch ? h->minibatch : 1;
+        s->minibatch_step = h->step;
+        if (s->batch) speed_steps(f, s->batch, s);
     }
     return found;
 }

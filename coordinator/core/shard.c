@@ -10,6 +10,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
+#include "coordinator/core/speed.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/worker.h"
 
@@ -208,11 +209,14 @@ static void shard_release(struct farm *f, struct shard *s, enum shard_fate fate,
         if (total == 1)
             blame_task(f, b, last, w, code, reason, fx);
         else
-            blame_shard(f, b, missing, free_count, w, fx);
+            blame_shard(f, b, missing, free_count, w, code, reason, fx);
         break;
     case FATE_LOST:
         for (uint32_t i = 0; i < free_count; i++)
             if (b->tasks[missing[i]].losses < UINT8_MAX) b->tasks[missing[i]].losses++;
+        for (uint32_t i = 0; i < free_count && s->state != SHARD_WAITING; i++)
+            blame_attempt(f, b, missing[i], w, KN_EGONE, "lost with its worker, or its picture never came",
+                          false, fx);
         blame_requeue(f, b, missing, free_count, fx);
         break;
     case FATE_REQUEUE:
@@ -274,6 +278,8 @@ void shard_result(struct farm *f, struct batch *b, uint32_t t, const struct work
     while (b->tasks[t].a != NONE) {
         struct shard *s = slab_at(&f->shards, b->tasks[t].a);
         shard_drop(f, s, t);
+        s->minibatch_step = 0; /* whose step it was is not known any more */
+        if (s->worker == by) speed_steps(f, b, s);
         if (s->worker == by) s->alive_ms = f->now;
         if (s->left > 0) continue;
         if (s->state == SHARD_SENT)

@@ -63,6 +63,34 @@ uint64_t speed_backlog_us(const struct farm *f, const struct worker *w) {
     return sum;
 }
 
+uint32_t speed_minibatch(const struct shard *s) {
+    return s->minibatch < s->left ? s->minibatch : s->left;
+}
+
+static void steps_add(struct step_rate *r, uint64_t now, uint32_t steps) {
+    if (!r->since || now - r->last > RATE_WINDOW_S * 1000) { /* the first, or the first after a pause */
+        *r = (struct step_rate){.since = now, .last = now};
+        return;
+    }
+    r->last = now;
+    rate_add(&r->rate, now, steps);
+}
+
+void speed_steps(struct farm *f, struct batch *b, struct shard *s) {
+    const struct shape *shape = slab_at(&f->shapes, b->groups[s->group].shape);
+    uint32_t steps = shape->key.steps, step = s->minibatch_step < steps ? s->minibatch_step : steps;
+    uint64_t made = (uint64_t)(s->count - s->left) * steps + (uint64_t)speed_minibatch(s) * step;
+    if (made <= s->counted) return;
+    uint32_t more = (uint32_t)(made - s->counted);
+    s->counted = made;
+    steps_add(&s->worker->steps_made, f->now, more);
+    if (!s->copy) steps_add(&b->steps, f->now, more); /* the first of the two shards counts for the batch */
+}
+
+float speed_steps_per_s(const struct step_rate *r, uint64_t now) {
+    return r->since && now - r->since >= 500 ? rate_per_s(&r->rate, now, r->since) : 0;
+}
+
 void rate_add(struct rate *r, uint64_t now, uint32_t images) {
     uint64_t second = now / 1000;
     if (second > r->second + RATE_WINDOW_S || r->second > second) {

@@ -16,6 +16,14 @@ uint64_t speed_shard_us(const struct shard *s);
 /* Microseconds until the worker has rendered all that it holds. */
 uint64_t speed_backlog_us(const struct farm *f, const struct worker *w);
 
+/* Counts the steps that a shard of this batch has made since it was looked at last: all those of the images
+ * that came, and those of the minibatch that it is at work on. */
+void speed_steps(struct farm *f, struct batch *b, struct shard *s);
+/* Denoising steps of single images a second, over the last RATE_WINDOW_S; 0: not known. */
+float speed_steps_per_s(const struct step_rate *r, uint64_t now);
+/* Images that a shard is at work on now. */
+uint32_t speed_minibatch(const struct shard *s);
+
 /* Counts images that came now. */
 void rate_add(struct rate *r, uint64_t now, uint32_t images);
 /* Images a second over the last RATE_WINDOW_S, or since since_ms if that is later. */

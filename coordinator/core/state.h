@@ -73,7 +73,8 @@
 #define COOL_MS_MAX 10000
 #define RETRY_MS 500 /* first pause before the store is asked again; doubles */
 #define RETRY_MS_MAX 8000
-#define STORE_TRIES_MAX 8    /* then a result is given up and its task queued again */
+#define STORE_TRIES_MAX 8 /* then a result is given up and its task queued again */
+#define SILENT_MS 4000    /* a worker not heard of for so long is not believed to render; not given up yet */
 #define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */
 #define BARRED_MS 60000      /* a worker drained for its faults stays away at least so long */
 #define RIVAL_MS 10000       /* a newcomer that was told to say hello again has so long to do it */
@@ -153,6 +154,11 @@ struct rate {                           /* images in the last seconds */
     uint32_t bucket[RATE_WINDOW_S + 1]; /* images of each second, a ring */
 };
 
+struct step_rate { /* denoising steps of images in the last seconds */
+    struct rate rate;
+    uint64_t since, last; /* of the first of them, which only starts the clock, and of the newest */
+};
+
 struct level { /* a priority in use, with the virtual time that its batches have reached */
     int priority;
     uint32_t batches; /* that have it */
@@ -188,6 +194,8 @@ struct batch {
     uint64_t state_due;   /* 0, or when it is to be asked again */
     /* for the views */
     struct rate rate;
+    struct step_rate steps;
+    uint64_t open_steps;              /* of all tasks that have not ended */
     uint64_t first_ms, ended_ms;      /* the first grant, the end; 0: not yet */
     uint64_t paused_ms, paused_since; /* all pauses so far; 0, or when the present one began */
     uint32_t done_here;               /* images since this coordinator began */
@@ -219,8 +227,11 @@ struct shard {
     uint64_t cost;        /* microseconds that it was expected to take */
     uint64_t granted_ms, started_ms, alive_ms; /* alive: the last sign of life */
     uint32_t step, steps;                      /* as the last heartbeat said */
-    struct shard *worker_prev, *worker_next;   /* in the order of the grants */
-    struct shard *batch_prev, *batch_next;     /* in batch.shards */
+    uint32_t minibatch,
+        minibatch_step; /* images that it is at work on, and the step; 0 since a result came */
+    uint64_t counted;   /* steps of its images that are in the rates of steps */
+    struct shard *worker_prev, *worker_next; /* in the order of the grants */
+    struct shard *batch_prev, *batch_next;   /* in batch.shards */
 };
 
 /* ---- workers, and what they can render */
@@ -310,6 +321,7 @@ struct worker {
     uint64_t barred_until; /* a new process under its name is barred until then too */
     /* for the views */
     struct rate rate;
+    struct step_rate steps_made;
     uint32_t done, failed; /* images committed; tasks that failed on it */
     uint32_t step, steps;  /* as the last heartbeat said */
 };

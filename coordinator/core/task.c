@@ -93,7 +93,9 @@ void task_set(struct farm *f, struct batch *b, uint32_t t, enum farm_task_state 
     assert(b->log_count < b->total);
     b->log[b->log_count++] = t;
     struct group *group = &b->groups[task->group];
-    b->lanes[group->lane].open_units -= ((struct shape *)slab_at(&f->shapes, group->shape))->units;
+    const struct shape *shape = slab_at(&f->shapes, group->shape);
+    b->lanes[group->lane].open_units -= shape->units;
+    b->open_steps -= shape->key.steps;
     task->a = task->b = NONE;
     trouble_forget(f, b, t);
 }

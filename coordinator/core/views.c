@@ -2,29 +2,145 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
+#include "coordinator/core/pool.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
+#include "coordinator/core/worker.h"
+
+/* True when the worker is believed to be there: it was heard of in the last seconds. */
+static bool heard(const struct worker *w, uint64_t now) {
+    return w->conn && !w->lost && now - w->seen_ms < SILENT_MS;
+}
+
+static bool has_model(const struct worker *w, const struct model *m) {
+    for (uint32_t k = 0; k < w->model_count; k++)
+        if (w->models[k].model == m) return true;
+    return false;
+}
+
+/* A worker that was free has nothing of this lane yet: it is about to get some, unless all that is queued has
+ * failed on it and is to be tried by others. */
+static bool only_suspects(const struct batch *b, const struct lane *lane) {
+    for (uint32_t g = lane->head; g != NONE; g = b->groups[g].next)
+        if (b->groups[g].queue.count > 0) return false;
+    return true;
+}
+
+static void wait_for_worker(struct farm_batch_view *v, enum kn_wait why, const struct worker *w,
+                            uint64_t now) {
+    if (v->wait != why) v->wait_workers = 0;
+    v->wait = why;
+    v->wait_workers++;
+    v->wait_worker = w->name;
+    v->wait_ms = now - w->seen_ms;
+}
+
+/* Why this lane's queued tasks are not being rendered, though nothing else of the batch is either. */
+static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t now,
+                      struct farm_batch_view *v) {
+    const struct pool *p = lane->pool;
+    const struct batch *b = lane->batch;
+    const struct worker *lost = NULL, *other_class = NULL;
+    memcpy(v->wait_model, p->model->digest, sizeof v->wait_model);
+    for (size_t i = 0; i < f->worker_count; i++) {
+        const struct worker *w = f->workers[i];
+        if (!has_model(w, p->model)) continue;
+        if (w->lost) {
+            if (!lost || w->lost_ms > lost->lost_ms) lost = w;
+            continue;
+        }
+        if (!pool_serves(p, w)) {
+            other_class = w;
+            continue;
+        }
+        /* Of several reasons the one that is nearest to an end is told: a worker that is busy comes free, one
+         * that is silent may be heard of again, one that drains will not render. */
+        if (!heard(w, now)) {
+            if (v->wait != KN_WAIT_DRAINING && v->wait != KN_WAIT_HELD)
+                wait_for_worker(v, KN_WAIT_SILENT, w, now);
+        } else if (w->barred) {
+            if (v->wait != KN_WAIT_SILENT) wait_for_worker(v, KN_WAIT_HELD, w, now);
+        } else if (w->drain_wish || w->drain_said) {
+            if (v->wait != KN_WAIT_SILENT && v->wait != KN_WAIT_HELD)
+                wait_for_worker(v, KN_WAIT_DRAINING, w, now);
+        } else {
+            const struct shard *s = w->shards;
+            while (s && !s->batch) s = s->worker_next;
+            v->wait = !s ? (only_suspects(b, lane) ? KN_WAIT_OTHER : KN_WAIT_NONE)
+                      : s->batch->level->priority > b->level->priority ? KN_WAIT_PRIORITY
+                                                                       : KN_WAIT_TURN;
+            v->wait_worker = w->name;
+            if (s) memcpy(v->wait_batch, s->batch->id, sizeof v->wait_batch);
+            return;
+        }
+    }
+    if (v->wait) return;
+    if (other_class) {
+        wait_for_worker(v, KN_WAIT_CLASS, other_class, now);
+        v->wait_class = farm_backend_name(f, p->pin);
+        return;
+    }
+    v->wait = KN_WAIT_NO_WORKER;
+    if (!lost) return;
+    v->wait_worker = lost->name;
+    v->wait_ms = now - lost->seen_ms;
+}
+
+static void batch_wait(const struct farm *f, const struct batch *b, uint64_t now, struct farm_batch_view *v) {
+    const struct worker *silent = NULL;
+    v->wait_worker = v->wait_class = "";
+    if (!batch_live(b) || b->counts[TASK_COMMITTING] + b->counts[TASK_FAILING] > 0) return;
+    for (const struct shard *s = b->shards; s; s = s->batch_next) {
+        if (heard(s->worker, now)) return;
+        silent = s->worker;
+    }
+    if (silent) {
+        wait_for_worker(v, KN_WAIT_SILENT, silent, now);
+    } else if (b->state == KN_BATCH_PAUSED) {
+        v->wait = KN_WAIT_PAUSED;
+    } else {
+        for (uint32_t l = 0; l < b->lane_count; l++) {
+            if (b->lanes[l].queued == 0) continue;
+            v->wait = KN_WAIT_NONE;
+            lane_wait(f, &b->lanes[l], now, v);
+            if (v->wait == KN_WAIT_NONE) return; /* something of it is about to run */
+        }
+    }
+}
+
+/* Steps that are made of tasks which have not ended, and (in *images) how many images they are together. */
+static uint64_t steps_under_way(const struct batch *b, double *images) {
+    uint64_t sum = 0;
+    for (const struct shard *s = b->shards; s; s = s->batch_next) {
+        if (s->copy || s->steps == 0) continue;
+        uint32_t step = s->minibatch_step < s->steps ? s->minibatch_step : s->steps;
+        sum += (uint64_t)speed_minibatch(s) * step;
+        *images += (double)speed_minibatch(s) * step / s->steps;
+    }
+    return sum;
+}
 
 /* The time for what is left: at the speed of the last seconds, or before there is one at the measured speeds
- * of the workers. -1: unknown. */
-static int64_t batch_eta(const struct batch *b, uint64_t now, float images_per_s) {
+ * of the workers. -1: unknown, or some of it cannot be rendered at all now. */
+static int64_t batch_eta(const struct batch *b, const struct farm_batch_view *v, uint64_t under_way) {
     if (!batch_live(b)) return 0;
-    if (b->state == KN_BATCH_PAUSED) return -1;
-    uint32_t left = b->total - batch_ended_count(b);
-    double by_rate = images_per_s > 0 ? (double)left * 1000.0 / (double)images_per_s : -1;
-    if (by_rate >= 0 && b->first_ms && now - b->first_ms >= 3000) return (int64_t)by_rate;
+    if (b->state == KN_BATCH_PAUSED || v->wait) return -1;
+    for (uint32_t l = 0; l < b->lane_count; l++)
+        if (b->lanes[l].queued > 0 && b->lanes[l].pool->able == 0) return -1;
+    uint64_t left = b->open_steps > under_way ? b->open_steps - under_way : 0;
+    if (v->steps_per_s > 0) return (int64_t)((double)left * 1000.0 / (double)v->steps_per_s);
     double sum = 0;
     for (uint32_t l = 0; l < b->lane_count; l++) {
         const struct pool *p = b->lanes[l].pool;
         if (b->lanes[l].open_units == 0) continue;
-        if (p->known == 0) return by_rate >= 0 ? (int64_t)by_rate : -1;
+        if (p->known == 0 || p->speed == 0) return -1;
         double speed = (double)p->speed * p->able / p->known;
         sum += (double)b->lanes[l].open_units * 1000.0 / speed;
     }
     return (int64_t)sum;
 }
 
-static void view_batch(const struct batch *b, uint64_t now, struct farm_batch_view *v) {
+static void view_batch(const struct farm *f, const struct batch *b, uint64_t now, struct farm_batch_view *v) {
     *v = (struct farm_batch_view){
         .state = b->state,
         .total = b->total,
@@ -38,20 +154,27 @@ static void view_batch(const struct batch *b, uint64_t now, struct farm_batch_vi
         .cancelled_by_person = b->cancelled_by_person,
     };
     memcpy(v->id, b->id, sizeof v->id);
-    v->images_per_s = b->first_ms ? rate_per_s(&b->rate, now, b->first_ms) : 0;
     if (b->first_ms) {
         uint64_t end = b->ended_ms ? b->ended_ms : now, paused = b->paused_ms;
         if (b->paused_since) paused += now - b->paused_since;
         uint64_t span = end > b->first_ms + paused ? end - b->first_ms - paused : 1;
         v->images_per_s_mean = (float)b->done_here * 1000.0f / (float)span;
     }
-    v->eta_ms = batch_eta(b, now, v->images_per_s);
+    double images = v->done + v->failed + v->cancelled + b->counts[TASK_COMMITTING];
+    batch_wait(f, b, now, v);
+    uint64_t under_way = steps_under_way(b, &images);
+    v->progress = v->ended == b->total ? 1 : (float)(images / b->total);
+    if (!v->wait && b->first_ms) {
+        v->images_per_s = rate_per_s(&b->rate, now, b->first_ms);
+        v->steps_per_s = speed_steps_per_s(&b->steps, now);
+    }
+    v->eta_ms = batch_eta(b, v, under_way);
 }
 
 int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms, struct farm_batch_view *out) {
     const struct batch *b = batch_find(f, id);
     if (!b) return KN_ENOENT;
-    view_batch(b, now_ms, out);
+    view_batch(f, b, now_ms, out);
     return KN_OK;
 }
 
@@ -61,7 +184,7 @@ size_t farm_batch_count(const struct farm *f) {
 
 int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out) {
     if (i >= f->batch_count) return KN_ENOENT;
-    view_batch(f->batches[i], now_ms, out);
+    view_batch(f, f->batches[i], now_ms, out);
     return KN_OK;
 }
 
@@ -81,6 +204,25 @@ int farm_task_state(const struct farm *f, const kn_id id, uint32_t task, enum fa
     const struct batch *b = batch_find(f, id);
     if (!b || task >= b->total) return KN_ENOENT;
     *out = (enum farm_task_state)b->tasks[task].state;
+    return KN_OK;
+}
+
+int farm_task_view(const struct farm *f, const kn_id id, uint32_t task, struct farm_task_view *out) {
+    const struct batch *b = batch_find(f, id);
+    if (!b || task >= b->total) return KN_ENOENT;
+    const struct task *t = &b->tasks[task];
+    *out = (struct farm_task_view){.state = (enum farm_task_state)t->state,
+                                   .attempts = t->attempts,
+                                   .charges = t->charges,
+                                   .worker = "",
+                                   .suspect = t->trouble != NONE};
+    if (t->state != TASK_GRANTED || t->a == NONE) return KN_OK;
+    const struct shard *s = slab_at(&f->shards, t->a);
+    out->worker = s->worker->name;
+    out->started = s->state != SHARD_WAITING;
+    out->step = s->step;
+    out->steps = s->steps;
+    out->shard_tasks = s->count;
     return KN_OK;
 }
 
@@ -118,6 +260,7 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
         .failed = w->failed,
         .last_seen_ms = (uint32_t)(now_ms - w->seen_ms),
         .images_per_s = rate_per_s(&w->rate, now_ms, 0),
+        .steps_per_s = speed_steps_per_s(&w->steps_made, now_ms),
     };
     const struct shard *running = NULL;
     uint32_t shards = 0;
@@ -143,6 +286,11 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
     else
         out->state = shards > 0 ? KN_WORKER_BUSY : KN_WORKER_IDLE;
     return KN_OK;
+}
+
+bool farm_worker_is_lost(const struct farm *f, const char *name) {
+    const struct worker *w = worker_by_name(f, name);
+    return !w || w->lost;
 }
 
 float farm_images_per_s(const struct farm *f, uint64_t now_ms) {

@@ -20,7 +20,9 @@
  *                     written by SETRANGE. A record's last byte is not 0 once the task is committed; a record
  *                     that was voided is 0 again.
  *     kiln:b:<id>:f   hash: task -> its failure, as "code attempt order length-of-worker worker reason"
- *     kiln:b:<id>:a   hash: task -> how often it was charged, if it was
+ *     kiln:b:<id>:a   hash: task -> how often it was charged; where more is known of its attempts, a blank and
+ *                     their story behind it (coordinator/history.h). A bare number is what earlier programs
+ *                     wrote, and what they read of the longer form.
  *
  * Every write is a script. It first compares the caller's term with kiln:term, and validates everything
  * before it writes anything. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot
@@ -38,6 +40,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/store/redis_link.h"
@@ -49,6 +52,7 @@
 #define RECORDS_A_READ 16384
 #define VERSION_MIN 7
 #define ARGS_MAX 20
+#define REDIS_CHARGE_BYTES_MAX 65536 /* a task's charges with the story of its attempts */
 
 enum script {
     S_LEAD,
@@ -149,7 +153,15 @@ static const char *const script_text[S_COUNT] = {
     [S_STATE] = FENCE
     "if redis.call('HEXISTS', KEYS[2], 'seq') == 0 then return KN_EGONE end\n"
     "redis.call('HSET', KEYS[2], 'state', ARGV[2], 'priority', ARGV[3], 'finished', ARGV[4])\n"
-    "if ARGV[5] == '1' then redis.call('DEL', KEYS[3], KEYS[4]) end\n"
+    "if ARGV[5] == '1' then\n"
+    "  redis.call('DEL', KEYS[3])\n"
+    "  local a = redis.call('HGETALL', KEYS[4])\n"
+    "  for i = 1, #a, 2 do\n"
+    "    local at = a[i + 1]:find(' ', 1, true)\n"
+    "    if at then redis.call('HSET', KEYS[4], a[i], '0' .. a[i + 1]:sub(at))\n"
+    "    else redis.call('HDEL', KEYS[4], a[i]) end\n"
+    "  end\n"
+    "end\n"
     "return KN_OK\n",
     /* KEYS term, batches, staged, then the batch's own; ARGV term, id */
     [S_REMOVE] = FENCE
@@ -552,7 +564,8 @@ static int each_name(const struct store_reader *rd, uint32_t n, const redisReply
     return rd->name(rd->ctx, n, v->str, err);
 }
 static int each_charge(const struct store_reader *rd, uint32_t n, const redisReply *v, struct kn_err *err) {
-    return rd->charge(rd->ctx, n, (uint32_t)number_of(v), err);
+    const char *blank = strchr(v->str, ' ');
+    return rd->charge(rd->ctx, n, (uint32_t)number_of(v), blank ? blank + 1 : "", err);
 }
 static int each_failure(const struct store_reader *rd, uint32_t n, const redisReply *v, struct kn_err *err) {
     struct store_failure f = {.task = n};
@@ -872,16 +885,22 @@ static int redis_void(struct store *base, const kn_id id, uint32_t task, const s
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
+static int redis_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges,
+                        const char *history) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
     struct words w;
     keys_of(id, &k);
     const char *const keys[] = {k.batch, k.charges};
+    struct kn_buf value;
+    kn_buf_init(&value, REDIS_CHARGE_BYTES_MAX);
+    int rc = kn_buf_appendf(&value, "%u%s%s", charges, history[0] ? " " : "", history);
     begin_script(&w, s, S_PUT, keys, 2);
     number(&w, task);
-    number(&w, charges);
-    return send_script(s, &w, NULL, NULL);
+    bytes(&w, value.data, value.len);
+    if (rc == 0) rc = send_script(s, &w, NULL, NULL);
+    kn_buf_fini(&value);
+    return rc;
 }
 
 static int redis_state(struct store *base, const kn_id id, enum kn_batch_state state, int32_t priority,
@@ -913,6 +932,11 @@ static int redis_remove(struct store *base, const kn_id id, store_done done, voi
 
 static size_t redis_backlog(const struct store *base) {
     return ((const struct redis_store *)base)->waiting;
+}
+
+static uint64_t redis_silent_ms(const struct store *base, const char **why) {
+    const struct redis_store *s = (const struct redis_store *)base;
+    return s->link ? redis_link_silent_ms(s->link, why) : 0;
 }
 
 static void free_handle(uv_handle_t *h) {
@@ -950,5 +974,6 @@ static const struct store_ops redis_ops = {
     .state = redis_state,
     .remove = redis_remove,
     .backlog = redis_backlog,
+    .silent_ms = redis_silent_ms,
     .close = redis_close,
 };

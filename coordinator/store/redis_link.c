@@ -10,6 +10,7 @@
 #include <hiredis/async.h>
 #include <hiredis/hiredis.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -23,6 +24,7 @@
 #define PAUSE_MIN_MS 50
 #define PAUSE_MAX_MS 2000
 #define WATCH_MS 500
+#define PING_MS 1000 /* without a word for so long it is asked something, to see that it answers */
 #define SENT_BYTES_MAX (16u << 20) /* on their way at once */
 
 struct command {
@@ -61,6 +63,10 @@ struct redis_link {
     uint64_t phase_ms;
     redisAsyncContext *ac; /* NULL while pausing */
     int failures;          /* in a row */
+    uint64_t silent_since; /* since when an answer is awaited; 0: none is */
+    uint64_t heard_ms;
+    size_t directs; /* not answered */
+    char why[200];  /* the last error */
     struct command *first, *last, *unsent;
     size_t count, bytes, sent_bytes;
 };
@@ -88,6 +94,25 @@ int redis_address_parse(const char *text, struct redis_address *out, struct kn_e
     memcpy(out->host, text, len);
     out->port = (int)port;
     return 0;
+}
+
+/* Remembers why the connection is of no use, for whoever asks why nothing is kept. */
+static void note_why(struct redis_link *l, const char *why) {
+    snprintf(l->why, sizeof l->why, "%s", why);
+    if (!l->silent_since) l->silent_since = kn_clock_ms();
+}
+
+static void asked(struct redis_link *l) {
+    if (!l->silent_since) l->silent_since = kn_clock_ms();
+}
+
+/* Something was answered: what is still open is awaited from now on. An answer to a question does not say that
+ * writes are taken, so it counts only while none waits. */
+static void heard(struct redis_link *l, bool write) {
+    l->heard_ms = kn_clock_ms();
+    if (l->phase != UP || (l->first && !write)) return;
+    l->why[0] = '\0';
+    l->silent_since = l->first != l->unsent || l->directs > 0 ? l->heard_ms : 0;
 }
 
 static void enter(struct redis_link *l, enum link_phase p) {
@@ -167,6 +192,7 @@ static void cleanup(void *data) {
     uv_close((uv_handle_t *)&w->poll, free_poll);
     l->ac = NULL;
     l->unsent = l->first; /* everything not answered is sent again */
+    asked(l);
     l->sent_bytes = 0;
     if (!l->destroyed) pause_then_connect(l);
 }
@@ -175,6 +201,7 @@ static void on_connected(const redisAsyncContext *ac, int status) {
     struct redis_link *l = ac->data;
     if (status != REDIS_OK) {
         kn_warn("redis_connect_failed error=\"%s\"", ac->errstr ? ac->errstr : "");
+        note_why(l, ac->errstr ? ac->errstr : "cannot connect");
         return; /* hiredis frees the context, and cleanup() goes on */
     }
     if (l->phase != CONNECTING) return;
@@ -196,6 +223,7 @@ static void connect_now(struct redis_link *l) {
         kn_warn("redis_connect_failed error=\"%s\"", rc                 ? uv_strerror(rc)
                                                      : ac && ac->errstr ? ac->errstr
                                                                         : "out of memory");
+        note_why(l, ac && ac->errstr[0] ? ac->errstr : "cannot connect");
         if (ac) redisAsyncFree(ac);
         free(w);
         pause_then_connect(l);
@@ -218,6 +246,7 @@ static void connect_now(struct redis_link *l) {
 
 void redis_link_drop(struct redis_link *l, const char *why) {
     if (!l->ac) return;
+    note_why(l, why);
     kn_warn("redis_connection_dropped reason=\"%s\" waiting=%zu", why, l->count);
     redisAsyncFree(l->ac); /* at once, or after the callback that we are in */
 }
@@ -258,6 +287,7 @@ static void on_answer(redisAsyncContext *ac, void *reply, void *data) {
     if (c->fn) c->fn(c->ctx, r);
     free(c);
     send_queued(l);
+    heard(l, true);
 }
 
 static void send_queued(struct redis_link *l) {
@@ -266,6 +296,7 @@ static void send_queued(struct redis_link *l) {
         struct command *c = l->unsent;
         if (redisAsyncFormattedCommand(l->ac, on_answer, c, c->bytes, c->len) != REDIS_OK) return;
         c->sent_ms = kn_clock_ms();
+        asked(l);
         l->sent_bytes += c->len;
         l->unsent = c->next;
     }
@@ -301,11 +332,14 @@ static void on_direct(redisAsyncContext *ac, void *reply, void *data) {
     struct direct *d = data;
     const redisReply *r = reply;
     struct redis_link *l = d->link;
+    l->directs--;
     if (r && l->ac == ac) {
-        if (not_now(r))
+        if (not_now(r)) {
             redis_link_drop(l, r->str);
-        else
+        } else {
             d->fn(d->ctx, r);
+            heard(l, false);
+        }
     }
     free(d);
 }
@@ -318,7 +352,12 @@ void redis_link_direct(struct redis_link *l, int argc, const char **argv, const 
         return;
     }
     *d = (struct direct){l, fn, ctx};
-    if (redisAsyncCommandArgv(l->ac, on_direct, d, argc, argv, len) != REDIS_OK) free(d);
+    if (redisAsyncCommandArgv(l->ac, on_direct, d, argc, argv, len) != REDIS_OK) {
+        free(d);
+        return;
+    }
+    l->directs++;
+    asked(l);
 }
 
 void redis_link_up(struct redis_link *l) {
@@ -326,15 +365,29 @@ void redis_link_up(struct redis_link *l) {
     enter(l, UP);
     kn_info("redis_up waiting=%zu", l->count);
     send_queued(l);
+    heard(l, false);
 }
 
 bool redis_link_is_up(const struct redis_link *l) {
     return l->phase == UP;
 }
 
+uint64_t redis_link_silent_ms(const struct redis_link *l, const char **why) {
+    *why = l->why;
+    return l->silent_since ? kn_clock_ms() - l->silent_since : 0;
+}
+
+static void on_pong(void *ctx, const redisReply *r) {
+    (void)ctx;
+    (void)r;
+}
+
 static void on_watch(uv_timer_t *t) {
+    static const char *const ping[] = {"PING"};
     struct redis_link *l = t->data;
     uint64_t now = kn_clock_ms();
+    if (l->phase == UP && !l->silent_since && now - l->heard_ms >= PING_MS)
+        redis_link_direct(l, 1, (const char **)(uintptr_t)ping, &(size_t){4}, on_pong, NULL);
     if ((l->phase == CONNECTING || l->phase == GREETING) && now - l->phase_ms > CONNECT_MS)
         redis_link_drop(l, l->phase == CONNECTING ? "connecting took too long" : "no answer to the greeting");
     else if (l->phase == UP && l->first && l->first != l->unsent && now - l->first->sent_ms > ANSWER_MS)

@@ -51,5 +51,8 @@ void redis_link_direct(struct redis_link *l, int argc, const char **argv, const 
 void redis_link_up(struct redis_link *l);
 void redis_link_drop(struct redis_link *l, const char *why); /* make a new connection after a pause */
 bool redis_link_is_up(const struct redis_link *l);
+/* For how long Redis has not answered what it was asked; it is asked something every second. *why: the last
+ * error, "" for none; borrowed. */
+uint64_t redis_link_silent_ms(const struct redis_link *l, const char **why);
 
 #endif

@@ -68,7 +68,7 @@ struct store_reader {
     int (*name)(void *ctx, uint32_t number, const char *text, struct kn_err *err);
     int (*record)(void *ctx, uint32_t task, const struct store_record *r, struct kn_err *err);
     int (*failure)(void *ctx, const struct store_failure *f, struct kn_err *err);
-    int (*charge)(void *ctx, uint32_t task, uint32_t charges, struct kn_err *err);
+    int (*charge)(void *ctx, uint32_t task, uint32_t charges, const char *history, struct kn_err *err);
     int (*batch_end)(void *ctx, struct kn_err *err);
 };
 
@@ -86,11 +86,12 @@ struct store_ops {
     int (*fail)(struct store *s, const kn_id id, const struct store_failure *f, store_done done, void *ctx);
     int (*void_record)(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
                        store_done done, void *ctx);
-    int (*charge)(struct store *s, const kn_id id, uint32_t task, uint32_t charges);
+    int (*charge)(struct store *s, const kn_id id, uint32_t task, uint32_t charges, const char *history);
     int (*state)(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
                  uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
     int (*remove)(struct store *s, const kn_id id, store_done done, void *ctx);
     size_t (*backlog)(const struct store *s);
+    uint64_t (*silent_ms)(const struct store *s, const char **why); /* NULL: it always answers */
     void (*close)(struct store *s);
 };
 
@@ -146,11 +147,13 @@ static inline int store_void(struct store *s, const kn_id id, uint32_t task, con
                              store_done done, void *ctx) {
     return s->ops->void_record(s, id, task, r, done, ctx);
 }
-/* How often a task was charged. No answer. */
-static inline int store_charge(struct store *s, const kn_id id, uint32_t task, uint32_t charges) {
-    return s->ops->charge(s, id, task, charges);
+/* How often a task was charged, and the story of its attempts: text that the store does not look into, "" for
+ * none. No answer. */
+static inline int store_charge(struct store *s, const kn_id id, uint32_t task, uint32_t charges,
+                               const char *history) {
+    return s->ops->charge(s, id, task, charges, history);
 }
-/* retried: failures and charges are void. KN_EGONE: removed. */
+/* retried: failures and charges are void, not the story of the attempts. KN_EGONE: removed. */
 static inline int store_state(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
                               uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     return s->ops->state(s, id, state, priority, finished_wall_ms, retried, done, ctx);
@@ -162,6 +165,12 @@ static inline int store_remove(struct store *s, const kn_id id, store_done done,
 /* Writes that are not answered yet. */
 static inline size_t store_backlog(const struct store *s) {
     return s->ops->backlog(s);
+}
+/* For how long what was asked has not been answered, and the last error (*why, "" for none; borrowed). 0: it
+ * answers. */
+static inline uint64_t store_silent_ms(const struct store *s, const char **why) {
+    *why = "";
+    return s->ops->silent_ms ? s->ops->silent_ms(s, why) : 0;
 }
 /* Gives the lead back if nothing is outstanding; open writes end with KN_ECANCELED, inside this call. Not for
  * use inside a callback of the store. NULL is fine. */

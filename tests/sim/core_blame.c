@@ -78,7 +78,8 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
             conn++;
             HELLO(&t, .name = "a", .conn = conn, .credit = 1, .instance = (int)deaths + 10);
             const struct farm_effect *charge = talk_fx(&t, FX_CHARGE, 0);
-            CHECK(!charge || (charge->task == killer && s.count == 1));
+            CHECK(charge != NULL);
+            CHECK(!charge->u.charge.charged || (charge->task == killer && s.count == 1));
         } else {
             for (uint32_t i = 0; i < s.count; i++)
                 RESULT(&t, .conn = conn, .worker = "a", .batch = 1, .task = s.tasks[i]);

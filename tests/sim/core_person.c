@@ -200,6 +200,51 @@ TEST(in_a_paused_batch_a_lost_object_waits_and_in_a_cancelled_one_it_is_cancelle
     talk_end(&t);
 }
 
+TEST(retry_of_a_cancelled_batch_queues_what_was_cancelled) {
+    struct talk t;
+    uint32_t log[10], count;
+    uint64_t before, after;
+    kn_id id;
+    talk_begin(&t);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    OPEN(&t, .id = 1, .tasks = 3);
+    talk_id(1, id, sizeof id);
+    /* One image is done, the others are cancelled. */
+    RENDER(&t, .conn = 7, .worker = "a", .batch = 1, .shard = talk_shard(talk_grant(&t, 7, 0)));
+    struct talk_shard runs = talk_shard(talk_grant(&t, 7, 0));
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
+    RETURNED(&t, .conn = 7, .shard = runs.id);
+    CHECK_INT(talk_view(&t, 1).cancelled, 2);
+    CHECK_INT(farm_batch_ended(t.farm, id, 0, 10, log, &count, &before), 0);
+    CHECK_INT(BATCH(&t, EV_BATCH_RETRY, .id = 1), 0);
+    CHECK_INT(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.state, KN_BATCH_ACTIVE);
+    CHECK(talk_must(&t, FX_BATCH_STATE, 0)->u.batch_state.retried);
+    CHECK_INT(talk_view(&t, 1).cancelled, 0);
+    CHECK_INT(talk_view(&t, 1).done, 1);
+    CHECK_INT(farm_batch_ended(t.farm, id, 0, 10, log, &count, &after), 0);
+    CHECK_INT(count, 1);
+    CHECK(after != before);
+    /* They are rendered, and the batch is done. */
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 1);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 2);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
+    talk_end(&t);
+}
+
+TEST(retry_of_a_cancelled_batch_that_lacks_nothing_ends_as_done) {
+    struct talk t;
+    talk_begin(&t);
+    t.store_silent = true;
+    OPEN(&t, .id = 1, .tasks = 1);
+    RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = 0);
+    BATCH(&t, EV_BATCH_CANCEL, .id = 1);
+    STORED(&t, FX_COMMIT, .batch = 1, .task = 0, .code = KN_OK); /* it was faster than the cancelling */
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_CANCELLED);
+    CHECK_INT(BATCH(&t, EV_BATCH_RETRY, .id = 1), 0);
+    CHECK_INT(talk_view(&t, 1).state, KN_BATCH_DONE);
+    talk_end(&t);
+}
+
 TEST(a_failure_waits_until_the_store_knows_of_the_retry) {
     struct talk t;
     uint32_t log[10];

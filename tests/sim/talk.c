@@ -138,6 +138,9 @@ void talk_heartbeat(struct talk *t, struct talk_heartbeat h) {
     ev.u.heartbeat.shard = h.shard;
     ev.u.heartbeat.progress_age_ms = h.age_ms;
     ev.u.heartbeat.answer = h.answer;
+    ev.u.heartbeat.step = h.step;
+    ev.u.heartbeat.steps = h.steps;
+    ev.u.heartbeat.minibatch = h.minibatch;
     CHECK_INT(talk_step(t, ev), 0);
 }
 

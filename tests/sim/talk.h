@@ -69,6 +69,7 @@ struct talk_heartbeat {
     uint64_t shard;  /* 0: idle */
     uint32_t age_ms; /* since it last made progress */
     uint64_t answer; /* the question that it repeats; 0: none */
+    uint32_t step, steps, minibatch;
 };
 struct talk_shard_event {
     uint64_t conn, shard;

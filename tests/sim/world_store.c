@@ -97,11 +97,11 @@ static int apply(struct world *w, const struct w_write *x) {
         b->charges[t] = fx->u.charge.charges;
         return 0;
     case FX_BATCH_STATE:
-        if (b->state == KN_BATCH_CANCELLED) return 0;
+        if (b->state == KN_BATCH_CANCELLED && !fx->u.batch_state.retried) return 0;
         if (fx->u.batch_state.retried) {
             uint32_t kept = 0;
             for (uint32_t k = 0; k < b->log_count; k++) {
-                if (b->end[b->log[k]] == TASK_FAILED)
+                if (b->end[b->log[k]] == TASK_FAILED || b->end[b->log[k]] == TASK_CANCELLED)
                     b->end[b->log[k]] = TASK_QUEUED;
                 else
                     b->log[kept++] = b->log[k];

@@ -76,6 +76,23 @@ TEST(frames_recorded_by_earlier_programs_come_back_byte_for_byte) {
     CHECK_U64(recorded, proto_type_count);
 }
 
+/* A newer farm's state costs that value, not the whole reply. */
+TEST(an_unknown_state_in_a_reply_is_passed_on_as_its_number) {
+    struct kn_msg m, *back;
+    struct kn_buf b;
+    struct kn_err err = {0};
+    proto_example(KN_MSG_BATCH_LIST, &m);
+    m.u.batch_list.v[0].state = (enum kn_batch_state)9;
+    m.u.batch_list.v[0].wait = (enum kn_wait)77;
+    encode(&m, &b);
+    CHECK_MSG(kn_msg_decode(b.data, b.len, &back, &err) == 0, "%s", err.text);
+    CHECK_INT(back->u.batch_list.v[0].state, 9);
+    CHECK_INT(back->u.batch_list.v[0].wait, 77);
+    CHECK_INT(back->u.batch_list.v[1].state, m.u.batch_list.v[1].state);
+    kn_buf_fini(&b);
+    kn_msg_destroy(back);
+}
+
 TEST(every_message_has_a_name_of_its_own) {
     for (size_t i = 0; i < proto_type_count; i++) {
         CHECK(strcmp(kn_msg_name(proto_types[i]), "?") != 0);

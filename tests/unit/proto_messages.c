@@ -82,6 +82,7 @@ static uint64_t within(uint64_t min, uint64_t max) {
 #define FILL_TASK(n) s->n = (uint32_t)within(0, KN_TASKS_PER_BATCH_MAX - 1);
 #define FILL_ERROR(n) s->n = -(int)next_number();
 #define FILL_ENUM(n, type, first, last) s->n = (enum type)(first + element % (last - first + 1));
+#define FILL_STATE(n, type, first, last) FILL_ENUM(n, type, first, last)
 #define FILL_TEXT(n, max) s->n = #n " \xc3\xa4\xe2\x82\xac";
 #define FILL_NAME(n, max) FILL_TEXT(n, max)
 #define FILL_BYTES(n, len)                                                                                   \
@@ -189,6 +190,7 @@ static void same_task(const struct kn_task *x, const struct kn_task *y) {
 #define SAME_TASK(n) SAME_NUMBER(n)
 #define SAME_ERROR(n) SAME_NUMBER(n)
 #define SAME_ENUM(n, type, first, last) SAME_NUMBER(n)
+#define SAME_STATE(n, type, first, last) SAME_NUMBER(n)
 #define SAME_TEXT(n, max) CHECK_STR(x->n, y->n);
 #define SAME_NAME(n, max) CHECK_STR(x->n, y->n);
 #define SAME_BYTES(n, len)                                                                                   \

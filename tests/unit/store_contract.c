@@ -185,9 +185,9 @@ static int rd_failure(void *ctx, const struct store_failure *x, struct kn_err *e
         x->order, x->worker, x->reason);
     return 0;
 }
-static int rd_charge(void *ctx, uint32_t task, uint32_t charges, struct kn_err *err) {
+static int rd_charge(void *ctx, uint32_t task, uint32_t charges, const char *history, struct kn_err *err) {
     (void)err;
-    say(ctx, " charge %u=%u", task, charges);
+    say(ctx, " charge %u=%u%s%s", task, charges, history[0] ? " history=" : "", history);
     return 0;
 }
 static int rd_end(void *ctx, struct kn_err *err) {
@@ -308,7 +308,7 @@ BOTH(every_write_is_fenced) {
     CHECK_INT(ANSWER_OF(f, store_chunk(old, id_b, 0, "x", 1, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_seal(old, id_b, 1, on_done, &a)), KN_ETERM);
     CHECK_INT(store_name(old, id_a, 1, "worker"), 0);
-    CHECK_INT(store_charge(old, id_a, 1, 2), 0);
+    CHECK_INT(store_charge(old, id_a, 1, 2, ""), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(old, id_a, 5, &r, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_fail(old, id_a, &x, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_void(old, id_a, 5, &r, on_done, &a)), KN_ETERM);
@@ -369,8 +369,8 @@ BOTH(what_is_read_back_is_what_was_written) {
                               .reason = "not a number: 1 2 3"};
     CHECK_INT(store_name(f->s, id_b, 1, "gpu 3"), 0);
     CHECK_INT(store_name(f->s, id_b, 65535, "kiln 0.1.0"), 0);
-    CHECK_INT(store_charge(f->s, id_b, 7, 3), 0);
-    CHECK_INT(store_charge(f->s, id_b, 8, 1), 0);
+    CHECK_INT(store_charge(f->s, id_b, 7, 3, ""), 0);
+    CHECK_INT(store_charge(f->s, id_b, 8, 1, ""), 0);
     CHECK_INT(ANSWER_OF(f, store_fail(f->s, id_b, &x, on_done, &a)), 0);
     CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_b, 0, &r, on_done, &a)), 0);
     CHECK_INT(ANSWER_OF(f, store_state(f->s, id_b, KN_BATCH_PAUSED, 9, 77, false, on_done, &a)), 0);
@@ -404,13 +404,31 @@ BOTH(a_late_image_voids_the_failure) {
 BOTH(a_retry_voids_failures_and_charges) {
     submit(f, id_a, 2000);
     struct store_failure x = {.task = 5, .code = KN_ENAN, .worker = "", .reason = ""};
-    CHECK_INT(store_charge(f->s, id_a, 5, 3), 0);
+    CHECK_INT(store_charge(f->s, id_a, 5, 3, ""), 0);
     CHECK_INT(ANSWER_OF(f, store_fail(f->s, id_a, &x, on_done, &a)), 0);
     CHECK(strstr(read_back(f), "worker=[] reason=[] charge 5=3") != NULL);
     CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, true, on_done, &a)), 0);
     const char *text = read_back(f);
     CHECK(strstr(text, "failure") == NULL);
     CHECK(strstr(text, "charge") == NULL);
+}
+
+BOTH(a_retry_keeps_the_story_of_the_attempts) {
+    submit(f, id_a, 2000);
+    CHECK_INT(store_charge(f->s, id_a, 5, 2, "1 two words"), 0);
+    CHECK_INT(store_charge(f->s, id_a, 6, 1, ""), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, false, on_done, &a)), 0);
+    CHECK_MSG(strstr(read_back(f), "charge 5=2 history=1 two words") != NULL, "%s", read_back(f));
+    if (f->in_redis) { /* the number comes first: what an earlier program reads of it is the charges */
+        char ask[160], id[KN_UUID_TEXT];
+        kn_uuid_format(id_a, id);
+        snprintf(ask, sizeof ask, "--raw hget kiln:b:%s:a 5", id);
+        CHECK_STR(test_redis_ask(&f->redis, ask), "2 1 two words");
+    }
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, true, on_done, &a)), 0);
+    const char *text = read_back(f);
+    CHECK(strstr(text, "charge 5=0 history=1 two words") != NULL);
+    CHECK(strstr(text, "charge 6") == NULL);
 }
 
 BOTH(a_removed_batch_is_gone) {

@@ -2,6 +2,7 @@
  * Answers come on the loop's next turn. Batches and tasks are few: lists will do. */
 #include "tests/unit/store_memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -268,11 +269,13 @@ static int memory_void(struct store *base, const kn_id id, uint32_t task, const 
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges) {
+static int memory_charge(struct store *base, const kn_id id, uint32_t task, uint32_t charges,
+                         const char *history) {
     struct memory_store *s = (struct memory_store *)base;
-    int code;
+    char value[4096];
+    int code, len = snprintf(value, sizeof value, "%u %s", charges, history);
     struct memory_batch *b = live(s, id, true, &code);
-    if (b && !item_put(&b->charges, task, &charges, sizeof charges)) return KN_ENOMEM;
+    if (b && !item_put(&b->charges, task, value, (size_t)len + 1)) return KN_ENOMEM;
     return answer(s, NULL, NULL, code, NULL);
 }
 
@@ -287,7 +290,16 @@ static int memory_state(struct store *base, const kn_id id, enum kn_batch_state 
         b->b.finished_wall_ms = finished_wall_ms;
         if (retried) {
             items_free(&b->failures);
-            items_free(&b->charges);
+            struct memory_item *old = b->charges, *next;
+            b->charges = NULL;
+            for (struct memory_item *i = old; i; i = next) {
+                char value[4096];
+                const char *history = strchr((const char *)i->data, ' ') + 1;
+                int len = snprintf(value, sizeof value, "0 %s", history);
+                next = i->next;
+                if (history[0] && !item_put(&b->charges, i->number, value, (size_t)len + 1)) code = KN_ENOMEM;
+            }
+            items_free(&old);
         }
     }
     return answer(s, done, ctx, code, NULL);
@@ -319,9 +331,8 @@ static int load_batch(const struct memory_batch *b, const struct store_reader *r
     for (struct memory_item *i = b->failures; rc == 0 && i; i = i->next)
         rc = rd->failure(rd->ctx, &i->failure, err);
     for (struct memory_item *i = b->charges; rc == 0 && i; i = i->next) {
-        uint32_t n;
-        memcpy(&n, i->data, sizeof n);
-        rc = rd->charge(rd->ctx, i->number, n, err);
+        const char *value = (const char *)i->data;
+        rc = rd->charge(rd->ctx, i->number, (uint32_t)atoi(value), strchr(value, ' ') + 1, err);
     }
     return rc == 0 ? rd->batch_end(rd->ctx, err) : rc;
 }
