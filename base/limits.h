@@ -35,6 +35,7 @@
 /* the farm */
 #define KN_WORKERS_MAX 4096
 #define KN_MODELS_PER_WORKER_MAX 64
+#define KN_KNOWN_MODELS_MAX 256 /* that were announced once and are remembered */
 #define KN_SHARD_TASKS_MAX 256
 #define KN_SHARDS_PER_WORKER_MAX 8
 #define KN_IMAGE_BYTES_MAX (64u << 20) /* one encoded picture */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 #include "base/options.h"
 #include "base/settings.h"
@@ -41,6 +42,21 @@ static int read_picture_format(void *unused, char *value, struct kn_err *err) {
     return kn_err_set(err, KN_EUNSUPPORTED, "\"%.20s\" is not supported; png is", value);
 }
 
+/* A folder for pictures: what is there instead is seen before anything is started. */
+static int check_output(const char *value, struct kn_err *err) {
+    struct stat st;
+    if (!value[0]) return kn_err_set(err, KN_EINVAL, "an empty name");
+    if (lstat(value, &st)) return KN_OK; /* it will be made, or what is wrong with the path is told then */
+    if (S_ISLNK(st.st_mode) && stat(value, &st))
+        return kn_err_set(
+            err, KN_EINVAL,
+            "%.200s is a symbolic link to something that is not there; make that folder, or name another",
+            value);
+    if (!S_ISDIR(st.st_mode))
+        return kn_err_set(err, KN_EINVAL, "%.200s is a file; a folder for the pictures is wanted", value);
+    return KN_OK;
+}
+
 static int check_name(const char *value, struct kn_err *err) {
     if (strlen(value) <= KN_NAME_MAX) return KN_OK;
     return kn_err_set(err, KN_ELIMIT, "longer than %d bytes", KN_NAME_MAX);
@@ -55,6 +71,28 @@ static int check_engine(const char *value, struct kn_err *err) {
     if (strcmp(value, "cpu") == 0 || strcmp(value, "sim") == 0 || strncmp(value, "sim:", 4) == 0)
         return KN_OK;
     return kn_err_set(err, KN_EINVAL, "\"%.40s\" is neither cpu nor sim:…", value);
+}
+
+static int check_state(const char *value, struct kn_err *err) {
+    static const char *const states[] = {"active", "paused", "done", "cancelled", "waiting", NULL};
+    for (size_t i = 0; states[i]; i++)
+        if (strcmp(value, states[i]) == 0) return KN_OK;
+    const char *near = kn_suggest(value, states);
+    return kn_err_set(err, KN_EINVAL, "\"%.40s\" is not active, paused, done, cancelled or waiting%s%s%s",
+                      value, near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+}
+
+/* Empty, or a quote that is open; cli/commands/on_done.c says the rest when it is run. */
+static int check_command(const char *value, struct kn_err *err) {
+    char quote = '\0';
+    for (const char *p = value; *p; p++) {
+        if (*p == '\\' && quote != '\'' && p[1])
+            p++;
+        else if (quote ? *p == quote : *p == '\'' || *p == '"')
+            quote = quote ? '\0' : *p;
+    }
+    if (quote) return kn_err_set(err, KN_EINVAL, "a %c is not closed", quote);
+    return value[strspn(value, " \t\n")] ? KN_OK : kn_err_set(err, KN_EINVAL, "an empty command");
 }
 
 static int check_listen(const char *value, struct kn_err *err) {
@@ -72,7 +110,8 @@ static int check_listen(const char *value, struct kn_err *err) {
 
 static const struct kn_option table[] = {
     {"output", 'o', "DIR", CLI_G_OUT,
-     "the folder for the pictures (kiln-out, or kiln-out-2, … if that holds something else)", INTO(out)},
+     "the folder for the pictures (kiln-out, or kiln-out-2, … if that holds something else)", INTO(out),
+     .check = check_output},
     {"name-pattern", 0, "PATTERN", CLI_G_OUT,
      "names of the pictures, as in {index:06}-{seed}-{prompt:40}: fields of the manifest and columns of the input",
      INTO(name_pattern)},
@@ -132,7 +171,17 @@ static const struct kn_option table[] = {
      INTO(allow_volatile)},
     {"now", 0, NULL, CLI_G_NOW, "do not wait for what is being rendered", INTO(now)},
     {"exit", 0, NULL, CLI_G_EXIT, "and let the worker end itself", INTO(exit_worker)},
-    {"timeout", 0, "SECONDS", CLI_G_TIMEOUT, "give up waiting after so long (status 2)", INTO(timeout_s),
+    {"state", 0, "STATE", CLI_G_LIST,
+     "only batches that are active, paused, done, cancelled, or waiting for something", INTO(state),
+     .check = check_state},
+    {"limit", 0, "N", CLI_G_LIST, "the newest N at most", INTO(limit), .min = 1, .max = KN_BATCHES_MAX},
+    {"done", 0, NULL, CLI_G_DONE, "all batches that have ended", INTO(all_done)},
+    {"all", 0, NULL, CLI_G_ALL, "all batches that have not ended", INTO(all)},
+    {"on-done", 0, "COMMAND", CLI_G_AT_END,
+     "run this at the end, without a shell: KILN_BATCH_ID, KILN_DIR and KILN_STATE tell of the batch",
+     INTO(on_done), .check = check_command},
+    {"quiet", 'q', NULL, CLI_G_QUIET, "no progress", INTO(quiet)},
+    {"timeout", 0, "SECONDS", CLI_G_TIMEOUT, "give up waiting after so long (status 4)", INTO(timeout_s),
      .min = 1, .max = 100000000},
     {"repair", 0, NULL, CLI_G_REPAIR, "remove what renders that were killed have left behind", INTO(repair)},
     {"json", 0, NULL, CLI_G_JSON, "JSON on standard output", INTO(json)},

@@ -1,9 +1,13 @@
 /* See cli.h. */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
+
+#include "cli/text.h"
 
 volatile sig_atomic_t cli_interrupted, cli_farm_pid;
 
@@ -28,9 +32,28 @@ void cli_say(const char *fmt, ...) {
     fflush(stdout);
     fputs("kiln: ", stderr);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    text_vprint(stderr, fmt, ap);
     va_end(ap);
     fputc('\n', stderr);
+}
+
+static const char *owed;
+static int owed_status;
+
+void cli_owe(const char *text, int status) {
+    owed = text;
+    owed_status = status;
+}
+
+int cli_finish(int status) {
+    int why = fflush(stdout) ? errno : 0;
+    if (!why && !ferror(stdout)) return status;
+    if (!why) why = EIO;
+    if (owed)
+        cli_say("standard output cannot be written (%s): %s", strerror(why), owed);
+    else if (why != EPIPE) /* whoever reads no further, as head does, knows it */
+        cli_say("standard output cannot be written: %s", strerror(why));
+    return status != CLI_DONE ? status : owed ? owed_status : CLI_BAD_INPUT;
 }
 
 int cli_exit_for(int code) {
@@ -39,6 +62,10 @@ int cli_exit_for(int code) {
         return CLI_DONE;
     case KN_ECANCELED:
         return CLI_INTERRUPTED;
+    case KN_EUNSURE:
+        return CLI_UNSURE;
+    case KN_EPERM:
+        return CLI_NOT_ALLOWED;
     case KN_ENOENT:
     case KN_EGONE:
     case KN_ETIMEOUT:

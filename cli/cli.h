@@ -17,6 +17,10 @@ enum cli_exit {
     CLI_BAD_INPUT = 1, /* bad usage or input; nothing was started */
     CLI_FAILED = 2,    /* some images failed, or verify found faults */
     CLI_NO_FARM = 3,   /* no farm there, or no such id */
+    CLI_ACCEPTED =
+        4, /* accepted and not ended, or accepted and the id could not be handed over: a person's turn */
+    CLI_UNSURE = 5,      /* no answer: not known whether it was done; ask again */
+    CLI_NOT_ALLOWED = 6, /* another user's farm, or a folder that may not be written */
     CLI_INTERRUPTED = 130,
 };
 
@@ -55,7 +59,13 @@ struct cli_options {
     bool insecure, allow_volatile;
     const char *redis;
     bool now, exit_worker, failed_only;
-    int timeout_s; /* 0: none */
+    bool quiet;          /* no progress */
+    bool all_done;       /* rm --done */
+    bool all;            /* cancel --all */
+    const char *state;   /* status --state */
+    int limit;           /* status --limit; 0: none */
+    const char *on_done; /* a command for the end of a batch */
+    int timeout_s;       /* 0: none */
     /* what stands behind the options */
     char **args;
     int arg_count;
@@ -68,6 +78,12 @@ void cli_catch_signals(void); /* from then on they only count; but a second SIGI
 
 /* "kiln: TEXT" on standard error. */
 void cli_say(const char *fmt, ...) KN_PRINTF(1, 2);
+/* Writes what standard output has buffered, and says so where that fails. Gives the status to end with: `status`,
+ * or if all was well so far the one for output that is lost. */
+int cli_finish(int status);
+/* What a person must know if standard output cannot be written (an id that nobody else was told), and the status
+ * to end with then. The text is borrowed. */
+void cli_owe(const char *text, int status);
 /* Says err's text and returns the exit status that belongs to its code. */
 int cli_fail(const struct kn_err *err);
 int cli_exit_for(int code);

@@ -1,13 +1,24 @@
 /* kiln: the person's command. From the words of a command line into the command that they name. One thread. */
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "base/log.h"
 #include "cli/commands/commands.h"
 
-int main(int argc, char **argv) {
+/* A closed standard output takes nothing: what is written to it is lost, and that is told (cli_finish). */
+static void open_standard(void) {
+    bool closed = fcntl(STDOUT_FILENO, F_GETFD) < 0;
     kn_fs_standard();
+    int full = closed ? open("/dev/full", O_WRONLY | O_CLOEXEC) : -1;
+    if (full >= 0 && dup2(full, STDOUT_FILENO) >= 0) close(full);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static int command(int argc, char **argv) {
     kn_log_init("kiln", KN_LOG_ERROR);
     if (argc < 2) {
         commands_help();
@@ -47,4 +58,9 @@ int main(int argc, char **argv) {
         return CLI_BAD_INPUT;
     }
     return cmd->run(&options);
+}
+
+int main(int argc, char **argv) {
+    open_standard();
+    return cli_finish(command(argc, argv));
 }

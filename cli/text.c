@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/limits.h"
+#include "base/utf8.h"
+
 const char *text_duration(int64_t ms, char out[CLI_DURATION_MAX]) {
     if (ms < 0) return strcpy(out, "?");
     int64_t s = (ms + 500) / 1000;
@@ -22,10 +25,29 @@ const char *text_duration(int64_t ms, char out[CLI_DURATION_MAX]) {
     return out;
 }
 
+void text_vprint(FILE *out, const char *fmt, va_list ap) {
+    static char text[1u << 16], shown[4u << 16]; /* a control character becomes four to six */
+    vsnprintf(text, sizeof text, fmt, ap);
+    kn_utf8_visible(text, true, shown, sizeof shown);
+    fputs(shown, out);
+}
+
+void text_print(FILE *out, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    text_vprint(out, fmt, ap);
+    va_end(ap);
+}
+
 void text_fit(const char *text, int width, int pad, char *out, size_t out_max) {
     size_t n = 0, cut = 0; /* cut: bytes that leave a column for the "…" */
     int columns = 0;
-    const unsigned char *p = (const unsigned char *)text;
+    char blank[KN_PROMPT_BYTES_MAX + 1], shown[2048];
+    snprintf(blank, sizeof blank, "%s", text);
+    for (char *c = blank; *c; c++)
+        if (*c == '\n' || *c == '\t' || *c == '\r') *c = ' ';
+    kn_utf8_visible(blank, false, shown, sizeof shown);
+    const unsigned char *p = (const unsigned char *)shown;
     while (*p && n + 8 < out_max) {
         size_t len = 1;
         while ((p[len] & 0xc0) == 0x80) len++;
@@ -34,12 +56,8 @@ void text_fit(const char *text, int width, int pad, char *out, size_t out_max) {
             return;
         }
         if (n + len + 4 >= out_max) break;
-        if (*p < 0x20 || *p == 0x7f)
-            out[n++] = ' ';
-        else {
-            memcpy(out + n, p, len);
-            n += len;
-        }
+        memcpy(out + n, p, len);
+        n += len;
         p += len;
         columns++;
         if (columns == width - 1) cut = n;

@@ -59,11 +59,20 @@ static void on_staged(void *ctx, int code, const void *data, size_t len) {
     free(a);
 }
 
+/* True when a client tells all that a batch of this model needs: its hash and its defaults. */
+static bool is_complete(const struct kn_model_info *m) {
+    static const kn_digest none;
+    return memcmp(m->sha256, none, sizeof none) != 0 && m->name[0] && m->defaults.steps >= KN_STEPS_MIN &&
+           m->defaults.width >= KN_SIZE_MIN && m->defaults.height >= KN_SIZE_MIN && m->size_multiple >= 1 &&
+           kn_sampler_name(m->defaults.sampler) && kn_schedule_name(m->defaults.schedule);
+}
+
 /* Replaces what the client says of each model by what the farm knows of it, hash and defaults. */
 static int pin_models(struct server *s, struct kn_submit_begin *g, struct kn_err *err) {
     for (size_t i = 0; i < g->model_count; i++) {
         struct kn_model_info m;
         int rc = workers_model(s, g->models[i].name, g->models[i].sha256, &m, err);
+        if (rc == KN_EMODEL && is_complete(&g->models[i])) continue; /* the client read its files itself */
         if (rc != 0) return rc;
         g->models[i] = m;
     }
@@ -357,8 +366,16 @@ static void on_models_query(struct server *s, struct reply_to *to) {
         send_reply(s, to, KN_ENOMEM, "");
         return;
     }
+    struct kn_model_list *l = &m.u.model_list;
+    l->known = calloc(s->model_count + 1, sizeof *l->known);
+    for (size_t i = 0; l->known && i < s->model_count; i++) {
+        size_t k = 0;
+        while (k < l->count && memcmp(l->v[k].sha256, s->models[i].info.sha256, KN_SHA256_BYTES) != 0) k++;
+        if (k == l->count) l->known[l->known_count++] = s->models[i].info;
+    }
     send_answer(to, &m);
-    free(m.u.model_list.v);
+    free(l->known);
+    free(l->v);
 }
 
 static void result_of(const struct server *s, const struct kept_batch *b, uint32_t task,

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/workers.h"
 
 struct recovery {
     struct server *s;
@@ -169,6 +170,17 @@ static int on_batch_end(void *ctx, struct kn_err *err) {
     return rc == 0 ? 0 : kn_err_set(err, rc, "the core does not take it: %s", kn_err_words(rc));
 }
 
+static int on_model(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err) {
+    struct recovery *r = ctx;
+    struct kn_msg *m;
+    (void)err;
+    if (kn_msg_decode(data, len, &m, NULL) != 0) return 0; /* of a later program: it is announced again */
+    if (m->type == KN_MSG_MODEL_LIST && m->u.model_list.count == 1)
+        workers_remember_model(r->s, &m->u.model_list.v[0], wall_ms);
+    kn_msg_destroy(m);
+    return 0;
+}
+
 int server_recover(struct server *s, struct kn_err *err) {
     struct recovery r = {.s = s};
     struct store_reader rd = {.ctx = &r,
@@ -178,7 +190,8 @@ int server_recover(struct server *s, struct kn_err *err) {
                               .record = on_record,
                               .failure = on_failure,
                               .charge = on_charge,
-                              .batch_end = on_batch_end};
+                              .batch_end = on_batch_end,
+                              .model = on_model};
     uint64_t t = kn_clock_ms();
     int rc = store_load(s->store, &rd, err);
     if (rc != 0) return kn_err_prefix(err, "reading the farm back");

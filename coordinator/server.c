@@ -209,5 +209,6 @@ void server_destroy(struct server *s) {
     kn_map_destroy(s->workers);
     kn_map_destroy(s->conns);
     server_forget_events(s);
+    free(s->models);
     free(s);
 }

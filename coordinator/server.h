@@ -66,6 +66,11 @@ struct known_worker {
     uint64_t loading_bytes;
 };
 
+struct known_model {
+    struct kn_model_info info;
+    uint64_t wall_ms; /* when it was announced last, to within a day */
+};
+
 struct commit { /* a picture that a task is about to name */
     struct commit *next, *prev;
     kn_digest sha256;
@@ -93,15 +98,17 @@ struct server {
     struct kn_map *workers; /* name -> struct known_worker */
     struct kn_map *conns;   /* number -> struct known_worker */
     uv_timer_t tick, sweep;
-    uint64_t ticked_ms;       /* when the last tick came */
-    atomic_size_t sending;    /* bytes of objects handed to the data socket */
-    struct commit *commits;   /* those that the store has not answered */
-    size_t committing;        /* how many */
-    struct retry *retries;    /* lost.c: those under way */
-    size_t lost_asked;        /* objects that clients came for and that are lost, since the last sweep */
-    kn_digest lost_sha256;    /* the last of them, */
-    int lost_code;            /* and how it was lost */
-    struct kn_map *orphans;   /* digest -> its copy: pictures that came and were not committed */
+    uint64_t ticked_ms;         /* when the last tick came */
+    atomic_size_t sending;      /* bytes of objects handed to the data socket */
+    struct commit *commits;     /* those that the store has not answered */
+    size_t committing;          /* how many */
+    struct retry *retries;      /* lost.c: those under way */
+    size_t lost_asked;          /* objects that clients came for and that are lost, since the last sweep */
+    kn_digest lost_sha256;      /* the last of them, */
+    int lost_code;              /* and how it was lost */
+    struct kn_map *orphans;     /* digest -> its copy: pictures that came and were not committed */
+    struct known_model *models; /* owns; that some worker announced, now or once */
+    size_t model_count;
     uint64_t alarms;          /* FX_ALARMs since the start */
     uint64_t disk_refused_ms; /* when the disk refused a picture last; 0: it has taken one since */
     char disk_why[320];

@@ -89,6 +89,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
         held[i].tasks = h->held[i].tasks;
         held[i].task_count = (uint32_t)h->held[i].task_count;
     }
+    for (size_t i = 0; i < h->model_count; i++) workers_remember_model(s, &h->models[i], 0);
     kn_info("worker_hello worker=%s host=%s pid=%u backend=%s models=%zu held=%zu credit=%u", h->worker,
             h->host, h->pid, h->backend, h->model_count, h->held_count, h->credit);
     struct farm_event ev = {.type = EV_WORKER_HELLO, .conn = conn};
@@ -309,6 +310,41 @@ static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
     return true;
 }
 
+#define REMEMBERED_MS (24 * 3600 * 1000ull) /* the store hears of a model again after so long */
+
+static void store_one(struct server *s, const struct known_model *k) {
+    struct kn_msg m = {.type = KN_MSG_MODEL_LIST};
+    struct kn_buf b;
+    m.u.model_list.v = (struct kn_model_info *)&k->info;
+    m.u.model_list.count = 1;
+    kn_buf_init(&b, KN_FRAME_BYTES_MAX);
+    int rc = kn_msg_encode(&m, &b, NULL);
+    if (rc == 0) rc = store_model(s->store, k->info.sha256, k->wall_ms, b.data, b.len);
+    if (rc != 0) kn_warn("model_not_stored model=%s code=%d", k->info.name, rc);
+    kn_buf_fini(&b);
+}
+
+void workers_remember_model(struct server *s, const struct kn_model_info *m, uint64_t wall_ms) {
+    uint64_t now = kn_wall_ms();
+    struct known_model *k = NULL;
+    for (size_t i = 0; i < s->model_count && !k; i++)
+        if (memcmp(s->models[i].info.sha256, m->sha256, sizeof m->sha256) == 0) k = &s->models[i];
+    if (k && !wall_ms && k->wall_ms + REMEMBERED_MS > now) return;
+    if (!k && s->model_count == KN_KNOWN_MODELS_MAX) { /* the one that was announced longest ago gives way */
+        k = &s->models[0];
+        for (size_t i = 1; i < s->model_count; i++)
+            if (s->models[i].wall_ms < k->wall_ms) k = &s->models[i];
+    }
+    if (!k) {
+        struct known_model *v = realloc(s->models, (s->model_count + 1) * sizeof *v);
+        if (!v) return; /* it is remembered when it is announced again */
+        s->models = v;
+        k = &v[s->model_count++];
+    }
+    *k = (struct known_model){.info = *m, .wall_ms = wall_ms ? wall_ms : now};
+    if (!wall_ms) store_one(s, k);
+}
+
 int workers_models(struct server *s, struct kn_model_info **out, size_t *count) {
     size_t pos = 0, cap = 0;
     struct known_worker *w;
@@ -357,6 +393,13 @@ int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SH
                                     : memcmp(v[i].sha256, sha256, KN_SHA256_BYTES) == 0;
         if (!fits) continue;
         if (found++ == 0) *out = v[i];
+    }
+    for (size_t i = 0; found == 0 && i < s->model_count; i++) { /* nobody who has it is there now */
+        const struct kn_model_info *m = &s->models[i].info;
+        if (is_zero(sha256) ? strcmp(m->name, name) != 0 : memcmp(m->sha256, sha256, KN_SHA256_BYTES) != 0)
+            continue;
+        found = 1;
+        *out = *m;
     }
     if (found == 0) {
         struct kn_buf list;

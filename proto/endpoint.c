@@ -4,9 +4,11 @@
 #include "proto/wire.h"
 
 #include <arpa/inet.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define IPC_PATH_MAX 107 /* sockaddr_un.sun_path less the terminating 0 */
 
@@ -80,4 +82,22 @@ bool kn_endpoint_is_loopback(const char *endpoint) {
     struct in_addr a;
     if (inet_pton(AF_INET, name, &a) == 1) return ntohl(a.s_addr) >> 24 == 127;
     return strcmp(name, "localhost") == 0 || strcmp(name, "[::1]") == 0;
+}
+
+int kn_endpoint_look_up(const char *endpoint, struct kn_err *err) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
+    char host[KN_ENDPOINT_MAX + 1];
+    if (strncmp(endpoint, "tcp://", 6) != 0) return 0;
+    const char *name = endpoint + 6, *colon = strrchr(name, ':');
+    size_t len = colon ? (size_t)(colon - name) : strlen(name);
+    if (len > 2 && name[0] == '[' && name[len - 1] == ']') name++, len -= 2;
+    snprintf(host, sizeof host, "%.*s", (int)len, name);
+    int rc = getaddrinfo(host, NULL, &hints, &found);
+    if (rc == 0) freeaddrinfo(found);
+    if (rc == 0) return 0;
+    return kn_err_set(
+        err, rc == EAI_NONAME ? KN_ENOENT : KN_EAGAIN,
+        "%s: the host \"%s\" cannot be found (%s): look at its spelling and at the name server, or give "
+        "its address as numbers",
+        endpoint, host, gai_strerror(rc));
 }

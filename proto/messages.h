@@ -379,7 +379,8 @@ enum kn_batch_verb {
     F(FLOAT, images_per_s)
 
 #define KN_FIELDS_MODEL_LIST(F)                      \
-    F(LIST, model_info, models, v, count, KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX)
+    F(LIST, model_info, models, v, count, KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX) \
+    F(LIST, model_info, known, known, known_count, KN_KNOWN_MODELS_MAX) /* announced once; nobody who has it is there */
 
 #define KN_FIELDS_RESULTS_REPLY(F)                   \
     F(U64,  epoch)                                   \

@@ -72,6 +72,9 @@ KN_MUST_USE int kn_endpoint_resolve(const char *text, char out[KN_ENDPOINT_MAX +
 /* The data endpoint that belongs to a control endpoint, as the Welcome says. */
 KN_MUST_USE int kn_endpoint_data(const char *control, const struct kn_welcome *w,
                                  char out[KN_ENDPOINT_MAX + 1], struct kn_err *err);
+/* Looks the host of a tcp endpoint up; it may take as long as the name server does. KN_ENOENT: there is no such
+ * host; KN_EAGAIN: nobody can tell now. The words say what to do. */
+KN_MUST_USE int kn_endpoint_look_up(const char *endpoint, struct kn_err *err);
 bool kn_endpoint_is_loopback(const char *endpoint); /* ipc, or tcp on 127.0.0.0/8, ::1, localhost */
 
 #endif

@@ -67,7 +67,17 @@ int connection_open(struct connection *c, struct kn_wire *wire, const char *join
     if (strlen(join) > KN_ENDPOINT_MAX)
         return kn_err_set(err, KN_ELIMIT, "longer than %d bytes", KN_ENDPOINT_MAX);
     snprintf(c->join, sizeof c->join, "%s", join);
-    return dial(c, now_ms, err);
+    int rc = dial(c, now_ms, err);
+    if (rc) return rc;
+    /* Once, at the start: a name that is not there will not come, and one that nobody can look up now may. */
+    struct kn_err why = {0};
+    rc = kn_endpoint_look_up(c->endpoint, &why);
+    if (rc == KN_ENOENT) {
+        connection_close(c);
+        return kn_err_set(err, KN_EINVAL, "%s", why.text);
+    }
+    if (rc) kn_warn("join_unresolved reason=\"%s\"; it is tried again", why.text);
+    return 0;
 }
 
 void connection_close(struct connection *c) {

@@ -3,17 +3,18 @@
 #include "cli/commands/steer.h"
 
 static int run(const struct cli_options *o) {
-    return steer_batches(o, KN_VERB_CANCEL);
+    return o->all ? steer_all(o, KN_VERB_CANCEL, false) : steer_batches(o, KN_VERB_CANCEL);
 }
 
 const struct cli_command cmd_cancel = {
     .name = "cancel",
-    .usage = "ID…",
+    .usage = "ID… | --all",
     .words = "stop batches",
-    .more = "What is not rendered yet ends as cancelled.",
-    .examples = "  kiln cancel 3f2a\n",
-    .groups = CLI_G_FARM,
-    .args_min = 1,
+    .more = "What is not rendered yet ends as cancelled; kiln retry queues it again.",
+    .examples =
+        "  kiln cancel 3f2a\n"
+        "  kiln cancel --all\n",
+    .groups = CLI_G_FARM | CLI_G_ALL,
     .args_max = -1,
     .run = run,
 };

@@ -7,9 +7,9 @@
 #include "base/spec.h"
 
 static const struct cli_command *const commands[] = {
-    &cmd_render,  &cmd_up,     &cmd_down,  &cmd_submit, &cmd_status, &cmd_wait,
-    &cmd_fetch,   &cmd_cancel, &cmd_pause, &cmd_resume, &cmd_retry,  &cmd_rm,
-    &cmd_workers, &cmd_drain,  &cmd_top,   &cmd_verify, &cmd_doctor, NULL,
+    &cmd_render,  &cmd_up,     &cmd_down,  &cmd_submit, &cmd_status,   &cmd_explain, &cmd_wait,
+    &cmd_fetch,   &cmd_cancel, &cmd_pause, &cmd_resume, &cmd_priority, &cmd_retry,   &cmd_rm,
+    &cmd_workers, &cmd_drain,  &cmd_top,   &cmd_verify, &cmd_doctor,   NULL,
 };
 
 const char *command_suggest(const char *name) {
@@ -35,5 +35,7 @@ void commands_help(void) {
         "  kiln render prompts.txt -o pictures      a private farm for this one batch\n"
         "  kiln up && kiln submit prompts.txt       a farm that stays\n"
         "\nexit status: 0 all done, 1 bad usage or input (nothing was started), 2 some images failed or\n"
-        "verify found faults, 3 no farm there or no such id, 130 interrupted (the same command resumes)\n");
+        "verify found faults, 3 no farm there or no such id, 4 accepted, and a person's turn (the text says\n"
+        "why), 5 no answer: not known whether it was done, ask again, 6 not allowed, 130 interrupted (the same\n"
+        "command resumes)\n");
 }

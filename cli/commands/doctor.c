@@ -21,6 +21,7 @@
 #define REDIS_MAJOR_MIN 7 /* scripts that begin with #!lua */
 #define DISK_MIB_MIN 1024
 #define MEMORY_MIB_MIN 1024
+#define FARM_STATUS_MS 3000 /* an older coordinator does not know the question */
 
 struct doctor {
     const struct cli_options *o;
@@ -34,7 +35,7 @@ static void line(struct doctor *d, bool good, const char *what, const char *fmt,
     va_list ap;
     printf("%-5s %-16s ", good ? "ok" : "FAULT", what);
     va_start(ap, fmt);
-    vprintf(fmt, ap);
+    text_vprint(stdout, fmt, ap);
     va_end(ap);
     putchar('\n');
     d->faults += !good;
@@ -159,6 +160,29 @@ static void existing(const char *path, char out[KN_PATH_MAX]) {
     }
 }
 
+/* What keeps the farm, or a batch of it, from going on. */
+static void check_moving(struct doctor *d, struct client *c) {
+    struct kn_err err = {0};
+    struct kn_msg q = {.type = KN_MSG_FARM_QUERY}, *r = NULL;
+    if (client_call(c, &q, KN_MSG_FARM_STATUS, FARM_STATUS_MS, &r, &err) == KN_OK) {
+        const struct kn_farm_status *f = &r->u.farm_status;
+        line(d, !f->store_text[0], "farm's store", "%s", f->store_text[0] ? f->store_text : "answers");
+        line(d, !f->disk_text[0], "farm's disk", "%s", f->disk_text[0] ? f->disk_text : "takes pictures");
+    }
+    kn_msg_destroy(r);
+    if (batch_query(c, NULL, &r, &err) != KN_OK) return;
+    for (size_t i = 0; i < r->u.batch_list.count; i++) {
+        const struct kn_batch_status *s = &r->u.batch_list.v[i];
+        char id[KN_UUID_TEXT];
+        kn_uuid_format(s->batch, id);
+        id[8] = '\0';
+        bool broken = s->wait == KN_WAIT_NO_WORKER || s->wait == KN_WAIT_SILENT || s->wait == KN_WAIT_HELD ||
+                      s->wait == KN_WAIT_CLASS || s->wait == KN_WAIT_OTHER;
+        if (broken) line(d, false, "batch", "%s: %s", id, s->wait_text);
+    }
+    kn_msg_destroy(r);
+}
+
 static void check_farm(struct doctor *d) {
     char dir[KN_PATH_MAX], there[KN_PATH_MAX];
     bool is_endpoint;
@@ -191,6 +215,7 @@ static void check_farm(struct doctor *d) {
         line(d, r->u.worker_list.count > 0, "farm", "up at %s, %zu worker%s", client_endpoint(c),
              r->u.worker_list.count, r->u.worker_list.count == 1 ? "" : "s");
     kn_msg_destroy(r);
+    if (rc == KN_OK) check_moving(d, c);
     client_close(c);
 }
 

@@ -91,7 +91,7 @@ static int run(const struct cli_options *o) {
         out.request = s->request;
         out.placing = o->link ? FOLDER_LINK : FOLDER_COPY;
     }
-    progress_begin(&progress);
+    progress_begin(&progress, o->quiet);
     if (c) client_on_idle(c, on_idle, &progress);
     if (rc == KN_OK) rc = folder_describe(&out, &err);
     if (rc == KN_OK) rc = collect(c, id, &out, &progress, &lost, &err);
@@ -126,7 +126,7 @@ const struct cli_command cmd_fetch = {
         "reaches the farm. What the folder has already is not fetched again; a folder that holds "
         "anything else is refused.",
     .examples = "  kiln fetch 3f2a -o pictures\n",
-    .groups = CLI_G_FARM | CLI_G_OUT | CLI_G_JSON,
+    .groups = CLI_G_FARM | CLI_G_OUT | CLI_G_JSON | CLI_G_QUIET,
     .args_min = 1,
     .args_max = 1,
     .run = run,

@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "cli/commands/commands.h"
 #include "cli/farm/runs.h"
+#include "cli/commands/on_done.h"
 #include "cli/farm/supervise.h"
 #include "cli/folder/earlier.h"
 #include "cli/folder/folder.h"
@@ -289,7 +290,14 @@ static void show(struct render *r, const struct kn_batch_status *s) {
                                .running = s->running,
                                .paused = s->state == KN_BATCH_PAUSED,
                                .images_per_s = (double)s->images_per_s,
+                               .steps_per_s = (double)s->steps_per_s,
+                               .loading = s->loading,
+                               .loading_bytes = s->loading_bytes,
+                               .wait = s->wait_text,
                                .eta_ms = s->eta_ms};
+    double ended = s->done + s->failed + s->cancelled, under_way = (double)s->progress * s->total - ended;
+    if (under_way > 0 && p.total)
+        p.progress = ((double)(p.done + p.failed + p.cancelled) + under_way) / (double)p.total;
     progress_update(&r->progress, &p);
 }
 
@@ -500,11 +508,10 @@ static void tell_failures(const struct render *r) {
         if (out->entries[i].status != KN_RESULT_FAILED) continue;
         char prompt[200];
         text_fit(out->tasks[i].prompt, 40, 0, prompt, sizeof prompt);
-        fprintf(stderr, "kiln:   %06zu  %s  (%s)\n", i,
-                out->entries[i].error[0] ? out->entries[i].error : "failed", prompt);
+        cli_say("  %06zu  %s  (%s)", i, out->entries[i].error[0] ? out->entries[i].error : "failed", prompt);
         told++;
     }
-    if (out->failed > told) fprintf(stderr, "kiln:   and %zu more, in manifest.jsonl\n", out->failed - told);
+    if (out->failed > told) cli_say("  and %zu more, in manifest.jsonl", out->failed - told);
 }
 
 static void tell(const struct render *r, const char *state) {
@@ -674,10 +681,10 @@ static int run(const struct cli_options *o) {
     int rc = prepare(&r, &err);
     bool prepared = rc == KN_OK, nothing_started = !prepared, over = false;
     if (prepared) {
-        progress_begin(&r.progress);
+        progress_begin(&r.progress, o->quiet);
         rc = run_render(&r, &err);
         progress_end(&r.progress);
-        nothing_started = rc == KN_ECONFIG && !r.client;
+        nothing_started = (rc == KN_ECONFIG || rc == KN_EPERM) && !r.client;
     }
     if (rc == KN_ECANCELED && prepared) {
         cli_say("interrupted: ending (Ctrl-C again: at once)");
@@ -699,7 +706,7 @@ static int run(const struct cli_options *o) {
     if (rc) {
         status = cli_fail(&err);
         /* a farm that is not there is 3; all else that came to light before anything was started is 1 */
-        if (nothing_started && !r.no_farm && rc != KN_ECANCELED) status = CLI_BAD_INPUT;
+        if (nothing_started && !r.no_farm && rc != KN_ECANCELED && rc != KN_EPERM) status = CLI_BAD_INPUT;
     }
     if (prepared && !nothing_started) {
         tell(&r, rc == KN_ECANCELED                ? "interrupted"
@@ -707,6 +714,11 @@ static int run(const struct cli_options *o) {
                  : r.out.failed || r.out.cancelled ? "failed"
                                                    : "done");
         if (rc == KN_OK && r.out.done < r.out.count) status = CLI_FAILED;
+        if (rc == KN_OK)
+            on_done_run(o, r.out.id, r.out.dir,
+                        r.out.done == r.out.count ? "done"
+                        : r.out.cancelled         ? "cancelled"
+                                                  : "failed");
     }
     if (r.out_open) folder_close(&r.out);
     models_fini(&r.farm_models);
@@ -730,7 +742,8 @@ const struct cli_command cmd_render = {
         "  kiln render -p \"a red circle above a blue square\" --images 8 --seed 7\n"
         "  kiln render prompts.csv --model ~/sd15 --steps 30 --sampler \"DPM++ 2M\" --schedule karras --workers 1\n"
         "  head -5 prompts.txt | kiln render - --input-format txt -o try\n",
-    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_RERENDER | CLI_G_OUT | CLI_G_FARM | CLI_G_START | CLI_G_JSON,
+    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_RERENDER | CLI_G_OUT | CLI_G_FARM | CLI_G_START |
+              CLI_G_JSON | CLI_G_QUIET | CLI_G_AT_END,
     .args_max = -1,
     .run = run,
 };

@@ -12,7 +12,8 @@ const struct cli_command cmd_retry = {
     .words = "render failed and lost images again",
     .more =
         "Images that failed are rendered again, uncharged; and so are those whose pictures are lost or damaged "
-        "on the farm: it looks at every picture of the batch first.",
+        "on the farm: it looks at every picture of the batch first. Of a batch that was "
+        "cancelled, what was cancelled is queued again too.",
     .examples = "  kiln retry 3f2a\n",
     .groups = CLI_G_FARM,
     .args_min = 1,

@@ -281,6 +281,7 @@ static void on_key(struct live *l, int key, bool waiting) {
 static int on_idle(void *ctx, int silent_ms, struct kn_err *err) {
     struct live *l = ctx;
     l->t.silent_ms = silent_ms;
+    snprintf(l->t.trouble, sizeof l->t.trouble, "%s", client_silence());
     timeout(0);
     int key;
     while ((key = getch()) != ERR) on_key(l, key, true);
@@ -318,6 +319,7 @@ static int refresh_farm(struct live *l, struct kn_err *err) {
     l->asked_ms = kn_clock_ms();
     l->t.answer_ms = (int)(l->asked_ms - start);
     l->t.silent_ms = 0;
+    l->t.trouble[0] = '\0';
     top_arrange(&l->t);
     return KN_OK;
 }
@@ -327,7 +329,7 @@ static int watch(struct live *l, struct kn_err *err) {
     while (!l->quit && !cli_interrupted) {
         if (l->asked_ms == 0 || kn_clock_ms() - l->asked_ms >= ASK_EVERY_MS) {
             rc = refresh_farm(l, err);
-            if (rc == KN_ETIMEOUT) { /* it has been away for long, but a person still looks */
+            if (rc == KN_EUNSURE) { /* it has been away for long, but a person still looks */
                 l->t.silent_ms = CLIENT_RESTART_MS;
                 rc = KN_OK;
             }

@@ -73,6 +73,13 @@ static void tell_up(const struct up *u, int there) {
                                            .ready_file = listens ? ready_file : NULL});
 }
 
+/* Whoever asked for the endpoint must get it somehow. */
+static void owe_endpoint(const char *endpoint) {
+    static char owed[KN_ENDPOINT_MAX + 40];
+    snprintf(owed, sizeof owed, "the farm is up at %s", endpoint);
+    cli_owe(owed, CLI_ACCEPTED);
+}
+
 /* A farm that is up already: that is what was asked for. */
 static int is_up(const struct cli_options *o, const char *dir) {
     char endpoint[KN_ENDPOINT_MAX + 1];
@@ -87,6 +94,7 @@ static int is_up(const struct cli_options *o, const char *dir) {
             private_farm ? "a private farm is up there, which ends with its render; wait for that"
                          : "a farm is up already; what was asked for now changes nothing of it");
     if (private_farm) return CLI_BAD_INPUT;
+    owe_endpoint(endpoint);
     printf("%s\n", endpoint);
     return CLI_DONE;
 }
@@ -205,7 +213,7 @@ static int run(const struct cli_options *o) {
     if (rc == KN_OK) rc = supervise_start(&s, &u.farm, &err);
     if (rc) {
         int status = cli_fail(&err);
-        return status == CLI_INTERRUPTED ? status : CLI_BAD_INPUT;
+        return status == CLI_INTERRUPTED || status == CLI_NOT_ALLOWED ? status : CLI_BAD_INPUT;
     }
     rc = client_open(u.dir.endpoint, CLIENT_PATIENCE_MS, &c, &err);
     if (rc == KN_OK) rc = await_workers(&u, c, &there, &err);
@@ -216,11 +224,12 @@ static int run(const struct cli_options *o) {
     if (rc) {
         supervise_end(&u.farm);
         int status = cli_fail(&err);
-        return status == CLI_INTERRUPTED ? status : CLI_BAD_INPUT;
+        return status == CLI_INTERRUPTED || status == CLI_NOT_ALLOWED ? status : CLI_BAD_INPUT;
     }
     if (there < size.workers)
         cli_say("%d of %d workers cannot be started: %s", size.workers - there, size.workers, u.last_words);
     supervise_leave(&u.farm);
+    owe_endpoint(u.dir.endpoint);
     tell_up(&u, there);
     return CLI_DONE;
 }

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "cli/commands/commands.h"
+#include "cli/commands/on_done.h"
 #include "cli/print/print.h"
 #include "cli/print/progress.h"
 #include "cli/talk/statuses.h"
@@ -16,7 +17,9 @@ static int on_idle(void *ctx, int silent_ms, struct kn_err *err) {
 }
 
 static void add_up(const struct statuses *s, struct progress_state *p) {
-    *p = (struct progress_state){.eta_ms = -1};
+    *p = (struct progress_state){.eta_ms = -1, .loading = "", .wait = ""};
+    double progress = 0;
+    bool unknown = false, moves = false;
     for (size_t i = 0; i < s->count; i++) {
         const struct kn_batch_status *b = &s->v[i];
         p->total += b->total;
@@ -25,9 +28,21 @@ static void add_up(const struct statuses *s, struct progress_state *p) {
         p->cancelled += b->cancelled;
         p->running += b->running;
         p->images_per_s += (double)b->images_per_s;
+        p->steps_per_s += (double)b->steps_per_s;
+        progress += (double)b->progress * b->total;
+        if (b->loading[0]) p->loading = b->loading, p->loading_bytes = b->loading_bytes;
         p->paused = p->paused || (b->state == KN_BATCH_PAUSED && !batch_is_over(b));
-        if (!batch_is_over(b) && b->eta_ms > p->eta_ms) p->eta_ms = b->eta_ms;
+        if (batch_is_over(b)) continue;
+        if (b->wait)
+            p->wait = b->wait_text;
+        else
+            moves = true;
+        unknown = unknown || b->eta_ms < 0;
+        if (b->eta_ms > p->eta_ms) p->eta_ms = b->eta_ms;
     }
+    if (unknown) p->eta_ms = -1; /* the wait ends when the last of them does */
+    if (moves) p->wait = "";
+    if (p->total) p->progress = progress / (double)p->total;
 }
 
 static int run(const struct cli_options *o) {
@@ -41,7 +56,7 @@ static int run(const struct cli_options *o) {
     uint64_t end = o->timeout_s ? kn_clock_ms() + (uint64_t)o->timeout_s * 1000 : UINT64_MAX;
     int rc = farm_connect(o, &c, &err);
     if (rc == KN_OK) rc = statuses_find(c, o, &ids, &err);
-    progress_begin(&progress);
+    progress_begin(&progress, o->quiet);
     if (c) client_on_idle(c, on_idle, &progress);
     bool over = false, late = false;
     while (rc == KN_OK && !over && !late) {
@@ -64,7 +79,13 @@ static int run(const struct cli_options *o) {
                     now.done + now.failed + now.cancelled, now.total);
         else if (now.failed + now.cancelled)
             cli_say("%zu done, %zu failed, %zu cancelled", now.done, now.failed, now.cancelled);
-        if (now.done < now.total) status = CLI_FAILED;
+        if (now.done < now.total) status = late ? CLI_ACCEPTED : CLI_FAILED;
+    }
+    for (size_t i = 0; rc == KN_OK && !late && i < s.count; i++) {
+        const struct kn_batch_status *b = &s.v[i];
+        char id[KN_UUID_TEXT];
+        kn_uuid_format(b->batch, id);
+        on_done_run(o, id, "", b->done == b->total ? "done" : b->cancelled ? "cancelled" : "failed");
     }
     statuses_fini(&s);
     free(ids);
@@ -78,9 +99,9 @@ const struct cli_command cmd_wait = {
     .words = "wait until batches have ended",
     .more =
         "Waits until every image of the batches is done, failed or cancelled. Status 0 when all "
-        "are done, 2 when not.",
+        "are done, 2 when not, 4 when --timeout came first: they are accepted and go on.",
     .examples = "  kiln wait 3f2a\n",
-    .groups = CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_JSON,
+    .groups = CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_JSON | CLI_G_QUIET | CLI_G_AT_END,
     .args_min = 1,
     .args_max = -1,
     .run = run,

@@ -47,6 +47,14 @@ static int own_dir(const char *path, struct kn_err *err) {
     return KN_OK;
 }
 
+/* A folder that this user may not write is the place that was named, not the farm. */
+static int name_farm(const char *dir, int why, struct kn_err *err) {
+    return kn_err_set(
+        err, KN_EPERM,
+        "the farm's folder %s cannot be made: %s; name one that you may write (--farm DIR, or KILN_HOME)",
+        dir, strerror(why));
+}
+
 int farmdir_find(const char *dir, struct farmdir *out, struct kn_err *err) {
     memset(out, 0, sizeof *out);
     char *real = realpath(dir, NULL);
@@ -70,6 +78,7 @@ int farmdir_create(const char *dir, struct farmdir *out, struct kn_err *err) {
         int rc = kn_fs_join(path, sizeof path, dir, below[i]);
         if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", dir);
         rc = kn_fs_mkdirs(path, 0700, err);
+        if (rc && (errno == EACCES || errno == EPERM || errno == EROFS)) rc = name_farm(dir, errno, err);
         if (rc) return rc;
     }
     int rc = farmdir_find(dir, out, err);
@@ -82,7 +91,9 @@ static int lock_file(const char *dir, const char *name, int *fd, struct kn_err *
     int rc = kn_fs_join(path, sizeof path, dir, name);
     if (rc) return kn_err_set(err, rc, "%.200s: the path is too long", dir);
     int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (f < 0) return kn_err_set(err, KN_EIO, "%s: %s", path, strerror(errno));
+    if (f < 0)
+        return errno == EACCES || errno == EROFS ? name_farm(dir, errno, err)
+                                                 : kn_err_set(err, KN_EIO, "%s: %s", path, strerror(errno));
     int rc2 = 0;
     for (int i = 0; i < 5; i++) { /* is_held() holds it for a moment */
         if (i > 0) usleep(10000);
@@ -182,6 +193,10 @@ int farmdir_endpoint(const char *farm_option, int wait_ms, char out[KN_ENDPOINT_
         }
         kn_buf_fini(&b);
         if (rc == KN_OK && out[0]) return KN_OK;
+        if (access(farm, X_OK) && errno == EACCES)
+            return kn_err_set(
+                err, KN_EPERM,
+                "%s: Permission denied: it is another user's farm; use one of your own (--farm DIR)", farm);
         /* a farm that is just starting has its lock and no endpoint yet */
         if (kn_clock_ms() >= end || !farmdir_is_locked(farm) || cli_interrupted)
             return kn_err_set(err, KN_ENOENT, "no farm is up at %s (kiln up starts one)", farm);

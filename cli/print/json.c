@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "cli/print/print.h"
+#include "cli/talk/batch.h"
 #include "cli/text.h"
 
 #define LINE_BYTES_MAX (1u << 28)
@@ -17,7 +18,8 @@ json_object *batch_json(const struct kn_batch_status *s) {
     kn_uuid_format(s->batch, id);
     ADD(v, "id", json_object_new_string(id));
     ADD(v, "name", json_object_new_string(s->name));
-    ADD(v, "state", json_object_new_string(kn_batch_state_name(s->state)));
+    char state[32], wait[32];
+    ADD(v, "state", json_object_new_string(batch_state_text(s, state)));
     ADD(v, "total", json_object_new_int64(s->total));
     ADD(v, "done", json_object_new_int64(s->done));
     ADD(v, "failed", json_object_new_int64(s->failed));
@@ -30,6 +32,13 @@ json_object *batch_json(const struct kn_batch_status *s) {
     ADD(v, "priority", json_object_new_int(s->priority));
     ADD(v, "created_ms", json_object_new_uint64(s->created_wall_ms));
     ADD(v, "finished_ms", s->finished_wall_ms ? json_object_new_uint64(s->finished_wall_ms) : NULL);
+    ADD(v, "progress", text_json_rate((double)s->progress));
+    ADD(v, "steps_per_s", text_json_rate((double)s->steps_per_s));
+    const char *reason = batch_wait_text(s, wait);
+    ADD(v, "reason", reason ? json_object_new_string(reason) : NULL);
+    ADD(v, "reason_text", s->wait_text[0] ? json_object_new_string(s->wait_text) : NULL);
+    ADD(v, "loading", s->loading[0] ? json_object_new_string(s->loading) : NULL);
+    ADD(v, "loading_bytes", s->loading[0] ? json_object_new_uint64(s->loading_bytes) : NULL);
     return v;
 }
 
@@ -44,7 +53,8 @@ json_object *worker_json(const struct kn_worker_status *w) {
     ADD(v, "device_uuid", w->device_uuid[0] ? json_object_new_string(w->device_uuid) : NULL);
     ADD(v, "backend", json_object_new_string(w->backend));
     ADD(v, "engine", json_object_new_string(w->engine));
-    ADD(v, "state", json_object_new_string(kn_worker_state_name(w->state)));
+    char state[32];
+    ADD(v, "state", json_object_new_string(worker_state_text(w, state)));
     ADD(v, "model", w->model[0] ? json_object_new_string(w->model) : NULL);
     ADD(v, "batch", w->has_batch ? json_object_new_string(id) : NULL);
     ADD(v, "step", json_object_new_int64(w->step));
@@ -61,6 +71,11 @@ json_object *worker_json(const struct kn_worker_status *w) {
     ADD(v, "power_w", r->power_mw ? text_json_rate((double)r->power_mw / 1000) : NULL);
     ADD(v, "sm_mhz", r->sm_mhz ? json_object_new_int64(r->sm_mhz) : NULL);
     ADD(v, "memory_mhz", r->memory_mhz ? json_object_new_int64(r->memory_mhz) : NULL);
+    const char *phase = w->phase ? kn_worker_phase_name(w->phase) : NULL;
+    ADD(v, "phase", phase ? json_object_new_string(phase) : NULL);
+    ADD(v, "loading", w->loading[0] ? json_object_new_string(w->loading) : NULL);
+    ADD(v, "loading_bytes", w->loading[0] ? json_object_new_uint64(w->loading_bytes) : NULL);
+    ADD(v, "steps_per_s", text_json_rate((double)w->steps_per_s));
     return v;
 }
 
@@ -163,7 +178,38 @@ static void audited(const struct verify_report *r) {
     print_line(v);
 }
 
+static void explained(const struct kn_explain_reply *r, int64_t task) {
+    json_object *v = task < 0 ? batch_json(&r->status) : json_object_new_object(),
+                *attempts = json_object_new_array();
+    if (task >= 0) {
+        char id[KN_UUID_TEXT];
+        kn_uuid_format(r->status.batch, id);
+        ADD(v, "id", json_object_new_string(id));
+        ADD(v, "task", json_object_new_int64(task));
+        ADD(v, "state", json_object_new_string(r->task_state));
+        ADD(v, "text", json_object_new_string(r->text));
+        ADD(v, "tried", json_object_new_int64(r->tried));
+        ADD(v, "charges", json_object_new_int64(r->charges));
+    }
+    for (size_t i = 0; i < r->count; i++) {
+        const struct kn_attempt *a = &r->v[i];
+        json_object *o = json_object_new_object();
+        ADD(o, "task", json_object_new_int64(a->task));
+        ADD(o, "worker", json_object_new_string(a->worker));
+        ADD(o, "backend", json_object_new_string(a->backend));
+        ADD(o, "ended_ms", json_object_new_uint64(a->wall_ms));
+        ADD(o, "code", json_object_new_int(a->code));
+        ADD(o, "reason", json_object_new_string(a->reason));
+        ADD(o, "charged", json_object_new_boolean(a->charged));
+        json_object_array_add(attempts, o);
+    }
+    ADD(v, "attempts", attempts);
+    ADD(v, "left_out", json_object_new_int64(r->left_out));
+    print_line(v);
+}
+
 const struct print print_json = {
+    .explained = explained,
     .batches = batches,
     .waited = batches,
     .workers = workers,

@@ -36,6 +36,8 @@ struct print {
     void (*waited)(const struct kn_batch_status *v, size_t count, bool one); /* at the end of a wait */
     void (*workers)(const struct kn_worker_list *l);
     void (*snapshot)(const char *farm, struct kn_batch_list *b, struct kn_worker_list *w); /* sorts them */
+    /* kiln explain: of a batch (task -1) or of a task of it; attempts in the order to show them. */
+    void (*explained)(const struct kn_explain_reply *r, int64_t task);
     void (*up)(const struct print_up *u);
     void (*rendered)(const struct print_render *r);
     void (*fetched)(const struct folder *f);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "cli/talk/client.h"
 #include "cli/text.h"
 
 #define DRAW_EVERY_MS 150
@@ -17,6 +18,7 @@
 #define LINE_EVERY_MAX_MS 60000
 #define BAR_MAX 30
 #define SILENT_SHOWN_MS 3000
+#define WAIT_TOLD_MS 2000 /* a worker that is just starting holds nothing up for so long */
 
 static const char *const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
 
@@ -33,13 +35,27 @@ static void bar(double share, int width, bool blocks, char *out, size_t out_max)
 }
 
 void progress_line(const struct progress_state *s, int columns, bool blocks, char *out, size_t out_max) {
-    char tail[200], left[CLI_DURATION_MAX], cells[BAR_MAX * 4 + 1] = "";
+    char tail[600], left[CLI_DURATION_MAX], cells[BAR_MAX * 4 + 1] = "";
     size_t ended = s->done + s->failed + s->cancelled, n = 0;
     double share = s->total ? (double)ended / (double)s->total : 1;
+    if (s->progress > share && s->progress < 1) share = s->progress;
     n += (size_t)snprintf(tail + n, sizeof tail - n, "%zu/%zu", ended, s->total);
     if (s->images_per_s > 0)
         n += (size_t)snprintf(tail + n, sizeof tail - n, "  %.*f images/s", s->images_per_s < 100 ? 1 : 0,
                               s->images_per_s);
+    else if (s->steps_per_s > 0)
+        n += (size_t)snprintf(tail + n, sizeof tail - n, "  %.1f steps/s", s->steps_per_s);
+    if (s->loading && s->loading[0] && s->images_per_s <= 0 && s->steps_per_s <= 0) {
+        char name[100];
+        text_fit(s->loading, 24, 0, name, sizeof name);
+        n += (size_t)snprintf(tail + n, sizeof tail - n, "  loading %s, %.1f GB", name,
+                              (double)s->loading_bytes / 1e9);
+    }
+    if (s->wait && s->wait[0] && !s->paused && columns > 0) {
+        char why[200];
+        text_fit(s->wait, columns > 60 ? columns - 40 : 20, 0, why, sizeof why);
+        n += (size_t)snprintf(tail + n, sizeof tail - n, "  waits: %s", why);
+    }
     if (s->paused)
         n += (size_t)snprintf(tail + n, sizeof tail - n, "  paused");
     else if (s->eta_ms >= 0 && ended < s->total)
@@ -72,8 +88,9 @@ static void draw(struct progress *p) {
     p->drawn_ms = kn_clock_ms();
 }
 
-void progress_begin(struct progress *p) {
-    *p = (struct progress){.interval_ms = FIRST_LINE_MS, .start_ms = kn_clock_ms(), .now = {.eta_ms = -1}};
+void progress_begin(struct progress *p, bool quiet) {
+    *p = (struct progress){
+        .interval_ms = FIRST_LINE_MS, .start_ms = kn_clock_ms(), .now = {.eta_ms = -1}, .quiet = quiet};
     p->terminal = isatty(STDERR_FILENO);
     p->next_line_ms = p->start_ms + FIRST_LINE_MS;
     if (p->terminal) {
@@ -82,9 +99,45 @@ void progress_begin(struct progress *p) {
     }
 }
 
+/* Keeps what the state points to, and since when something holds it up. */
+static void keep_texts(struct progress *p, uint64_t now) {
+    if (p->now.wait != p->wait) snprintf(p->wait, sizeof p->wait, "%s", p->now.wait ? p->now.wait : "");
+    if (p->now.loading != p->loading)
+        snprintf(p->loading, sizeof p->loading, "%s", p->now.loading ? p->now.loading : "");
+    p->now.wait = p->wait;
+    p->now.loading = p->loading;
+    if (!p->wait[0]) {
+        p->wait_ms = 0;
+        p->wait_told = false;
+    } else if (!p->wait_ms) {
+        p->wait_ms = now;
+    }
+    if (!p->now.silent_ms) p->silence_told = false;
+}
+
+/* Says once what holds everything up; on a terminal too, where the bar has no room for what to do. */
+static void tell_what_holds(struct progress *p, uint64_t now) {
+    if (p->wait_ms && !p->wait_told && now - p->wait_ms >= WAIT_TOLD_MS) {
+        p->wait_told = true;
+        progress_note(p, "waiting: %s", p->wait);
+    }
+    if (p->now.silent_ms >= SILENT_SHOWN_MS && !p->silence_told) {
+        p->silence_told = true;
+        progress_note(p, "no answer from the farm for %d s%s%s", p->now.silent_ms / 1000,
+                      client_silence()[0] ? ": " : "", client_silence());
+    }
+    if (p->loading[0] && !p->loading_told && !p->terminal && !p->quiet && now - p->start_ms >= WAIT_TOLD_MS) {
+        p->loading_told = true;
+        progress_note(p, "loading %s, %.1f GB", p->loading, (double)p->now.loading_bytes / 1e9);
+    }
+}
+
 void progress_update(struct progress *p, const struct progress_state *s) {
     uint64_t now = kn_clock_ms();
     p->now = *s;
+    keep_texts(p, now);
+    tell_what_holds(p, now);
+    if (p->quiet) return;
     if (p->terminal) {
         if (now - p->drawn_ms >= DRAW_EVERY_MS) draw(p);
     } else if (now >= p->next_line_ms) {
@@ -101,6 +154,8 @@ void progress_silent(struct progress *p, int silent_ms) {
     struct progress_state s = p->now;
     if (silent_ms < SILENT_SHOWN_MS) return;
     s.silent_ms = silent_ms;
+    s.images_per_s = s.steps_per_s = 0; /* what it does now is not known */
+    s.eta_ms = -1;
     progress_update(p, &s);
 }
 
@@ -109,7 +164,7 @@ void progress_note(struct progress *p, const char *fmt, ...) {
     if (p->drawn) fputs("\r\033[K", stderr);
     fputs("kiln: ", stderr);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    text_vprint(stderr, fmt, ap);
     va_end(ap);
     fputc('\n', stderr);
     if (p->drawn) draw(p);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/fs.h"
@@ -22,6 +23,16 @@ static void widen(int *width, const char *text, int max) {
     if (columns > *width) *width = columns;
 }
 
+/* Why a batch does not go on, or what it is at before its first picture. */
+static void held_up(const struct kn_batch_status *s) {
+    char id[KN_UUID_TEXT], reason[32];
+    kn_uuid_format(s->batch, id);
+    if (s->wait && !batch_is_over(s))
+        text_print(stdout, "%.8s  %s\n", id, s->wait_text[0] ? s->wait_text : batch_wait_text(s, reason));
+    else if (s->loading[0])
+        text_print(stdout, "%.8s  loading %s, %.1f GB\n", id, s->loading, (double)s->loading_bytes / 1e9);
+}
+
 static void batches(const struct kn_batch_status *v, size_t count, bool one) {
     (void)one;
     if (count == 0) {
@@ -34,18 +45,21 @@ static void batches(const struct kn_batch_status *v, size_t count, bool one) {
            "FAILED", "RUNS", "IMAGES/S", "LEFT");
     for (size_t i = 0; i < count; i++) {
         const struct kn_batch_status *s = &v[i];
-        char id[KN_UUID_TEXT], name[120], left[CLI_DURATION_MAX], rate[24];
+        char id[KN_UUID_TEXT], name[120], left[CLI_DURATION_MAX], rate[24], state[32];
         bool over = batch_is_over(s);
         kn_uuid_format(s->batch, id);
         text_fit(s->name, name_width, 1, name, sizeof name);
         snprintf(rate, sizeof rate, "%.1f", (double)(over ? s->images_per_s_mean : s->images_per_s));
+        if (!over && s->images_per_s <= 0 && s->steps_per_s > 0)
+            snprintf(rate, sizeof rate, "%.1f st/s", (double)s->steps_per_s);
         if (over)
             strcpy(left, "-");
         else
             text_duration(s->eta_ms, left);
-        printf("%.8s  %s  %-9s  %7u  %7u  %6u  %5u  %8s  %s\n", id, name, kn_batch_state_name(s->state),
-               s->done, s->total, s->failed, s->running, rate, left);
+        printf("%.8s  %s  %-9s  %7u  %7u  %6u  %5u  %8s  %s\n", id, name, batch_state_text(s, state), s->done,
+               s->total, s->failed, s->running, rate, left);
     }
+    for (size_t i = 0; i < count; i++) held_up(&v[i]);
 }
 
 /* Standard error has told how the wait ended. */
@@ -67,7 +81,7 @@ static void workers(const struct kn_worker_list *l) {
         widen(&name_width, l->v[i].worker, 24);
         widen(&host_width, l->v[i].host, 16);
         widen(&backend_width, l->v[i].backend, 24);
-        widen(&model_width, l->v[i].model, 16);
+        widen(&model_width, l->v[i].loading[0] ? l->v[i].loading : l->v[i].model, 16);
         readings = readings || worker_readings(&l->v[i], device)[0];
     }
     printf("%-*s  %-*s  %-*s  %-8s  %-*s  %-8s  %7s  %8s  %6s  %6s  %s%s\n", name_width, "WORKER", host_width,
@@ -76,16 +90,20 @@ static void workers(const struct kn_worker_list *l) {
     for (size_t i = 0; i < l->count; i++) {
         const struct kn_worker_status *w = &l->v[i];
         char id[KN_UUID_TEXT] = "-", name[128], host[96], backend[128], model[96], step[32] = "-",
-             seen[CLI_DURATION_MAX];
+             seen[CLI_DURATION_MAX], state[32];
         if (w->has_batch) kn_uuid_format(w->batch, id);
         if (w->state == KN_WORKER_BUSY) snprintf(step, sizeof step, "%u/%u", w->step, w->steps);
         text_fit(w->worker, name_width, 1, name, sizeof name);
         text_fit(w->host, host_width, 1, host, sizeof host);
         text_fit(w->backend, backend_width, 1, backend, sizeof backend);
-        text_fit(w->model[0] ? w->model : "-", model_width, 1, model, sizeof model);
+        if (w->loading[0]) snprintf(step, sizeof step, "loads");
+        text_fit(w->loading[0] ? w->loading
+                 : w->model[0] ? w->model
+                               : "-",
+                 model_width, 1, model, sizeof model);
         text_duration(w->last_seen_ms, seen);
         printf("%s  %s  %s  %-8s  %s  %-8.8s  %7s  %8.1f  %6u  %6u  ", name, host, backend,
-               kn_worker_state_name(w->state), model, id, step, (double)w->images_per_s, w->done, w->failed);
+               worker_state_text(w, state), model, id, step, (double)w->images_per_s, w->done, w->failed);
         if (readings)
             printf("%-8s  %s\n", seen, worker_readings(w, device));
         else
@@ -155,21 +173,70 @@ static void audited(const struct verify_report *r) {
     for (size_t i = 0; i < r->fault_count; i++) {
         const struct verify_fault *f = &r->faults[i];
         if (f->line && strcmp(f->file, "manifest.jsonl") == 0)
-            printf("%s/%s:%u: %s\n", r->dir, f->file, f->line, f->text);
+            text_print(stdout, "%s/%s:%u: %s\n", r->dir, f->file, f->line, f->text);
         else if (f->line)
-            printf("%s/%s: %s (manifest.jsonl:%u)\n", r->dir, f->file, f->text, f->line);
+            text_print(stdout, "%s/%s: %s (manifest.jsonl:%u)\n", r->dir, f->file, f->text, f->line);
         else
-            printf("%s/%s: %s\n", r->dir, f->file, f->text);
+            text_print(stdout, "%s/%s: %s\n", r->dir, f->file, f->text);
     }
-    printf("%s: %llu images: %llu done, %llu failed, %llu cancelled; ", r->dir, (unsigned long long)r->count,
-           (unsigned long long)r->done, (unsigned long long)r->failed, (unsigned long long)r->cancelled);
+    text_print(stdout, "%s: %llu images: %llu done, %llu failed, %llu cancelled; ", r->dir,
+               (unsigned long long)r->count, (unsigned long long)r->done, (unsigned long long)r->failed,
+               (unsigned long long)r->cancelled);
     if (r->fault_count == 0)
         puts("all as the manifest says");
     else
-        printf("%zu fault%s\n", r->fault_count, r->fault_count == 1 ? "" : "s");
+        text_print(stdout, "%zu fault%s\n", r->fault_count, r->fault_count == 1 ? "" : "s");
+}
+
+static void attempt(const struct kn_attempt *a, bool with_task) {
+    char when[32] = "";
+    time_t t = (time_t)(a->wall_ms / 1000);
+    struct tm tm;
+    if (localtime_r(&t, &tm)) strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
+    if (with_task) printf("  %06u", a->task);
+    text_print(stdout, "  %s  %s (%s)  %s: %s\n", when, a->worker, a->backend,
+               a->charged ? "charged" : "not charged", a->reason);
+}
+
+static void explained(const struct kn_explain_reply *r, int64_t task) {
+    const struct kn_batch_status *s = &r->status;
+    char id[KN_UUID_TEXT], state[32], left[CLI_DURATION_MAX];
+    kn_uuid_format(s->batch, id);
+    if (task >= 0) {
+        text_print(stdout, "%.8s/%lld is %s%s%s\n", id, (long long)task, r->task_state,
+                   r->text[0] ? ": " : "", r->text);
+        if (r->count) printf("attempts that brought no picture:\n");
+        for (size_t i = 0; i < r->count; i++) attempt(&r->v[i], false);
+        if (r->left_out) printf("  and %u before these\n", r->left_out);
+        if (!r->count && r->charges)
+            printf("it was charged %u time%s; an earlier kiln wrote down no more than that\n", r->charges,
+                   r->charges == 1 ? "" : "s");
+        return;
+    }
+    text_print(stdout, "%.8s %s is %s: %u of %u images done", id, s->name, batch_state_text(s, state),
+               s->done, s->total);
+    if (s->failed) printf(", %u failed", s->failed);
+    if (s->cancelled) printf(", %u cancelled", s->cancelled);
+    if (s->running) printf(", %u running", s->running);
+    if (s->queued) printf(", %u queued", s->queued);
+    putchar('\n');
+    if (!batch_is_over(s)) {
+        if (s->wait)
+            text_print(stdout, "it waits: %s\n", s->wait_text[0] ? s->wait_text : batch_wait_text(s, state));
+        else if (s->loading[0])
+            text_print(stdout, "a worker loads %s, %.1f GB\n", s->loading, (double)s->loading_bytes / 1e9);
+        if (s->eta_ms >= 0)
+            printf("it is through in about %s\n", text_duration(s->eta_ms, left));
+        else
+            printf("when it will be done cannot be told\n");
+    }
+    if (r->count) printf("%u image%s needed more than one attempt:\n", r->tried, r->tried == 1 ? "" : "s");
+    for (size_t i = 0; i < r->count; i++) attempt(&r->v[i], true);
+    if (r->left_out) printf("  and %u more images; kiln explain %.8s/NUMBER tells of one\n", r->left_out, id);
 }
 
 const struct print print_text = {
+    .explained = explained,
     .batches = batches,
     .waited = waited,
     .workers = workers,

@@ -142,7 +142,7 @@ static void cell(struct row *r, int columns, const char *text) {
 
 /* As wide as it is. */
 KN_PRINTF(2, 3) static void put(struct row *r, const char *fmt, ...) {
-    char text[512];
+    char text[KN_WAIT_TEXT_MAX + 64];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
@@ -202,6 +202,7 @@ static void draw_health(const struct top *t, struct row *r) {
         mark(r, TOP_BAD);
         put(r, "waiting for the coordinator");
         if (t->silent_ms >= 1000) put(r, "(%d s)", t->silent_ms / 1000);
+        if (t->silent_ms >= 1000 && t->trouble[0]) put(r, "%s", t->trouble);
     } else {
         mark(r, TOP_GOOD);
         put(r, "coordinator answers in %d ms", t->answer_ms);
@@ -211,6 +212,9 @@ static void draw_health(const struct top *t, struct row *r) {
         if (lost > 0) {
             mark(r, TOP_BAD);
             put(r, "· %zu worker%s lost", lost, lost == 1 ? "" : "s");
+        } else if (t->trouble[0]) {
+            mark(r, TOP_BAD);
+            put(r, "· %s", t->trouble);
         } else if (t->workers && t->workers->count == 0) {
             mark(r, TOP_WARN);
             put(r, "· no workers");
@@ -306,6 +310,7 @@ static void batch_row(struct row *r, const struct kn_batch_status *b, bool selec
     bool over = batch_is_over(b);
     uint32_t ended = b->done + b->failed + b->cancelled;
     double part = b->total ? (double)ended / b->total : 1;
+    if (!over && (double)b->progress > part) part = (double)b->progress;
     if (selected) mark(r, TOP_SELECTED);
     kn_hex(b->batch, 4, text);
     cell(r, 8, text);
@@ -315,7 +320,8 @@ static void batch_row(struct row *r, const struct kn_batch_status *b, bool selec
                 : b->state == KN_BATCH_PAUSED ? TOP_WARN
                 : b->state == KN_BATCH_DONE   ? TOP_GOOD
                                               : TOP_DIM);
-    cell(r, 9, kn_batch_state_name(b->state));
+    char state[32];
+    cell(r, 9, batch_state_text(b, state));
     bar(r, is_wide(r) ? 20 : 8, part);
     if (!selected) mark(r, TOP_PLAIN);
     snprintf(text, sizeof text, "%.0f %%", part >= 1 ? 100 : part * 100 > 99 ? 99 : part * 100);
@@ -325,11 +331,32 @@ static void batch_row(struct row *r, const struct kn_batch_status *b, bool selec
     if (b->failed && !selected) mark(r, TOP_BAD);
     cell(r, -6, number(b->failed, a));
     if (b->failed && !selected) mark(r, TOP_PLAIN);
-    if (is_wide(r)) cell(r, -8, rate((double)(over ? b->images_per_s_mean : b->images_per_s), text));
+    if (is_wide(r) && !over && b->images_per_s <= 0 && b->steps_per_s > 0)
+        snprintf(text, sizeof text, "%.1fst/s", (double)b->steps_per_s);
+    else
+        rate((double)(over ? b->images_per_s_mean : b->images_per_s), text);
+    if (is_wide(r)) cell(r, -8, text);
     if (over)
         cell(r, -11, "-");
     else
-        cell(r, -11, b->state == KN_BATCH_PAUSED ? "paused" : text_duration(b->eta_ms, text));
+        cell(r, -11,
+             b->state == KN_BATCH_PAUSED ? "paused"
+             : b->wait                   ? "waits"
+             : b->loading[0]             ? "loading"
+                                         : text_duration(b->eta_ms, text));
+}
+
+/* Why the batch that is selected (or, on paper, the first that waits) does not go on. */
+static void draw_wait(const struct top *t, struct row *r, bool live) {
+    const struct kn_batch_status *b = live ? top_selected_batch(t) : NULL;
+    for (size_t i = 0; !live && t->batches && i < t->batches->count && !b; i++)
+        if (t->batches->v[i].wait) b = &t->batches->v[i];
+    if (!b || !b->wait || batch_is_over(b)) return;
+    char id[16], reason[32];
+    kn_hex(b->batch, 4, id);
+    mark(r, TOP_WARN);
+    put(r, "%s waits: %s", id, b->wait_text[0] ? b->wait_text : batch_wait_text(b, reason));
+    mark(r, TOP_PLAIN);
 }
 
 static void worker_head(struct row *r) {
@@ -356,18 +383,23 @@ static void worker_row(struct row *r, const struct kn_worker_status *w, bool sel
                 : w->state == KN_WORKER_IDLE     ? TOP_GOOD
                 : w->state == KN_WORKER_DRAINING ? TOP_WARN
                                                  : TOP_BAD);
-    cell(r, 8, kn_worker_state_name(w->state));
+    char state[32];
+    cell(r, 8, worker_state_text(w, state));
     if (!selected) mark(r, TOP_PLAIN);
-    bool renders = w->has_batch && w->steps > 0 && w->state != KN_WORKER_LOST;
+    bool loads = w->loading[0] && w->state != KN_WORKER_LOST;
+    bool renders = !loads && w->has_batch && w->steps > 0 && w->state != KN_WORKER_LOST;
     kn_hex(w->batch, 4, text);
     cell(r, 8, w->has_batch ? text : "-");
-    if (is_wide(r)) cell(r, 12, w->model[0] ? w->model : "-");
+    if (is_wide(r)) cell(r, 12, loads ? w->loading : w->model[0] ? w->model : "-");
     if (renders) {
         if (!selected) mark(r, TOP_BUSY);
         bar(r, is_wide(r) ? 8 : 5, (double)w->step / w->steps);
         if (!selected) mark(r, TOP_PLAIN);
         snprintf(text, sizeof text, "%u/%u", w->step, w->steps);
         cell(r, is_wide(r) ? 8 : 7, text);
+    } else if (loads) {
+        snprintf(text, sizeof text, "loading %.1f GB", (double)w->loading_bytes / 1e9);
+        cell(r, is_wide(r) ? 17 : 13, text);
     } else {
         cell(r, is_wide(r) ? 17 : 13, "-");
     }
@@ -432,7 +464,8 @@ size_t top_draw(struct top *t, int width, int height, char (*rows)[TOP_ROW_MAX])
         r = row_begin(rows[n++], width);
         batch_row(&r, b, live && t->table == TOP_BATCHES && b == top_selected_batch(t));
     }
-    rows[n++][0] = '\0';
+    r = row_begin(rows[n++], width);
+    draw_wait(t, &r, live);
     r = row_begin(rows[n++], width);
     title(&r, "WORKERS", workers, live ? worker_sorts[t->worker_sort] : NULL, live && t->table == TOP_WORKERS,
           t->worker_top, worker_rows);

@@ -33,8 +33,9 @@ struct top {
     /* borrowed from the last answers; NULL: none yet */
     struct kn_batch_list *batches; /* sorted in place */
     struct kn_worker_list *workers;
-    int answer_ms; /* how long the last answer took */
-    int silent_ms; /* since when the coordinator says nothing; 0: it answers */
+    int answer_ms;                  /* how long the last answer took */
+    int silent_ms;                  /* since when the coordinator says nothing; 0: it answers */
+    char trouble[KN_WAIT_TEXT_MAX]; /* what keeps the whole farm from going on; "": nothing */
     /* the person's choice */
     enum top_table table;
     enum top_batch_sort batch_sort;

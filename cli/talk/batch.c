@@ -22,9 +22,13 @@ int farm_connect(const struct cli_options *o, struct client **out, struct kn_err
     if (rc) return rc;
     bool stale = !is_endpoint && !farmdir_is_locked(farm);
     rc = client_open(endpoint, stale ? STALE_MS : is_endpoint ? NAMED_MS : CLIENT_PATIENCE_MS, out, err);
-    if (rc == KN_ETIMEOUT)
-        kn_err_set(err, rc, "no farm answers at %s%s", endpoint, is_endpoint ? "" : " (kiln up starts one)");
-    return rc;
+    if (rc != KN_ETIMEOUT) return rc;
+    char why[KN_WAIT_TEXT_MAX];
+    snprintf(why, sizeof why, "%s%s", client_silence()[0] ? ": " : "", client_silence());
+    if (!is_endpoint && !stale) /* it is there, and whoever asks again later may get an answer */
+        return kn_err_set(err, KN_EUNSURE, "the farm at %s is up and does not answer%s", farm, why);
+    return kn_err_set(err, rc, "no farm answers at %s%s", endpoint,
+                      is_endpoint ? why : " (kiln up starts one)");
 }
 
 int batch_query(struct client *c, const uint8_t *id, struct kn_msg **reply, struct kn_err *err) {
@@ -82,6 +86,24 @@ int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, str
     return client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
 }
 
+static const char *or_number(const char *known, const char *what, unsigned number, char out[32]) {
+    if (known) return known;
+    snprintf(out, 32, "%s %u", what, number);
+    return out;
+}
+
+const char *batch_state_text(const struct kn_batch_status *s, char out[32]) {
+    return or_number(kn_batch_state_name(s->state), "state", s->state, out);
+}
+
+const char *worker_state_text(const struct kn_worker_status *w, char out[32]) {
+    return or_number(kn_worker_state_name(w->state), "state", w->state, out);
+}
+
+const char *batch_wait_text(const struct kn_batch_status *s, char out[32]) {
+    return s->wait ? or_number(kn_wait_name(s->wait), "reason", s->wait, out) : NULL;
+}
+
 bool batch_is_over(const struct kn_batch_status *s) {
     return s->done + s->failed + s->cancelled >= s->total;
 }
@@ -94,6 +116,13 @@ int batch_results(struct client *c, struct batch_cursor *cur, struct kn_msg **re
     m.u.results_query.max = KN_RESULTS_PER_REPLY_MAX;
     int rc = client_call(c, &m, KN_MSG_RESULTS_REPLY, CLIENT_RESTART_MS, reply, err);
     if (rc) return rc;
+    struct kn_results_reply *r = &(*reply)->u.results_reply;
+    for (size_t i = 0; i < r->count;
+         i++) /* a newer farm may end an image in a way that this program does not know */
+        if (!kn_result_status_name(r->v[i].status)) {
+            r->v[i].status = KN_RESULT_FAILED;
+            if (!r->v[i].error[0]) r->v[i].error = "it ended in a way that this kiln is too old to know";
+        }
     cur->epoch = (*reply)->u.results_reply.epoch;
     cur->cursor = (*reply)->u.results_reply.cursor;
     return KN_OK;

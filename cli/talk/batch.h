@@ -15,6 +15,12 @@ KN_MUST_USE int batch_query(struct client *c, const uint8_t *id, struct kn_msg *
 /* The id that `text` is or begins. KN_ENOENT: none has it; KN_EINVAL: several have, or it is no id at all. */
 KN_MUST_USE int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err);
 KN_MUST_USE int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, struct kn_err *err);
+/* Its state, worker's state or phase in a word; "state 9" for one that a newer farm has and this program does not
+ * know. */
+const char *batch_state_text(const struct kn_batch_status *s, char out[32]);
+const char *worker_state_text(const struct kn_worker_status *w, char out[32]);
+/* "no_worker", …; NULL while something runs. */
+const char *batch_wait_text(const struct kn_batch_status *s, char out[32]);
 /* True when all its images have ended. */
 bool batch_is_over(const struct kn_batch_status *s);
 

@@ -2,8 +2,12 @@
 #include "cli/talk/client.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -13,7 +17,12 @@
 #include "proto/wire.h"
 
 #define TICK_MS 50
-#define RESEND_MS 3000 /* an unanswered request is asked again on a new connection */
+#define TICK_LONG_MS 250 /* once a call has waited for PATIENT_MS: the client sleeps while a farm is away */
+#define PATIENT_MS 1000
+#define SEND_AGAIN_MS 500 /* where nobody took a message: the connection tells when somebody may */
+#define PROBE_MS 1000     /* a call that waited for so long asks what keeps the farm */
+#define SILENT_MS 2500    /* …and a person is told after so long */
+#define RESEND_MS 3000    /* an unanswered request is asked again on a new connection */
 #define FETCH_WINDOW 16
 #define FETCH_TRIES 4
 
@@ -29,6 +38,11 @@ struct client {
     char data_ipc[KN_ENDPOINT_MAX + 1], objects_dir[4096], version[KN_NAME_MAX + 1],
         default_model[KN_NAME_MAX + 1];
     bool welcomed, greet_again;
+    bool room; /* the connection may take a message */
+    unsigned tick_ms;
+    uint64_t probe; /* the request that asks what keeps the farm; 0: none was sent */
+    bool probed;    /* …and it was answered */
+    bool told;      /* the person knows that nobody answers */
     uint64_t next_request;
     uint64_t waiting_for;
     struct kn_msg *reply;
@@ -70,6 +84,103 @@ static void keep_welcome(struct client *c, const struct kn_welcome *w) {
     c->welcomed = true;
 }
 
+/* ---- why nobody answers ---- */
+
+static char silence[KN_WAIT_TEXT_MAX]; /* a process has one client */
+
+const char *client_silence(void) {
+    return silence;
+}
+
+static void silence_say(const char *text) {
+    snprintf(silence, sizeof silence, "%s", text);
+}
+
+/* What is at the other end of an ipc endpoint. KN_EPERM: it may not be used. */
+static int look_at_peer(const char *path, char *out, size_t out_max, struct kn_err *err) {
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct ucred who = {0};
+    socklen_t len = sizeof who;
+    char stat[64], state = '?';
+    if (strlen(path) >= sizeof a.sun_path) return KN_OK;
+    strcpy(a.sun_path, path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return KN_OK;
+    int e = connect(fd, (struct sockaddr *)&a, sizeof a) ? errno : 0;
+    bool known = !e && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) == 0 && who.pid > 0;
+    close(fd);
+    if (e == EACCES || e == EPERM)
+        return kn_err_set(err, KN_EPERM,
+                          "%s: %s: it is another user's farm; ask them, or use one of your own (--farm DIR)",
+                          path, strerror(e));
+    if (e == ENOENT || e == ECONNREFUSED) {
+        snprintf(out, out_max,
+                 "no coordinator listens there; one that died is started again by kiln up's supervisor, "
+                 "which tells why it ends in the farm's log folder");
+        return KN_OK;
+    }
+    if (!known) return KN_OK;
+    snprintf(stat, sizeof stat, "/proc/%d/stat", (int)who.pid);
+    FILE *f = fopen(stat, "re");
+    if (f) {
+        if (fscanf(f, "%*d (%*[^)]) %c", &state) != 1) state = '?';
+        fclose(f);
+    }
+    if (state == 'T' || state == 't')
+        snprintf(out, out_max, "its coordinator (process %d) is stopped; kill -CONT %d lets it go on",
+                 (int)who.pid, (int)who.pid);
+    else
+        snprintf(out, out_max, "its coordinator (process %d) is there and does not answer; see its log",
+                 (int)who.pid);
+    return KN_OK;
+}
+
+static void look(struct client *c) {
+    char text[KN_WAIT_TEXT_MAX] = "";
+    if (strncmp(c->endpoint, "ipc://", 6) == 0)
+        (void)look_at_peer(c->endpoint + 6, text, sizeof text,
+                           NULL); /* allowed: it was asked at the beginning */
+    else {
+        struct kn_err why = {0};
+        snprintf(text, sizeof text, "%s",
+                 kn_endpoint_look_up(c->endpoint, &why)
+                     ? why.text
+                     : "look whether the farm is up there and the network reaches it");
+    }
+    silence_say(text);
+}
+
+/* Asks beside the call that waits what keeps the farm from answering; a coordinator that is there tells. */
+static void probe(struct client *c) {
+    struct kn_msg m = {.type = KN_MSG_FARM_QUERY, .request = ++c->next_request};
+    if (kn_sock_send(c->control, NULL, &m, NULL, NULL) == KN_OK) c->probe = m.request;
+}
+
+static void be_silent(struct client *c, uint64_t waited_ms) {
+    if (waited_ms < PROBE_MS) return;
+    if (!c->probe && c->welcomed) probe(c);
+    if (waited_ms < SILENT_MS) return;
+    if (!c->probed) look(c);
+    if (c->idle || c->told) return; /* somebody else shows it */
+    c->told = true;
+    cli_say("the farm at %s has not answered for %llu s%s%s", c->endpoint,
+            (unsigned long long)(waited_ms / 1000), silence[0] ? ": " : "", silence);
+}
+
+/* ---- calls ---- */
+
+static void on_room(struct kn_sock *s, void *ctx) {
+    struct client *c = ctx;
+    (void)s;
+    c->room = true;
+}
+
+static void tick_every(struct client *c, unsigned ms) {
+    if (c->tick_ms == ms) return;
+    c->tick_ms = ms;
+    uv_timer_start(&c->tick, on_tick, ms, ms);
+}
+
 static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer, struct kn_msg *msg,
                        struct kn_blob *blob) {
     struct client *c = ctx;
@@ -77,6 +188,13 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
     (void)peer;
     (void)blob;
     if (msg->type == KN_MSG_WELCOME) keep_welcome(c, &msg->u.welcome);
+    if (msg->type == KN_MSG_FARM_STATUS && msg->request == c->probe) {
+        const struct kn_farm_status *f = &msg->u.farm_status;
+        c->probed = true;
+        silence_say(f->store_text[0]  ? f->store_text
+                    : f->disk_text[0] ? f->disk_text
+                                      : "the coordinator is there, and is busy with it");
+    }
     if (msg->type == KN_MSG_HELLO_AGAIN) {
         c->greet_again = true;
     } else if (msg->request && msg->request == c->waiting_for && !c->reply) {
@@ -117,14 +235,21 @@ void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct
 
 /* The answer to m, or why there is none. */
 static int await_reply(struct client *c, const struct kn_msg *m, int timeout_ms, struct kn_err *err) {
-    uint64_t start = kn_clock_ms(), sent = start, idle_at = start + 500;
+    uint64_t start = kn_clock_ms(), sent = start, idle_at = start + 500, send_at = start;
     bool taken = false;
+    c->probe = 0;
+    c->probed = false;
+    silence[0] = '\0';
+    tick_every(c, TICK_MS);
     if (c->limit_ms && timeout_ms > c->limit_ms) timeout_ms = c->limit_ms;
     while (!c->reply) {
         uint64_t now = kn_clock_ms();
         if (c->heed_interrupt && cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
         if (now - start >= (uint64_t)timeout_ms)
-            return kn_err_set(err, KN_ETIMEOUT, "the farm at %s does not answer", c->endpoint);
+            return kn_err_set(err, m->type == KN_MSG_CLIENT_HELLO ? KN_ETIMEOUT : KN_EUNSURE,
+                              "the farm at %s does not answer%s%s", c->endpoint, silence[0] ? ": " : "",
+                              silence);
+        if (now - start >= PATIENT_MS) tick_every(c, TICK_LONG_MS);
         if (taken && (c->greet_again || now - sent >= RESEND_MS)) {
             if (!c->greet_again) {
                 int rc = kn_sock_reconnect(c->control, err);
@@ -133,15 +258,20 @@ static int await_reply(struct client *c, const struct kn_msg *m, int timeout_ms,
             c->greet_again = false;
             if (m->type != KN_MSG_CLIENT_HELLO) greet(c);
             taken = false;
+            send_at = now;
+            if (!c->probed) c->probe = 0;
         }
-        if (!taken) {
+        if (!taken && (c->room || now >= send_at)) {
+            c->room = false;
+            send_at = now + SEND_AGAIN_MS;
             int rc = kn_sock_send(c->control, NULL, m, NULL, err);
             if (rc && rc != KN_EAGAIN && rc != KN_EGONE) return rc;
             taken = rc == KN_OK;
             if (taken) sent = now;
         }
-        if (c->idle && now >= idle_at) {
-            int rc = c->idle(c->idle_ctx, (int)(now - start), err);
+        if (now >= idle_at) {
+            be_silent(c, now - start);
+            int rc = c->idle ? c->idle(c->idle_ctx, (int)(now - start), err) : KN_OK;
             if (rc) return rc;
             idle_at = now + 500;
         }
@@ -157,7 +287,11 @@ int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int t
     assert(!c->reply);
     int rc = await_reply(c, m, timeout_ms, err);
     c->waiting_for = 0;
+    tick_every(c, TICK_MS);
     if (rc) return rc;
+    if (c->told) cli_say("the farm answers again");
+    c->told = false;
+    silence[0] = '\0';
     struct kn_msg *r = c->reply;
     c->reply = NULL;
     if (r->type == KN_MSG_REPLY && r->u.reply.code)
@@ -198,10 +332,13 @@ int client_open(const char *endpoint, int timeout_ms, struct client **out, struc
         return kn_err_set(err, KN_EIO, "no event loop");
     }
     uv_timer_init(&c->loop, &c->tick);
-    uv_timer_start(&c->tick, on_tick, TICK_MS, TICK_MS);
+    tick_every(c, TICK_MS);
     c->ticking = true;
-    struct kn_sock_options opt = {.recv = on_control, .ctx = c};
-    int rc = kn_wire_create(&c->loop, &c->wire, err);
+    struct kn_sock_options opt = {.recv = on_control, .writable = on_room, .ctx = c};
+    char unused[KN_WAIT_TEXT_MAX];
+    int rc =
+        strncmp(endpoint, "ipc://", 6) == 0 ? look_at_peer(endpoint + 6, unused, sizeof unused, err) : KN_OK;
+    if (rc == KN_OK) rc = kn_wire_create(&c->loop, &c->wire, err);
     if (rc == KN_OK) rc = kn_sock_create(c->wire, &opt, &c->control, err);
     if (rc == KN_OK) rc = kn_sock_connect(c->control, endpoint, err);
     if (rc == KN_OK) rc = hello(c, timeout_ms, err);
@@ -273,7 +410,7 @@ static int open_data(struct client *c, struct kn_err *err) {
     if (rc) return rc;
     kn_sock_destroy(c->data);
     c->data = NULL;
-    struct kn_sock_options opt = {.blobs = true, .recv = on_data, .ctx = c};
+    struct kn_sock_options opt = {.blobs = true, .recv = on_data, .writable = on_room, .ctx = c};
     rc = kn_sock_create(c->wire, &opt, &c->data, err);
     if (rc == KN_OK) rc = kn_sock_connect(c->data, endpoint, err);
     return rc;
@@ -281,7 +418,7 @@ static int open_data(struct client *c, struct kn_err *err) {
 
 int client_fetch(struct client *c, const struct client_objects *objects, struct kn_err *err) {
     struct fetch f = {.o = objects, .left = objects->count, .heard_ms = kn_clock_ms(), .err = err};
-    uint64_t start = kn_clock_ms(), idle_at = start + 500;
+    uint64_t start = kn_clock_ms(), idle_at = start + 500, send_at = 0;
     if (!c->data) {
         int rc = open_data(c, err);
         if (rc) return rc;
@@ -300,8 +437,11 @@ int client_fetch(struct client *c, const struct client_objects *objects, struct 
             if (f.rc) break;
             f.heard_ms = kn_clock_ms();
             for (size_t k = 0; k < FETCH_WINDOW; k++) f.slots[k].request = 0;
+            send_at = 0;
         }
-        for (size_t k = 0; k < FETCH_WINDOW; k++) {
+        bool may_send = c->room || now >= send_at;
+        c->room = false;
+        for (size_t k = 0; may_send && k < FETCH_WINDOW; k++) {
             struct slot *s = &f.slots[k];
             if (!s->used && f.next < objects->count) *s = (struct slot){.used = true, .i = f.next++};
             if (!s->used || s->request) continue;
@@ -310,9 +450,10 @@ int client_fetch(struct client *c, const struct client_objects *objects, struct 
             int rc = kn_sock_send(c->data, NULL, &m, NULL, err);
             if (rc == KN_OK)
                 s->request = m.request;
-            else if (rc == KN_EAGAIN || rc == KN_EGONE)
+            else if (rc == KN_EAGAIN || rc == KN_EGONE) {
+                send_at = now + SEND_AGAIN_MS;
                 break;
-            else {
+            } else {
                 f.rc = rc;
                 break;
             }

@@ -16,7 +16,7 @@ struct client;
     (10 * 60000) /* for one that died in the middle of a batch: it is being started again */
 
 /* Connects and greets. `farm` as kn_endpoint_resolve() takes it, already resolved. KN_ETIMEOUT: nobody
- * answers; KN_EVERSION. */
+ * answers; KN_EPERM: it is another user's; KN_EVERSION. */
 KN_MUST_USE int client_open(const char *endpoint, int timeout_ms, struct client **out, struct kn_err *err);
 void client_close(struct client *c); /* NULL is fine */
 
@@ -29,7 +29,11 @@ void client_limit(struct client *c, int ms);
  * A result other than KN_OK ends the call; err then holds its words. */
 void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct kn_err *err), void *ctx);
 
-/* Sends m and waits for an answer of type `want`; an error that the coordinator answers with comes back as
+/* Why nobody answers the call that waits, as far as that can be seen: a store that hangs, a coordinator that is
+ * stopped; "" while there is nothing to tell. Without client_on_idle() the client tells the person itself. */
+const char *client_silence(void);
+
+/* Sends m and waits for an answer of type `want`; KN_EUNSURE: none came, so nobody knows whether it was done; an error that the coordinator answers with comes back as
  * err. *reply is the caller's to destroy; NULL when only success matters. */
 KN_MUST_USE int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
                             struct kn_msg **reply, struct kn_err *err);

@@ -19,6 +19,7 @@
 
 void models_fini(struct models *m) {
     free(m->v);
+    free(m->known);
     *m = (struct models){0};
 }
 
@@ -40,6 +41,15 @@ int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_
                 rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
             }
         }
+        if (rc == KN_OK && l->known_count > 0 && !out->known) {
+            out->known = calloc(l->known_count, sizeof *out->known);
+            if (out->known) {
+                memcpy(out->known, l->known, l->known_count * sizeof *out->known);
+                out->known_count = l->known_count;
+            } else {
+                rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+            }
+        }
         kn_msg_destroy(r);
         if (rc || out->count > 0 || kn_clock_ms() >= end) return rc;
         rc = client_sleep(c, 50, err);
@@ -50,6 +60,8 @@ int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_
 const struct kn_model_info *models_find(const struct models *m, const char *name) {
     for (size_t i = 0; i < m->count; i++)
         if (strcmp(m->v[i].name, name) == 0) return &m->v[i];
+    for (size_t i = 0; i < m->known_count; i++)
+        if (strcmp(m->known[i].name, name) == 0) return &m->known[i];
     return NULL;
 }
 
@@ -62,7 +74,7 @@ const struct kn_model_info *models_find_hash(const struct models *m, const uint8
 void models_list(const struct models *m, char *out, size_t out_max) {
     size_t n = 0;
     out[0] = '\0';
-    if (m->count == 0) snprintf(out, out_max, "none; no worker is there yet");
+    if (m->count == 0) n = (size_t)snprintf(out, out_max, "none; no worker is there yet");
     for (size_t i = 0; i < m->count && n + KN_NAME_MAX + 24 < out_max; i++) {
         if (i == 8) {
             snprintf(out + n, out_max - n, " and %zu more", m->count - i);
@@ -97,8 +109,21 @@ bool model_is_simulated(const struct cli_options *o) {
 
 bool model_is_folder(const char *name) {
     struct stat st;
-    return strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
-           (stat(name, &st) == 0 && S_ISDIR(st.st_mode));
+    return strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || stat(name, &st) == 0;
+}
+
+int model_check_folder(const char *path, struct kn_err *err) {
+    struct stat st;
+    if (stat(path, &st))
+        return kn_err_set(err, errno == EACCES ? KN_EPERM : KN_EINVAL, "--model %s: %s", path,
+                          strerror(errno));
+    if (S_ISDIR(st.st_mode)) return KN_OK;
+    return kn_err_set(
+        err, KN_EINVAL,
+        "--model %s: it is a file, and what is read is a folder in diffusers' layout: model_index.json, "
+        "and below it unet/, vae/, text_encoder/ … with weights as .safetensors; diffusers' "
+        "from_single_file() and save_pretrained() make one of a single file",
+        path);
 }
 
 static bool is_model(const char *dir) {
@@ -202,6 +227,9 @@ out:
 }
 
 int model_describe(const char *dir, struct kn_model_info *out, struct kn_err *err) {
+    int checked =
+        strcmp(dir, "sim") == 0 || strncmp(dir, "sim:", 4) == 0 ? KN_OK : model_check_folder(dir, err);
+    if (checked) return checked;
     char program[KN_PATH_MAX], answer[65536], words[1024];
     int rc = farmdir_sibling("kiln-worker", program, err), to_us[2], complaints[2];
     if (rc) return rc;
@@ -252,6 +280,8 @@ int model_folders_choose(const struct cli_options *o, struct model_folders *out,
     const char *m = o->settings.set & KN_SET_MODEL ? o->settings.model : NULL;
     char *path = paths[CLI_MODELS_MAX];
     if (m && model_is_folder(m)) {
+        int rc = model_check_folder(m, err);
+        if (rc) return rc;
         if (!realpath(m, path)) return kn_err_set(err, KN_EINVAL, "--model %s: %s", m, strerror(errno));
         out->model = path;
     } else if (farmdir_shipped_model(path) &&

@@ -8,15 +8,17 @@
 #include "cli/talk/client.h"
 
 struct models {
-    struct kn_model_info *v; /* owns */
+    struct kn_model_info *v; /* owns; of workers that are there */
     size_t count;
+    struct kn_model_info *known; /* owns; that the farm had once: a batch of one waits for a worker */
+    size_t known_count;
     /* the name of the one that is meant where none is named; "": the one that ships */
     char default_model[KN_NAME_MAX + 1];
 };
 void models_fini(struct models *m);
 /* Asks again for wait_ms while there is none: workers may be on their way. */
 KN_MUST_USE int models_of_farm(struct client *c, int wait_ms, struct models *out, struct kn_err *err);
-/* By name; NULL: none. */
+/* By name, among those of workers, else among those that the farm knows; NULL: none. */
 const struct kn_model_info *models_find(const struct models *m, const char *name);
 const struct kn_model_info *models_find_hash(const struct models *m, const uint8_t sha256[KN_SHA256_BYTES]);
 /* "a, b and 3 more", for messages. */
@@ -30,7 +32,9 @@ KN_MUST_USE int model_parse(const char *text, size_t len, struct kn_model_info *
  * first one's path, and their names for messages. */
 size_t models_local(const struct cli_options *o, const char *name, char path[KN_PATH_MAX], char *list,
                     size_t list_max);
-/* True when `name` is a folder rather than a model's name. */
+/* KN_EINVAL with words: it is not a folder, or not there. */
+KN_MUST_USE int model_check_folder(const char *path, struct kn_err *err);
+/* True when `name` is a path rather than a model's name. */
 bool model_is_folder(const char *name);
 /* True when --engine asks for the simulated engine, which has a model of its own. */
 bool model_is_simulated(const struct cli_options *o);

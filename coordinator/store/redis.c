@@ -5,6 +5,8 @@
  *     kiln:term       the term of the coordinator that leads; who takes the lead raises it by one (INCR)
  *     kiln:leader     who that is, with an expiry that it renews: a second one does not start beside it
  *     kiln:seq        counts the sealed batches
+ *     kiln:models     hash: SHA-256 of a model that a worker announced -> "date in ms" and a blank, and what the
+ *                     caller tells of it
  *     kiln:batches    sorted set: ids of the sealed batches, by that count
  *     kiln:staged     set: ids of the batches that are being submitted and not sealed
  *
@@ -61,6 +63,7 @@ enum script {
     S_CHUNK,
     S_SEAL,
     S_PUT,
+    S_MODEL,
     S_COMMIT,
     S_FAIL,
     S_VOID,
@@ -120,6 +123,19 @@ static const char *const script_text[S_COUNT] = {
     [S_PUT] = FENCE
     "if redis.call('EXISTS', KEYS[2]) == 0 then return KN_EGONE end\n"
     "redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])\n"
+    "return KN_OK\n",
+    /* KEYS term, models; ARGV term, SHA-256, what is told of it, how many are kept: the oldest give way */
+    [S_MODEL] = FENCE
+    "redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])\n"
+    "local all = redis.call('HGETALL', KEYS[2])\n"
+    "while #all / 2 > tonumber(ARGV[4]) do\n"
+    "  local old = 1\n"
+    "  for i = 3, #all, 2 do\n"
+    "    if tonumber(all[i + 1]:match('^%d+') or '0') < tonumber(all[old + 1]:match('^%d+') or '0') then old = i end\n"
+    "  end\n"
+    "  redis.call('HDEL', KEYS[2], all[old])\n"
+    "  all = redis.call('HGETALL', KEYS[2])\n"
+    "end\n"
     "return KN_OK\n",
     /* KEYS term, batch, records, failures; ARGV term, task, record, the state cancelled */
     [S_COMMIT] = FENCE
@@ -261,8 +277,15 @@ static redisReply *ask_plain(redisContext *c, struct kn_err *err, int count, ...
     if (!r) {
         kn_err_set(err, KN_EIO, "Redis: %s: %s", w.v[0], c->errstr[0] ? c->errstr : "connection lost");
     } else if (r->type == REDIS_REPLY_ERROR) {
-        kn_err_set(err, strncmp(r->str, "LOADING", 7) == 0 ? KN_EAGAIN : KN_EIO, "Redis: %s: %s", w.v[0],
-                   r->str);
+        bool password = strncmp(r->str, "NOAUTH", 6) == 0 || strncmp(r->str, "WRONGPASS", 9) == 0;
+        kn_err_set(err,
+                   strncmp(r->str, "LOADING", 7) == 0 ? KN_EAGAIN
+                   : password                         ? KN_ECONFIG
+                                                      : KN_EIO,
+                   "Redis: %s: %s%s", w.v[0], r->str,
+                   password ? " It wants a password, and kiln has none to give: use a Redis without one on a "
+                              "Unix socket, or let kiln up start its own"
+                            : "");
         freeReplyObject(r);
         r = NULL;
     }
@@ -649,10 +672,26 @@ static int load_list(struct redis_store *s, bool sealed, const struct store_read
     return rc;
 }
 
+static int load_models(struct redis_store *s, const struct store_reader *rd, struct kn_err *err) {
+    redisReply *r = ask_plain(s->sync, err, 2, "HGETALL", "kiln:models");
+    if (!r) return err->code;
+    int rc = r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, "kiln:models");
+    for (size_t i = 0; rc == 0 && i + 1 < r->elements; i += 2) {
+        const redisReply *v = r->element[i + 1];
+        const char *blank = is_text(v) ? memchr(v->str, ' ', v->len) : NULL;
+        if (!blank) continue; /* what a later program may write otherwise costs that model alone */
+        rc = rd->model(rd->ctx, strtoull(v->str, NULL, 10), blank + 1, v->len - (size_t)(blank + 1 - v->str),
+                       err);
+    }
+    freeReplyObject(r);
+    return rc;
+}
+
 static int redis_load(struct store *base, const struct store_reader *rd, struct kn_err *err) {
     struct redis_store *s = (struct redis_store *)base;
     int rc = load_list(s, true, rd, err);
-    return rc == 0 ? load_list(s, false, rd, err) : rc;
+    if (rc == 0) rc = load_list(s, false, rd, err);
+    return rc == 0 && rd->model ? load_models(s, rd, err) : rc;
 }
 
 /* ---- on the loop */
@@ -903,6 +942,26 @@ static int redis_charge(struct store *base, const kn_id id, uint32_t task, uint3
     return rc;
 }
 
+static int redis_model(struct store *base, const kn_digest sha256, uint64_t wall_ms, const void *data,
+                       size_t len) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct kn_buf value;
+    struct words w;
+    char hex[KN_SHA256_HEX];
+    const char *const keys[] = {"kiln:models"};
+    kn_hex(sha256, KN_SHA256_BYTES, hex);
+    kn_buf_init(&value, REDIS_CHARGE_BYTES_MAX);
+    int rc = kn_buf_appendf(&value, "%llu ", (unsigned long long)wall_ms);
+    if (rc == 0) rc = kn_buf_append(&value, data, len);
+    begin_script(&w, s, S_MODEL, keys, 1);
+    word(&w, hex);
+    bytes(&w, value.data, value.len);
+    number(&w, KN_KNOWN_MODELS_MAX);
+    if (rc == 0) rc = send_script(s, &w, NULL, NULL);
+    kn_buf_fini(&value);
+    return rc;
+}
+
 static int redis_state(struct store *base, const kn_id id, enum kn_batch_state state, int32_t priority,
                        uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
@@ -971,6 +1030,7 @@ static const struct store_ops redis_ops = {
     .fail = redis_fail,
     .void_record = redis_void,
     .charge = redis_charge,
+    .model = redis_model,
     .state = redis_state,
     .remove = redis_remove,
     .backlog = redis_backlog,

@@ -70,6 +70,8 @@ struct store_reader {
     int (*failure)(void *ctx, const struct store_failure *f, struct kn_err *err);
     int (*charge)(void *ctx, uint32_t task, uint32_t charges, const char *history, struct kn_err *err);
     int (*batch_end)(void *ctx, struct kn_err *err);
+    /* A model that some worker announced; may be NULL. */
+    int (*model)(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err);
 };
 
 struct store;
@@ -90,6 +92,8 @@ struct store_ops {
     int (*state)(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
                  uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
     int (*remove)(struct store *s, const kn_id id, store_done done, void *ctx);
+    int (*model)(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
+                 size_t len); /* NULL: none are kept */
     size_t (*backlog)(const struct store *s);
     uint64_t (*silent_ms)(const struct store *s, const char **why); /* NULL: it always answers */
     void (*close)(struct store *s);
@@ -161,6 +165,11 @@ static inline int store_state(struct store *s, const kn_id id, enum kn_batch_sta
 /* The batch leaves, sealed or not. Removing what is not there is fine. */
 static inline int store_remove(struct store *s, const kn_id id, store_done done, void *ctx) {
     return s->ops->remove(s, id, done, ctx);
+}
+/* A worker announced this model: what is told of it (which the store does not look into), and when. No answer. */
+static inline int store_model(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
+                              size_t len) {
+    return s->ops->model ? s->ops->model(s, sha256, wall_ms, data, len) : 0;
 }
 /* Writes that are not answered yet. */
 static inline size_t store_backlog(const struct store *s) {

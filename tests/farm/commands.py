@@ -130,7 +130,7 @@ class Commands(FarmTest):
     def test_wait_gives_up_after_its_time(self):
         self.farm.up("sim:ms=50", 1)
         id = self.submit(500)
-        self.farm.ok("wait", id, "--timeout", "1", status=2)
+        self.farm.ok("wait", id, "--timeout", "1", status=4)
         self.farm.ok("cancel", id)
 
     def test_fetch_takes_what_is_there_of_a_batch_that_runs(self):
@@ -153,7 +153,8 @@ class Commands(FarmTest):
 
     def test_closed_standard_streams_do_no_harm(self):
         sh = f"exec '{BIN / 'kiln'}' up --engine sim:ms=1 --workers 1 0<&- 1>&- 2>&-"
-        self.finish(self.farm.start("/bin/sh", "-c", sh))
+        self.finish(self.farm.start("/bin/sh", "-c", sh), status=4)  # it is up, and nobody received its endpoint
+        self.farm.ok("status")
         out = self.farm.tmp / "out"
         sh = f"exec '{BIN / 'kiln'}' render '{self.farm.prompts(5)}' -o '{out}' 0<&- 2>&-"
         self.finish(self.farm.start("/bin/sh", "-c", sh))

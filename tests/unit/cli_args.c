@@ -1,5 +1,6 @@
 /* The command line: what is accepted, and what each mistake is answered with. */
 #include "cli/commands/commands.h"
+#include "cli/commands/on_done.h"
 #include "tests/unit/check.h"
 
 #define ARGS_MAX 16
@@ -95,7 +96,12 @@ TEST(mistakes_are_named_and_near_misses_suggested) {
         {"render|--stesp|3", "--stesp: unknown, did you mean --steps?"},
         {"render|--stesp=3", "--stesp: unknown, did you mean --steps?"},
         {"render|--zzzzzz", "--zzzzzz: unknown option; see kiln render --help"},
-        {"render|-q", "-q: unknown option; see kiln render --help"},
+        {"render|-Q", "-Q: unknown option; see kiln render --help"},
+        {"status|--state=dnoe",
+         "--state: \"dnoe\" is not active, paused, done, cancelled or waiting; did you mean done?"},
+        {"wait|x|--on-done=a 'b", "--on-done: a ' is not closed"},
+        {"wait|x|--on-done= ", "--on-done: an empty command"},
+        {"render|-o", "-o: needs a value"},
         {"render|--steps", "--steps: needs a value"},
         {"up|--steps=3", "--steps does not go with kiln up; see kiln up --help"},
         {"render|--steps=0", "--steps: 0 is not between 1 and 1000"},
@@ -125,6 +131,17 @@ TEST(mistakes_are_named_and_near_misses_suggested) {
         CHECK_MSG(rc < 0, "accepted: %s", cases[i].words);
         CHECK_STR(err.text, cases[i].want);
     }
+}
+
+TEST(the_command_for_the_end_is_split_without_a_shell) {
+    char buffer[CLI_ON_DONE_BYTES], *v[CLI_ON_DONE_WORDS + 1];
+    struct kn_err why = {0};
+    CHECK_INT(on_done_split("  cp 'a b' \"c d\"e \\'f $HOME *", buffer, v, &why), 0);
+    const char *want[] = {"cp", "a b", "c de", "'f", "$HOME", "*"};
+    for (size_t i = 0; i < 6; i++) CHECK_STR(v[i], want[i]);
+    CHECK(v[6] == NULL);
+    CHECK_INT(on_done_split("a \"b", buffer, v, &why), KN_EINVAL);
+    CHECK_INT(on_done_split("", buffer, v, &why), KN_EINVAL);
 }
 
 TEST(commands_are_suggested_too) {

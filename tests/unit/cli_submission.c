@@ -22,7 +22,8 @@ static struct kn_model_info two[2] = {
      .defaults = {KN_SAMPLER_EULER, KN_SCHEDULE_KARRAS, 30, 5, 64, 64},
      .size_multiple = 32},
 };
-static const struct models one_model = {two, 1, "sd15"}, two_models = {two, 2, ""}, no_models = {two, 0, ""};
+static const struct models one_model = {.v = two, .count = 1, .default_model = "sd15"},
+                           two_models = {.v = two, .count = 2}, no_models = {.v = two};
 
 static void remove_dir(void) {
     if (chdir("/") == 0) rmdir(dir);

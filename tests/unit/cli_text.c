@@ -3,6 +3,7 @@
 #include "cli/cli.h"
 #include "cli/print/progress.h"
 #include "cli/text.h"
+#include "base/utf8.h"
 #include "tests/unit/check.h"
 
 TEST(durations_are_rounded_to_two_units) {
@@ -67,6 +68,50 @@ TEST(progress_without_a_terminal_is_a_plain_line) {
     s = (struct progress_state){.total = 10, .done = 10, .eta_ms = 0};
     progress_line(&s, 0, false, out, sizeof out);
     CHECK_STR(out, "100%  10/10");
+}
+
+TEST(progress_counts_steps_and_tells_what_is_loaded) {
+    char out[512];
+    struct progress_state s = {.total = 2, .progress = 0.25, .steps_per_s = 0.8, .eta_ms = 40000};
+    progress_line(&s, 0, false, out, sizeof out);
+    CHECK_STR(out, " 25%  0/2  0.8 steps/s  40 s left");
+    s = (struct progress_state){.total = 2, .loading = "sd15", .loading_bytes = 4300000000, .eta_ms = -1};
+    progress_line(&s, 0, false, out, sizeof out);
+    CHECK_STR(out, "  0%  0/2  loading sd15, 4.3 GB");
+}
+
+TEST(what_would_command_a_terminal_is_spelled_out) {
+    static const struct {
+        const char *text, *want;
+    } cases[] = {{"plain \xc3\xa4\xe2\x82\xac", "plain \xc3\xa4\xe2\x82\xac"},
+                 {"\x1b[2J", "\\x1b[2J"},
+                 {"a\x7f\x01", "a\\x7f\\x01"},
+                 {"\xc2\x9b"
+                  "31m",
+                  "\\u009b31m"}, /* CSI as one C1 character */
+                 {"\xe2\x80\xaegnp.exe", "\\u202egnp.exe"},
+                 {"\xe2\x80\xa8x", "\\u2028x"},
+                 {"\xff\xc3", "\\xff\\xc3"}};
+    char out[200];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        kn_utf8_visible(cases[i].text, false, out, sizeof out);
+        CHECK_STR(out, cases[i].want);
+        text_fit(cases[i].text, 60, 0, out, sizeof out);
+        CHECK_STR(out, cases[i].want);
+    }
+    kn_utf8_visible("a\nb", true, out, sizeof out);
+    CHECK_STR(out, "a\nb");
+    CHECK_INT(kn_utf8_visible("\x1b\x1b", false, out, 6), 4); /* never half of one */
+}
+
+TEST(each_error_has_the_status_that_the_manual_lists) {
+    CHECK_INT(cli_exit_for(KN_OK), 0);
+    CHECK_INT(cli_exit_for(KN_EINVAL), 1);
+    CHECK_INT(cli_exit_for(KN_ENOENT), 3);
+    CHECK_INT(cli_exit_for(KN_ETIMEOUT), 3);
+    CHECK_INT(cli_exit_for(KN_EUNSURE), 5);
+    CHECK_INT(cli_exit_for(KN_EPERM), 6);
+    CHECK_INT(cli_exit_for(KN_ECANCELED), 130);
 }
 
 TEST(a_bar_fits_the_columns_that_there_are) {

@@ -21,6 +21,8 @@ static void farm(size_t batch_count, size_t worker_count) {
         snprintf(ids[i], sizeof ids[i], "worker-%zu", i);
         batches[i] = (struct kn_batch_status){.name = names[i],
                                               .request = "",
+                                              .loading = "",
+                                              .wait_text = "",
                                               .state = KN_BATCH_ACTIVE,
                                               .total = 1000,
                                               .done = 250,
@@ -35,6 +37,7 @@ static void farm(size_t batch_count, size_t worker_count) {
                                                .host = "host",
                                                .device = "8 threads",
                                                .device_uuid = "",
+                                               .loading = "",
                                                .backend = "cpu",
                                                .model = "tiny",
                                                .engine = "",
@@ -203,4 +206,42 @@ TEST(the_snapshot_has_three_members) {
     json_object *w = json_object_array_get_idx(json_object_object_get(v, "workers"), 0);
     CHECK_STR(json_object_get_string(json_object_object_get(w, "id")), "worker-0");
     json_object_put(v);
+}
+
+TEST(a_batch_that_waits_shows_why_and_no_time_left) {
+    farm(2, 1);
+    batches[0].wait = KN_WAIT_NO_WORKER;
+    batches[0].wait_text = "no worker has the model sd15";
+    batches[0].eta_ms = -1;
+    top.has_batch = false;
+    top_arrange(&top);
+    CHECK(shows(120, 0, "waits: no worker has the model sd15"));
+    CHECK(shows(120, 0, "    waits"));
+}
+
+TEST(a_state_that_only_a_newer_farm_has_is_shown_as_its_number) {
+    farm(1, 1);
+    batches[0].state = (enum kn_batch_state)9;
+    workers[0].state = (enum kn_worker_state)8;
+    CHECK(shows(120, 40, "state 9"));
+    CHECK(shows(120, 40, "state 8"));
+}
+
+TEST(a_worker_that_loads_a_model_shows_its_name_and_size) {
+    farm(1, 1);
+    workers[0].loading = "sd15";
+    workers[0].loading_bytes = 4300000000;
+    CHECK(shows(140, 40, "loading 4.3 GB"));
+    CHECK(shows(140, 40, "sd15"));
+}
+
+TEST(nothing_of_the_farm_reaches_the_terminal_as_a_command) {
+    farm(1, 1);
+    batches[0].name =
+        "\x1b[2J\x02"
+        "evil\u202e";
+    workers[0].worker = "gpu\x1b]0;title\x07";
+    CHECK(shows(140, 40, "\\x1b[2J\\x02evil\\u202e"));
+    CHECK(shows(140, 40, "gpu\\x1b]0;"));
+    CHECK(!shows(140, 40, "\x1b"));
 }

@@ -190,6 +190,11 @@ static int rd_charge(void *ctx, uint32_t task, uint32_t charges, const char *his
     say(ctx, " charge %u=%u%s%s", task, charges, history[0] ? " history=" : "", history);
     return 0;
 }
+static int rd_model(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err) {
+    (void)err;
+    say(ctx, "model %llu %.*s.", (unsigned long long)wall_ms, (int)len, (const char *)data);
+    return 0;
+}
 static int rd_end(void *ctx, struct kn_err *err) {
     (void)err;
     say(ctx, ".\n");
@@ -202,7 +207,8 @@ static const char *read_back(struct fixture *f) {
     struct kn_err err = {0};
     r.len = 0;
     r.text[0] = 0;
-    struct store_reader rd = {&r, rd_batch, rd_chunk, rd_name, rd_record, rd_failure, rd_charge, rd_end};
+    struct store_reader rd = {&r,         rd_batch,  rd_chunk, rd_name, rd_record,
+                              rd_failure, rd_charge, rd_end,   rd_model};
     store_close(f->s);
     run_out(f);
     open_store(f, &f->s);
@@ -429,6 +435,21 @@ BOTH(a_retry_keeps_the_story_of_the_attempts) {
     const char *text = read_back(f);
     CHECK(strstr(text, "charge 5=0 history=1 two words") != NULL);
     CHECK(strstr(text, "charge 6") == NULL);
+}
+
+BOTH(models_that_were_announced_are_remembered_with_their_date) {
+    if (!f->in_redis)
+        return; /* the one in memory keeps none, which its caller is told by no model coming back */
+    kn_digest one = {1}, two = {2};
+    submit(f, id_a, 2000);
+    CHECK_INT(store_model(f->s, one, 1700000000000, "what\0it is", 10), 0);
+    CHECK_INT(store_model(f->s, two, 1700000000001, "other", 5), 0);
+    CHECK_INT(store_model(f->s, two, 1700000000002, "newer", 5), 0);
+    CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, false, on_done, &a)), 0);
+    const char *text = read_back(f);
+    CHECK(strstr(text, "model 1700000000000 what") != NULL);
+    CHECK(strstr(text, "model 1700000000002 newer.") != NULL);
+    CHECK(strstr(text, "other") == NULL);
 }
 
 BOTH(a_removed_batch_is_gone) {
