@@ -282,7 +282,8 @@ static uint32_t killed_for_memory(struct talk *t, uint64_t conn) {
     STARTED(t, .conn = conn, .shard = s.id);
     GONE(t, .conn = conn);
     HELLO(t, .name = "a", .conn = conn + 1, .instance = (int)conn, .credit = 1, .died_of_memory = true);
-    return (uint32_t)talk_count(t, FX_CHARGE);
+    const struct farm_effect *e = talk_fx(t, FX_CHARGE, 0);
+    return e && e->u.charge.charged ? 1 : 0;
 }
 
 TEST(an_image_pays_for_a_kill_for_memory_only_when_it_comes_again_and_again) {

@@ -506,7 +506,7 @@ TEST(a_retry_has_lost_and_damaged_pictures_rendered_again_and_no_others) {
     teardown(&f);
 }
 
-TEST(a_lost_picture_of_a_cancelled_batch_is_cancelled) {
+TEST(a_lost_picture_of_a_cancelled_batch_is_queued_with_the_rest_of_it) {
     struct fixture f;
     char path[KN_PATH_MAX];
     setup(&f);
@@ -516,11 +516,13 @@ TEST(a_lost_picture_of_a_cancelled_batch_is_cancelled) {
     CHECK_INT(command(&f, batch_a, KN_VERB_CANCEL), 0);
     object_path(&f, "p0", path);
     CHECK_INT(unlink(path), 0);
-    (void)command(&f, batch_a, KN_VERB_RETRY);
-    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 2);
+    CHECK_INT(command(&f, batch_a, KN_VERB_RETRY), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 0);
     stop(&f);
     start(&f);
-    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 2);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_ACTIVE);
     teardown(&f);
 }
 
