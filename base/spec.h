@@ -30,7 +30,7 @@
     X(DPMPP_2M, 5, "DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", OPTION, "karras")
 #define KN_SAMPLER_TABLE(X) KN_SAMPLER_FIRST(X) KN_SAMPLER_OTHERS(X)
 
-/* What the Karras schedule means with a sampler. */
+/* The meaning of the Karras schedule with a sampler. */
 enum kn_karras {
     KN_KARRAS_NONE,   /* nothing: the sampler does not walk sigmas */
     KN_KARRAS_ASKED,  /* a person may ask for it; diffusers' class has no such option, so that a folder's

@@ -41,7 +41,7 @@ enum kn_wait {
     KN_WAIT_DISK = 11,     /* the disk of the farm's folder takes no pictures */
 };
 
-/* What a busy worker does. */
+/* The work of a busy worker. */
 enum kn_worker_phase {
     KN_PHASE_NONE = 0,      /* nothing, or it does not say */
     KN_PHASE_RENDERING = 1, /* denoises or decodes */

@@ -81,8 +81,8 @@ void cli_say(const char *fmt, ...) KN_PRINTF(1, 2);
 /* Writes what standard output has buffered, and says so where that fails. Gives the status to end with: `status`,
  * or if all was well so far the one for output that is lost. */
 int cli_finish(int status);
-/* What a person must know if standard output cannot be written (an id that nobody else was told), and the status
- * to end with then. The text is borrowed. */
+/* Notes a text that a person must see if standard output cannot be written (an id that nobody else was told), and
+ * the status to end with then. The text is borrowed. */
 void cli_owe(const char *text, int status);
 /* Says err's text and returns the exit status that belongs to its code. */
 int cli_fail(const struct kn_err *err);

@@ -1,4 +1,4 @@
-/* What clients see of a batch, and the answer to kiln explain: why a batch or a task stands as it does, and
+/* The view that clients have of a batch, and the answer to kiln explain: why a batch or a task stands as it does, and
  * what became of each attempt. */
 #ifndef KILN_COORDINATOR_EXPLAIN_H
 #define KILN_COORDINATOR_EXPLAIN_H

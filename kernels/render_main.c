@@ -239,7 +239,7 @@ static int describe(const struct kn_model_info *info) {
 
 /* ---- rendering ---- */
 
-struct run {
+struct rendering {
     const struct render_settings *o;
     const struct kn_model_info *info;
     struct kx_dump *dump;
@@ -252,13 +252,13 @@ struct run {
     struct kn_err err; /* what went wrong in a callback */
 };
 
-static void progress(const struct run *r, int step, int steps) {
+static void progress(const struct rendering *r, int step, int steps) {
     if (!r->terminal) return;
     fprintf(stderr, "\r%zu of %zu, step %d of %d ", r->done, r->total, step, steps);
 }
 
 static int on_step(void *ctx, int step, int steps) {
-    struct run *r = ctx;
+    struct rendering *r = ctx;
     uint64_t now = kn_clock_us();
     if (step > 1) { /* the first also holds the text's encoding */
         r->step_us += now - r->last_us;
@@ -269,7 +269,7 @@ static int on_step(void *ctx, int step, int steps) {
     return interrupted;
 }
 
-static int write_picture(struct run *r, const struct kiln_image *im) {
+static int write_picture(struct rendering *r, const struct kiln_image *im) {
     char path[KN_PATH_MAX], name[32];
     struct kn_buf text, png;
     kn_buf_init(&text, 1u << 20);
@@ -291,7 +291,7 @@ static int write_picture(struct run *r, const struct kiln_image *im) {
 }
 
 static int on_image(void *ctx, const struct kiln_image *im) {
-    struct run *r = ctx;
+    struct rendering *r = ctx;
     if (im->status) {
         r->failed++;
         fprintf(stderr, "%skiln-render: image %zu: %s at step %d\n", r->terminal ? "\r" : "",
@@ -308,7 +308,7 @@ static int on_image(void *ctx, const struct kiln_image *im) {
 }
 
 static void on_dump(void *ctx, const char *name, const void *data, const int64_t *shape, int ndim) {
-    struct run *r = ctx;
+    struct rendering *r = ctx;
     int rc = kx_dump_add(r->dump, name, strncmp(name, "input_ids", 9) ? KX_F32 : KX_I32, shape, ndim, data);
     if (rc && !r->err.code) kn_err_set(&r->err, rc, "%s: %s: %s", r->o->dump, name, kn_err_words(rc));
 }
@@ -319,7 +319,8 @@ static bool same_batch(const struct kn_task *a, const struct kn_task *b) {
 }
 
 /* Neighbours that can share a batch go together; order is kept, so that picture n is prompt n. */
-static int render_all(struct run *r, struct kiln_model *m, const struct kn_tasks *ts, struct kn_err *err) {
+static int render_all(struct rendering *r, struct kiln_model *m, const struct kn_tasks *ts,
+                      struct kn_err *err) {
     struct kiln_callbacks cb = {
         .ctx = r, .step = on_step, .image = on_image, .dump = r->dump ? on_dump : NULL};
     int rc = 0;
@@ -377,7 +378,7 @@ static const char *cache_dir(const struct render_settings *o, char *out, size_t 
     return out;
 }
 
-static void print_figures(const struct run *r, struct kiln_engine *e, double load_s, double seconds) {
+static void print_figures(const struct rendering *r, struct kiln_engine *e, double load_s, double seconds) {
     json_object *o = json_object_new_object();
     json_object_object_add(o, "images", json_object_new_int64((int64_t)r->done));
     json_object_object_add(o, "failed", json_object_new_int64((int64_t)r->failed));
@@ -450,7 +451,7 @@ static int calibrate(struct kiln_model *m, const struct kn_tasks *ts, bool json,
 
 /* Makes the output's folder, or sees that the file's is there: found before the model is loaded, not after
  * the first picture. */
-static bool output_fits(const struct render_settings *o, const struct run *r, struct kn_err *err) {
+static bool output_fits(const struct render_settings *o, const struct rendering *r, struct kn_err *err) {
     const char *files[] = {r->folder ? NULL : o->output, o->dump};
     if (r->folder && kn_fs_mkdirs(o->output, 0777, err)) return false;
     for (int i = 0; i < 2; i++) {
@@ -482,7 +483,7 @@ int main(int argc, char **argv) {
     struct kn_tasks ts = {0};
     struct kiln_engine *engine = NULL;
     struct kiln_model *model = NULL;
-    struct run r = {.o = &o, .info = &info};
+    struct rendering r = {.o = &o, .info = &info};
     struct stat st;
     int status = EXIT_USAGE;
     uint64_t drawn = 0;

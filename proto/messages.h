@@ -398,7 +398,7 @@ enum kn_batch_verb {
     F(S32,    code)                                  \
     F(TEXT,   text, KN_REASON_MAX)
 
-/* What keeps the whole farm from going on; each text says what to do, and is "" where all is well. */
+/* The reasons that keep the whole farm from going on; each text says what to do, and is "" where all is well. */
 #define KN_FIELDS_FARM_STATUS(F)                     \
     F(TEXT, version, KN_NAME_MAX)                    \
     F(U32,  pid)            /* of the coordinator */ \

@@ -49,7 +49,7 @@ struct engine_ops {
     void (*drop)(struct engine_minibatch *b);
 };
 
-/* What changes while an engine is open. It writes, any thread may read. */
+/* The state of an engine that changes while it is open. It writes, any thread may read. */
 struct engine_now {
     _Atomic(const struct kn_model_info *) loading; /* the model that it reads into memory; NULL: none */
     atomic_ullong loading_bytes;

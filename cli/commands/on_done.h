@@ -15,7 +15,7 @@ KN_MUST_USE int on_done_split(const char *command, char buffer[CLI_ON_DONE_BYTES
 
 /* Runs the command, if one was given, and waits for it: with KILN_BATCH_ID, KILN_DIR (the folder; "" for none)
  * and KILN_STATE ("done", "failed", "cancelled") in its environment, without anything there that looks like a
- * password, token or key, and with standard output going where messages go. What becomes of it changes no exit
+ * password, token or key, and with standard output going where messages go. Its own end changes no exit
  * status; a failure is said. */
 void on_done_run(const struct cli_options *o, const char *id, const char *dir, const char *state);
 

@@ -1,4 +1,4 @@
-/* What lies in an output folder before a run: an earlier batch of kiln's, or files that are not kiln's.
+/* The contents of an output folder before a run: an earlier batch of kiln's, or files that are not kiln's.
  *
  * kiln never removes or replaces a file that it did not make for this batch. A folder is gone on with when it
  * holds nothing else: every image that its manifest lists, by key, is asked for again, possibly with others

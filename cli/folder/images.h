@@ -27,7 +27,7 @@ struct folder_image { /* an image */
     const char *worker, *backend, *engine, *error; /* interned */
 };
 
-/* What a folder is to hold; all of it borrowed. */
+/* The images that a folder is to hold, and how; all of it borrowed. */
 struct folder_ask {
     const struct kn_task *tasks;
     const kn_digest *keys;

@@ -16,7 +16,7 @@
 #define WIDTH_MAX 255
 #define NAME_BYTES_MAX (64u << 10) /* before it is cut */
 
-struct image { /* what a name is made of */
+struct named_image { /* what a name is made of */
     size_t index;
     const struct kn_task *task;
     const uint8_t *key;
@@ -28,7 +28,7 @@ struct image { /* what a name is made of */
 
 #define NUMBER_MAX 64
 
-enum field {
+enum name_field {
     INDEX,
     PROMPT,
     NEGATIVE,
@@ -59,7 +59,7 @@ static int find(const char *const *names, const char *name) {
 }
 
 /* A field's text; `scratch` is for those that are not text. *number: digits, which are padded. */
-static const char *field_text(enum field f, const struct image *im, char scratch[KN_SHA256_HEX],
+static const char *field_text(enum name_field f, const struct named_image *im, char scratch[KN_SHA256_HEX],
                               bool *number) {
     const struct kn_task *t = im->task;
     *number = true;
@@ -122,16 +122,16 @@ static json_object *column(json_object *extra, const char *name, bool *there) {
 
 /* ---- the pattern ---- */
 
-struct piece {
+struct name_piece {
     enum { LITERAL, FIELD, COLUMN } kind;
     char *text; /* owns: a literal, or a column's name */
-    enum field field;
+    enum name_field field;
     int width; /* 0: none */
     bool seen; /* a column that some image has */
 };
 
 struct pattern {
-    struct piece v[64];
+    struct name_piece v[64];
     size_t count;
 };
 
@@ -140,7 +140,7 @@ static void pattern_free(struct pattern *p) {
     p->count = 0;
 }
 
-static int add_piece(struct pattern *p, const struct piece *piece, const char *text, size_t len,
+static int add_piece(struct pattern *p, const struct name_piece *piece, const char *text, size_t len,
                      struct kn_err *err) {
     if (p->count == sizeof p->v / sizeof p->v[0])
         return kn_err_set(err, KN_ELIMIT, "--name-pattern: more than %zu pieces",
@@ -157,7 +157,7 @@ static int add_field(struct pattern *p, const char *text, size_t len, struct kn_
     char name[256];
     const char *colon = memchr(text, ':', len);
     size_t name_len = colon ? (size_t)(colon - text) : len;
-    struct piece piece = {.kind = FIELD};
+    struct name_piece piece = {.kind = FIELD};
     if (name_len == 0 || name_len >= sizeof name)
         return kn_err_set(err, KN_EINVAL, "--name-pattern: {%.*s} names no field", (int)(len > 60 ? 60 : len),
                           text);
@@ -173,7 +173,7 @@ static int add_field(struct pattern *p, const char *text, size_t len, struct kn_
     }
     int f = find(field_names, name);
     if (f >= 0) {
-        piece.field = (enum field)f;
+        piece.field = (enum name_field)f;
         return add_piece(p, &piece, "", 0, err);
     }
     if (find(later_names, name) >= 0)
@@ -186,7 +186,7 @@ static int add_field(struct pattern *p, const char *text, size_t len, struct kn_
 }
 
 static int parse(const char *text, struct pattern *p, struct kn_err *err) {
-    const struct piece literal = {.kind = LITERAL};
+    const struct name_piece literal = {.kind = LITERAL};
     int rc = KN_OK;
     p->count = 0;
     if (kn_utf8_span(text, strlen(text)) != strlen(text))
@@ -268,7 +268,7 @@ static int append_number(struct kn_buf *out, const char *text, int width) {
     return rc ? rc : append_clean(out, text, 0);
 }
 
-static int append_column(struct kn_buf *out, struct piece *piece, const struct image *im) {
+static int append_column(struct kn_buf *out, struct name_piece *piece, const struct named_image *im) {
     bool there;
     json_object *v = column(im->extra, piece->text, &there);
     if (there) piece->seen = true;
@@ -314,12 +314,12 @@ static char *finish(const char *text) {
 }
 
 /* An image's name from the pattern, or else from its column `file`. *own: it has such a column. */
-static int make(struct pattern *p, const struct image *im, struct kn_buf *text, bool *own, char **out) {
+static int make(struct pattern *p, const struct named_image *im, struct kn_buf *text, bool *own, char **out) {
     int rc = KN_OK;
     *own = false;
     kn_buf_clear(text);
     for (size_t i = 0; rc == KN_OK && p && i < p->count; i++) {
-        struct piece *piece = &p->v[i];
+        struct name_piece *piece = &p->v[i];
         char scratch[KN_SHA256_HEX];
         bool number;
         if (piece->kind == LITERAL) {
@@ -333,7 +333,7 @@ static int make(struct pattern *p, const struct image *im, struct kn_buf *text, 
     }
     if (rc == KN_OK && !p) {
         static char file[] = "file";
-        struct piece piece = {.kind = COLUMN, .text = file};
+        struct name_piece piece = {.kind = COLUMN, .text = file};
         rc = append_column(text, &piece, im);
         *own = rc == KN_OK && text->len > 0;
         char number[32];
@@ -396,7 +396,7 @@ int names_make(const char *pattern, const struct kn_task *tasks, const kn_digest
     kn_buf_init(&text, NAME_BYTES_MAX);
     if (rc == KN_OK && pattern) rc = parse(pattern, &p, err);
     for (size_t i = 0; rc == KN_OK && i < count; i++) {
-        struct image im = {
+        struct named_image im = {
             .index = i, .task = &tasks[i], .key = keys[i], .model = &models[tasks[i].model_index]};
         struct json_tokener *tok = tasks[i].extra ? json_tokener_new_ex(32) : NULL;
         if (tok) im.extra = json_tokener_parse_ex(tok, tasks[i].extra, (int)strlen(tasks[i].extra));

@@ -1,7 +1,7 @@
 /* The names of an output folder's pictures, where a person wants others than their numbers.
  *
  * They come from a pattern (--name-pattern), such as "{index:06}-{seed}-{prompt:40}", else from a column or key
- * `file` of the input. What stands in {} is a field of the manifest that is known before an image is rendered,
+ * `file` of the input. A word in {} is a field of the manifest that is known before an image is rendered,
  * or a column of the input that kiln does not know, as {extra.NAME} or {NAME}. Behind a colon, numbers have the
  * least number of digits, texts the most characters. {{ and }} are braces.
  *

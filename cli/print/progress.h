@@ -1,5 +1,5 @@
 /* The progress of a batch, on standard error: one line that is drawn over and over on a terminal; without
- * one, plain lines, after 5 seconds and then at doubling intervals of a minute at most. What holds everything up
+ * one, plain lines, after 5 seconds and then at doubling intervals of a minute at most. Whatever holds everything up
  * (a model that no worker has, a store that hangs, a farm that does not answer) is told once in a line of its
  * own, after two seconds. Nothing of it goes to standard output. */
 #ifndef KILN_CLI_PRINT_PROGRESS_H

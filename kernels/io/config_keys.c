@@ -240,7 +240,7 @@ TABLE(kx_keys_vae, "vae/config.json", vae_rows);
 #define EULER (1u << KN_SAMPLER_EULER)
 #define EULER_A (1u << KN_SAMPLER_EULER_A)
 #define DPMPP (1u << KN_SAMPLER_DPMPP_2M)
-#define ALL (DDIM | PNDM | EULER | EULER_A | DPMPP)
+#define ALL KN_SAMPLER_MASK
 #define OTHERS(key)                                                                                          \
     { key, KX_KEY_IGNORED, NULL, NULL, "read by schedulers that kiln does not have alone", 0 }
 

@@ -103,8 +103,10 @@ class Follow(FarmTest):
         self.assertEqual((s["eta_s"], s["images_per_s"]), (None, 0))
         self.assertIn("has not taken anything", farm.run("doctor").stdout)
         handing_in = farm.start("submit", farm.prompts(1, "more.txt"))
-        line = handing_in.stderr.readline()
-        self.assertIn("the store (Redis) has not taken anything", line)
+        line = ""
+        while "the store (Redis) has not taken anything" not in line:
+            line = handing_in.stderr.readline()
+            self.assertTrue(line)
         os.kill(pid, signal.SIGCONT)
         self.finish(handing_in)
         wait_for("it moves again", lambda: self.status(id)["reason"] is None)
