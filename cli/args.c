@@ -180,7 +180,7 @@ static const struct kn_option table[] = {
     {"on-done", 0, "COMMAND", CLI_G_AT_END,
      "run this at the end, without a shell: KILN_BATCH_ID, KILN_DIR and KILN_STATE tell of the batch",
      INTO(on_done), .check = check_command},
-    {"quiet", 'q', NULL, CLI_G_QUIET, "no progress", INTO(quiet)},
+    {"quiet", 'q', NULL, CLI_G_QUIET, "no progress, only what is wrong", INTO(quiet)},
     {"timeout", 0, "SECONDS", CLI_G_TIMEOUT, "give up waiting after so long (status 4)", INTO(timeout_s),
      .min = 1, .max = 100000000},
     {"repair", 0, NULL, CLI_G_REPAIR, "remove what renders that were killed have left behind", INTO(repair)},

@@ -45,7 +45,8 @@ static int run(const struct cli_options *o) {
         rc = submission_resolve(&sub, o, &farm, seed, !o->has_seed, &err);
         input = rc != KN_OK;
     }
-    if (rc == KN_OK && sub.default_model[0]) cli_say("model: %s (the farm's default)", sub.default_model);
+    if (rc == KN_OK && sub.default_model[0] && !o->quiet)
+        cli_say("model: %s (the farm's default)", sub.default_model);
     if (rc == KN_OK) {
         kn_uuid_random(id);
         sent = true;
@@ -59,7 +60,7 @@ static int run(const struct cli_options *o) {
                  "the farm has accepted the batch %s; kiln wait and kiln fetch take that id", text);
         cli_owe(owed, CLI_ACCEPTED);
         printf("%s\n", text);
-        if (fflush(stdout) == 0)
+        if (fflush(stdout) == 0 && !o->quiet)
             cli_say("%zu image%s submitted; kiln wait %.8s, kiln fetch %.8s -o DIR", sub.tasks.count,
                     sub.tasks.count == 1 ? "" : "s", text, text);
     } else if (sent) {
@@ -88,7 +89,7 @@ const struct cli_command cmd_submit = {
         "Like render, but returns as soon as the farm has the batch on disk. Prints the id alone on "
         "standard output.",
     .examples = "  id=$(kiln submit prompts.txt) && kiln wait $id && kiln fetch $id -o pictures\n",
-    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_FARM,
+    .groups = CLI_G_INPUT | CLI_G_SUBMIT | CLI_G_FARM | CLI_G_QUIET,
     .args_max = -1,
     .run = run,
 };

@@ -330,6 +330,13 @@ class Follow(FarmTest):
         farm.start(BIN / "kiln-worker", "--join", farm.dir, "--name", "late", "--engine", "sim:ms=1")
         farm.ok("wait", id)
 
+    def test_a_quiet_submit_says_nothing_but_the_id(self):
+        farm = self.farm
+        farm.up("sim:ms=1", 1)
+        p = farm.run("submit", farm.prompts(2), "--quiet")
+        self.assertEqual((p.returncode, p.stderr, len(p.stdout.split())), (0, "", 1))
+        farm.ok("wait", p.stdout.strip())
+
     def test_the_command_for_the_end_is_run_by_the_waiting_kiln_without_secrets(self):
         farm = self.farm
         script = farm.tmp / "told.sh"
