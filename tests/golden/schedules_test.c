@@ -182,53 +182,6 @@ TEST(a_random_folder_is_refused_or_walks_as_diffusers_does) {
     kx_weights_close(w);
 }
 
-/* The coefficients' first digits: what rounding does to the rest differs by library. */
-static void add_schedule(struct kn_sha256 *h, const struct kx_schedule *s) {
-    char line[512];
-    for (int i = 0; i < s->count; i++) {
-        const struct kx_step *k = &s->v[i];
-        int n =
-            snprintf(line, sizeof line, "%.3g %.3g %.3g %.3g %.3g %.3g %.3g %.3g %.3g %.3g\n",
-                     (double)k->timestep, (double)k->in_scale, (double)k->dx, (double)k->dm, (double)k->cx,
-                     (double)k->cs, (double)k->cd, (double)k->cm, (double)k->cn, (double)k->ch[0]);
-        kn_sha256_update(h, line, (size_t)n);
-    }
-}
-
-/* Fails when a schedule of any golden config moves: then pictures move under unchanged keys, and KN_ENGINE_VERSION
- * (base/spec.h) is to be raised, with a new row here. */
-TEST(a_schedule_that_moves_raises_the_engines_version) {
-    static const struct {
-        const char *engine, *digest;
-    } rows[] = {{"0.2.0", "319b09f66dc22bff63205052cdcb319d60cb04ba159825951448d6f9de091742"}};
-    struct kx_json j;
-    struct kn_err err = {0};
-    CHECK_MSG(!kx_json_load(KILN_GOLDEN_DIR "/schedules.json", &j, &err), "%s", err.text);
-    struct kn_sha256 *h = kn_sha256_create();
-    CHECK(h);
-    json_object_object_foreach(kx_json_get(&j, "configs"), name, config) {
-        struct kx_json one = {.file = name, .o = config};
-        struct kx_scheduler_config cfg;
-        CHECK_MSG(!kx_config_scheduler(&one, &cfg, &err), "%s", err.text);
-        for (int i = 0; i < 5; i++) /* the samplers that the row knew; a new one moves nobody's pictures */
-            for (int schedule = KN_SCHEDULE_NORMAL; schedule <= KN_SCHEDULE_KARRAS; schedule++) {
-                struct kx_schedule s;
-                if (kx_schedule_create(&cfg, kn_samplers[i], (enum kn_schedule)schedule, 20, &s, &err))
-                    continue;
-                add_schedule(h, &s);
-                kx_schedule_fini(&s);
-            }
-    }
-    uint8_t digest[KN_SHA256_BYTES];
-    char hex[KN_SHA256_HEX];
-    kn_sha256_final(h, digest);
-    kn_hex(digest, sizeof digest, hex);
-    json_object_put(j.o);
-    size_t last = sizeof rows / sizeof *rows - 1;
-    CHECK_STR(rows[last].engine, KN_ENGINE_VERSION);
-    CHECK_STR(hex, rows[last].digest);
-}
-
 TEST(noise_is_that_of_torch_for_every_size_and_seed) {
     struct kx_weights *w = open_file("noise");
     double worst = 0;
