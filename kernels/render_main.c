@@ -222,6 +222,7 @@ static int describe(const struct kn_model_info *info) {
         d, "sampler",
         info->defaults.sampler ? json_object_new_string(kn_sampler_name(info->defaults.sampler)) : NULL);
     json_object_object_add(d, "schedule", json_object_new_string(kn_schedule_name(info->defaults.schedule)));
+    json_object_object_add(d, "karras", json_object_new_boolean(info->defaults.karras));
     json_object_object_add(d, "steps", json_object_new_int((int)info->defaults.steps));
     json_object_object_add(d, "cfg", figure((double)info->defaults.cfg));
     json_object_object_add(d, "size", json_object_new_string(size));

@@ -230,8 +230,18 @@ class Render(unittest.TestCase):
         self.assertEqual(r.returncode, 0)
         d = json.loads(r.stdout)
         self.assertEqual((d["name"], len(d["sha256"]), d["size_multiple"]), ("sd1", 64, 4))
-        self.assertEqual(d["defaults"], {"sampler": "PNDM", "schedule": "normal", "steps": 20, "cfg": 7, "size": "16x16"})
+        self.assertEqual(d["defaults"], {"sampler": "PNDM", "schedule": "normal", "karras": False, "steps": 20, "cfg": 7, "size": "16x16"})
         self.assertEqual(run("--describe").stdout, r.stdout)  # the second from the cache
+        # A scheduler that kiln does not have: its name, no sampler, and whether those that can will follow Karras' schedule.
+        model = self.copy_of_sd1()
+        for file, change in (("model_index.json", {"scheduler": ["diffusers", "DDPMScheduler"]}),
+                             ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", "use_karras_sigmas": True})):
+            path = model / file
+            path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        r = run("--describe", model=str(model))
+        self.assertEqual(r.returncode, 0, r.stderr)
+        d = json.loads(r.stdout)
+        self.assertEqual((d["scheduler"], d["defaults"]["sampler"], d["defaults"]["karras"]), ("DDPMScheduler", None, True))
         self.assertIn(b"examples:", run("--help").stdout)
         self.assertTrue(run("--version").stdout.startswith(b"kiln-render "))
 

@@ -89,6 +89,26 @@ TEST(a_description_is_json_with_every_default) {
     CHECK(json_object_object_get_ex(d, "cfg", &v) && (float)json_object_get_double(v) == 7.1f);
     CHECK(json_object_object_get_ex(d, "size", &v));
     CHECK_STR(json_object_get_string(v), "512x768");
+    CHECK(json_object_object_get_ex(d, "karras", &v) && !json_object_get_boolean(v));
+    CHECK(!json_object_object_get_ex(o, "scheduler", &v));
+    json_object_put(o);
+    kn_buf_fini(&b);
+}
+
+TEST(a_description_names_a_scheduler_that_kiln_has_not_and_no_sampler) {
+    struct kn_model_info m = {.name = "m",
+                              .defaults = {.schedule = KN_SCHEDULE_NORMAL, .karras = true},
+                              .scheduler = "DDPMScheduler"};
+    struct kn_buf b;
+    json_object *o, *d, *v;
+    kn_buf_init(&b, 1 << 16);
+    CHECK_INT(models_describe(&m, &b), 0);
+    o = json_tokener_parse(b.data);
+    CHECK(json_object_object_get_ex(o, "scheduler", &v));
+    CHECK_STR(json_object_get_string(v), "DDPMScheduler");
+    CHECK(json_object_object_get_ex(o, "defaults", &d));
+    CHECK(json_object_object_get_ex(d, "sampler", &v) && !v);
+    CHECK(json_object_object_get_ex(d, "karras", &v) && json_object_get_boolean(v));
     json_object_put(o);
     kn_buf_fini(&b);
 }
