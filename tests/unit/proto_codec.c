@@ -223,6 +223,76 @@ TEST(a_frame_over_the_limit_is_refused_unread) {
 
 static const uint8_t id[16] = {1}, digest[32] = {1};
 
+/* A ModelList of one model, as a program of this or of an earlier version writes it. */
+static void put_model_list(struct frame *f, enum kn_sampler sampler, const char *scheduler, bool karras) {
+    struct frame model = {.len = 0}, models = {.len = 0};
+    put_bytes(&model, 1, "m", 1);
+    put_bytes(&model, 2, digest, 32);
+    put_number(&model, 3, (uint64_t)sampler);
+    put_number(&model, 4, KN_SCHEDULE_NORMAL);
+    put_number(&model, 5, 20);
+    put_float(&model, 6, 7);
+    put_number(&model, 7, 64);
+    put_number(&model, 8, 64);
+    put_number(&model, 9, 8);
+    if (scheduler) put_bytes(&model, 11, scheduler, strlen(scheduler));
+    if (karras) put_number(&model, 12, 1);
+    put_bytes(&models, 1, model.data, model.len);
+    f->len = 0;
+    put_number(f, 1, KN_PROTO_VERSION);
+    put_bytes(f, KN_MSG_MODEL_LIST, models.data, models.len);
+}
+
+static struct kn_msg *decode_model_list(const struct frame *f) {
+    struct kn_msg *m = NULL;
+    struct kn_err err = {0};
+    CHECK_MSG(kn_msg_decode(f->data, f->len, &m, &err) == 0, "%s", err.text);
+    CHECK_INT(m->type, KN_MSG_MODEL_LIST);
+    CHECK_U64(m->u.model_list.count, 1);
+    return m;
+}
+
+/* A reader that does not know field 11 finds Euler in field 3, which it chose by itself for such a folder. */
+TEST(a_scheduler_that_kiln_has_not_is_euler_to_an_older_reader_and_none_to_this_one) {
+    static struct frame f;
+    struct kn_buf again;
+    put_model_list(&f, KN_SAMPLER_EULER, "DDPMScheduler", true);
+    struct kn_msg *m = decode_model_list(&f);
+    CHECK_INT(m->u.model_list.v[0].defaults.sampler, KN_SAMPLER_UNSET);
+    CHECK_STR(m->u.model_list.v[0].scheduler, "DDPMScheduler");
+    CHECK(m->u.model_list.v[0].defaults.karras);
+    encode(m, &again);
+    CHECK_U64(again.len, f.len);
+    CHECK_MEM(again.data, f.data, f.len);
+    kn_buf_fini(&again);
+    kn_msg_destroy(m);
+}
+
+TEST(an_older_program_that_names_no_scheduler_means_the_sampler_that_it_says) {
+    static struct frame f;
+    put_model_list(&f, KN_SAMPLER_DPMPP_2M, NULL, false);
+    struct kn_msg *m = decode_model_list(&f);
+    CHECK_INT(m->u.model_list.v[0].defaults.sampler, KN_SAMPLER_DPMPP_2M);
+    CHECK_STR(m->u.model_list.v[0].scheduler, "");
+    CHECK(!m->u.model_list.v[0].defaults.karras);
+    kn_msg_destroy(m);
+}
+
+TEST(a_schedulers_name_that_is_too_long_or_no_text_is_refused) {
+    static struct frame f;
+    char name[KN_NAME_MAX + 2];
+    struct kn_msg *m = NULL;
+    struct kn_err err = {0};
+    memset(name, 'x', sizeof name);
+    name[KN_NAME_MAX + 1] = '\0';
+    put_model_list(&f, KN_SAMPLER_EULER, name, false);
+    CHECK_INT(kn_msg_decode(f.data, f.len, &m, &err), KN_ELIMIT);
+    CHECK_MSG(strstr(err.text, "scheduler: too long"), "[%s]", err.text);
+    put_model_list(&f, KN_SAMPLER_EULER, "\xff", false);
+    CHECK_INT(kn_msg_decode(f.data, f.len, &m, &err), KN_EPROTO);
+    CHECK_MSG(strstr(err.text, "scheduler: not UTF-8"), "[%s]", err.text);
+}
+
 TEST(ids_and_digests_of_another_length_are_refused) {
     for (size_t n = 0; n <= 40; n++) {
         uint8_t any[40] = {0};

@@ -28,10 +28,15 @@ static void fill_model_info(struct kn_model_info *m) {
                                              .steps = next_number(),
                                              .cfg = 7.5f,
                                              .width = 512,
-                                             .height = 768},
+                                             .height = 768,
+                                             .karras = true},
                                 .size_multiple = 64,
                                 .size_max = 2048};
     fill_bytes(m->sha256, sizeof m->sha256);
+    if (element != 1) return;
+    m->defaults.sampler = KN_SAMPLER_UNSET;
+    m->defaults.karras = false;
+    snprintf(m->scheduler, sizeof m->scheduler, "DDPMScheduler");
 }
 
 static void fill_task(struct kn_task *t) {
@@ -154,6 +159,8 @@ static void same_model_info(const struct kn_model_info *x, const struct kn_model
     CHECK(x->defaults.cfg == y->defaults.cfg);
     CHECK_INT(x->defaults.width, y->defaults.width);
     CHECK_INT(x->defaults.height, y->defaults.height);
+    CHECK_INT(x->defaults.karras, y->defaults.karras);
+    CHECK_STR(x->scheduler, y->scheduler);
     CHECK_INT(x->size_multiple, y->size_multiple);
     CHECK_INT(x->size_max, y->size_max);
 }
