@@ -272,7 +272,8 @@ class Follow(FarmTest):
         farm = self.farm
         socket = farm.tmp / "r.sock"
         farm.start("/usr/bin/env", "redis-server", "--port", "0", "--unixsocket", socket, "--requirepass", "x", "--save", "", "--dir", farm.tmp)
-        wait_for("it listens", socket.exists)
+        # The socket is a file before anybody answers behind it.
+        wait_for("it answers", lambda: subprocess.run(["redis-cli", "-s", socket, "ping"], capture_output=True, text=True).stdout)
         self.fails("up", "--engine", "sim", "--redis", f"unix:{socket}", status=1, says=["NOAUTH", "password"])
 
     def test_a_farm_that_has_no_address_is_named(self):
