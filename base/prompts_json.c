@@ -1,6 +1,7 @@
 /* The readers of .jsonl, an object a line, and of .json, an array of objects or of strings; the contract
  * is record.h. json-c decodes strings with escapes and validates values that are kept as they stand:
  * `extra`, and what has a name that kiln does not know, which joins it. */
+#include "base/json.h"
 #include "base/record.h"
 
 #include <ctype.h>
@@ -47,16 +48,11 @@ const char *kn_json_string_end(const char *p, const char *end, const char **why)
 }
 
 static json_object *json_parse(const char *p, size_t len) {
-    struct json_tokener *tok = json_tokener_new_ex(JSON_DEPTH_MAX);
-    if (!tok) return NULL;
-    json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
-    json_object *o = json_tokener_parse_ex(tok, p, (int)len);
-    if (json_tokener_get_error(tok) != json_tokener_success || json_tokener_get_parse_end(tok) != len) {
-        json_object_put(o);
-        o = NULL;
-    }
-    json_tokener_free(tok);
-    return o;
+    size_t used;
+    json_object *o = kn_json_parse(p, len, JSON_DEPTH_MAX, &used, NULL);
+    if (used == len) return o;
+    json_object_put(o);
+    return NULL;
 }
 
 int kn_json_text(const struct kn_reader *r, const char *p, const char *end, struct kn_buf *out) {

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "cli/folder/images.h"
 
 int manifest_next(FILE *f, char *line, size_t *len, bool *ended) {
@@ -26,16 +27,12 @@ int manifest_next(FILE *f, char *line, size_t *len, bool *ended) {
 }
 
 json_object *manifest_parse(const char *text, size_t len, int depth) {
-    if (len > INT32_MAX) return NULL;
-    struct json_tokener *tok = json_tokener_new_ex(depth);
-    if (!tok) return NULL;
-    json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS |
-                                    JSON_TOKENER_VALIDATE_UTF8);
-    json_object *v = json_tokener_parse_ex(tok, text, (int)len);
-    bool whole = json_tokener_get_error(tok) == json_tokener_success;
-    for (size_t i = json_tokener_get_parse_end(tok); whole && i < len; i++)
+    enum json_tokener_error why;
+    size_t used;
+    json_object *v = kn_json_parse(text, len, depth, &used, &why);
+    bool whole = why == json_tokener_success;
+    for (size_t i = used; whole && i < len; i++)
         whole = text[i] == ' ' || text[i] == '\t' || text[i] == '\n' || text[i] == '\r';
-    json_tokener_free(tok);
     if (whole) return v;
     json_object_put(v);
     return NULL;

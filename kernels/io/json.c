@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "base/buf.h"
 #include "base/fs.h"
 
@@ -14,13 +15,10 @@ int kx_json_parse(const char *file, const char *text, size_t len, struct kx_json
     *out = (struct kx_json){.file = file};
     if (len > KX_JSON_BYTES_MAX)
         return kn_err_set(err, KN_ELIMIT, "%s: over %u bytes", file, KX_JSON_BYTES_MAX);
-    json_tokener *tok = json_tokener_new_ex(DEPTH_MAX);
-    if (!tok) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
-    json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
-    json_object *o = json_tokener_parse_ex(tok, text, (int)len);
-    enum json_tokener_error je = json_tokener_get_error(tok);
-    size_t used = json_tokener_get_parse_end(tok);
-    json_tokener_free(tok);
+    enum json_tokener_error je;
+    size_t used;
+    json_object *o = kn_json_parse(text, len, DEPTH_MAX, &used, &je);
+    if (je == json_tokener_error_size) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
     while (je == json_tokener_success && used < len && strchr(" \t\r\n", text[used]) && text[used]) used++;
     if (je != json_tokener_success || used != len || !json_object_is_type(o, json_type_object)) {
         int line = 1;

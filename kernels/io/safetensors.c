@@ -19,6 +19,7 @@
 #include <immintrin.h>
 #endif
 
+#include "base/json.h"
 #include "base/buf.h"
 #include "base/fs.h"
 #include "base/limits.h"
@@ -136,13 +137,10 @@ static int parse_part(struct kx_weights *w, struct part *p, const char *file, co
     if (header > HEADER_BYTES_MAX || header > p->len - 8)
         return kn_err_set(err, KN_EPARSE, "%s: a header of %llu bytes does not fit a file of %zu", file,
                           (unsigned long long)header, p->len);
-    json_tokener *tok = json_tokener_new_ex(8);
-    if (!tok) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
-    json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
-    p->header = json_tokener_parse_ex(tok, (const char *)b + 8, (int)header);
-    enum json_tokener_error je = json_tokener_get_error(tok);
-    size_t used = json_tokener_get_parse_end(tok);
-    json_tokener_free(tok);
+    enum json_tokener_error je;
+    size_t used;
+    p->header = kn_json_parse((const char *)b + 8, (size_t)header, 8, &used, &je);
+    if (je == json_tokener_error_size) return kn_err_set(err, KN_ENOMEM, "%s: out of memory", file);
     if (je != json_tokener_success || !p->header || json_object_get_type(p->header) != json_type_object)
         return kn_err_set(err, KN_EPARSE, "%s: the header is not a JSON object", file);
     for (size_t i = used; i < header; i++)
@@ -236,14 +234,7 @@ static int index_files(const char *dir, const char *index, int (*each)(void *, c
     int count = 0;
     int rc = kn_fs_read(index, &b, err);
     if (rc) goto out;
-    json_tokener *tok = json_tokener_new_ex(8);
-    if (!tok) {
-        rc = kn_err_set(err, KN_ENOMEM, "%s: out of memory", index);
-        goto out;
-    }
-    json_tokener_set_flags(tok, JSON_TOKENER_STRICT);
-    root = json_tokener_parse_ex(tok, b.data ? b.data : "", (int)b.len);
-    json_tokener_free(tok);
+    root = kn_json_parse(b.data ? b.data : "", b.len, 8, NULL, NULL);
     if (!root || !json_object_object_get_ex(root, "weight_map", &map) ||
         json_object_get_type(map) != json_type_object) {
         rc = kn_err_set(err, KN_EPARSE, "%s: no weight_map", index);
