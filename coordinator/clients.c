@@ -63,8 +63,7 @@ static void on_staged(void *ctx, int code, const void *data, size_t len) {
 static bool is_complete(const struct kn_model_info *m) {
     static const kn_digest none;
     return memcmp(m->sha256, none, sizeof none) != 0 && m->name[0] && m->defaults.steps >= KN_STEPS_MIN &&
-           m->defaults.width >= KN_SIZE_MIN && m->defaults.height >= KN_SIZE_MIN && m->size_multiple >= 1 &&
-           kn_sampler_name(m->defaults.sampler) && kn_schedule_name(m->defaults.schedule);
+           m->defaults.width >= KN_SIZE_MIN && m->defaults.height >= KN_SIZE_MIN && m->size_multiple >= 1;
 }
 
 /* Replaces what the client says of each model by what the farm knows of it, hash and defaults. */

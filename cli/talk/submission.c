@@ -175,9 +175,7 @@ static int find_on_farm(const struct models *farm, const char *name, struct kn_m
         m = models_find_hash(farm, out->sha256);
         if (!m) return KN_OK; /* nobody on the farm has it yet: its batch waits for a worker that has */
     }
-    if (!m)
-        return kn_err_set(err, KN_EMODEL, "model: %s%sthis farm has %s", name ? name : "",
-                          name ? " is not there; " : "none given; ", list);
+    if (!m) return kn_err_set(err, KN_EMODEL, "model: %s is not there; this farm has %s", name, list);
     *out = *m;
     return KN_OK;
 }
