@@ -161,62 +161,24 @@ FORWARD(int, conv_create,
         (ctx, s, weight, bias, out, err))
 FORWARD(int, conv_set, (struct kx_ctx *ctx, struct kx_conv *c, const float *weight, struct kn_err *err),
         (ctx, c, weight, err))
-FORWARD(void, conv,
-        (struct kx_ctx *ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *time_proj,
-         const struct kx_tensor *residual, struct kx_tensor *y),
-        (ctx, c, x, time_proj, residual, y))
 FORWARD(int, linear_create,
         (struct kx_ctx *ctx, int in, int out, enum kx_act act, const float *weight, const float *bias,
          struct kx_linear **out_linear, struct kn_err *err),
         (ctx, in, out, act, weight, bias, out_linear, err))
 FORWARD(int, linear_set, (struct kx_ctx *ctx, struct kx_linear *l, const float *weight, struct kn_err *err),
         (ctx, l, weight, err))
-FORWARD(void, linear,
-        (struct kx_ctx *ctx, struct kx_linear *l, const struct kx_tensor *x,
-         const struct kx_tensor *residual, struct kx_tensor *y),
-        (ctx, l, x, residual, y))
 FORWARD(int, quantize,
         (struct kx_ctx *ctx, void *layer, const float *weight, float x_max, struct kn_err *err),
         (ctx, layer, weight, x_max, err))
 FORWARD(int, amax_record, (struct kx_ctx *ctx, void *layer, bool on, struct kn_err *err),
         (ctx, layer, on, err))
 FORWARD(float, amax, (struct kx_ctx *ctx, void *layer), (ctx, layer))
-FORWARD(void, group_norm,
-        (struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta, int groups,
-         float eps, bool silu, struct kx_tensor *y),
-        (ctx, x, gamma, beta, groups, eps, silu, y))
-FORWARD(void, layer_norm,
-        (struct kx_ctx *ctx, const struct kx_tensor *x, const float *gamma, const float *beta, float eps,
-         struct kx_tensor *y),
-        (ctx, x, gamma, beta, eps, y))
-FORWARD(void, attention, (struct kx_ctx *ctx, const struct kx_attention *a), (ctx, a))
-FORWARD(void, concat,
-        (struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y),
-        (ctx, a, b, y))
-FORWARD(void, timestep,
-        (struct kx_ctx *ctx, const float *timesteps, int n, bool flip_sin_to_cos, float freq_shift,
-         struct kx_tensor *y),
-        (ctx, timesteps, n, flip_sin_to_cos, freq_shift, y))
-FORWARD(void, add_silu,
-        (struct kx_ctx *ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y),
-        (ctx, a, b, y))
 FORWARD(int, table_create,
         (struct kx_ctx *ctx, int rows, int c, const float *v, struct kx_table **out, struct kn_err *err),
         (ctx, rows, c, v, out, err))
-FORWARD(void, embed,
-        (struct kx_ctx *ctx, const struct kx_table *tokens, const struct kx_table *places,
-         const int32_t *ids, struct kx_tensor *y),
-        (ctx, tokens, places, ids, y))
-FORWARD(void, gather,
-        (struct kx_ctx *ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y),
-        (ctx, x, at, y))
-FORWARD(void, from_f32, (struct kx_ctx *ctx, const float *x, struct kx_tensor *y), (ctx, x, y))
-FORWARD(void, to_rgb,
-        (struct kx_ctx *ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes, int32_t *finite),
-        (ctx, x, rgb, bytes, finite))
-FORWARD(void, sample_begin, (struct kx_ctx *ctx, const struct kx_sampling *s), (ctx, s))
-FORWARD(void, sample, (struct kx_ctx *ctx, const struct kx_sampling *s), (ctx, s))
 FORWARD(void, workspace_begin, (struct kx_ctx *ctx), (ctx))
 FORWARD(int, workspace_end, (struct kx_ctx *ctx, struct kn_err *err), (ctx, err))
 FORWARD(size_t, workspace_wanted, (const struct kx_ctx *ctx), (ctx))
+#define FORWARD_COMPUTING(name, kind, parameters, arguments) FORWARD(void, name, parameters, arguments)
+KX_COMPUTING_OPS(FORWARD_COMPUTING)
 /* clang-format on */

@@ -396,7 +396,7 @@ float kx_cpu_amax(struct kx_ctx *ctx, void *layer) {
 }
 
 static const struct kx_backend backend = {
-#define KX_ENTRY(op) .op = kx_cpu_##op,
+#define KX_ENTRY(op, ...) .op = kx_cpu_##op,
     KX_BACKEND_OPS(KX_ENTRY)
 #undef KX_ENTRY
 };

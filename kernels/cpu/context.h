@@ -85,7 +85,7 @@ const struct kx_layer_shape *kx_layer_shape(const struct kx_layer *l);
 void kx_layers_forget(struct kx_cpu *ctx);
 
 /* The backend's functions, of the types of kernels/ops.h. */
-#define KX_CPU_DECLARE(op) __typeof__(kx_##op) kx_cpu_##op;
+#define KX_CPU_DECLARE(op, ...) __typeof__(kx_##op) kx_cpu_##op;
 KX_BACKEND_OPS(KX_CPU_DECLARE)
 #undef KX_CPU_DECLARE
 

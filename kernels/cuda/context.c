@@ -155,7 +155,7 @@ void kx_gpu_ctx_destroy(struct kx_ctx *ctx) {
 }
 
 static const struct kx_backend backend = {
-#define KX_ENTRY(op) .op = kx_gpu_##op,
+#define KX_ENTRY(op, ...) .op = kx_gpu_##op,
     KX_BACKEND_OPS(KX_ENTRY)
 #undef KX_ENTRY
 };

@@ -151,7 +151,7 @@ void kx_gpu_choices_forget(struct kx_gpu *g);
 
 /* ---- the backend's functions, of the types of kernels/ops.h */
 
-#define KX_GPU_DECLARE(op) __typeof__(kx_##op) kx_gpu_##op;
+#define KX_GPU_DECLARE(op, ...) __typeof__(kx_##op) kx_gpu_##op;
 KX_BACKEND_OPS(KX_GPU_DECLARE)
 #undef KX_GPU_DECLARE
 

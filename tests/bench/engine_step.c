@@ -16,10 +16,11 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "kernels/backend.h"
 #include "kernels/cpu/context.h"
 #include "kernels/kiln.h"
 
-enum kind { CONV, MATMUL, ATTENTION, NORM, REST, KINDS };
+enum kind { CONV, MATMUL, ATTENTION, NORM, REST, KINDS, VALUES = REST, PICTURE = REST };
 static const char *const names[KINDS] = {"convolution", "matrix_product", "attention", "norm", "rest"};
 
 static _Atomic uint64_t spent_ns[KINDS], operations[KINDS];
@@ -53,15 +54,6 @@ static void note_largest(double flops, const struct kx_layer_shape *s, const str
     pthread_mutex_unlock(&largest_lock);
 }
 
-#define WRAP(kind, flops, name, parameters, ...)                                                             \
-    void __real_##name parameters;                                                                           \
-    void __wrap_##name parameters;                                                                           \
-    void __wrap_##name parameters {                                                                          \
-        uint64_t begun = now_ns();                                                                           \
-        __real_##name(__VA_ARGS__);                                                                          \
-        if (!kx_planning(ctx)) note(ctx, kind, begun, flops);                                                \
-    }
-
 static double layer_flops(const void *layer, const struct kx_tensor *x, const struct kx_tensor *y) {
     const struct kx_layer_shape *s = kx_layer_shape(layer);
     double pixels = s->kernel == 1 && s->stride == 1 ? (double)x->h * x->w : (double)y->h * y->w,
@@ -70,46 +62,25 @@ static double layer_flops(const void *layer, const struct kx_tensor *x, const st
     return flops;
 }
 
-WRAP(CONV, layer_flops(c, x, y), kx_conv,
-     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *time_proj,
-      const struct kx_tensor *residual, struct kx_tensor *y),
-     ctx, c, x, time_proj, residual, y)
-WRAP(MATMUL, layer_flops(l, x, y), kx_linear,
-     (struct kx_ctx * ctx, struct kx_linear *l, const struct kx_tensor *x, const struct kx_tensor *residual,
-      struct kx_tensor *y),
-     ctx, l, x, residual, y)
-WRAP(ATTENTION, 4.0 * a->rows * a->length * a->heads * a->dim, kx_attention,
-     (struct kx_ctx * ctx, const struct kx_attention *a), ctx, a)
-WRAP(NORM, 0, kx_group_norm,
-     (struct kx_ctx * ctx, const struct kx_tensor *x, const float *gamma, const float *beta, int groups,
-      float eps, bool silu, struct kx_tensor *y),
-     ctx, x, gamma, beta, groups, eps, silu, y)
-WRAP(NORM, 0, kx_layer_norm,
-     (struct kx_ctx * ctx, const struct kx_tensor *x, const float *gamma, const float *beta, float eps,
-      struct kx_tensor *y),
-     ctx, x, gamma, beta, eps, y)
-WRAP(REST, 0, kx_concat,
-     (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), ctx, a,
-     b, y)
-WRAP(REST, 0, kx_timestep,
-     (struct kx_ctx * ctx, const float *timesteps, int n, bool flip_sin_to_cos, float freq_shift,
-      struct kx_tensor *y),
-     ctx, timesteps, n, flip_sin_to_cos, freq_shift, y)
-WRAP(REST, 0, kx_add_silu,
-     (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), ctx, a,
-     b, y)
-WRAP(REST, 0, kx_embed,
-     (struct kx_ctx * ctx, const struct kx_table *tokens, const struct kx_table *places, const int32_t *ids,
-      struct kx_tensor *y),
-     ctx, tokens, places, ids, y)
-WRAP(REST, 0, kx_gather,
-     (struct kx_ctx * ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y), ctx, x, at, y)
-WRAP(REST, 0, kx_from_f32, (struct kx_ctx * ctx, const float *x, struct kx_tensor *y), ctx, x, y)
-WRAP(REST, 0, kx_to_rgb,
-     (struct kx_ctx * ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes, int32_t *finite), ctx, x,
-     rgb, bytes, finite)
-WRAP(REST, 0, kx_sample_begin, (struct kx_ctx * ctx, const struct kx_sampling *s), ctx, s)
-WRAP(REST, 0, kx_sample, (struct kx_ctx * ctx, const struct kx_sampling *s), ctx, s)
+/* The operations of an op, by its kind (kernels/backend.h). */
+#define FLOPS_CONV(ctx, c, x, time_proj, residual, y) layer_flops(c, x, y)
+#define FLOPS_MATMUL(ctx, l, x, residual, y) layer_flops(l, x, y)
+#define FLOPS_ATTENTION(ctx, a) 4.0 * (a)->rows *(a)->length *(a)->heads *(a)->dim
+#define FLOPS_NORM(...) 0
+#define FLOPS_VALUES(...) 0
+#define FLOPS_PICTURE(...) 0
+
+/* clang-format off */
+#define WRAP(name, kind, parameters, arguments)                                                              \
+    void __real_kx_##name parameters;                                                                        \
+    void __wrap_kx_##name parameters;                                                                        \
+    void __wrap_kx_##name parameters {                                                                       \
+        uint64_t begun = now_ns();                                                                           \
+        __real_kx_##name arguments;                                                                          \
+        if (!kx_planning(ctx)) note(ctx, kind, begun, FLOPS_##kind arguments);                               \
+    }
+/* clang-format on */
+KX_COMPUTING_OPS(WRAP)
 
 /* ---- one picture */
 

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/spec.h"
+#include "kernels/backend.h"
 #include "kernels/cuda/layer.h"
 #include "kernels/engine.h"
 #include "kernels/models/models.h"
@@ -90,17 +91,6 @@ static void end(struct kx_ctx *ctx, struct pending *p) {
     if (p) kx_event_set(ctx, p->to);
 }
 
-#define WRAP(name, parameters, flops, arguments, ...)                                                        \
-    void __real_##name parameters;                                                                           \
-    void __wrap_##name parameters;                                                                           \
-    void __wrap_##name parameters {                                                                          \
-        char text[96];                                                                                       \
-        snprintf(text, sizeof text, __VA_ARGS__);                                                            \
-        struct pending *p_ = begin(ctx, text, flops);                                                        \
-        __real_##name arguments;                                                                             \
-        end(ctx, p_);                                                                                        \
-    }
-
 static const struct kx_conv_shape *shape_of(const void *layer) {
     return &((const struct kx_gpu_layer *)layer)->shape;
 }
@@ -114,51 +104,43 @@ static double product(const void *layer, const struct kx_tensor *y) {
     return 2 * pixels(y) * s->in * s->out * s->kernel * s->kernel;
 }
 
-WRAP(kx_conv,
-     (struct kx_ctx * ctx, struct kx_conv *c, const struct kx_tensor *x, const struct kx_rows *time_proj,
-      const struct kx_tensor *residual, struct kx_tensor *y),
-     product(c, y), (ctx, c, x, time_proj, residual, y), "convolution %dx%d%s%s %d to %d at %dx%d",
-     shape_of(c)->kernel, shape_of(c)->kernel, shape_of(c)->stride > 1 ? " stride 2" : "",
-     shape_of(c)->upsample ? " doubled" : "", x->c, y->c, y->w, y->h)
-WRAP(kx_linear,
-     (struct kx_ctx * ctx, struct kx_linear *l, const struct kx_tensor *x, const struct kx_tensor *residual,
-      struct kx_tensor *y),
-     product(l, y), (ctx, l, x, residual, y), "linear %d to %d%s, %d rows an image", shape_of(l)->in,
-     shape_of(l)->out, ((const struct kx_gpu_layer *)(const void *)l)->act == KX_ACT_GEGLU ? " geglu" : "",
-     x->h * x->w)
-WRAP(kx_attention, (struct kx_ctx * ctx, const struct kx_attention *a),
-     4.0 * a->n * a->rows * a->length * a->heads * a->dim, (ctx, a),
-     "attention %d heads of %d, %d rows, %d keys", a->heads, a->dim, a->rows, a->length)
-WRAP(kx_group_norm,
-     (struct kx_ctx * ctx, const struct kx_tensor *x, const float *gamma, const float *beta, int groups,
-      float eps, bool silu, struct kx_tensor *y),
-     0, (ctx, x, gamma, beta, groups, eps, silu, y), "group norm%s of %d at %dx%d", silu ? " + silu" : "",
-     x->c, x->w, x->h)
-WRAP(kx_layer_norm,
-     (struct kx_ctx * ctx, const struct kx_tensor *x, const float *gamma, const float *beta, float eps,
-      struct kx_tensor *y),
-     0, (ctx, x, gamma, beta, eps, y), "layer norm of %d, %d rows an image", x->c, x->h * x->w)
-WRAP(kx_concat,
-     (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), 0,
-     (ctx, a, b, y), "concat %d + %d at %dx%d", a->c, b->c, y->w, y->h)
-WRAP(kx_timestep,
-     (struct kx_ctx * ctx, const float *timesteps, int n, bool flip_sin_to_cos, float freq_shift,
-      struct kx_tensor *y),
-     0, (ctx, timesteps, n, flip_sin_to_cos, freq_shift, y), "timestep embedding of %d", y->c)
-WRAP(kx_add_silu,
-     (struct kx_ctx * ctx, const struct kx_tensor *a, const struct kx_tensor *b, struct kx_tensor *y), 0,
-     (ctx, a, b, y), "sum + silu of %d", y->c)
-WRAP(kx_embed,
-     (struct kx_ctx * ctx, const struct kx_table *tokens, const struct kx_table *places, const int32_t *ids,
-      struct kx_tensor *y),
-     0, (ctx, tokens, places, ids, y), "embedding of %d", y->c)
-WRAP(kx_gather, (struct kx_ctx * ctx, const struct kx_tensor *x, const int32_t *at, struct kx_tensor *y), 0,
-     (ctx, x, at, y), "gather of %d", y->c)
-WRAP(kx_sample_begin, (struct kx_ctx * ctx, const struct kx_sampling *s), 0, (ctx, s), "first noise")
-WRAP(kx_sample, (struct kx_ctx * ctx, const struct kx_sampling *s), 0, (ctx, s), "sampler")
-WRAP(kx_from_f32, (struct kx_ctx * ctx, const float *x, struct kx_tensor *y), 0, (ctx, x, y), "conversion")
-WRAP(kx_to_rgb, (struct kx_ctx * ctx, const struct kx_tensor *x, float *rgb, uint8_t *bytes, int32_t *finite),
-     0, (ctx, x, rgb, bytes, finite), "picture")
+/* The line of an op, by its kind (kernels/backend.h), and its operations. */
+#define TEXT_CONV(name, ctx, c, x, time_proj, residual, y)                                                   \
+    "convolution %dx%d%s%s %d to %d at %dx%d", shape_of(c)->kernel, shape_of(c)->kernel,                     \
+        shape_of(c)->stride > 1 ? " stride 2" : "", shape_of(c)->upsample ? " doubled" : "", (x)->c, (y)->c, \
+        (y)->w, (y)->h
+#define TEXT_MATMUL(name, ctx, l, x, residual, y)                                                            \
+    "linear %d to %d%s, %d rows an image", shape_of(l)->in, shape_of(l)->out,                                \
+        ((const struct kx_gpu_layer *)(const void *)(l))->act == KX_ACT_GEGLU ? " geglu" : "",               \
+        (x)->h *(x)->w
+#define TEXT_ATTENTION(name, ctx, a)                                                                         \
+    "attention %d heads of %d, %d rows, %d keys", (a)->heads, (a)->dim, (a)->rows, (a)->length
+#define TEXT_NORM(name, ...) name " of %d at %dx%d", x->c, x->w, x->h
+#define TEXT_VALUES(name, ...) name " of %d at %dx%d", y->c, y->w, y->h
+#define TEXT_PICTURE(name, ...) name
+
+#define FLOPS_CONV(ctx, c, x, time_proj, residual, y) product(c, y)
+#define FLOPS_MATMUL(ctx, l, x, residual, y) product(l, y)
+#define FLOPS_ATTENTION(ctx, a) 4.0 * (a)->n *(a)->rows *(a)->length *(a)->heads *(a)->dim
+#define FLOPS_NORM(...) 0
+#define FLOPS_VALUES(...) 0
+#define FLOPS_PICTURE(...) 0
+
+/* clang-format off */
+#define WITHOUT_BRACKETS(...) __VA_ARGS__
+#define TEXT(kind, ...) TEXT_##kind(__VA_ARGS__)
+#define WRAP(name, kind, parameters, arguments)                                                              \
+    void __real_kx_##name parameters;                                                                        \
+    void __wrap_kx_##name parameters;                                                                        \
+    void __wrap_kx_##name parameters {                                                                       \
+        char text[96];                                                                                       \
+        snprintf(text, sizeof text, TEXT(kind, #name, WITHOUT_BRACKETS arguments));                          \
+        struct pending *p_ = begin(ctx, text, FLOPS_##kind arguments);                                       \
+        __real_kx_##name arguments;                                                                          \
+        end(ctx, p_);                                                                                        \
+    }
+/* clang-format on */
+KX_COMPUTING_OPS(WRAP)
 
 /* A step of the loop: nothing is recorded. */
 void __wrap_kx_replay(struct kx_ctx *ctx, struct kx_recording **r, void (*fn)(void *arg), void *arg);

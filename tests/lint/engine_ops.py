@@ -8,7 +8,7 @@ The rules, with the reason for each:
   - a name in kernels/backend.h's lists is a function kx_NAME whose contract is in kernels/ops.h (or backend.h, for those
     that only ops.c calls), and each backend defines its own, kx_cpu_NAME and kx_gpu_NAME, once. The compiler and the linker
     say the same; this says it in words, and without a build.
-  - whatever computes (KX_COMPUTING_OPS) is called by the tests of the ops, is compared between the backends, and is timed.
+  - whatever computes (KX_COMPUTING_OPS) is called by the tests of the ops and is compared between the backends.
   - a file of kernels/cuda calls only files on floors below its own: a circle of files is one file that cannot be read alone.
 """
 import pathlib
@@ -22,8 +22,6 @@ LISTS = ("KX_COMPUTING_OPS", "KX_CONTEXT_OPS")
 USERS = {
     "tests/ops": "no test in tests/ops calls it",
     "tests/gpu/parity.c": "the backends are not compared in it",
-    "tests/bench/engine_step.c": "the CPU's benchmark does not time it",
-    "tests/bench/gpu_ops.c": "the GPU's benchmark does not time it",
 }
 
 # kernels/cuda, the ground floor first; files of one line do not call each other.
@@ -50,7 +48,7 @@ def read(path):
 
 def listed(header, name):
     m = re.search(rf"#define {name}\(X\)((?:.*\\\n)*.*)", header)
-    return re.findall(r"X\((\w+)\)", m.group(1)) if m else []
+    return re.findall(r"X\((\w+)[,)]", m.group(1)) if m else []
 
 
 def definitions(text):
@@ -118,7 +116,7 @@ def small_tree(root):
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    write("kernels/backend.h", "#define KX_COMPUTING_OPS(X) \\\n    X(conv)\n\n#define KX_CONTEXT_OPS(X) \\\n    X(sync)\n")
+    write("kernels/backend.h", "#define KX_COMPUTING_OPS(X) \\\n    X(conv, CONV, (int x), (x))\n\n#define KX_CONTEXT_OPS(X) \\\n    X(sync)\n")
     write("kernels/ops.h", "void kx_conv(int x);\nint kx_sync(void);\n")
     write("kernels/cpu/a.c", "void kx_cpu_conv(int x) {\n}\nint kx_cpu_sync(void) {\n    return 0;\n}\n")
     write("kernels/cuda/device.c", "int kx_gpu_enter(void) {\n    return 0;\n}\n")

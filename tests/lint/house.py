@@ -173,7 +173,7 @@ def dead_prototypes(files):
 
 def made_by_macro(name, code):
     """A name that the tables of kernels/backend.h and proto/messages.h paste together."""
-    return re.search(rf"\bX\({re.escape(name.split('_', 1)[-1])}\)", code) is not None
+    return re.search(rf"\bX\({re.escape(name.split('_', 1)[-1])}[,)]", code) is not None
 
 
 def headers_alone(files):
