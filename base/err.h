@@ -62,12 +62,14 @@ int kn_err_set(struct kn_err *err, int code, const char *fmt, ...) KN_PRINTF(3, 
 int kn_err_prefix(struct kn_err *err, const char *fmt, ...) KN_PRINTF(2, 3);
 /* For the static analyzer, which does not see into another file: what these return is a failure. */
 #ifdef __clang_analyzer__
-static inline int kn_err_failure(int code) {
-    if (code >= 0) __builtin_unreachable();
-    return code;
-}
-#define kn_err_set(...) kn_err_failure(kn_err_set(__VA_ARGS__))
-#define kn_err_prefix(...) kn_err_failure(kn_err_prefix(__VA_ARGS__))
+#define KN_ERR_FAILURE(call)                                                                                 \
+    __extension__({                                                                                          \
+        int kn_err_code = (call);                                                                            \
+        if (kn_err_code >= 0) __builtin_unreachable();                                                       \
+        kn_err_code;                                                                                         \
+    })
+#define kn_err_set(...) KN_ERR_FAILURE(kn_err_set(__VA_ARGS__))
+#define kn_err_prefix(...) KN_ERR_FAILURE(kn_err_prefix(__VA_ARGS__))
 #endif
 /* Words for a code ("not found"); never NULL. */
 const char *kn_err_words(int code);

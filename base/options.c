@@ -39,6 +39,7 @@ int kn_option_number(const char *text, int64_t min, uint64_t max, uint64_t *out,
 
 static int take_number(const struct kn_option *o, void *target, const char *value, struct kn_err *err) {
     uint64_t v;
+    assert(value); /* an option of a kind that has a value names it in `arg` */
     int rc = kn_option_number(value, o->min, o->max, &v, err);
     if (rc) return rc;
     if (o->kind == KN_OPTION_INT)
@@ -51,6 +52,7 @@ static int take_number(const struct kn_option *o, void *target, const char *valu
 }
 
 static int take_choice(const struct kn_option *o, void *target, const char *value, struct kn_err *err) {
+    assert(value);
     char list[256] = "";
     size_t len = 0;
     for (unsigned i = 0; o->choices[i]; i++) {

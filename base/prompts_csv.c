@@ -275,9 +275,11 @@ int kn_csv_read(struct kn_reader *r, const char *p, const char *end, bool tabs) 
     struct csv_header *h = calloc(1, sizeof *h);
     struct csv *c = calloc(1, sizeof *c);
     r->line = 1;
-    int rc = h && c ? KN_OK : kn_record_no_memory(r);
+    int rc = KN_OK;
     bool header = false;
-    if (rc == KN_OK) {
+    if (!h || !c) {
+        rc = kn_record_no_memory(r);
+    } else {
         *c = (struct csv){.separator = '\t', .tsv = tabs, .p = p, .end = end, .next_line = 1};
         kn_buf_init(&c->cells, KN_INPUT_BYTES_MAX);
         if (!sep_line(c) && !tabs) rc = find_separator(r, c);

@@ -120,9 +120,10 @@ static bool is_misspelt(const char *word, const char *name) {
 }
 
 int kn_record_check_unknown(const struct kn_reader *r, const char *name) {
-    char folded[KN_NAME_MAX + 1];
+    char folded[KN_NAME_MAX + 1] = "";
     if (r->strict) return kn_record_fail_unknown(r, name);
-    for (size_t i = 0; kn_record_fold(name, folded) && i < IN_NAMES; i++) {
+    if (!kn_record_fold(name, folded)) return KN_OK; /* longer than any name that is known */
+    for (size_t i = 0; i < IN_NAMES; i++) {
         if (is_misspelt(folded, in_names[i].name)) return kn_record_fail_unknown(r, name);
     }
     return KN_OK;

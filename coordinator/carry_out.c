@@ -374,7 +374,7 @@ static void do_grant(struct server *s, const struct farm_effect *e) {
     for (size_t i = 0; rc == 0 && i < n; i++) {
         const struct kn_task *t = batches_task(&s->batches, b, e->u.grant.tasks[i], &err);
         if (!t) {
-            rc = err.code;
+            rc = err.code ? err.code : KN_EINTERNAL;
             break;
         }
         tasks[i] = *t;

@@ -2,6 +2,7 @@
  * is made is in condition.c (texts) and render.c (the loop). */
 #include "kernels/engine.h"
 
+#include <assert.h>
 #include <gnu/libc-version.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -185,6 +186,7 @@ static int load_encoder(struct kiln_model *m, const char *dir, int i, struct kn_
                                                        {"tokenizer_2", "text_encoder_2"}};
     const struct kx_text_config *cfg = i ? &m->cfg.text2 : &m->cfg.text;
     char path[KN_PATH_MAX];
+    assert(i < ENCODERS_MAX);
     int rc = kn_fs_join(path, sizeof path, dir, parts[i][0]);
     if (rc) return kn_err_set(err, rc, "%s: path too long", dir);
     if ((rc = kx_tokenizer_open(path, cfg->positions_max, &m->tokenizers[i], err))) return rc;

@@ -166,7 +166,8 @@ static int dump_texts(const struct kiln_minibatch *b, const struct encoded *cons
            wide = (size_t)m->pooled;
     int32_t *ids = malloc(rows * positions * sizeof *ids);
     float *values = malloc(rows * (each + wide) * sizeof *values);
-    int rc = ids && values ? 0 : kn_err_set(err, KN_ENOMEM, "out of memory");
+    int rc = 0;
+    if (!ids || !values) rc = kn_err_set(err, KN_ENOMEM, "out of memory");
     for (int k = 0; k < m->encoders && !rc; k++) {
         int64_t count = 0;
         for (size_t r = 0; r < rows; r++)

@@ -376,7 +376,7 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
     s->count = counted(d, #n, p->n_##n, max);                                                                \
     s->v = list(d, s->count, sizeof *s->v);                                                                  \
     d->part = #n;                                                                                            \
-    for (size_t i = 0; d->rc == 0 && i < s->count; i++) decode_##how(d, p->n[i], &s->v[i]);                  \
+    for (size_t i = 0; s->v && d->rc == 0 && i < s->count; i++) decode_##how(d, p->n[i], &s->v[i]);          \
     d->part = NULL;
 
 #define DECODE(kind, ...) DECODE_##kind(__VA_ARGS__)

@@ -165,9 +165,9 @@ static void pump_later(struct kn_sock *s) {
  * closed its handles). */
 static void pump(struct kn_sock *s) {
     s->pumping = true;
-    int done = 0, ev = 0;
+    int done = 0, ev;
     bool refused = false;
-    while (s->z && !s->paused && done < PUMP_MAX && ((ev = events(s)) & ZMQ_POLLIN)) {
+    while (s->z && !s->paused && done < PUMP_MAX && (events(s) & ZMQ_POLLIN)) {
         zmq_msg_t part[3];
         int n = recv_parts(s, part);
         if (n == 0) break;

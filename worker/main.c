@@ -360,7 +360,7 @@ static int find_models(const struct worker_settings *o, struct model_list *l, st
     if (engine_is_sim(o->engine)) {
         struct engine_sim_options sim;
         struct kn_model_info info;
-        if ((rc = engine_sim_parse(o->engine, &sim, err)) != 0) return kn_err_prefix(err, "--engine");
+        if (engine_sim_parse(o->engine, &sim, err) != 0) return kn_err_prefix(err, "--engine");
         engine_sim_model(&sim, &info);
         rc = models_add(l, &info, err);
     }

@@ -4,6 +4,7 @@
  * (state_dirty); one that could not be written is told again after a pause (state_due). */
 #include "coordinator/core/batch.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 #include "coordinator/core/pool.h"
@@ -126,9 +127,10 @@ static int open_groups(struct farm *f, struct batch *b, const struct ev_batch_op
         if (rc) return rc;
         b->group_count++; /* batch_destroy gives the shape back from here on */
         uint32_t l = 0;
-        while (l < b->lane_count &&
-               memcmp(b->lanes[l].pool->model->digest, ev->groups[g].model, sizeof(kn_digest)) != 0)
-            l++;
+        for (; l < b->lane_count; l++) {
+            assert(b->lanes[l].pool);
+            if (memcmp(b->lanes[l].pool->model->digest, ev->groups[g].model, sizeof(kn_digest)) == 0) break;
+        }
         if (l == KN_MODELS_PER_BATCH_MAX) return KN_ELIMIT;
         if (l == b->lane_count) {
             struct lane *lane = &b->lanes[l];

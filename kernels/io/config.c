@@ -2,6 +2,7 @@
  * ones that are used. */
 #include "kernels/io/config.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -245,6 +246,7 @@ static int read_blocks(const struct kx_json *j, struct kx_unet_config *out, stru
 /* The fields that may be given once for all levels, or level by level. */
 static int read_levels(const struct kx_json *j, struct kx_unet_config *out, struct kn_err *err) {
     int n = out->levels, cross[KX_LEVELS_MAX];
+    assert(n >= 1); /* read_channels() wants one */
     for (int i = 0; i < n; i++) {
         out->layers[i] = 2;
         out->heads[i] = 8;

@@ -6,12 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-int kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w, struct kn_err *err) {
+void kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w, struct kn_err *err) {
     *l = (struct kx_loader){.ctx = ctx, .weights = w, .err = err};
     size_t n = kx_weights_count(w);
     l->used = calloc(n ? n : 1, sizeof *l->used);
     if (!l->used) l->rc = kn_err_set(err, KN_ENOMEM, "out of memory");
-    return l->rc;
 }
 
 void kx_loader_fail(struct kx_loader *l, int code, const char *fmt, ...) {

@@ -42,8 +42,8 @@ struct kx_loader {
     struct kn_err *err;     /* its text */
 };
 
-KN_MUST_USE int kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w,
-                               struct kn_err *err);
+/* A failure is noted, as in all that follows; kx_loader_finish() tells of it. */
+void kx_loader_init(struct kx_loader *l, struct kx_ctx *ctx, const struct kx_weights *w, struct kn_err *err);
 /* Tensors whose names begin with one of the prefixes (a NULL-terminated list) belong to a part that is not
  * run. */
 void kx_loader_ignore(struct kx_loader *l, const char *const *prefixes);

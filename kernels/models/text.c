@@ -52,7 +52,7 @@ int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const s
                    struct kx_text **out, struct kn_err *err) {
     *out = NULL;
     struct kx_loader l;
-    int rc = kx_loader_init(&l, ctx, w, err);
+    kx_loader_init(&l, ctx, w, err);
     struct kx_text *t = kx_loader_alloc(&l, 1, sizeof *t);
     if (!t) return kx_loader_finish(&l);
     t->ctx = ctx;
@@ -88,7 +88,8 @@ int kx_text_create(struct kx_ctx *ctx, const struct kx_text_config *cfg, const s
     kx_loader_ignore(&l, (const char *[]){"text_model.embeddings.position_ids", "embeddings.position_ids",
                                           "logit_scale", "vision_model.", "visual_projection.",
                                           cfg->projected ? NULL : "text_projection.", NULL});
-    if ((rc = kx_loader_finish(&l))) {
+    int rc = kx_loader_finish(&l);
+    if (rc) {
         kx_text_destroy(t);
         return rc;
     }

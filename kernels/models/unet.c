@@ -127,7 +127,8 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     if (cfg->only_cross_attention)
         return kn_err_set(err, KN_EUNSUPPORTED, "only_cross_attention is not supported");
     struct kx_loader l;
-    int rc = kx_loader_init(&l, ctx, w, err), c = cfg->channels[0], deepest = cfg->levels - 1;
+    kx_loader_init(&l, ctx, w, err);
+    int c = cfg->channels[0], deepest = cfg->levels - 1;
     struct kx_unet *u = kx_loader_alloc(&l, 1, sizeof *u);
     if (!u) return kx_loader_finish(&l);
     u->ctx = ctx;
@@ -154,7 +155,8 @@ int kx_unet_create(struct kx_ctx *ctx, const struct kx_unet_config *cfg, const s
     kx_load_norm(&l, "", "conv_norm_out", c, &u->norm_out);
     s = (struct kx_conv_shape){.in = c, .out = cfg->out_channels, .kernel = 3, .stride = 1};
     kx_load_conv(&l, "", "conv_out", &s, &u->conv_out);
-    if ((rc = kx_loader_finish(&l))) {
+    int rc = kx_loader_finish(&l);
+    if (rc) {
         kx_unet_destroy(u);
         return rc;
     }

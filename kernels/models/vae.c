@@ -74,7 +74,8 @@ int kx_vae_create(struct kx_ctx *ctx, const struct kx_vae_config *cfg, const str
         return kn_err_set(err, KN_EUNSUPPORTED, "shift_factor %g is not supported",
                           (double)cfg->shift_factor);
     struct kx_loader l;
-    int rc = kx_loader_init(&l, ctx, w, err), z = cfg->latent_channels, c = channels_of(cfg, 0);
+    kx_loader_init(&l, ctx, w, err);
+    int z = cfg->latent_channels, c = channels_of(cfg, 0);
     struct kx_vae *v = kx_loader_alloc(&l, 1, sizeof *v);
     if (!v) return kx_loader_finish(&l);
     v->ctx = ctx;
@@ -96,7 +97,8 @@ int kx_vae_create(struct kx_ctx *ctx, const struct kx_vae_config *cfg, const str
     s = (struct kx_conv_shape){.in = cfg->channels[0], .out = cfg->out_channels, .kernel = 3, .stride = 1};
     kx_load_conv(&l, "decoder.", "conv_out", &s, &v->conv_out);
     kx_loader_ignore(&l, (const char *[]){"encoder.", "quant_conv.", NULL});
-    if ((rc = kx_loader_finish(&l))) {
+    int rc = kx_loader_finish(&l);
+    if (rc) {
         kx_vae_destroy(v);
         return rc;
     }
