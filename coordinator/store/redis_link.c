@@ -34,7 +34,7 @@ struct command {
     void *ctx;
     uint64_t sent_ms;
     size_t len;
-    char bytes[];
+    char bytes[]; /* a 0 behind them: hiredis looks for signs in them as in a text */
 };
 
 struct direct {
@@ -309,11 +309,11 @@ int redis_link_send(struct redis_link *l, int argc, const char **argv, const siz
     if (n < 0) return KN_ENOMEM;
     size_t bytes = (size_t)n;
     int rc = l->bytes + bytes > l->opt.bytes_max && l->count > 0 ? KN_EAGAIN : 0;
-    struct command *c = rc ? NULL : malloc(sizeof *c + bytes);
+    struct command *c = rc ? NULL : malloc(sizeof *c + bytes + 1);
     if (!rc && !c) rc = KN_ENOMEM;
     if (!rc) {
         *c = (struct command){.link = l, .fn = fn, .ctx = ctx, .len = bytes};
-        memcpy(c->bytes, formatted, bytes);
+        memcpy(c->bytes, formatted, bytes + 1);
         if (l->last)
             l->last->next = c;
         else

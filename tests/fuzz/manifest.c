@@ -21,6 +21,8 @@ int kn_fuzz(const uint8_t *data, size_t size) {
     FUZZ_CHECK(l.status == KN_RESULT_DONE || l.status == KN_RESULT_FAILED || l.status == KN_RESULT_CANCELLED);
     FUZZ_CHECK(manifest_read((const char *)data, size, &again, &err) == KN_OK);
     FUZZ_CHECK(memcmp(l.key_computed, again.key_computed, sizeof l.key_computed) == 0);
+    free(l.file);
+    free(again.file);
     size_t end = size; /* the object's last brace */
     while (end > 0 && data[end - 1] != '}') end--;
     FUZZ_CHECK(end > 0 && manifest_read((const char *)data, end - 1, &again, &err) != KN_OK);

@@ -470,6 +470,7 @@ TEST(truncated_lines_are_never_read_as_whole_ones) {
     size_t len = strcspn(m, "\n");
     struct manifest_line l;
     CHECK_INT(manifest_read(m, len, &l, NULL), KN_OK);
+    free(l.file);
     for (size_t n = 0; n < len; n++) CHECK_INT(manifest_read(m, n, &l, NULL), KN_EPARSE);
     free(m);
 }

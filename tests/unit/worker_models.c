@@ -151,9 +151,10 @@ static void render(struct engine *e, const struct engine_model *m, struct pictur
 TEST(models_are_loaded_when_they_are_needed_and_dropped_when_memory_is_short) {
     struct model_list l = {0};
     struct kn_err err = {0};
-    struct picture first[3], again;
+    struct picture first[8], again;
     kn_log_level_now = KN_LOG_ERROR;
     CHECK_INT(models_add_tree(&l, pipelines, &err), 0);
+    CHECK(l.count <= sizeof first / sizeof *first);
     static const uint64_t room[] = {1, 1ull << 32}; /* for one model, for all of them */
     for (size_t r = 0; r < 2; r++) {
         struct engine_options eo = {.spec = "cpu", .threads = 1, .model_bytes_max = room[r]};
