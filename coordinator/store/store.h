@@ -1,5 +1,5 @@
 /* The durable state of a farm: what was accepted and what became of it. The programs keep it in Redis
- * (redis.h; the layout of the keys stands in redis.c), tests also in memory.
+ * (redis.h; the layout of the keys stands in redis_script.c), tests also in memory.
  *
  * The coordinator's memory is the truth for decisions and the store its log: it is read once, by store_load()
  * at the start, and written from then on. Writes are asynchronous and carried out in the order of the calls;

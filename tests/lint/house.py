@@ -31,6 +31,7 @@ OUTSIDE = re.compile(
     r"|^(peft|aten|ATen|models)/|^(layer|simple_tokenizer)\.py$|[*]|NAME")
 
 HEADERS_ALONE = {
+    "coordinator/store/redis_parts.h": "between redis.c, redis_load.c, redis_script.c and redis_sync.c",
     "base/limits.h": "numbers",
     "proto/messages.h": "the table of messages; codec.c reads and writes them",
     "proto/codec_private.h": "between codec.c and chunk.c",

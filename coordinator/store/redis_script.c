@@ -1,0 +1,158 @@
+/* The keys and the scripts of the store in Redis.
+ *
+ * The keys; <id> is the batch's UUID as text, and numbers are decimal text unless said otherwise.
+ *
+ *     kiln:term       the term of the coordinator that leads; who takes the lead raises it by one (INCR)
+ *     kiln:leader     who that is, with an expiry that it renews: a second one does not start beside it
+ *     kiln:seq        counts the sealed batches
+ *     kiln:models     hash: SHA-256 of a model that a worker announced -> "date in ms" and a blank, and what the
+ *                     caller tells of it
+ *     kiln:batches    sorted set: ids of the sealed batches, by that count
+ *     kiln:staged     set: ids of the batches that are being submitted and not sealed
+ *
+ *     kiln:b:<id>     hash: begin               the accepted request, which the store does not look into
+ *                           tasks, chunks       how many
+ *                           state               enum kn_batch_state
+ *                           priority
+ *                           created, finished   Unix time in ms
+ *                           seq                 its count, once it is sealed
+ *     kiln:b:<id>:c   hash: number of a chunk -> its tasks, deflated as they were submitted
+ *     kiln:b:<id>:n   hash: number -> name of a worker, a backend class or an engine; records name it by number
+ *     kiln:b:<id>:r   string: one record of STORE_RECORD_BYTES for each task, in the order of their numbers,
+ *                     written by SETRANGE. A record's last byte is not 0 once the task is committed; a record
+ *                     that was voided is 0 again.
+ *     kiln:b:<id>:f   hash: task -> its failure, as "code attempt order length-of-worker worker reason"
+ *     kiln:b:<id>:a   hash: task -> how often it was charged; where more is known of its attempts, a blank and
+ *                     their story behind it (coordinator/history.h). A bare number is what earlier programs
+ *                     wrote, and what they read of the longer form.
+ *
+ * Every write is a script. It first compares the caller's term with kiln:term, and validates everything
+ * before it writes anything. Each can be repeated. Scripts are loaded at each connection; a Redis that forgot
+ * them answers NOSCRIPT, and then a new connection is made (redis_link.h). */
+#include "coordinator/store/redis_parts.h"
+
+#include <stdio.h>
+
+/* The names that every script may use: the codes of base/err.h, and the size of a record. */
+#define LUA_LOCAL(name, value, words) "local " #name " = " #value "\n"
+#define LUA_LOCAL_OF(name, macro) LUA_LOCAL(name, macro, "")
+#define NAMES "#!lua\n" KN_ERR_TABLE(LUA_LOCAL) LUA_LOCAL_OF(RECORD_BYTES, STORE_RECORD_BYTES)
+
+/* The beginning of every script but `lead`: KEYS[1] is kiln:term, and ARGV[1] the caller's term. */
+#define FENCE NAMES "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return KN_ETERM end\n"
+const char *const redis_script_text[S_COUNT] = {
+    /* KEYS term, leader; ARGV me, lifetime in ms, whom I may replace ("" for nobody).
+     * Returns the new term, or who leads. */
+    [S_LEAD] =
+        "#!lua\n"
+        "local who = redis.call('GET', KEYS[2])\n"
+        "if who and who ~= ARGV[1] and who ~= ARGV[3] then return who end\n"
+        "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])\n"
+        "return redis.call('INCR', KEYS[1])\n",
+    /* KEYS term, leader; ARGV term, me, lifetime in ms: 0 gives the lead back. */
+    [S_RENEW] = FENCE
+    "if ARGV[3] == '0' then redis.call('DEL', KEYS[2]) return KN_OK end\n"
+    "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, staged; ARGV term, id, begin, tasks, chunks, priority, created, the state active */
+    [S_BEGIN] = FENCE
+    "if redis.call('HEXISTS', KEYS[2], 'seq') == 1 then return KN_EEXIST end\n"
+    "redis.call('HSET', KEYS[2], 'begin', ARGV[3], 'tasks', ARGV[4], 'chunks', ARGV[5],\n"
+    "  'priority', ARGV[6], 'created', ARGV[7], 'state', ARGV[8], 'finished', '0')\n"
+    "redis.call('SADD', KEYS[3], ARGV[2])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, chunks; ARGV term, chunk, bytes */
+    [S_CHUNK] = FENCE
+    "local b = redis.call('HMGET', KEYS[2], 'tasks', 'seq')\n"
+    "if not b[1] then return KN_EGONE end\n"
+    "if b[2] then return KN_EEXIST end\n"
+    "redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, chunks, batches, staged, seq; ARGV term, id, chunks */
+    [S_SEAL] = FENCE
+    "local b = redis.call('HMGET', KEYS[2], 'tasks', 'seq')\n"
+    "if not b[1] then return KN_EGONE end\n"
+    "if b[2] then return KN_EEXIST end\n"
+    "if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return KN_ESTATE end\n"
+    "local seq = redis.call('INCR', KEYS[6])\n"
+    "redis.call('HSET', KEYS[2], 'seq', seq)\n"
+    "redis.call('ZADD', KEYS[4], seq, ARGV[2])\n"
+    "redis.call('SREM', KEYS[5], ARGV[2])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, hash; ARGV term, field, value */
+    [S_PUT] = FENCE
+    "if redis.call('EXISTS', KEYS[2]) == 0 then return KN_EGONE end\n"
+    "redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])\n"
+    "return KN_OK\n",
+    /* KEYS term, models; ARGV term, SHA-256, what is told of it, how many are kept: the oldest give way */
+    [S_MODEL] = FENCE
+    "redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])\n"
+    "local all = redis.call('HGETALL', KEYS[2])\n"
+    "while #all / 2 > tonumber(ARGV[4]) do\n"
+    "  local old = 1\n"
+    "  for i = 3, #all, 2 do\n"
+    "    if tonumber(all[i + 1]:match('^%d+') or '0') < tonumber(all[old + 1]:match('^%d+') or '0') then old = i end\n"
+    "  end\n"
+    "  redis.call('HDEL', KEYS[2], all[old])\n"
+    "  all = redis.call('HGETALL', KEYS[2])\n"
+    "end\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, records, failures; ARGV term, task, record, the state cancelled */
+    [S_COMMIT] = FENCE
+    "local b = redis.call('HMGET', KEYS[2], 'seq', 'state')\n"
+    "if not b[1] or b[2] == ARGV[4] then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES\n"
+    "local old = redis.call('GETRANGE', KEYS[3], at, at + RECORD_BYTES - 1)\n"
+    "if #old == RECORD_BYTES and old:byte(RECORD_BYTES) ~= 0 then return {KN_EEXIST, old} end\n"
+    "redis.call('SETRANGE', KEYS[3], at, ARGV[3])\n"
+    "redis.call('HDEL', KEYS[4], ARGV[2])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, records, failures; ARGV term, task, failure, the state cancelled */
+    [S_FAIL] = FENCE
+    "local b = redis.call('HMGET', KEYS[2], 'seq', 'state')\n"
+    "if not b[1] or b[2] == ARGV[4] then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES + RECORD_BYTES - 1\n"
+    "local old = redis.call('GETRANGE', KEYS[3], at, at)\n"
+    "if #old == 1 and old:byte(1) ~= 0 then return KN_EEXIST end\n"
+    "redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, records; ARGV term, task, the record that is void, the states done and active */
+    [S_VOID] = FENCE
+    "local b = redis.call('HMGET', KEYS[2], 'seq', 'state')\n"
+    "if not b[1] then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES\n"
+    "if redis.call('GETRANGE', KEYS[3], at, at + RECORD_BYTES - 1) ~= ARGV[3] then return KN_EEXIST end\n"
+    "redis.call('SETRANGE', KEYS[3], at, string.rep('\\0', RECORD_BYTES))\n"
+    "if b[2] == ARGV[4] then redis.call('HSET', KEYS[2], 'state', ARGV[5], 'finished', '0') end\n"
+    "return KN_OK\n",
+    /* KEYS term, batch, failures, charges; ARGV term, state, priority, finished, 1 when retried */
+    [S_STATE] = FENCE
+    "if redis.call('HEXISTS', KEYS[2], 'seq') == 0 then return KN_EGONE end\n"
+    "redis.call('HSET', KEYS[2], 'state', ARGV[2], 'priority', ARGV[3], 'finished', ARGV[4])\n"
+    "if ARGV[5] == '1' then\n"
+    "  redis.call('DEL', KEYS[3])\n"
+    "  local a = redis.call('HGETALL', KEYS[4])\n"
+    "  for i = 1, #a, 2 do\n"
+    "    local at = a[i + 1]:find(' ', 1, true)\n"
+    "    if at then redis.call('HSET', KEYS[4], a[i], '0' .. a[i + 1]:sub(at))\n"
+    "    else redis.call('HDEL', KEYS[4], a[i]) end\n"
+    "  end\n"
+    "end\n"
+    "return KN_OK\n",
+    /* KEYS term, batches, staged, then the batch's own; ARGV term, id */
+    [S_REMOVE] = FENCE
+    "redis.call('ZREM', KEYS[2], ARGV[2])\n"
+    "redis.call('SREM', KEYS[3], ARGV[2])\n"
+    "for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end\n"
+    "return KN_OK\n",
+};
+
+void redis_keys_of(const kn_id id, struct keys *k) {
+    kn_uuid_format(id, k->id);
+    snprintf(k->batch, KEY_MAX, "kiln:b:%s", k->id);
+    snprintf(k->chunks, KEY_MAX, "kiln:b:%s:c", k->id);
+    snprintf(k->names, KEY_MAX, "kiln:b:%s:n", k->id);
+    snprintf(k->records, KEY_MAX, "kiln:b:%s:r", k->id);
+    snprintf(k->failures, KEY_MAX, "kiln:b:%s:f", k->id);
+    snprintf(k->charges, KEY_MAX, "kiln:b:%s:a", k->id);
+}
