@@ -58,7 +58,15 @@ enum { KN_SAMPLER_COUNT = 0 KN_SAMPLER_TABLE(KN_SAMPLER_ONE) };
 /* All of them, in the table's order. */
 extern const enum kn_sampler kn_samplers[KN_SAMPLER_COUNT];
 
-enum kn_schedule { KN_SCHEDULE_UNSET = 0, KN_SCHEDULE_NORMAL = 1, KN_SCHEDULE_KARRAS = 2 };
+/* The schedules: X(id, wire value, name). Wire values are for ever, and at most 7. */
+#define KN_SCHEDULE_TABLE(X) X(NORMAL, 1, "normal") X(KARRAS, 2, "karras")
+
+enum kn_schedule {
+    KN_SCHEDULE_UNSET = 0,
+#define KN_SCHEDULE_ENUM(id, value, name) KN_SCHEDULE_##id = (value),
+    KN_SCHEDULE_TABLE(KN_SCHEDULE_ENUM)
+#undef KN_SCHEDULE_ENUM
+};
 
 /* Parse any of the names above, case ignored; "Euler a", "euler_a", "k_euler_a" too. On failure KN_EINVAL and
  * a text with the list and the nearest name. */

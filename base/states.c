@@ -69,6 +69,8 @@ const char *kn_wait_name(enum kn_wait w) {
         return "store";
     case KN_WAIT_DISK:
         return "disk";
+    case KN_WAIT_FEATURE:
+        return "feature";
     }
     return NULL;
 }

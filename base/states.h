@@ -39,6 +39,7 @@ enum kn_wait {
     KN_WAIT_OTHER = 9,     /* what is left failed on them, and another worker is to try it */
     KN_WAIT_STORE = 10,    /* the store (Redis) does not answer */
     KN_WAIT_DISK = 11,     /* the disk of the farm's folder takes no pictures */
+    KN_WAIT_FEATURE = 12,  /* the workers that have its model are older, and do not know what it asks for */
 };
 
 /* The work of a busy worker. */

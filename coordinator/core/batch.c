@@ -201,6 +201,7 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     if (!b) return KN_ENOMEM;
     memcpy(b->id, ev->id, sizeof b->id);
     b->pin = PIN_ANY;
+    b->shard_tasks_max = ev->shard_tasks_max ? ev->shard_tasks_max : KN_SHARD_TASKS_MAX;
     b->state = KN_BATCH_PAUSED; /* until it is filled: no lane of it is entered into a pool */
     int rc = KN_OK;
     if (ev->pin_backend && *ev->pin_backend) {

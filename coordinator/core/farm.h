@@ -47,6 +47,7 @@
 #define KILN_COORDINATOR_CORE_FARM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include "base/err.h"
 #include "base/hash.h"
@@ -107,8 +108,11 @@ enum farm_task_state {
 
 struct farm_group { /* what tasks must have in common to share a minibatch */
     kn_digest model;
+    uint64_t needs; /* KN_FEATURE_…: a worker that lacks one of them is not given such tasks */
     uint32_t width, height, steps, sampler, schedule;
 };
+/* As a key: without the bytes that fill the struct up. */
+#define FARM_GROUP_BYTES (offsetof(struct farm_group, schedule) + sizeof(uint32_t))
 
 struct farm_done_task { /* a task that had ended, as read back from the store */
     uint32_t task;
@@ -125,6 +129,8 @@ struct ev_batch_open {
     const struct farm_group *groups; /* copied */
     uint32_t group_count;
     const uint16_t *task_group; /* copied; one a task */
+    uint32_t
+        shard_tasks_max; /* so many of its tasks, and no more, fit in a grant; 0: as many as a worker takes */
     bool paused, cancelled;
     bool done;                          /* its state is stored as done, and need not be written again */
     const struct farm_done_task *ended; /* ended before a restart, in the order to show them; copied */
@@ -159,6 +165,7 @@ struct ev_worker_hello {
     kn_id instance;     /* of the process */
     const char *backend; /* class; copied */
     uint32_t credit, batch_max;
+    uint64_t features;       /* KN_FEATURE_…: what it knows */
     bool died_of_memory;     /* a new instance: the kernel killed the old one for want of memory */
     const kn_digest *models; /* copied */
     uint32_t model_count;
@@ -180,6 +187,7 @@ struct ev_worker_heartbeat {
 struct ev_shard {
     uint64_t shard, term;
     bool out_of_memory;         /* EV_SHARD_RETURNED: for want of memory */
+    bool unsupported;           /* …or since it cannot read or do it: it is given no such shard again */
     uint32_t render_ms, images; /* EV_SHARD_DONE: how many images took how long, for the estimate of speed */
 };
 
@@ -372,6 +380,7 @@ struct farm_batch_view {
     kn_digest wait_model;    /* of the tasks that wait */
     const char *wait_class;  /* CLASS: what the batch is pinned to; borrowed */
     kn_id wait_batch;        /* PRIORITY, TURN: what they render */
+    uint64_t wait_lacks;     /* FEATURE: what that worker does not know; 0: it refused such tasks */
 };
 KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms,
                                 struct farm_batch_view *out);
@@ -390,7 +399,10 @@ struct farm_task_view {
     const char *worker;         /* that holds it; "" for none; borrowed */
     bool started;               /* …and has begun it */
     uint32_t step, steps, shard_tasks;
-    bool suspect; /* it failed, or shared a shard that did: it goes alone, or with few */
+    bool suspect;             /* it failed, or shared a shard that did: it goes alone, or with few */
+    uint32_t unfit;           /* queued: workers that have its model and cannot render it, */
+    const char *unfit_worker; /* one of them, borrowed, */
+    uint64_t unfit_lacks;     /* and what that one does not know; 0: it refused such tasks */
 };
 KN_MUST_USE int farm_task_view(const struct farm *f, const kn_id id, uint32_t task,
                                struct farm_task_view *out);

@@ -372,6 +372,8 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     w->cool_until = 0;
     w->credit = at_most(h->credit < 1 ? 1 : h->credit, KN_SHARDS_PER_WORKER_MAX);
     w->batch_max = at_most(h->batch_max < 1 ? 1 : h->batch_max, KN_SHARD_TASKS_MAX);
+    w->features = h->features;
+    if (!known || x.moved) worker_said_hello(w);
     if (!again) {
         w->running = w->idle_since = w->unknown_since = 0;
         hello_reconcile(f, w, h, fx);

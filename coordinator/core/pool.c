@@ -34,7 +34,7 @@ void pool_model_put(struct farm *f, struct model *m) {
 }
 
 int pool_shape_get(struct farm *f, const struct farm_group *key, uint32_t *slot) {
-    struct shape *s = kn_map_get(f->shape_by_key, key, sizeof *key);
+    struct shape *s = kn_map_get(f->shape_by_key, key, FARM_GROUP_BYTES);
     if (!s) {
         int rc = slab_reserve(&f->shapes, 1);
         if (rc) return rc;
@@ -43,7 +43,7 @@ int pool_shape_get(struct farm *f, const struct farm_group *key, uint32_t *slot)
         *s = (struct shape){.key = *key, .slot = taken, .uid = ++f->shape_uid};
         s->units = (uint64_t)key->steps * key->width * key->height;
         if (s->units == 0) s->units = 1;
-        rc = kn_map_put(f->shape_by_key, key, sizeof *key, s);
+        rc = kn_map_put(f->shape_by_key, key, FARM_GROUP_BYTES, s);
         if (rc) {
             slab_give(&f->shapes, taken);
             return rc;
@@ -57,7 +57,7 @@ int pool_shape_get(struct farm *f, const struct farm_group *key, uint32_t *slot)
 void pool_shape_put(struct farm *f, uint32_t slot) {
     struct shape *s = slab_at(&f->shapes, slot);
     if (--s->refs > 0) return;
-    kn_map_remove(f->shape_by_key, &s->key, sizeof s->key);
+    kn_map_remove(f->shape_by_key, &s->key, FARM_GROUP_BYTES);
     slab_give(&f->shapes, slot);
 }
 

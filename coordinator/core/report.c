@@ -4,6 +4,7 @@
 #include "coordinator/core/blame.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
+#include "coordinator/core/worker.h"
 
 static void note_unknown(struct farm_effects *fx, const struct worker *w, const char *what, uint64_t shard) {
     fx_note(fx, FX_NOTE, NULL, "dropped event=%s worker=%s shard=%llu: no such shard any more", what, w->name,
@@ -27,7 +28,11 @@ int report_returned(struct farm *f, struct worker *w, const struct ev_shard *e, 
     }
     int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
-    if (e->out_of_memory && s->state != SHARD_REVOKED) {
+    if (e->unsupported) {
+        worker_refuses(w, s->shape_uid);
+        fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL,
+                "unsupported worker=%s images=%u: it gets no more of this kind", w->name, s->count);
+    } else if (e->out_of_memory && s->state != SHARD_REVOKED) {
         speed_out_of_memory(w, s->shape_uid, s->count);
         fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL, "out_of_memory worker=%s images=%u", w->name,
                 s->count);

@@ -40,6 +40,7 @@ uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, c
     const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
     uint64_t limit = w->batch_max;
     if (ws && ws->limit < limit) limit = ws->limit;
+    if (limit > lane->batch->shard_tasks_max) limit = lane->batch->shard_tasks_max;
     if (limit < 1) limit = 1;
     uint64_t us = speed_us_per_image(w, p, shape);
     if (us == 0) return 1;
@@ -91,6 +92,7 @@ static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, stru
     for (uint32_t g = lane->head; g != NONE; g = b->groups[g].next) {
         struct group *group = &b->groups[g];
         const struct shape *shape = slab_at(&f->shapes, group->shape);
+        if (!worker_can(w, shape)) continue;
         uint32_t slot = piece_for(f, b, group, w);
         const struct tasklist *list =
             slot == NONE ? &group->queue : &((struct piece *)slab_at(&f->pieces, slot))->list;
@@ -227,7 +229,10 @@ static void grant_all(struct farm *f, struct farm_effects *fx) {
 /* The best lane that still has something queued for this worker, or NULL. */
 static struct lane *worker_first(const struct farm *f, struct worker *w) {
     struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
-    return cursors_next(v, cursors_open(f, w, true, v), NULL);
+    struct lane *lane;
+    uint32_t count = cursors_open(f, w, true, v);
+    while ((lane = cursors_next(v, count, NULL)) != NULL && !worker_can_some(f, w, lane)) continue;
+    return lane;
 }
 
 static void retract(struct farm *f, struct farm_effects *fx) {

@@ -183,6 +183,7 @@ void shard_started(struct farm *f, struct shard *s) {
     if (s->state != SHARD_WAITING) return;
     s->state = SHARD_STARTED;
     s->started_ms = f->now;
+    worker_heard(s->worker, s->shape_uid);
 }
 
 /* Lets go of all tasks that the shard holds. */
@@ -333,8 +334,13 @@ void shard_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
             break;
         case SHARD_WAITING: /* an idle worker that does not begin it did not get it */
             if (w->conn && w->idle_since && f->now - w->idle_since >= f->config.silence_ms &&
-                f->now - s->granted_ms >= f->config.silence_ms)
+                f->now - s->granted_ms >= f->config.silence_ms) {
+                if (worker_unheard(w, s->shape_uid))
+                    fx_note(fx, FX_NOTE, s->batch ? s->batch->id : NULL,
+                            "unheard worker=%s: it takes such grants without a word, and gets no more",
+                            w->name);
                 shard_withdraw(f, s, true, FATE_LOST, fx);
+            }
             break;
         }
     }

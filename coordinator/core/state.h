@@ -69,7 +69,8 @@
 #define SENT_MS 30000          /* the images of a shard said to be done must have come by then */
 #define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see shard.c */
 #define REVOKE_MS 5000         /* a revoke has arrived by then */
-#define COOL_MS 300            /* pause after a worker handed something back of itself; doubles */
+#define UNHEARD_MAX 6 /* a worker that took so many grants of a shape without a word gets no more of it */
+#define COOL_MS 300   /* pause after a worker handed something back of itself; doubles */
 #define COOL_MS_MAX 10000
 #define RETRY_MS 500 /* first pause before the store is asked again; doubles */
 #define RETRY_MS_MAX 8000
@@ -172,10 +173,11 @@ struct batch {
     struct level *level; /* its priority */
     enum kn_batch_state state;
     bool cancelled_by_person;
-    uint16_t pin;         /* class that must render it, or PIN_ANY */
-    struct task *tasks;   /* owns */
-    struct group *groups; /* owns */
-    struct lane *lanes;   /* owns */
+    uint16_t pin;             /* class that must render it, or PIN_ANY */
+    uint32_t shard_tasks_max; /* so many of its tasks fit in a grant */
+    struct task *tasks;       /* owns */
+    struct group *groups;     /* owns */
+    struct lane *lanes;       /* owns */
     uint32_t group_count, lane_count;
     uint32_t counts[TASK_CANCELLED + 1]; /* by state */
     uint32_t *log;                       /* owns; task numbers in the order of their ends */
@@ -271,6 +273,8 @@ struct worker_shape {
     uint32_t us_per_image; /* 0: unknown */
     uint16_t limit;        /* after out of memory: images at a time; UINT16_MAX: none, 0: not even one */
     uint16_t last_count;   /* of the last shard that was measured */
+    bool refused;          /* the worker cannot read or do such tasks: it gets none until its next hello */
+    uint8_t unheard;       /* grants in a row that it took without a word */
     uint32_t used;         /* when it was measured, by shape_clock: the oldest is forgotten first */
 };
 
@@ -291,6 +295,7 @@ struct worker {
     uint16_t backend;            /* class: index in farm.backends */
     uint32_t credit;             /* shards that it may hold */
     uint32_t batch_max;          /* images that it may be granted in a shard */
+    uint64_t features;           /* what it knows */
     struct worker_model *models; /* owns */
     uint32_t model_count;
     bool counted;                       /* in its pools' sums */

@@ -86,6 +86,7 @@ static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct 
     const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
     uint32_t limit = w->batch_max, tasks[KN_SHARD_TASKS_MAX], count = 0;
     if (ws && ws->limit < limit) limit = ws->limit;
+    if (b->shard_tasks_max < limit) limit = b->shard_tasks_max;
     for (uint32_t i = s->count; i-- > 0 && count < limit;)
         if (copyable(s, s->tasks[i])) tasks[count++] = s->tasks[i];
     if (count == 0) return false;
@@ -109,6 +110,7 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
         const struct group *group = &b->groups[s->group];
         const struct pool *p = b->lanes[group->lane].pool;
         if (!pool_serves(p, w) || !worker_model_of(w, p->model)) continue;
+        if (!worker_can(w, slab_at(&f->shapes, group->shape))) continue;
         uint64_t us = speed_us_per_image(w, p, slab_at(&f->shapes, group->shape));
         if (us == 0 && remaining != UNREACHABLE_US) continue; /* nothing is known of either */
         uint64_t mine = us * s->left;

@@ -35,15 +35,21 @@ static void wait_for_worker(struct farm_batch_view *v, enum kn_wait why, const s
     v->wait_ms = now - w->seen_ms;
 }
 
+/* The first group of a lane that this worker cannot render: what it lacks for it. */
+static uint64_t lane_lacks(const struct farm *f, const struct worker *w, const struct lane *lane) {
+    const struct shape *shape = slab_at(&f->shapes, lane->batch->groups[lane->head].shape);
+    return shape->key.needs & ~w->features;
+}
+
 /* Why this lane's queued tasks are not being rendered, though nothing else of the batch is either. */
 static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t now,
                       struct farm_batch_view *v) {
     const struct pool *p = lane->pool;
     const struct batch *b = lane->batch;
-    const struct worker *lost = NULL, *other_class = NULL;
+    const struct worker *lost = NULL, *other_class = NULL, *unfit = NULL;
     memcpy(v->wait_model, p->model->digest, sizeof v->wait_model);
     for (size_t i = 0; i < f->worker_count; i++) {
-        const struct worker *w = f->workers[i];
+        struct worker *w = f->workers[i];
         if (!has_model(w, p->model)) continue;
         if (w->lost) {
             if (!lost || w->lost_ms > lost->lost_ms) lost = w;
@@ -51,6 +57,10 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
         }
         if (!pool_serves(p, w)) {
             other_class = w;
+            continue;
+        }
+        if (!worker_can_some(f, w, lane)) {
+            unfit = w;
             continue;
         }
         /* Of several reasons the one that is nearest to an end is told: a worker that is busy comes free, one
@@ -75,6 +85,11 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
         }
     }
     if (v->wait) return;
+    if (unfit) {
+        wait_for_worker(v, KN_WAIT_FEATURE, unfit, now);
+        v->wait_lacks = lane_lacks(f, unfit, lane);
+        return;
+    }
     if (other_class) {
         wait_for_worker(v, KN_WAIT_CLASS, other_class, now);
         v->wait_class = farm_backend_name(f, p->pin);
@@ -215,7 +230,18 @@ int farm_task_view(const struct farm *f, const kn_id id, uint32_t task, struct f
                                    .attempts = t->attempts,
                                    .charges = t->charges,
                                    .worker = "",
-                                   .suspect = t->trouble != NONE};
+                                   .suspect = t->trouble != NONE,
+                                   .unfit_worker = ""};
+    const struct group *group = &b->groups[t->group];
+    const struct pool *p = b->lanes[group->lane].pool;
+    const struct shape *shape = slab_at(&f->shapes, group->shape);
+    for (size_t i = 0; t->state == TASK_QUEUED && i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        if (w->lost || !has_model(w, p->model) || !pool_serves(p, w) || worker_can(w, shape)) continue;
+        out->unfit++;
+        out->unfit_worker = w->name;
+        out->unfit_lacks = shape->key.needs & ~w->features;
+    }
     if (t->state != TASK_GRANTED || t->a == NONE) return KN_OK;
     const struct shard *s = slab_at(&f->shards, t->a);
     out->worker = s->worker->name;

@@ -4,6 +4,8 @@
 #include "coordinator/core/pool.h"
 #include "coordinator/core/trouble.h"
 
+#define GROUPS_LOOKED_AT 64 /* of a lane, for one that a worker can render */
+
 struct worker *worker_by_name(const struct farm *f, const char *name) {
     return name && *name ? kn_map_get(f->worker_by_name, name, strlen(name)) : NULL;
 }
@@ -44,6 +46,43 @@ struct worker_shape *worker_shape_of(struct worker *w, uint32_t shape_uid, bool 
     return &w->shapes[at];
 }
 
+bool worker_can(struct worker *w, const struct shape *shape) {
+    if (shape->key.needs & ~w->features) return false;
+    const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
+    return !ws || !ws->refused;
+}
+
+bool worker_can_some(const struct farm *f, struct worker *w, const struct lane *lane) {
+    uint32_t left = GROUPS_LOOKED_AT;
+    for (uint32_t g = lane->head; g != NONE && left > 0; g = lane->batch->groups[g].next, left--)
+        if (worker_can(w, slab_at(&f->shapes, lane->batch->groups[g].shape))) return true;
+    return false;
+}
+
+void worker_refuses(struct worker *w, uint32_t shape_uid) {
+    worker_shape_of(w, shape_uid, true)->refused = true;
+}
+
+bool worker_unheard(struct worker *w, uint32_t shape_uid) {
+    struct worker_shape *ws = worker_shape_of(w, shape_uid, true);
+    if (ws->unheard < UNHEARD_MAX) ws->unheard++;
+    bool over = ws->unheard == UNHEARD_MAX && !ws->refused;
+    if (over) ws->refused = true;
+    return over;
+}
+
+void worker_heard(struct worker *w, uint32_t shape_uid) {
+    struct worker_shape *ws = worker_shape_of(w, shape_uid, false);
+    if (ws) ws->unheard = 0;
+}
+
+void worker_said_hello(struct worker *w) {
+    for (uint32_t i = 0; i < w->shape_count; i++) {
+        w->shapes[i].refused = false;
+        w->shapes[i].unheard = 0;
+    }
+}
+
 void worker_wake(struct farm *f, struct worker *w) {
     if (w->woken) return;
     w->woken = true;
@@ -66,7 +105,7 @@ bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, c
     const struct task *task = &b->tasks[t];
     const struct group *group = &b->groups[task->group];
     const struct pool *p = b->lanes[group->lane].pool;
-    uint32_t shape_uid = ((struct shape *)slab_at(&f->shapes, group->shape))->uid;
+    const struct shape *shape = slab_at(&f->shapes, group->shape);
     const struct trouble *x = task->trouble == NONE ? NULL : slab_at(&f->troubles, task->trouble);
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
@@ -74,9 +113,9 @@ bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, c
         for (uint32_t k = 0; k < count; k++) excluded |= w->uid == uids[k];
         if (excluded) continue;
         if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
-        if (!pool_serves(p, w) || !worker_model_of(w, p->model)) continue;
+        if (!pool_serves(p, w) || !worker_model_of(w, p->model) || !worker_can(w, shape)) continue;
         bool nan = x && trouble_nan(x, w->backend);
-        const struct worker_shape *ws = worker_shape_of(w, shape_uid, false);
+        const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
         if (!nan && !(ws && ws->limit == 0)) return true;
     }
     return false;

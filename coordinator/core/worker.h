@@ -26,6 +26,17 @@ void worker_recount(struct farm *f, struct worker *w);
 static inline bool worker_takes(const struct worker *w) {
     return w->counted;
 }
+/* True when the worker knows all that such tasks need, and has not refused them since its last hello. */
+bool worker_can(struct worker *w, const struct shape *shape);
+/* The same of a lane: of one of the groups, at least, that have something queued (the first few are looked at). */
+bool worker_can_some(const struct farm *f, struct worker *w, const struct lane *lane);
+/* It cannot read or do such tasks. */
+void worker_refuses(struct worker *w, uint32_t shape_uid);
+/* It took a grant of this shape without a word. True: too often in a row, so that it counts as refused from now on. */
+bool worker_unheard(struct worker *w, uint32_t shape_uid);
+void worker_heard(struct worker *w, uint32_t shape_uid); /* it began one */
+void worker_said_hello(
+    struct worker *w); /* another process, or another connection: what it refused is asked anew */
 /* True when a worker other than these could render this task: one that is there or expected back soon, of a
  * class that did not give NaN for it, with memory for one image. Looks at the whole fleet, so it is asked for
  * suspects only. */

@@ -76,6 +76,7 @@ int talk_open(struct talk *t, struct talk_batch b) {
         talk_id(b.model ? b.model : 1, groups[g].model, sizeof groups[g].model);
         groups[g].width = groups[g].height = b.size ? b.size : 64;
         groups[g].steps = 20 + g;
+        groups[g].needs = b.needs;
     }
     for (uint32_t i = 0; i < b.tasks; i++) task_group[i] = (uint16_t)(i % group_count);
     struct farm_event ev = {.type = EV_BATCH_OPEN};
@@ -88,6 +89,7 @@ int talk_open(struct talk *t, struct talk_batch b) {
         .task_group = task_group,
         .paused = b.paused,
         .cancelled = b.cancelled,
+        .shard_tasks_max = b.shard_tasks_max,
         .ended = b.ended,
         .ended_count = b.ended_count,
         .charges = b.charges,
@@ -111,6 +113,7 @@ int talk_hello(struct talk *t, struct talk_worker w) {
         .backend = w.backend ? w.backend : "cpu-a",
         .credit = w.credit ? w.credit : 2,
         .batch_max = w.batch_max ? w.batch_max : 8,
+        .features = w.features,
         .died_of_memory = w.died_of_memory,
         .models = models,
         .model_count = count,
@@ -150,6 +153,7 @@ void talk_shard_event(struct talk *t, enum farm_event_type type, struct talk_sha
         .shard = e.shard,
         .term = 1,
         .out_of_memory = e.out_of_memory,
+        .unsupported = e.unsupported,
         .render_ms = e.render_ms,
         .images = e.images,
     };

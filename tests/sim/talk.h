@@ -35,6 +35,8 @@ struct talk_batch { /* what is not named is 0: one group of model 1, 64x64, 20 s
     const struct farm_charge *charges;
     uint32_t charge_count;
     bool paused, cancelled;
+    uint64_t needs; /* features of all groups */
+    uint32_t shard_tasks_max;
 };
 
 struct talk_worker {
@@ -52,6 +54,7 @@ struct talk_worker {
     int machine;      /* with base; 0: none */
     bool named;       /* with base: the farm gave `name` before */
     bool mute;        /* of an older kind: it cannot be asked */
+    uint64_t features;
 };
 
 void talk_begin(struct talk *t);
@@ -74,6 +77,7 @@ struct talk_heartbeat {
 struct talk_shard_event {
     uint64_t conn, shard;
     bool out_of_memory;         /* RETURNED */
+    bool unsupported;           /* RETURNED */
     uint32_t render_ms, images; /* DONE */
 };
 struct talk_failure {
