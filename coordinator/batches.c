@@ -82,6 +82,12 @@ struct kept_batch *batches_find(const struct batches *bs, const kn_id id) {
 
 int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out, struct kn_err *err) {
     const struct kn_submit_begin *g = &msg->u.submit_begin;
+    const char *unknown;
+    uint64_t more = kn_features_read(g->features, g->feature_count, &unknown);
+    if (unknown)
+        return kn_err_set(err, KN_EUNSUPPORTED,
+                          "it needs %.64s, which this kiln-coordinator (%s) does not know: a later one does",
+                          unknown, KILN_VERSION);
     if (bs->staged_count >= STAGED_MAX || bs->staged_bytes >= STAGED_BYTES_MAX)
         return kn_err_set(err, KN_ELIMIT, "too many batches are being submitted at once");
     struct kept_batch *b = calloc(1, sizeof *b);
@@ -91,6 +97,7 @@ int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out,
     b->chunk_count = g->chunks;
     b->priority = g->priority;
     b->state = KN_BATCH_ACTIVE;
+    b->features = KN_FEATURES_BEFORE | more;
     b->touched_ms = kn_clock_ms();
     b->chunks = calloc(g->chunks, sizeof *b->chunks);
     b->task_group = calloc(g->tasks, sizeof *b->task_group);
@@ -153,14 +160,15 @@ void batch_free_groups(struct kept_batch *b) {
 /* The number of the group that a task belongs to. */
 static int group_of(struct kept_batch *b, const struct kn_task *t, uint16_t *out, struct kn_err *err) {
     struct farm_group g;
-    memset(&g, 0, sizeof g); /* it is a key: no stray bytes */
+    memset(&g, 0, sizeof g);
     memcpy(g.model, b->begin->models[t->model_index].sha256, sizeof g.model);
     g.width = t->width;
     g.height = t->height;
     g.steps = t->steps;
     g.sampler = (uint32_t)t->sampler;
     g.schedule = (uint32_t)t->schedule;
-    uintptr_t n = (uintptr_t)kn_map_get(b->group_index, &g, sizeof g);
+    g.needs = kn_task_needs(t);
+    uintptr_t n = (uintptr_t)kn_map_get(b->group_index, &g, FARM_GROUP_BYTES);
     if (n == 0) {
         if (b->group_count == KN_GROUPS_PER_BATCH_MAX)
             return kn_err_set(err, KN_ELIMIT, "more than %d different settings in one batch",
@@ -173,7 +181,7 @@ static int group_of(struct kept_batch *b, const struct kn_task *t, uint16_t *out
             b->group_cap = cap;
         }
         n = b->group_count + 1u;
-        int rc = kn_map_put(b->group_index, &g, sizeof g, (void *)n);
+        int rc = kn_map_put(b->group_index, &g, FARM_GROUP_BYTES, (void *)n);
         if (rc != 0) return kn_err_set(err, rc, "batch: %s", kn_err_words(rc));
         b->groups[b->group_count++] = g;
     }
@@ -200,6 +208,11 @@ int batches_add_chunk(struct batches *bs, struct kept_batch *b, uint32_t chunk, 
     for (size_t i = 0; rc == 0 && i < c.count; i++) {
         const struct kn_model_info *m = &b->begin->models[c.v[i].model_index];
         if (m->size_multiple) rc = kn_task_resolve(&c.v[i], m, err); /* all is set: it only checks */
+        uint64_t undeclared = kn_task_needs(&c.v[i]) & ~b->features;
+        char words[KN_FEATURES_TEXT_MAX];
+        if (rc == 0 && undeclared)
+            rc = kn_err_set(err, KN_EPROTO, "%s: the batch does not say that it needs this",
+                            kn_features_words(undeclared, words));
         if (rc == 0) rc = group_of(b, &c.v[i], &b->task_group[first + i], err);
         if (rc != 0) kn_err_prefix(err, "task %zu", first + i);
     }

@@ -44,6 +44,7 @@ struct kept_batch {
     struct batch_chunk *chunks; /* owns */
     uint64_t created_wall_ms, finished_wall_ms, touched_ms;
     size_t chunk_bytes;
+    uint64_t features; /* that its tasks may need */
 
     struct farm_group *groups; /* owns; until the core has them */
     uint32_t group_count, group_cap;

@@ -558,6 +558,17 @@ void clients_object(struct server *s, const struct kn_peer *peer, const struct k
     }
 }
 
+void clients_garbled(struct server *s, struct listener *l, const struct kn_peer *peer,
+                     const struct kn_garbled *g) {
+    struct reply_to to = {.sock = l->sock, .peer = *peer, .request = g->request};
+    struct kn_err err = {0};
+    if (!g->request) return; /* of no client */
+    kn_err_set(&err, KN_EPROTO,
+               "the coordinator (kiln %s) cannot read this: %s; both should be of one version", KILN_VERSION,
+               g->text);
+    send_reply(s, &to, g->code, err.text);
+}
+
 void clients_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     struct reply_to to = {.sock = l->sock, .peer = *peer, .request = msg->request};
     switch ((int)msg->type) {

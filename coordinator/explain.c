@@ -82,6 +82,13 @@ static void explain_task(struct server *s, struct explanation *x, const struct k
         else
             snprintf(x->text, sizeof x->text, "it waits its turn%s; its batch is through %s",
                      v->suspect ? ", to be rendered alone: it failed, or shared a worker's end" : "", left);
+        if (!x->status.s.wait && v->unfit > 0) {
+            char unfit[UNFIT_TEXT_MAX];
+            size_t used = strlen(x->text);
+            waits_unfit(s, v->unfit_worker, v->unfit_lacks, unfit, sizeof unfit);
+            snprintf(x->text + used, sizeof x->text - used, "; %u worker%s cannot render it: %s%s", v->unfit,
+                     v->unfit == 1 ? "" : "s", unfit, v->unfit == 1 ? "" : ", among others");
+        }
         break;
     case TASK_GRANTED:
         r->task_state = v->started ? "running" : "handed out";
@@ -118,7 +125,6 @@ static void explain_task(struct server *s, struct explanation *x, const struct k
         snprintf(x->text, sizeof x->text, "with its batch; kiln retry queues it again");
         break;
     }
-    (void)s;
 }
 
 /* Lists a task's attempts. False: there is no room for them. */

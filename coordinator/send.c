@@ -28,6 +28,7 @@ void send_to(struct kn_sock *sock, const struct kn_peer *peer, const struct kn_m
 void send_welcome(struct server *s, struct listener *l, const struct kn_peer *peer, uint64_t request,
                   bool objects, const char *worker) {
     struct kn_msg m = {.type = KN_MSG_WELCOME, .request = request};
+    const char *features[KN_FEATURES_MAX];
     m.u.welcome = (struct kn_welcome){.term = s->store->term,
                                       .heartbeat_ms = 1000,
                                       .silence_ms = 10000,
@@ -36,7 +37,9 @@ void send_welcome(struct server *s, struct listener *l, const struct kn_peer *pe
                                       .objects_dir = objects && l->ipc ? s->objects : "",
                                       .version = "kiln " KILN_VERSION,
                                       .worker = worker,
-                                      .default_model = s->opt.default_model ? s->opt.default_model : ""};
+                                      .default_model = s->opt.default_model ? s->opt.default_model : "",
+                                      .features = features,
+                                      .feature_count = kn_features_list(kn_features(), features)};
     send_to(l->sock, peer, &m);
 }
 

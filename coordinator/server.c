@@ -63,6 +63,15 @@ static void on_control(struct kn_sock *sock, void *ctx, const struct kn_peer *pe
         clients_message(l->s, l, peer, msg);
 }
 
+static void on_garbled(struct kn_sock *sock, void *ctx, const struct kn_peer *peer,
+                       const struct kn_garbled *g) {
+    struct listener *l = ctx;
+    (void)sock;
+    if (l->s->closing) return;
+    workers_garbled(l, peer, g);
+    clients_garbled(l->s, l, peer, g);
+}
+
 static void on_data(struct kn_sock *sock, void *ctx, const struct kn_peer *peer, struct kn_msg *msg,
                     struct kn_blob *blob) {
     struct server *s = ctx;
@@ -143,7 +152,7 @@ static int bind_data(struct server *s, struct listener *l, const char *endpoint,
 
 static int listen_on(struct server *s, const char *endpoint, struct kn_err *err) {
     struct listener *l = &s->listeners[s->listener_count];
-    struct kn_sock_options opt = {.router = true, .recv = on_control, .ctx = l};
+    struct kn_sock_options opt = {.router = true, .recv = on_control, .garbled = on_garbled, .ctx = l};
     char resolved[KN_ENDPOINT_MAX + 1];
     uint16_t port = 0;
     l->s = s;

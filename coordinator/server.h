@@ -64,6 +64,7 @@ struct known_worker {
     bool left;                     /* said bye: its models do not count any more */
     char loading[KN_NAME_MAX + 1]; /* the model that it reads into memory, by the last heartbeat; "": none */
     uint64_t loading_bytes;
+    char refused[KN_REASON_MAX + 1]; /* why it cannot do what it was granted, since its hello; "": nothing */
 };
 
 struct known_model {

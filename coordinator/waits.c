@@ -47,9 +47,21 @@ static const char *who(const struct farm_batch_view *v, char out[KN_NAME_MAX + 1
     return out;
 }
 
+void waits_unfit(struct server *s, const char *worker, uint64_t lacks, char *out, size_t out_max) {
+    const struct known_worker *w = kn_map_get(s->workers, worker, strlen(worker));
+    char words[KN_FEATURES_TEXT_MAX];
+    if (lacks)
+        snprintf(out, out_max, "%s (%s) does not know %s", worker, w ? w->hello->engine : "?",
+                 kn_features_words(lacks, words));
+    else if (w && w->refused[0])
+        snprintf(out, out_max, "%s (%s) handed it back: %s", worker, w->hello->engine, w->refused);
+    else
+        snprintf(out, out_max, "%s (%s) takes it without a word", worker, w ? w->hello->engine : "?");
+}
+
 static void words(struct server *s, const struct farm_batch_view *v, char out[KN_WAIT_TEXT_MAX]) {
     char id[KN_UUID_TEXT], other[KN_UUID_TEXT], hex[KN_SHA256_HEX], some[KN_NAME_MAX + 16],
-        lost[160] = "", model[KN_NAME_MAX + 16];
+        lost[160] = "", model[KN_NAME_MAX + 16], unfit[UNFIT_TEXT_MAX];
     const char *name = workers_model_name(s, v->wait_model);
     bool many = v->wait_workers > 1;
     kn_uuid_format(v->id, id);
@@ -114,6 +126,11 @@ static void words(struct server *s, const struct farm_batch_view *v, char out[KN
         break;
     case KN_WAIT_TURN:
         snprintf(out, KN_WAIT_TEXT_MAX, "the workers render batch %.8s now; its turn comes then", other);
+        break;
+    case KN_WAIT_FEATURE:
+        waits_unfit(s, v->wait_worker, v->wait_lacks, unfit, sizeof unfit);
+        snprintf(out, KN_WAIT_TEXT_MAX,
+                 "no worker that is there can render it: %s; it goes to a later kiln-worker", unfit);
         break;
     case KN_WAIT_OTHER:
         snprintf(out, KN_WAIT_TEXT_MAX,

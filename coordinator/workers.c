@@ -55,18 +55,28 @@ static int sender_of(struct server *s, struct listener *l, uint64_t conn, struct
     w->hello = &msg->u.worker_hello;
     w->listener = l;
     w->readings = (struct kn_readings){0};
-    w->loading[0] = '\0';
+    w->loading[0] = w->refused[0] = '\0';
     w->left = false;
     w->asked_ms = kn_clock_ms();
     *out = w;
     return 0;
 }
 
-static void refuse(struct listener *l, const struct kn_peer *peer, int code) {
+static void refuse(struct listener *l, const struct kn_peer *peer, int code, const char *text) {
     struct kn_msg m = {.type = KN_MSG_REPLY};
     m.u.reply.code = code;
-    m.u.reply.text = "the farm cannot take this worker";
+    m.u.reply.text = text;
     send_to(l->sock, peer, &m);
+}
+
+void workers_garbled(struct listener *l, const struct kn_peer *peer, const struct kn_garbled *g) {
+    char text[KN_REASON_MAX];
+    if (g->type != KN_MSG_WORKER_HELLO) return;
+    snprintf(
+        text, sizeof text,
+        "the coordinator (kiln %s) cannot read this worker's hello: %.200s; both should be of one version",
+        KILN_VERSION, g->text);
+    refuse(l, peer, g->code, text);
 }
 
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
@@ -76,7 +86,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
     int rc = sender_of(s, l, conn, msg, &w);
     if (rc != 0) {
-        refuse(l, peer, rc);
+        refuse(l, peer, rc, "the farm cannot take this worker");
         kn_msg_destroy(msg);
         return;
     }
@@ -104,6 +114,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     e->backend = h->backend;
     e->credit = h->credit;
     e->batch_max = h->batch_max;
+    e->features = kn_features_of_peer(h->features, h->feature_count);
     e->died_of_memory = h->died_of_memory;
     e->models = (const kn_digest *)models;
     e->model_count = (uint32_t)h->model_count;
@@ -115,7 +126,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
                 h->worker, h->host, h->pid);
     } else if (rc != 0) {
         kn_warn("worker_refused worker=%s code=%d", h->worker, rc);
-        refuse(l, peer, rc);
+        refuse(l, peer, rc, "the farm cannot take this worker");
         worker_forget(s, w);
     }
 }
@@ -150,6 +161,14 @@ static void on_task_failed(struct server *s, uint64_t conn, const struct kn_task
     server_step(s, &ev);
 }
 
+/* What a worker says that it cannot do is remembered for people. */
+static void note_returned(struct known_worker *w, const struct kn_shard_returned *r) {
+    if (r->code == 0 && !r->reason[0]) return;
+    kn_warn("shard_returned worker=%s shard=%llu code=%d reason=\"%s\"", w->name,
+            (unsigned long long)r->shard, r->code, r->reason);
+    if (r->code == KN_EUNSUPPORTED) snprintf(w->refused, sizeof w->refused, "%s", r->reason);
+}
+
 static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
     struct farm_event ev = {.conn = conn};
     struct ev_shard *e = &ev.u.shard;
@@ -162,6 +181,7 @@ static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
         e->shard = m->u.shard_returned.shard;
         e->term = m->u.shard_returned.term;
         e->out_of_memory = m->u.shard_returned.out_of_memory;
+        e->unsupported = m->u.shard_returned.code == KN_EUNSUPPORTED;
     } else {
         ev.type = EV_SHARD_DONE;
         e->shard = m->u.shard_done.shard;
@@ -211,6 +231,7 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
     } else if (msg->type == KN_MSG_WORKER_BYE) {
         on_bye(s, w, msg->u.worker_bye.reason);
     } else {
+        if (msg->type == KN_MSG_SHARD_RETURNED) note_returned(w, &msg->u.shard_returned);
         on_shard(s, conn, msg);
     }
     kn_msg_destroy(msg);

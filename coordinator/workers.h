@@ -7,6 +7,8 @@
 
 /* A message on the control socket. False: no worker sends such a message, and msg is still the caller's. */
 bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
+/* A message that could not be decoded: a worker whose hello it was is told why. */
+void workers_garbled(struct listener *l, const struct kn_peer *peer, const struct kn_garbled *g);
 /* An ImageResult on the data socket, and the picture's bytes; takes both. */
 void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
 void workers_forget(struct server *s); /* those that the core has forgotten */

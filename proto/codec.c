@@ -15,6 +15,10 @@
 #include <string.h>
 
 #define ENCODE_BYTES_MAX (64u << 20) /* what protobuf-c's structs of one message may take */
+#define DECODE_BYTES_MAX                                                                                     \
+    ((size_t)64 * KN_FRAME_BYTES_MAX)     /* an empty nested message takes two bytes on the wire and a
+                                                            * hundred unpacked: so much bounds what a frame can cost */
+#define NEWER_SCHEDULER "of a later kiln" /* names a model's sampler that this program does not know */
 
 const char *kn_msg_name(enum kn_msg_type type) {
     switch (type) {
@@ -130,6 +134,11 @@ Kiln__Pb__Task **codec_tasks_to_pb(struct arena *a, const struct kn_task *t, siz
 #define ENCODE_STATE(n, type, first, last) p->n = (uint32_t)s->n;
 #define ENCODE_TEXT(n, max) p->n = text_of(s->n);
 #define ENCODE_NAME(n, max) p->n = text_of(s->n);
+#define ENCODE_CLAMP(n, min, max) p->n = s->n;
+#define ENCODE_CUT(n, max) p->n = text_of(s->n);
+#define ENCODE_NAMES(n, count, max)                                                                          \
+    p->n_##n = s->count;                                                                                     \
+    p->n = (char **)(uintptr_t)s->n;
 #define ENCODE_BYTES(n, len) p->n = bin(s->n, s->len);
 #define ENCODE_ID(n) p->n = bin(s->n, sizeof s->n);
 #define ENCODE_DIGEST(n) p->n = bin(s->n, sizeof s->n);
@@ -145,6 +154,7 @@ Kiln__Pb__Task **codec_tasks_to_pb(struct arena *a, const struct kn_task *t, siz
 #define ENCODE_PART_OR_NONE(part, n)                                                                         \
     if (!all_zero(&s->n, sizeof s->n)) p->n = pb_##part(c, &s->n);
 #define ENCODE_LIST(part, n, v, count, max) ENCODE_EACH(part, n, v, count)
+#define ENCODE_KNOWN(part, n, v, count, max) ENCODE_EACH(part, n, v, count)
 #define ENCODE_NUMBERS(n, count, max)                                                                        \
     p->n_##n = s->count;                                                                                     \
     p->n = s->n;
@@ -169,12 +179,18 @@ Kiln__Pb__Task **codec_tasks_to_pb(struct arena *a, const struct kn_task *t, siz
 KN_PART_TABLE(ENCODER)
 KN_MESSAGE_TABLE(MSG_ENCODER, NO_FUNCTION)
 
+/* A batch that needs more than the first programs of version 1 knew is of version 2, which they refuse in words. */
+static uint32_t version_of(const struct kn_msg *m) {
+    bool more = m->type == KN_MSG_SUBMIT_BEGIN && m->u.submit_begin.feature_count > 0;
+    return more ? KN_PROTO_VERSION_MAX : KN_PROTO_VERSION;
+}
+
 int kn_msg_encode(const struct kn_msg *m, struct kn_buf *out, struct kn_err *err) {
     struct arena a;
     arena_init(&a, ENCODE_BYTES_MAX);
     struct enc c = {.a = &a};
     Kiln__Pb__Envelope e = KILN__PB__ENVELOPE__INIT;
-    e.version = KN_PROTO_VERSION;
+    e.version = version_of(m);
     e.request = m->request;
     e.body_case = (Kiln__Pb__Envelope__BodyCase)m->type;
     int rc = KN_EINVAL;
@@ -245,6 +261,26 @@ static const char *name(struct dec *d, const char *field, const char *s, size_t 
     return text(d, field, s, max);
 }
 
+/* What can be shown of a text: nothing where it is no UTF-8. Cut in place. */
+static const char *cut(char *s, size_t max) {
+    size_t len = strlen(s);
+    if (kn_utf8_span(s, len) != len) return "";
+    if (len > max) s[kn_utf8_cut(s, len, max)] = '\0';
+    return s;
+}
+
+/* Those names of a list that are names at all. They move to its front. */
+static const char **names(struct dec *d, char **v, size_t n, size_t max, size_t *count) {
+    size_t kept = 0;
+    (void)d;
+    for (size_t i = 0; i < n && kept < max; i++) {
+        size_t len = strlen(v[i]);
+        if (len > 0 && len <= KN_NAME_MAX && kn_utf8_span(v[i], len) == len) v[kept++] = v[i];
+    }
+    *count = kept;
+    return (const char **)(uintptr_t)v;
+}
+
 static void fixed(struct dec *d, const char *field, ProtobufCBinaryData b, void *out, size_t len) {
     if (b.len != len)
         fail(d, KN_EPROTO, field, "wrong length");
@@ -306,6 +342,17 @@ static bool sampler_known(uint32_t v) {
     }
 }
 
+static bool schedule_known(uint32_t v) {
+    switch (v) {
+#define KNOWN(id, value, name) case value:
+        KN_SCHEDULE_TABLE(KNOWN)
+#undef KNOWN
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* A model that is asked for may lack the hash and everything behind it. */
 static void decode_model_asked(struct dec *d, const Kiln__Pb__ModelInfo *p, struct kn_model_info *m) {
     text(d, "name", p->name, KN_NAME_MAX);
@@ -326,11 +373,15 @@ static void decode_model_asked(struct dec *d, const Kiln__Pb__ModelInfo *p, stru
     m->size_max = ranged(d, "size_max", p->size_max, 0, KN_SIZE_MAX);
 }
 
+/* Defaults of a later program are none to this one: whoever wants such a model's pictures says how. */
 static void decode_model_info(struct dec *d, const Kiln__Pb__ModelInfo *p, struct kn_model_info *m) {
     decode_model_asked(d, p, m);
     if (p->sha256.len == 0) fail(d, KN_EPROTO, "sha256", "missing");
-    if (!sampler_known(p->sampler)) fail(d, KN_EPROTO, "sampler", "unknown");
-    ranged(d, "schedule", p->schedule, KN_SCHEDULE_NORMAL, KN_SCHEDULE_KARRAS);
+    if (!sampler_known(p->sampler) || !schedule_known(p->schedule)) {
+        m->defaults.sampler = KN_SAMPLER_UNSET;
+        m->defaults.schedule = KN_SCHEDULE_NORMAL;
+        if (!m->scheduler[0]) memcpy(m->scheduler, NEWER_SCHEDULER, sizeof NEWER_SCHEDULER);
+    }
     ranged(d, "steps", p->steps, KN_STEPS_MIN, KN_STEPS_MAX);
     ranged(d, "width", p->width, KN_SIZE_MIN, KN_SIZE_MAX);
     ranged(d, "height", p->height, KN_SIZE_MIN, KN_SIZE_MAX);
@@ -342,8 +393,13 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
     struct dec d = {.a = a, .err = err, .part = "task"};
     struct kn_task *t = list(&d, n, sizeof *t);
     for (size_t i = 0; d.rc == 0 && i < n; i++) {
-        if (!sampler_known(v[i]->sampler)) fail(&d, KN_EPROTO, "sampler", "unknown");
-        ranged(&d, "schedule", v[i]->schedule, KN_SCHEDULE_NORMAL, KN_SCHEDULE_KARRAS);
+        /* What a later program says of a task may move its pixels: not to know it is not to know the task. */
+        if (v[i]->base.n_unknown_fields > 0)
+            fail(&d, KN_EUNSUPPORTED, "a field", "of a later kiln, not known here");
+        if (!sampler_known(v[i]->sampler))
+            fail(&d, KN_EUNSUPPORTED, "sampler", "of a later kiln, not known here");
+        if (!schedule_known(v[i]->schedule))
+            fail(&d, KN_EUNSUPPORTED, "schedule", "of a later kiln, not known here");
         if (model_count && v[i]->model_index >= model_count)
             fail(&d, KN_EPROTO, "model_index", "out of range");
         t[i] = (struct kn_task){
@@ -394,6 +450,9 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
 #define DECODE_STATE(n, type, first, last) s->n = (enum type)p->n;
 #define DECODE_TEXT(n, max) s->n = text(d, #n, p->n, max);
 #define DECODE_NAME(n, max) s->n = name(d, #n, p->n, max);
+#define DECODE_CLAMP(n, min, max) s->n = p->n < (min) ? (min) : p->n > (max) ? (max) : p->n;
+#define DECODE_CUT(n, max) s->n = cut(p->n, max);
+#define DECODE_NAMES(n, count, max) s->n = names(d, p->n, p->n_##n, max, &s->count);
 #define DECODE_BYTES(n, length)                                                                              \
     s->n = p->n.data;                                                                                        \
     s->length = p->n.len;
@@ -416,6 +475,17 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
         d->part = outer;                                                                                     \
     }
 #define DECODE_LIST(part_name, n, v, count, max) DECODE_EACH(part_name, n, v, count, max)
+/* The elements of a list of which those that cannot be read are left out. */
+#define DECODE_KNOWN(part_name, n, v, count, max)                                                            \
+    s->count = 0;                                                                                            \
+    s->v = list(d, p->n_##n < (max) ? p->n_##n : (max), sizeof *s->v);                                       \
+    for (size_t i = 0; d->rc == 0 && i < p->n_##n && s->count < (max); i++) {                                \
+        struct dec one = {.a = d->a};                                                                        \
+        memset(&s->v[s->count], 0, sizeof *s->v);                                                            \
+        decode_##part_name(&one, p->n[i], &s->v[s->count]);                                                  \
+        if (one.rc == KN_ENOMEM) d->rc = kn_err_set(d->err, one.rc, "out of memory");                        \
+        if (one.rc == 0) s->count++;                                                                         \
+    }
 #define DECODE_NUMBERS(n, count, max)                                                                        \
     s->count = counted(d, #n, p->n_##n, max);                                                                \
     s->n = p->n;
@@ -461,16 +531,14 @@ int kn_msg_decode(const void *data, size_t len, struct kn_msg **out, struct kn_e
         return kn_err_set(err, KN_ELIMIT, "frame: %zu bytes, more than %u", len, KN_FRAME_BYTES_MAX);
     struct codec_owned *o = calloc(1, sizeof *o);
     if (!o) return kn_err_set(err, KN_ENOMEM, "frame: out of memory");
-    /* An empty nested message takes two bytes on the wire and a hundred unpacked: the maximum bounds what a
-     * frame can cost. */
-    arena_init(&o->arena, (size_t)64 * KN_FRAME_BYTES_MAX);
+    arena_init(&o->arena, DECODE_BYTES_MAX);
     struct dec d = {.a = &o->arena, .err = err};
     Kiln__Pb__Envelope *e = kiln__pb__envelope__unpack(&o->arena.pb, len, data);
     if (!e) {
         d.rc = kn_err_set(err, KN_EPROTO, "frame: malformed");
-    } else if (e->version != KN_PROTO_VERSION) {
-        d.rc = kn_err_set(err, KN_EVERSION, "frame: protocol version %u, this side speaks %d", e->version,
-                          KN_PROTO_VERSION);
+    } else if (e->version < KN_PROTO_VERSION || e->version > KN_PROTO_VERSION_MAX) {
+        d.rc = kn_err_set(err, KN_EVERSION, "frame: protocol version %u, this side speaks %d and %d",
+                          e->version, KN_PROTO_VERSION, KN_PROTO_VERSION_MAX);
     } else if (e->body_case == KILN__PB__ENVELOPE__BODY__NOT_SET) {
         d.rc = kn_err_set(err, KN_EPROTO, "frame: a message that this side does not know");
     } else {
@@ -486,6 +554,23 @@ int kn_msg_decode(const void *data, size_t len, struct kn_msg **out, struct kn_e
     }
     *out = &o->msg;
     return 0;
+}
+
+void kn_msg_look(const void *data, size_t len, struct kn_garbled *out) {
+    struct arena a;
+    *out = (struct kn_garbled){0};
+    if (len > KN_FRAME_BYTES_MAX) return;
+    arena_init(&a, DECODE_BYTES_MAX);
+    Kiln__Pb__Envelope *e = kiln__pb__envelope__unpack(&a.pb, len, data);
+    if (e) {
+        out->type = (enum kn_msg_type)e->body_case;
+        out->request = e->request;
+        if (e->body_case == KILN__PB__ENVELOPE__BODY_SHARD_GRANT) {
+            out->shard = e->shard_grant->shard;
+            out->term = e->shard_grant->term;
+        }
+    }
+    arena_fini(&a);
 }
 
 void kn_msg_destroy(struct kn_msg *m) {

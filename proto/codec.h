@@ -13,10 +13,20 @@
 #include "base/err.h"
 #include "proto/messages.h"
 
-#define KN_PROTO_VERSION 1
+#define KN_PROTO_VERSION 1     /* of every message but those that its first programs must not take */
+#define KN_PROTO_VERSION_MAX 2 /* of those */
 
 /* Decodes one frame; *out is the caller's to destroy. */
 KN_MUST_USE int kn_msg_decode(const void *data, size_t len, struct kn_msg **out, struct kn_err *err);
+/* The little that is known of a frame that could not be decoded, so that it can be answered. */
+struct kn_garbled {
+    enum kn_msg_type type; /* 0: none that is known here */
+    uint64_t request;      /* 0: none */
+    uint64_t shard, term;  /* of a ShardGrant */
+    int code;              /* why it could not be decoded, */
+    const char *text;      /* and in words; both are the caller's to set */
+};
+void kn_msg_look(const void *data, size_t len, struct kn_garbled *out);
 void kn_msg_destroy(struct kn_msg *m); /* one made by kn_msg_decode; NULL is fine */
 /* Appends the encoded frame. KN_ELIMIT when it is over KN_FRAME_BYTES_MAX. */
 KN_MUST_USE int kn_msg_encode(const struct kn_msg *m, struct kn_buf *out, struct kn_err *err);

@@ -17,6 +17,10 @@
  *     NAME (name, max)                    the same, and not empty
  *     BYTES (name, len)                   const uint8_t *name and size_t len
  *     ID DIGEST (name)                    kn_id, kn_digest
+ *     CLAMP (name, min, max)              uint32_t; a value out of range is taken for the nearest in it
+ *     CUT (name, max)                     const char *; what is too long is cut, what is no UTF-8 is ""
+ *     NAMES (name, count, max)            const char **name and size_t count; those that are too long or no
+ *                                         UTF-8 are left out, and those behind the max-th
  *     ID_OR_NONE (name, has)              bool has and kn_id name; nothing is sent when has is false
  *     DIGEST_OR_NONE (name, has)          the same with a kn_digest
  *     ID_IF (name, condition)             kn_id, sent when the condition holds of the struct s, missed then
@@ -24,6 +28,8 @@
  *     PART (part, name)                   struct kn_part, must be there
  *     PART_OR_NONE (part, name)           struct kn_part; all zero is not sent
  *     LIST (part, name, v, count, max)    struct kn_part *v and size_t count, at most max
+ *     KNOWN (part, name, v, count, max)   the same; elements that cannot be read are left out, and those
+ *                                         behind the max-th
  *     NUMBERS (name, count, max)          uint32_t *name and size_t count, at most max
  *     MODELS_ASKED (name, count, max)     struct kn_model_info *name and size_t count, from 1 to max, of which
  *                                         only name or hash are given
@@ -37,6 +43,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "base/features.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/spec.h"
@@ -95,7 +102,7 @@ enum kn_batch_verb {
     F(U64,   created_wall_ms)                        \
     F(U64,   finished_wall_ms)                       \
     F(S32,   priority)                               \
-    F(STATE, wait, kn_wait, KN_WAIT_NONE, KN_WAIT_DISK) \
+    F(STATE, wait, kn_wait, KN_WAIT_NONE, KN_WAIT_FEATURE) \
     F(TEXT,  wait_text, KN_WAIT_TEXT_MAX) /* the same in words, with what to do; "" when nothing waits */ \
     F(FLOAT, progress)          /* 0 to 1: ended images, and the steps done of those that run */ \
     F(FLOAT, steps_per_s)       /* denoising steps of all its images, over the last 15 s */ \
@@ -193,24 +200,27 @@ enum kn_batch_verb {
 
 /* From workers. */
 
+/* A value of a hello that this side does not know costs that value, and not the hello: only what names the worker,
+ * its process and its class must be right. */
 #define KN_FIELDS_WORKER_HELLO(F)                    \
     F(NAME,  worker,      KN_NAME_MAX)               \
     F(TEXT,  name_base,   KN_NAME_MAX)    /* "": a person chose the name */ \
     F(ID_OR_NONE, machine, has_machine)              \
     F(BOOL,  named_by_farm)               /* with name_base: a Welcome gave the name */ \
     F(BOOL,  answers)                     /* it answers StillThere */ \
-    F(TEXT,  host,        KN_HOST_MAX)               \
-    F(TEXT,  device,      KN_DEVICE_MAX)             \
-    F(TEXT,  device_uuid, KN_DEVICE_MAX)  /* "" when it has none */ \
+    F(CUT,   host,        KN_HOST_MAX)               \
+    F(CUT,   device,      KN_DEVICE_MAX)             \
+    F(CUT,   device_uuid, KN_DEVICE_MAX)  /* "" when it has none */ \
     F(NAME,  backend,     KN_BACKEND_MAX) /* the backend class */ \
-    F(TEXT,  engine,      KN_NAME_MAX)               \
+    F(CUT,   engine,      KN_NAME_MAX)               \
     F(ID,    instance)                               \
     F(U32,   pid)                                    \
-    F(RANGE, credit,    1, KN_SHARDS_PER_WORKER_MAX) \
-    F(RANGE, batch_max, 1, KN_SHARD_TASKS_MAX)       \
+    F(CLAMP, credit,    1, KN_SHARDS_PER_WORKER_MAX) \
+    F(CLAMP, batch_max, 1, KN_SHARD_TASKS_MAX)       \
     F(BOOL,  died_of_memory)                         \
-    F(LIST,  model_info, models, models, model_count, KN_MODELS_PER_WORKER_MAX) \
-    F(LIST,  held_shard, held, held, held_count, KN_SHARDS_PER_WORKER_MAX * 4)
+    F(KNOWN, model_info, models, models, model_count, KN_MODELS_PER_WORKER_MAX) \
+    F(KNOWN, held_shard, held, held, held_count, KN_SHARDS_PER_WORKER_MAX * 4) \
+    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* none: those of KN_FEATURES_BEFORE */
 
 #define KN_FIELDS_HEARTBEAT(F)                       \
     F(U64,   shard)             /* running now; 0: none */ \
@@ -236,7 +246,9 @@ enum kn_batch_verb {
 #define KN_FIELDS_SHARD_RETURNED(F)                  \
     F(U64,  shard)                                   \
     F(U64,  term)                                    \
-    F(BOOL, out_of_memory)
+    F(BOOL, out_of_memory)                           \
+    F(S32,  code)   /* KN_EUNSUPPORTED: it cannot read or do it, now or later; 0: not now */ \
+    F(CUT,  reason, KN_REASON_MAX)
 
 #define KN_FIELDS_SHARD_DONE(F)                      \
     F(U64, shard)                                    \
@@ -280,7 +292,8 @@ enum kn_batch_verb {
     F(TEXT,  objects_dir, 4095)                      \
     F(TEXT,  version,     KN_NAME_MAX)               \
     F(TEXT,  worker,      KN_NAME_MAX)  /* to workers: the name that it has here */ \
-    F(TEXT,  default_model, KN_NAME_MAX)
+    F(TEXT,  default_model, KN_NAME_MAX)             \
+    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* of the coordinator; none: those of KN_FEATURES_BEFORE */
 
 #define KN_FIELDS_HELLO_AGAIN(F)                     \
     F(TEXT, reason, KN_REASON_MAX)
@@ -324,7 +337,8 @@ enum kn_batch_verb {
     F(RANGE, tasks,  1, KN_TASKS_PER_BATCH_MAX)      \
     F(RANGE, chunks, 1, KN_TASKS_PER_BATCH_MAX)      \
     F(S32,   priority)                               \
-    F(MODELS_ASKED, models, model_count, KN_MODELS_PER_BATCH_MAX)
+    F(MODELS_ASKED, models, model_count, KN_MODELS_PER_BATCH_MAX) \
+    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* that its tasks need beyond KN_FEATURES_BEFORE */
 
 #define KN_FIELDS_SUBMIT_CHUNK(F)                    \
     F(ID,    batch)                                  \
@@ -379,8 +393,8 @@ enum kn_batch_verb {
     F(FLOAT, images_per_s)
 
 #define KN_FIELDS_MODEL_LIST(F)                      \
-    F(LIST, model_info, models, v, count, KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX) \
-    F(LIST, model_info, known, known, known_count, KN_KNOWN_MODELS_MAX) /* announced once; nobody who has it is there */
+    F(KNOWN, model_info, models, v, count, KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX) \
+    F(KNOWN, model_info, known, known, known_count, KN_KNOWN_MODELS_MAX) /* announced once; nobody who has it is there */
 
 #define KN_FIELDS_RESULTS_REPLY(F)                   \
     F(U64,  epoch)                                   \
@@ -433,6 +447,9 @@ enum kn_batch_verb {
 #define KN_MEMBER_STATE(n, type, first, last)    enum type n;
 #define KN_MEMBER_TEXT(n, max)                   const char *n;
 #define KN_MEMBER_NAME(n, max)                   const char *n;
+#define KN_MEMBER_CLAMP(n, min, max)             uint32_t n;
+#define KN_MEMBER_CUT(n, max)                    const char *n;
+#define KN_MEMBER_NAMES(n, count, max)           const char **n; size_t count;
 #define KN_MEMBER_BYTES(n, len)                  const uint8_t *n; size_t len;
 #define KN_MEMBER_ID(n)                          kn_id n;
 #define KN_MEMBER_DIGEST(n)                      kn_digest n;
@@ -443,6 +460,7 @@ enum kn_batch_verb {
 #define KN_MEMBER_PART(part, n)                  struct kn_##part n;
 #define KN_MEMBER_PART_OR_NONE(part, n)          struct kn_##part n;
 #define KN_MEMBER_LIST(part, n, v, count, max)   struct kn_##part *v; size_t count;
+#define KN_MEMBER_KNOWN(part, n, v, count, max)  struct kn_##part *v; size_t count;
 #define KN_MEMBER_NUMBERS(n, count, max)         uint32_t *n; size_t count;
 #define KN_MEMBER_MODELS_ASKED(n, count, max)    struct kn_model_info *n; size_t count;
 #define KN_MEMBER_TASKS(n, count, max)           struct kn_task *n; size_t count;

@@ -126,7 +126,13 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
         memcpy(peer.id, zmq_msg_data(&part[0]), KN_PEER_BYTES);
     }
     if (kn_msg_decode(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &m, &err) != 0) {
+        struct kn_garbled g;
         dropped(s, err.text);
+        if (!s->opt.garbled) goto out;
+        kn_msg_look(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &g);
+        g.code = err.code;
+        g.text = err.text;
+        s->opt.garbled(s, s->opt.ctx, s->opt.router ? &peer : NULL, &g);
         goto out;
     }
     struct kn_blob blob = {0};

@@ -3,7 +3,7 @@
  * One message on the wire is [routing id, ROUTER only][frame: kiln.pb.Envelope][optional frame: raw bytes].
  * Each connection has a random routing id; who a peer *is* stands in its hello. ZMQ_FD is edge-triggered:
  * wire.c re-reads ZMQ_EVENTS after every send and receive and bounds how long one wake-up may work. A message
- * that cannot be decoded is logged and dropped, and counted; the peer gets no answer. All calls and callbacks
+ * that cannot be decoded is logged and dropped, and counted; `garbled` may answer the peer. All calls and callbacks
  * on the loop's thread. Not for use after fork. */
 #ifndef KN_PROTO_WIRE_H
 #define KN_PROTO_WIRE_H
@@ -35,11 +35,16 @@ typedef void (*kn_sock_recv)(struct kn_sock *s, void *ctx, const struct kn_peer 
 /* Room to send again after a KN_EAGAIN (DEALER: the connection). May be NULL. */
 typedef void (*kn_sock_writable)(struct kn_sock *s, void *ctx);
 
+/* A message came that could not be decoded; g and its text are the socket's. */
+typedef void (*kn_sock_garbled)(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
+                                const struct kn_garbled *g);
+
 struct kn_sock_options {
     bool router;
     bool blobs; /* data socket: frames up to KN_IMAGE_BYTES_MAX; else a second frame is a violation */
     kn_sock_recv recv;
     kn_sock_writable writable;
+    kn_sock_garbled garbled; /* NULL: nobody answers */
     void *ctx;
 };
 

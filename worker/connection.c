@@ -18,6 +18,7 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
                        struct kn_blob *blob);
 static void on_data(struct kn_sock *s, void *ctx, const struct kn_peer *peer, struct kn_msg *m,
                     struct kn_blob *blob);
+static void on_garbled(struct kn_sock *s, void *ctx, const struct kn_peer *peer, const struct kn_garbled *g);
 static void on_control_writable(struct kn_sock *s, void *ctx);
 static void on_data_writable(struct kn_sock *s, void *ctx);
 
@@ -32,14 +33,15 @@ static void drop_sockets(struct connection *c) {
     kn_sock_destroy(c->data);
     c->control = c->data = NULL;
     c->data_endpoint[0] = '\0';
-    c->hello_ms = 0;
+    c->hello_ms = c->probe_ms = 0;
     c->hello_due = false;
     c->again = true;
 }
 
 /* Makes a new control connection. The data connection follows with the welcome. */
 static int dial(struct connection *c, uint64_t now_ms, struct kn_err *err) {
-    struct kn_sock_options opt = {.recv = on_control, .writable = on_control_writable, .ctx = c};
+    struct kn_sock_options opt = {
+        .recv = on_control, .writable = on_control_writable, .garbled = on_garbled, .ctx = c};
     drop_sockets(c);
     int rc = kn_endpoint_resolve(c->join, c->endpoint, err);
     if (rc == 0) rc = kn_sock_create(c->wire, &opt, &c->control, err);
@@ -94,6 +96,7 @@ static void say_hello(struct connection *c, uint64_t now_ms) {
     int rc = kn_sock_send(c->control, NULL, &m, NULL, &err);
     if (rc == 0) {
         c->hello_ms = now_ms;
+        c->probe_ms = 0;
         enter(c, CONNECTION_GREETING, now_ms);
     } else if (rc == KN_EAGAIN) { /* the writable callback comes */
         enter(c, CONNECTION_CONNECTING, now_ms);
@@ -164,10 +167,37 @@ static void welcomed(struct connection *c, const struct kn_welcome *w, uint64_t 
     c->term = w->term;
     c->heartbeat_ms = w->heartbeat_ms;
     c->silence_ms = w->silence_ms;
-    c->again = false;
+    c->again = c->deaf = false;
     c->heartbeat_at_ms = now_ms + c->heartbeat_ms;
     enter(c, CONNECTION_JOINED, now_ms);
     c->on.welcome(c->on.ctx, w, again);
+}
+
+/* A coordinator that heard a heartbeat and not the hello before it has dropped the hello: an older one does so with
+ * what it cannot read, and says nothing. */
+static void hello_not_read(struct connection *c, uint64_t now_ms) {
+    if (c->deaf && now_ms < c->complain_at_ms) return;
+    c->deaf = true;
+    c->complain_at_ms = now_ms + COMPLAIN_MS;
+    kn_error(
+        "hello_not_read endpoint=%s text=\"the coordinator there answers, and cannot read the hello of this "
+        "kiln-worker (%s): it is older. Upgrade kiln-coordinator first, or run the kiln-worker of its "
+        "version\"",
+        c->endpoint, KILN_VERSION);
+}
+
+static void on_garbled(struct kn_sock *s, void *ctx, const struct kn_peer *peer, const struct kn_garbled *g) {
+    struct connection *c = ctx;
+    struct kn_msg m = {.type = KN_MSG_SHARD_RETURNED};
+    struct kn_err why = {0};
+    (void)peer;
+    if (s != c->control) return;
+    c->heard_ms = kn_clock_ms();
+    if (g->type != KN_MSG_SHARD_GRANT || g->shard == 0) return;
+    kn_err_set(&why, g->code, "kiln-worker %s cannot read it: %.300s", KILN_VERSION, g->text);
+    m.u.shard_returned = (struct kn_shard_returned){
+        .shard = g->shard, .term = g->term, .code = KN_EUNSUPPORTED, .reason = why.text};
+    connection_tell(c, &m);
 }
 
 static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer, struct kn_msg *m,
@@ -187,6 +217,7 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
         break;
     case KN_MSG_HELLO_AGAIN:
         kn_info("hello_again reason=\"%s\"", m->u.hello_again.reason);
+        if (c->probe_ms) hello_not_read(c, now_ms);
         c->again = true;
         c->hello_due = true;
         if (now_ms - c->hello_ms >= HELLO_PAUSE_MS) say_hello(c, now_ms);
@@ -238,12 +269,16 @@ static void tick_connecting(struct connection *c, uint64_t now_ms) {
         redial(c, now_ms);
 }
 
+static void say_heartbeat(struct connection *c) {
+    struct kn_msg m = {.type = KN_MSG_HEARTBEAT};
+    c->on.heartbeat(c->on.ctx, &m.u.heartbeat);
+    connection_tell(c, &m);
+}
+
 static void tick_joined(struct connection *c, uint64_t now_ms) {
     if (now_ms >= c->heartbeat_at_ms) {
-        struct kn_msg m = {.type = KN_MSG_HEARTBEAT};
         c->heartbeat_at_ms = now_ms + c->heartbeat_ms;
-        c->on.heartbeat(c->on.ctx, &m.u.heartbeat);
-        connection_tell(c, &m);
+        say_heartbeat(c);
     }
     if (c->state == CONNECTION_JOINED && now_ms - c->heard_ms > QUIET_TIMES * (uint64_t)c->silence_ms)
         say_hello(c, now_ms);
@@ -259,6 +294,10 @@ void connection_tick(struct connection *c, uint64_t now_ms) {
         tick_connecting(c, now_ms);
         break;
     case CONNECTION_GREETING:
+        if (!c->probe_ms && now_ms - c->since_ms >= c->silence_ms / 2) {
+            c->probe_ms = now_ms;
+            say_heartbeat(c);
+        }
         if (now_ms - c->since_ms < c->silence_ms) break;
         kn_warn("coordinator_silent endpoint=%s ms=%llu", c->endpoint,
                 (unsigned long long)(now_ms - c->since_ms));

@@ -5,7 +5,8 @@
  *
  *     APART       there are no sockets (the last try failed); another try comes soon
  *     CONNECTING  the sockets are there, and nobody has answered yet; ZeroMQ keeps trying
- *     GREETING    a hello was sent, and no welcome has come yet
+ *     GREETING    a hello was sent, and no welcome has come yet. After some seconds a heartbeat is sent too: an
+ *                 older coordinator that dropped the hello answers that, and a person is told
  *     JOINED      welcomed: heartbeats go out
  *
  * A coordinator that says nothing for three times silence_ms is asked with another hello. If that is not
@@ -43,7 +44,9 @@ struct connection {
     bool hello_due; /* as soon as the rate allows it */
     uint64_t term;  /* of the last welcome */
     uint32_t heartbeat_ms, silence_ms;
+    bool deaf;         /* the coordinator answers, and cannot read the hello: it is older */
     uint64_t since_ms; /* of the state */
+    uint64_t probe_ms; /* when a heartbeat asked whether anybody is there, since the last hello; 0: not yet */
     uint64_t hello_ms; /* the last hello; 0: none on this connection */
     uint64_t heard_ms; /* the last message from there */
     uint64_t heartbeat_at_ms, complain_at_ms;

@@ -45,6 +45,8 @@ struct worker {
     uint64_t stop_ms, end_ms; /* when what runs is stopped, and when it is over in any case; 0: never */
     char reason[KN_REASON_MAX + 1];
     /* what the hello points to */
+    const char *features[KN_FEATURES_MAX];
+    size_t feature_count;
     struct kn_held_shard held[KN_SHARDS_PER_WORKER_MAX];
     uint32_t held_tasks[KN_SHARDS_PER_WORKER_MAX][KN_SHARD_TASKS_MAX];
     /* pictures in each of the last seconds */
@@ -74,7 +76,8 @@ static float rate_get(struct worker *w) {
 
 static void tell_returned(struct worker *w, const struct kn_shard_grant *g, bool out_of_memory) {
     struct kn_msg m = {.type = KN_MSG_SHARD_RETURNED};
-    m.u.shard_returned = (struct kn_shard_returned){g->shard, g->term, out_of_memory};
+    m.u.shard_returned =
+        (struct kn_shard_returned){.shard = g->shard, .term = g->term, .out_of_memory = out_of_memory};
     connection_tell(&w->connection, &m);
     kn_info("shard_returned shard=%llu term=%llu tasks=%zu out_of_memory=%d", (unsigned long long)g->shard,
             (unsigned long long)g->term, g->count, out_of_memory);
@@ -304,6 +307,7 @@ static void on_message(void *ctx, struct kn_msg *m) {
 static void on_hello(void *ctx, struct kn_worker_hello *h) {
     struct worker *w = ctx;
     const struct engine *e = w->opt.engine;
+    w->feature_count = kn_features_list(kn_features(), w->features);
     *h = (struct kn_worker_hello){
         .worker = w->name,
         .host = w->host,
@@ -323,6 +327,8 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
         .has_machine = w->opt.name_base && w->opt.name_base[0],
         .named_by_farm = w->named_by_farm,
         .answers = true,
+        .features = w->features,
+        .feature_count = w->feature_count,
     };
     memcpy(h->machine, w->opt.machine, sizeof h->machine);
     memcpy(h->instance, w->instance, sizeof h->instance);

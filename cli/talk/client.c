@@ -37,6 +37,7 @@ struct client {
     struct kn_welcome welcome; /* its strings: below */
     char data_ipc[KN_ENDPOINT_MAX + 1], objects_dir[4096], version[KN_NAME_MAX + 1],
         default_model[KN_NAME_MAX + 1];
+    uint64_t features; /* of the coordinator */
     bool welcomed, greet_again;
     bool room; /* the connection may take a message */
     unsigned tick_ms;
@@ -81,6 +82,9 @@ static void keep_welcome(struct client *c, const struct kn_welcome *w) {
     c->welcome.objects_dir = c->objects_dir;
     c->welcome.version = c->version;
     c->welcome.default_model = c->default_model;
+    c->features = kn_features_of_peer(w->features, w->feature_count);
+    c->welcome.features = NULL;
+    c->welcome.feature_count = 0;
     c->welcomed = true;
 }
 
@@ -214,6 +218,17 @@ static void greet(struct client *c) {
 
 const struct kn_welcome *client_welcome(const struct client *c) {
     return &c->welcome;
+}
+
+int client_needs(const struct client *c, uint64_t features, struct kn_err *err) {
+    char words[KN_FEATURES_TEXT_MAX];
+    uint64_t lacks = features & ~c->features;
+    if (!lacks) return KN_OK;
+    return kn_err_set(
+        err, KN_EUNSUPPORTED,
+        "this farm's coordinator (%s) does not know %s, and this program (kiln %s) does: upgrade "
+        "kiln-coordinator on the farm, or do without",
+        c->version, kn_features_words(lacks, words), KILN_VERSION);
 }
 
 const char *client_endpoint(const struct client *c) {

@@ -41,6 +41,8 @@ KN_MUST_USE int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type
 KN_MUST_USE int client_sleep(struct client *c, int ms, struct kn_err *err);
 
 const struct kn_welcome *client_welcome(const struct client *c); /* of the last greeting */
+/* KN_EUNSUPPORTED, in words, where the farm's coordinator lacks one of these features. */
+KN_MUST_USE int client_needs(const struct client *c, uint64_t features, struct kn_err *err);
 const char *client_endpoint(const struct client *c);
 
 /* Fetches objects over the data socket, several at once, each checked against its digest. `got` is called

@@ -363,7 +363,11 @@ static int send_chunks(struct client *c, const struct submission *sub, const uin
 
 int submission_send(struct client *c, const struct submission *sub, const uint32_t *pick, size_t count,
                     const kn_id id, const struct cli_options *o, struct kn_err *err) {
-    int rc = KN_OK;
+    const char *features[KN_FEATURES_MAX];
+    uint64_t needs = 0;
+    for (size_t i = 0; i < count; i++) needs |= kn_task_needs(&sub->tasks.v[pick ? pick[i] : i]);
+    int rc = client_needs(c, needs, err);
+    if (rc) return rc;
     for (int tries = 0; tries < SUBMIT_TRIES; tries++) {
         struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
         struct kn_submit_begin *b = &m.u.submit_begin;
@@ -376,6 +380,8 @@ int submission_send(struct client *c, const struct submission *sub, const uint32
         b->priority = o->priority;
         b->models = (struct kn_model_info *)sub->models;
         b->model_count = sub->model_count;
+        b->features = features;
+        b->feature_count = kn_features_list(needs & ~KN_FEATURES_BEFORE, features);
         rc = client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
         if (rc) return rc;
         rc = send_chunks(c, sub, pick, count, id, err);

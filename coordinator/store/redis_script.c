@@ -2,6 +2,7 @@
  *
  * The keys; <id> is the batch's UUID as text, and numbers are decimal text unless said otherwise.
  *
+ *     kiln:format     the layout of all this (STORE_FORMAT): written at the first start, compared at each
  *     kiln:term       the term of the coordinator that leads; who takes the lead raises it by one (INCR)
  *     kiln:leader     who that is, with an expiry that it renews: a second one does not start beside it
  *     kiln:seq        counts the sealed batches

@@ -101,6 +101,31 @@ static int check_redis(struct redis_store *s, struct kn_err *err) {
     return rc;
 }
 
+/* A farm's data says how it is laid out. A later layout is not read at all: what is not known of it could be lost, or
+ * rendered otherwise than it was asked for. */
+static int check_format(struct redis_store *s, struct kn_err *err) {
+    char format[16];
+    snprintf(format, sizeof format, "%d", STORE_FORMAT);
+    redisReply *r =
+        redis_ask_plain(s->sync, err, 4, "SET", "kiln:format", format, "NX"); /* the first start */
+    if (!r) return err->code;
+    freeReplyObject(r);
+    r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:format");
+    if (!r) return err->code;
+    long have = r->type == REDIS_REPLY_STRING ? strtol(r->str, NULL, 10) : 0;
+    freeReplyObject(r);
+    if (have == STORE_FORMAT) return 0;
+    if (have > STORE_FORMAT)
+        return kn_err_set(
+            err, KN_ECONFIG,
+            "this farm's data is of format %ld, and this kiln-coordinator (%s) knows it up to %d: start the "
+            "later version that wrote it; going back needs a copy from before that one "
+            "(deploy/OPERATIONS.md, \"Going back\")",
+            have, KILN_VERSION, STORE_FORMAT);
+    return kn_err_set(err, KN_ECORRUPT,
+                      "this farm's data is of no format that is known: kiln:format in Redis is %ld", have);
+}
+
 static int load_scripts(struct redis_store *s, struct kn_err *err) {
     for (int i = 0; i < S_COUNT; i++) {
         redisReply *r = redis_ask_plain(s->sync, err, 3, "SCRIPT", "LOAD", redis_script_text[i]);
@@ -229,6 +254,7 @@ int redis_open_sync(struct redis_store *s, struct kn_err *err) {
     while (rc == 0) {
         rc = redis_connect_sync(s, err);
         if (rc == 0) rc = check_redis(s, err);
+        if (rc == 0) rc = check_format(s, err);
         if (rc == 0) rc = load_scripts(s, err);
         if (rc == 0) rc = take_lead(s, err);
         if (rc != KN_EAGAIN) break;

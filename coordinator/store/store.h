@@ -20,6 +20,10 @@
 #include "base/limits.h"
 #include "base/states.h"
 
+/* The layout of what a store keeps. A program that lays out anything so that earlier ones would misread it raises this;
+ * what they may pass over does not (proto/PROTOCOL.md, "Changing this"). */
+#define STORE_FORMAT 1
+
 /* One committed image, 80 bytes in the store. Names are numbers in the batch's own table (store_name()). */
 #define STORE_RECORD_BYTES 80
 struct store_record {

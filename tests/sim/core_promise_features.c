@@ -84,9 +84,15 @@ TEST(what_a_worker_cannot_read_goes_elsewhere_and_never_back_to_it) {
     CHECK_INT(talk_view(&t, 1).failed, 0);
     /* Another kind of task it is given, and another worker is given these. */
     OPEN(&t, .id = 2, .tasks = 1, .size = 128);
-    CHECK(talk_grant(&t, 7, 0));
+    s = talk_shard(talk_must_grant(&t, 7, 0));
+    RENDER(&t, .conn = 7, .worker = "a", .batch = 2, .shard = s);
     HELLO(&t, .name = "b", .conn = 8);
     CHECK(talk_grant(&t, 8, 0));
+    /* Another process of its name, a later kiln perhaps, is asked anew. */
+    OPEN(&t, .id = 3, .tasks = 100);
+    GONE(&t, .conn = 7, .bye = true);
+    HELLO(&t, .name = "a", .conn = 9, .instance = 2);
+    CHECK(talk_grant(&t, 9, 0));
     talk_end(&t);
 }
 

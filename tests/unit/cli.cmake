@@ -1,6 +1,7 @@
 # cli/: the person's command.
 kn_unit_test(NAME cli.args SOURCES cli_args.c LIBS kiln_cli)
 kn_unit_test(NAME cli.client SOURCES cli_client.c LIBS kiln_cli)
+add_test(NAME cli.promise_versions COMMAND test-cli-client promise_versions)
 kn_unit_test(NAME cli.farmdir SOURCES cli_farmdir.c LIBS kiln_cli)
 kn_unit_test(NAME cli.size SOURCES cli_size.c LIBS kiln_cli)
 kn_unit_test(NAME cli.names SOURCES cli_names.c LIBS kiln_cli)

@@ -342,6 +342,111 @@ TEST(a_wrong_submission_is_refused_with_its_reason) {
     teardown(&f);
 }
 
+/* ---- programs of other versions */
+
+static void hello_as(struct fixture *f, const char *const *features, size_t count) {
+    struct kn_model_info models[] = {model()};
+    struct kn_msg m = {.type = KN_MSG_WORKER_HELLO};
+    m.u.worker_hello = (struct kn_worker_hello){.worker = "w",
+                                                .backend = "class-1",
+                                                .engine = "kiln 0",
+                                                .credit = 1,
+                                                .batch_max = 8,
+                                                .models = models,
+                                                .model_count = 1,
+                                                .features = (const char **)(uintptr_t)features,
+                                                .feature_count = count};
+    m.u.worker_hello.instance[0] = 1;
+    tell(f, &f->worker, &m, NULL);
+}
+
+TEST(promise_versions_a_worker_is_granted_what_its_hello_lists_and_the_wait_says_so) {
+    struct fixture f;
+    const char *const some[] = {"sampler.ddim", "schedule.normal", "sampler.of_tomorrow"};
+    setup(&f);
+    hello_as(&f, some, 3);
+    const struct kn_welcome *w = &await(&f, &f.worker, KN_MSG_WELCOME)->u.welcome;
+    CHECK_U64(kn_features_of_peer(w->features, w->feature_count), kn_features());
+    submit(&f, batch_a, 3); /* Euler */
+    run_ms(&f, 300);
+    for (int i = 0; i < f.worker.count; i++) CHECK(f.worker.inbox[i]->type != KN_MSG_SHARD_GRANT);
+    struct kn_msg q = {.type = KN_MSG_EXPLAIN_QUERY};
+    q.u.explain_query.has_task = true;
+    memcpy(q.u.explain_query.batch, batch_a, sizeof(kn_id));
+    const struct kn_explain_reply *r = &ask(&f, &q, KN_MSG_EXPLAIN_REPLY)->u.explain_reply;
+    CHECK_INT(r->status.wait, KN_WAIT_FEATURE);
+    CHECK_MSG(strstr(r->status.wait_text, "w (kiln 0) does not know sampler Euler"), "%s",
+              r->status.wait_text);
+    CHECK_MSG(strstr(r->text, "does not know sampler Euler"), "%s", r->text);
+    hello_as(&f, NULL, 0); /* a program of before: it has what those had */
+    await(&f, &f.worker, KN_MSG_SHARD_GRANT);
+    teardown(&f);
+}
+
+TEST(promise_versions_a_shard_that_its_worker_cannot_read_is_not_granted_to_it_again) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    const struct kn_shard_grant *g = &await(&f, &f.worker, KN_MSG_SHARD_GRANT)->u.shard_grant;
+    struct kn_msg m = {.type = KN_MSG_SHARD_RETURNED};
+    m.u.shard_returned = (struct kn_shard_returned){
+        .shard = g->shard, .term = g->term, .code = KN_EUNSUPPORTED, .reason = "too new for me"};
+    tell(&f, &f.worker, &m, NULL);
+    struct kn_msg q = {.type = KN_MSG_BATCH_QUERY};
+    q.u.batch_query.has_batch = true;
+    memcpy(q.u.batch_query.batch, batch_a, sizeof(kn_id));
+    const struct kn_batch_status *s = NULL;
+    for (int i = 0; i < 200 && !(s && s->wait == KN_WAIT_FEATURE); i++) {
+        if (i) run_ms(&f, 10);
+        s = &ask(&f, &q, KN_MSG_BATCH_LIST)->u.batch_list.v[0];
+    }
+    CHECK_INT(s->wait, KN_WAIT_FEATURE);
+    CHECK_MSG(strstr(s->wait_text, "handed it back: too new for me"), "%s", s->wait_text);
+    CHECK_INT(s->queued, 1);
+    teardown(&f);
+}
+
+/* Whoever asks something that cannot be read is told so; it was dropped, and asked again for ever. */
+TEST(promise_versions_a_request_that_cannot_be_read_is_answered_in_words) {
+    struct fixture f;
+    setup(&f);
+    struct kn_msg m = {.type = KN_MSG_BATCH_COMMAND};
+    m.u.batch_command.verb = (enum kn_batch_verb)99;
+    const struct kn_reply *r = &ask(&f, &m, KN_MSG_REPLY)->u.reply;
+    CHECK_INT(r->code, KN_EPROTO);
+    CHECK_MSG(strstr(r->text, "cannot read this: batch_command: verb"), "%s", r->text);
+    struct kn_msg h = {.type = KN_MSG_WORKER_HELLO};
+    h.u.worker_hello = (struct kn_worker_hello){.worker = "w", .backend = "", .credit = 1, .batch_max = 1};
+    tell(&f, &f.worker, &h, NULL);
+    r = &await(&f, &f.worker, KN_MSG_REPLY)->u.reply;
+    CHECK_MSG(strstr(r->text, "cannot read this worker's hello: worker_hello: backend"), "%s", r->text);
+    teardown(&f);
+}
+
+TEST(promise_versions_a_batch_that_needs_what_is_not_known_here_is_refused_by_name) {
+    struct fixture f;
+    const char *const features[] = {"sampler.of_tomorrow"};
+    setup(&f);
+    hello(&f);
+    struct kn_model_info models[1] = {{.name = "m"}};
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
+    m.u.submit_begin = (struct kn_submit_begin){.name = "n",
+                                                .pin_backend = "",
+                                                .request = "{}",
+                                                .tasks = 1,
+                                                .chunks = 1,
+                                                .models = models,
+                                                .model_count = 1,
+                                                .features = (const char **)(uintptr_t)features,
+                                                .feature_count = 1};
+    memcpy(m.u.submit_begin.batch, batch_a, sizeof(kn_id));
+    const struct kn_reply *r = &ask(&f, &m, KN_MSG_REPLY)->u.reply;
+    CHECK_INT(r->code, KN_EUNSUPPORTED);
+    CHECK_MSG(strstr(r->text, "needs sampler.of_tomorrow"), "%s", r->text);
+    teardown(&f);
+}
+
 TEST(who_did_not_say_hello_is_asked_to) {
     struct fixture f;
     setup(&f);

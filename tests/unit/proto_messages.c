@@ -90,6 +90,14 @@ static uint64_t within(uint64_t min, uint64_t max) {
 #define FILL_STATE(n, type, first, last) FILL_ENUM(n, type, first, last)
 #define FILL_TEXT(n, max) s->n = #n " \xc3\xa4\xe2\x82\xac";
 #define FILL_NAME(n, max) FILL_TEXT(n, max)
+#define FILL_CLAMP(n, min, max) FILL_RANGE(n, min, max)
+#define FILL_CUT(n, max) FILL_TEXT(n, max)
+#define FILL_NAMES(n, count, max)                                                                            \
+    {                                                                                                        \
+        static const char *v[] = {#n " a", #n " \xc3\xa4", "sampler.euler"};                                 \
+        s->n = v;                                                                                            \
+        s->count = element == 1 ? 0 : 3;                                                                     \
+    }
 #define FILL_BYTES(n, len)                                                                                   \
     {                                                                                                        \
         static uint8_t bytes[5];                                                                             \
@@ -108,6 +116,7 @@ static uint64_t within(uint64_t min, uint64_t max) {
 #define FILL_PART_OR_NONE(part, n)                                                                           \
     if (element != 1) fill_##part(&s->n);
 #define FILL_LIST(part, n, v, count, max) FILL_EACH(part, kn_##part, v, count)
+#define FILL_KNOWN(part, n, v, count, max) FILL_LIST(part, n, v, count, max)
 #define FILL_NUMBERS(n, count, max)                                                                          \
     {                                                                                                        \
         static uint32_t numbers[] = {3, 4, 999999};                                                          \
@@ -200,6 +209,11 @@ static void same_task(const struct kn_task *x, const struct kn_task *y) {
 #define SAME_STATE(n, type, first, last) SAME_NUMBER(n)
 #define SAME_TEXT(n, max) CHECK_STR(x->n, y->n);
 #define SAME_NAME(n, max) CHECK_STR(x->n, y->n);
+#define SAME_CLAMP(n, min, max) SAME_NUMBER(n)
+#define SAME_CUT(n, max) CHECK_STR(x->n, y->n);
+#define SAME_NAMES(n, count, max)                                                                            \
+    CHECK_U64(x->count, y->count);                                                                           \
+    for (size_t i = 0; i < x->count; i++) CHECK_STR(x->n[i], y->n[i]);
 #define SAME_BYTES(n, len)                                                                                   \
     CHECK_U64(x->len, y->len);                                                                               \
     CHECK_MEM(x->n, y->n, x->len);
@@ -212,6 +226,7 @@ static void same_task(const struct kn_task *x, const struct kn_task *y) {
 #define SAME_PART(part, n) same_##part(&x->n, &y->n);
 #define SAME_PART_OR_NONE(part, n) same_##part(&x->n, &y->n);
 #define SAME_LIST(part, n, v, count, max) SAME_EACH(part, v, count)
+#define SAME_KNOWN(part, n, v, count, max) SAME_EACH(part, v, count)
 #define SAME_NUMBERS(n, count, max)                                                                          \
     CHECK_U64(x->count, y->count);                                                                           \
     CHECK_MEM(x->n, y->n, x->count * sizeof x->n[0]);

@@ -88,6 +88,26 @@ TEST(wrong_settings_are_refused_and_named) {
     test_redis_end(&r);
 }
 
+TEST(promise_format_is_written_at_the_first_start_and_a_newer_one_is_refused) {
+    struct test_redis r;
+    struct kn_err err = {0};
+    struct store *s = NULL;
+    skip_without_redis();
+    test_redis_start(&r, "always");
+    struct store_redis_options o = {.address = r.address};
+    CHECK_MSG(store_redis_open(&o, &s, &err) == 0, "%s", err.text);
+    store_close(s);
+    CHECK_STR(test_redis_ask(&r, "get kiln:format"), "1");
+    CHECK_MSG(store_redis_open(&o, &s, &err) == 0, "%s", err.text);
+    store_close(s);
+    CHECK_STR(test_redis_ask(&r, "get kiln:term"), "2");
+    CHECK_STR(test_redis_ask(&r, "set kiln:format 7"), "OK");
+    CHECK_INT(store_redis_open(&o, &s, &err), KN_ECONFIG);
+    CHECK_MSG(strstr(err.text, "of format 7") && strstr(err.text, "up to 1"), "%s", err.text);
+    CHECK_STR(test_redis_ask(&r, "get kiln:term"), "2"); /* it took no lead: whoever leads goes on */
+    test_redis_end(&r);
+}
+
 TEST(a_second_coordinator_is_refused_while_the_first_one_lives) {
     struct test_redis r;
     struct kn_err err = {0};

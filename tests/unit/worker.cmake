@@ -2,6 +2,7 @@
 kn_unit_test(NAME worker.shards SOURCES worker_shards.c LIBS kn_worker)
 kn_unit_test(NAME worker.sim SOURCES worker_sim.c LIBS kn_worker)
 kn_unit_test(NAME worker.whole SOURCES worker_whole.c LIBS kn_worker)
+add_test(NAME worker.promise_versions COMMAND test-worker-whole promise_versions)
 add_test(NAME worker.whole_staged COMMAND test-worker-whole)
 set_tests_properties(worker.whole_staged PROPERTIES ENVIRONMENT "KILN_TEST_SIM=,staged=1" TIMEOUT 120)
 kn_unit_test(NAME worker.models SOURCES worker_models.c LIBS kn_worker)

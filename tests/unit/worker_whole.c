@@ -324,6 +324,75 @@ TEST(a_worker_says_hello_renders_what_it_is_granted_and_drains) {
     finish();
 }
 
+/* It was dropped without a word, and granted again every five seconds. */
+TEST(promise_versions_a_grant_that_cannot_be_read_is_handed_back_with_the_reason) {
+    start_simply("sim:ms=100");
+    expect(KN_MSG_WORKER_HELLO);
+    static char prompt[] = "a red circle", negative[] = "";
+    uint32_t index[1] = {0};
+    struct kn_task task = {.prompt = prompt,
+                           .negative = negative,
+                           .cfg = 7,
+                           .steps = 5,
+                           .width = 64,
+                           .height = 64,
+                           .sampler = (enum kn_sampler)25,
+                           .schedule = KN_SCHEDULE_NORMAL,
+                           .set = KN_SET_ALL};
+    struct kn_msg m = {
+        .type = KN_MSG_SHARD_GRANT,
+        .u.shard_grant = {
+            .shard = 9, .term = t.term, .attempt = 1, .index = index, .tasks = &task, .count = 1}};
+    memset(m.u.shard_grant.batch, BATCH, KN_UUID_BYTES);
+    memcpy(m.u.shard_grant.model_sha256, t.models.v[0].info.sha256, KN_SHA256_BYTES);
+    say(&m);
+    const struct kn_shard_returned *r = &expect(KN_MSG_SHARD_RETURNED)->m->u.shard_returned;
+    CHECK_U64(r->shard, 9);
+    CHECK_U64(r->term, t.term);
+    CHECK_INT(r->code, KN_EUNSUPPORTED);
+    CHECK_MSG(strstr(r->reason, "cannot read it") && strstr(r->reason, "sampler"), "%s", r->reason);
+    grant(1, 0, 1); /* and it goes on */
+    expect_started(1);
+    finish();
+}
+
+TEST(promise_versions_a_hello_lists_the_features_of_the_program) {
+    start_simply("sim:ms=0");
+    const struct kn_worker_hello *h = &expect(KN_MSG_WORKER_HELLO)->m->u.worker_hello;
+    CHECK_U64(kn_features_of_peer(h->features, h->feature_count), kn_features());
+    CHECK(h->feature_count >= KN_SAMPLER_COUNT + 2);
+    finish();
+}
+
+/* An older coordinator drops a hello that it cannot read, and answers a heartbeat with HelloAgain. */
+TEST(promise_versions_a_coordinator_that_answers_but_not_the_hello_is_told_of_in_words) {
+    char path[64] = "/tmp/kn-worker-log-XXXXXX", text[4096] = "";
+    start("sim:ms=0", 3, 1 << 20, 0);
+    int log = mkstemp(path), before = dup(STDERR_FILENO);
+    CHECK(log >= 0 && before >= 0);
+    t.silence_ms = 200;
+    listen_now();
+    expect(KN_MSG_WORKER_HELLO);
+    expect(KN_MSG_HEARTBEAT);
+    t.welcomes = false; /* another coordinator takes over, of an older version */
+    struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
+    m.u.hello_again.reason = "this connection has not said hello";
+    t.seen = t.count;
+    say(&m);
+    expect(KN_MSG_WORKER_HELLO);
+    expect(KN_MSG_HEARTBEAT);
+    dup2(log, STDERR_FILENO);
+    say(&m);
+    expect(KN_MSG_WORKER_HELLO);
+    dup2(before, STDERR_FILENO);
+    CHECK(pread(log, text, sizeof text - 1, 0) > 0);
+    CHECK_MSG(strstr(text, "hello_not_read") && strstr(text, "Upgrade kiln-coordinator first"), "%s", text);
+    close(log);
+    close(before);
+    unlink(path);
+    finish();
+}
+
 TEST(a_worker_has_the_name_that_the_welcome_gives) {
     start_simply("sim:ms=0");
     t.name = "w-2";
