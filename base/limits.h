@@ -22,6 +22,7 @@
 #define KN_TASKS_PER_BATCH_MAX 1000000
 #define KN_TASKS_PER_CHUNK_MAX 1000
 #define KN_CHUNK_BYTES_MAX (32u << 20) /* one chunk, unpacked */
+#define KN_CHUNK_PARTS_MAX 16          /* messages that a chunk over a frame travels in */
 #define KN_MODELS_PER_BATCH_MAX 64
 #define KN_ATTEMPTS_PER_TASK_MAX 8 /* that are remembered with their reasons: the newest */
 #define KN_ATTEMPTS_PER_REPLY_MAX 256
@@ -40,6 +41,8 @@
 #define KN_SHARDS_PER_WORKER_MAX 8
 #define KN_IMAGE_BYTES_MAX (64u << 20) /* one encoded picture */
 #define KN_FRAME_BYTES_MAX (4u << 20)  /* one control message */
+/* One part of a chunk, as compressed: all but the last are of this size. The rest of the frame is for what stands beside it. */
+#define KN_CHUNK_PART_BYTES (KN_FRAME_BYTES_MAX - (64u << 10))
 #define KN_RESULTS_PER_REPLY_MAX 1000
 
 /* ranges of a task's settings */

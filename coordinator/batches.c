@@ -11,6 +11,7 @@
 #define CACHE_SLOTS 16
 #define STAGED_BYTES_MAX ((size_t)1 << 30)
 #define STAGED_MAX 256
+#define TASK_BYTES 128 /* of a task in a grant beside its texts, at most */
 #define HISTORY_BYTES_MAX ((size_t)64 << 20)
 
 struct batch_cache {
@@ -50,8 +51,18 @@ static void clear_histories(struct kept_batch *b) {
     b->histories = NULL;
 }
 
+static void parts_forget(struct batches *bs, struct kept_batch *b) {
+    if (!b->parts) return;
+    bs->staged_bytes -= b->parts->bytes.len;
+    kn_buf_fini(&b->parts->bytes);
+    free(b->parts);
+    b->parts = NULL;
+}
+
 static void batch_destroy(struct kept_batch *b) {
     if (!b) return;
+    if (b->parts) kn_buf_fini(&b->parts->bytes);
+    free(b->parts);
     batch_free_groups(b);
     batch_clear_failures(b);
     clear_histories(b);
@@ -120,6 +131,7 @@ no_memory:
 
 void batches_sealed(struct batches *bs, struct kept_batch *b) {
     assert(b->phase < BATCH_SEALED);
+    parts_forget(bs, b);
     b->phase = BATCH_SEALED;
     bs->staged_count--;
     bs->staged_bytes -= b->chunk_bytes;
@@ -213,6 +225,8 @@ int batches_add_chunk(struct batches *bs, struct kept_batch *b, uint32_t chunk, 
         if (rc == 0 && undeclared)
             rc = kn_err_set(err, KN_EPROTO, "%s: the batch does not say that it needs this",
                             kn_features_words(undeclared, words));
+        size_t bytes = TASK_BYTES + strlen(c.v[i].prompt) + strlen(c.v[i].negative);
+        if (bytes > b->task_bytes) b->task_bytes = bytes;
         if (rc == 0) rc = group_of(b, &c.v[i], &b->task_group[first + i], err);
         if (rc != 0) kn_err_prefix(err, "task %zu", first + i);
     }
@@ -226,6 +240,54 @@ int batches_add_chunk(struct batches *bs, struct kept_batch *b, uint32_t chunk, 
     bs->staged_bytes += len;
     b->touched_ms = kn_clock_ms();
     return 0;
+}
+
+int batches_add_part(struct batches *bs, struct kept_batch *b, const struct kn_submit_chunk *c,
+                     struct kn_err *err) {
+    if (c->chunk >= b->chunk_count)
+        return kn_err_set(err, KN_EINVAL, "chunk %u: the batch has %u chunks", c->chunk, b->chunk_count);
+    bool last = c->part + 1 == c->parts;
+    if (c->part >= c->parts || c->tasks_len > KN_CHUNK_PART_BYTES ||
+        (!last && c->tasks_len != KN_CHUNK_PART_BYTES))
+        return kn_err_set(err, KN_EINVAL, "chunk %u: part %u of %u has %zu bytes; all but the last have %u",
+                          c->chunk, c->part, c->parts, c->tasks_len, KN_CHUNK_PART_BYTES);
+    const struct batch_chunk *have = &b->chunks[c->chunk];
+    size_t from = (size_t)c->part * KN_CHUNK_PART_BYTES;
+    if (have->data) {
+        if (from + c->tasks_len <= have->len && memcmp(have->data + from, c->tasks, c->tasks_len) == 0)
+            return KN_EEXIST;
+        return kn_err_set(err, KN_ESTATE, "chunk %u: it came before, with other tasks", c->chunk);
+    }
+    struct batch_parts *p = b->parts;
+    if (c->part == 0) {
+        parts_forget(bs, b);
+        if (bs->staged_bytes + (size_t)c->parts * KN_CHUNK_PART_BYTES > STAGED_BYTES_MAX)
+            return kn_err_set(err, KN_ELIMIT, "too much is being submitted at once");
+        p = b->parts = calloc(1, sizeof *p);
+        if (!p) return kn_err_set(err, KN_ENOMEM, "chunk %u: out of memory", c->chunk);
+        p->chunk = c->chunk;
+        p->parts = c->parts;
+        kn_buf_init(&p->bytes, KN_CHUNK_BYTES_MAX);
+    }
+    if (!p || p->chunk != c->chunk || p->parts != c->parts || c->part > p->have)
+        return kn_err_set(err, KN_ESTATE,
+                          "chunk %u: the parts before part %u are not here: begin with the first", c->chunk,
+                          c->part);
+    b->touched_ms = kn_clock_ms();
+    if (c->part < p->have) return PART_HELD; /* said again */
+    int rc = kn_buf_append(&p->bytes, c->tasks, c->tasks_len);
+    if (rc != 0) return kn_err_set(err, rc, "chunk %u: more than %u bytes", c->chunk, KN_CHUNK_BYTES_MAX);
+    bs->staged_bytes += c->tasks_len;
+    p->have++;
+    if (!last) return PART_HELD;
+    rc = batches_add_chunk(bs, b, c->chunk, p->bytes.data, p->bytes.len, err);
+    parts_forget(bs, b);
+    return rc;
+}
+
+uint32_t batch_shard_tasks(const struct kept_batch *b) {
+    size_t n = b->task_bytes ? KN_CHUNK_PART_BYTES / b->task_bytes : KN_SHARD_TASKS_MAX;
+    return n < KN_SHARD_TASKS_MAX ? (uint32_t)n : KN_SHARD_TASKS_MAX;
 }
 
 const struct kn_task *batches_task(struct batches *bs, struct kept_batch *b, uint32_t task,

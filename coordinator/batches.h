@@ -33,6 +33,12 @@ struct batch_chunk {
     uint32_t len;
 };
 
+/* A chunk over a frame, of which some parts have come. */
+struct batch_parts {
+    uint32_t chunk, parts, have;
+    struct kn_buf bytes;
+};
+
 enum batch_phase { BATCH_STAGED, BATCH_SEALING, BATCH_SEALED, BATCH_REMOVING };
 
 struct kept_batch {
@@ -44,7 +50,9 @@ struct kept_batch {
     struct batch_chunk *chunks; /* owns */
     uint64_t created_wall_ms, finished_wall_ms, touched_ms;
     size_t chunk_bytes;
-    uint64_t features; /* that its tasks may need */
+    uint64_t features;         /* that its tasks may need */
+    size_t task_bytes;         /* of the largest, in a grant */
+    struct batch_parts *parts; /* owns; NULL: none is half there */
 
     struct farm_group *groups; /* owns; until the core has them */
     uint32_t group_count, group_cap;
@@ -92,6 +100,13 @@ void batches_drop(struct batches *bs, struct kept_batch *b); /* and destroys it 
  * KN_ESTATE: it is there and was another; KN_EINVAL, KN_ELIMIT, KN_EPROTO: what is wrong with it. */
 KN_MUST_USE int batches_add_chunk(struct batches *bs, struct kept_batch *b, uint32_t chunk, const void *data,
                                   size_t len, struct kn_err *err);
+/* Keeps the next part of a chunk over a frame, and with the last one the chunk, as above. PART_HELD: it waits for the
+ * others, in memory alone; KN_ESTATE: those before it are not there: the first must come again. */
+enum { PART_HELD = 1 };
+KN_MUST_USE int batches_add_part(struct batches *bs, struct kept_batch *b, const struct kn_submit_chunk *c,
+                                 struct kn_err *err);
+/* So many of its tasks fit in a grant, whichever they are. */
+uint32_t batch_shard_tasks(const struct kept_batch *b);
 /* How many tasks a chunk has: all but the last are full. */
 uint32_t batch_chunk_tasks(const struct kept_batch *b, uint32_t chunk);
 uint32_t batch_chunks_missing(const struct kept_batch *b);

@@ -93,23 +93,31 @@ static void drop_worker(struct server *s, struct known_worker *w) {
     free(w);
 }
 
-void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
+/* Only a peer that is not connected any more is gone. A message that does not go out for another reason is said again
+ * by whoever misses it; the reason is a fault of this side, or a peer that reads too slowly. */
+int server_tell(struct server *s, uint64_t conn, const struct kn_msg *m) {
     struct kn_err err = {0};
     struct kn_peer peer = send_peer(conn);
     struct known_worker *w = kn_map_get(s->conns, &conn, sizeof conn);
     if (!w) {
         kn_debug("message_to_nobody message=%s", kn_msg_name(m->type));
-        return;
+        return KN_EGONE;
     }
+    const char *name = w->name[0] ? w->name : w->hello->worker;
     int rc = kn_sock_send(w->listener->sock, &peer, m, NULL, &err);
-    if (rc == 0) return;
-    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", w->name[0] ? w->name : w->hello->worker,
-            kn_msg_name(m->type), err.text);
+    if (rc == 0) return 0;
+    if (rc != KN_EGONE) {
+        kn_warn("message_not_sent worker=%s message=%s code=%d reason=\"%s\"", name, kn_msg_name(m->type), rc,
+                err.text);
+        return rc;
+    }
+    kn_info("worker_unreachable worker=%s message=%s reason=\"%s\"", name, kn_msg_name(m->type), err.text);
     forget_conn(s, w);
     if (!w->name[0]) drop_worker(s, w);
     struct farm_event ev = {.type = EV_WORKER_GONE, .conn = conn};
     ev.u.gone.reason = "its connection is gone";
     server_step(s, &ev);
+    return rc;
 }
 
 void server_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code) {
@@ -119,7 +127,7 @@ void server_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t tas
     m.u.image_ack.task = task;
     m.u.image_ack.code = code;
     if (kn_map_get(s->conns, &conn, sizeof conn)) {
-        server_tell(s, conn, &m);
+        (void)server_tell(s, conn, &m);
         return;
     }
     send_to(s->data, &peer, &m);
@@ -389,14 +397,7 @@ static void do_grant(struct server *s, const struct farm_effect *e) {
         tasks[i].prompt = text.data + at[i][0];
         tasks[i].negative = text.data + at[i][1];
     }
-    if (rc != 0) {
-        kn_error("grant_failed shard=%llu code=%d reason=\"%s\"", (unsigned long long)e->u.grant.shard, rc,
-                 err.text);
-        struct farm_event ev = {.type = EV_SHARD_RETURNED, .conn = e->conn};
-        ev.u.shard.shard = e->u.grant.shard;
-        ev.u.shard.term = s->store->term;
-        server_step(s, &ev);
-    } else {
+    if (rc == 0) {
         g->shard = e->u.grant.shard;
         g->term = s->store->term;
         g->attempt = e->u.grant.attempt;
@@ -405,7 +406,15 @@ static void do_grant(struct server *s, const struct farm_effect *e) {
         g->index = index;
         g->tasks = tasks;
         g->count = n;
-        server_tell(s, e->conn, &m);
+        rc = server_tell(s, e->conn, &m);
+    }
+    if (rc != 0 && rc != KN_EGONE) { /* it goes elsewhere, or there again after a pause */
+        kn_error("grant_failed shard=%llu code=%d reason=\"%s\"", (unsigned long long)e->u.grant.shard, rc,
+                 err.text[0] ? err.text : kn_err_words(rc));
+        struct farm_event ev = {.type = EV_SHARD_RETURNED, .conn = e->conn};
+        ev.u.shard.shard = e->u.grant.shard;
+        ev.u.shard.term = s->store->term;
+        server_step(s, &ev);
     }
     kn_buf_fini(&text);
 }
@@ -415,7 +424,7 @@ static void do_revoke(struct server *s, const struct farm_effect *e) {
     m.u.shard_revoke.shard = e->u.revoke.shard;
     m.u.shard_revoke.term = e->u.revoke.term;
     m.u.shard_revoke.abort = e->u.revoke.abort;
-    server_tell(s, e->conn, &m);
+    (void)server_tell(s, e->conn, &m);
 }
 
 /* The core has taken a hello: who sent it is the worker of that name from now on. */
@@ -458,7 +467,7 @@ static void do_refuse(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_REPLY};
     m.u.reply.code = KN_EEXIST;
     m.u.reply.text = text;
-    server_tell(s, e->conn, &m);
+    (void)server_tell(s, e->conn, &m);
     w = kn_map_get(s->conns, &e->conn, sizeof e->conn);
     if (w) drop_worker(s, w);
 }
@@ -466,20 +475,20 @@ static void do_refuse(struct server *s, const struct farm_effect *e) {
 static void do_ask(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_STILL_THERE};
     m.u.still_there.question = e->u.ask.question;
-    server_tell(s, e->conn, &m);
+    (void)server_tell(s, e->conn, &m);
 }
 
 static void do_hello_again(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
     m.u.hello_again.reason = "not known here";
-    server_tell(s, e->conn, &m);
+    (void)server_tell(s, e->conn, &m);
 }
 
 static void do_drain(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_DRAIN_WORKER};
     m.u.drain_worker.exit = e->u.drain.exit;
     m.u.drain_worker.reason = e->u.drain.reason ? e->u.drain.reason : "";
-    server_tell(s, e->conn, &m);
+    (void)server_tell(s, e->conn, &m);
 }
 
 /* Deletes the batch's pictures, except those that another batch names. */

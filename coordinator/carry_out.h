@@ -12,7 +12,8 @@ int server_step(struct server *s, const struct farm_event *ev);
 void server_forget_events(struct server *s); /* those that are queued still */
 
 /* Sends to a worker's connection; a connection that is gone becomes an event. */
-void server_tell(struct server *s, uint64_t conn, const struct kn_msg *m);
+/* 0, KN_EGONE: not connected any more, and the core knows; others: not sent, and logged. */
+int server_tell(struct server *s, uint64_t conn, const struct kn_msg *m);
 /* Acknowledges a picture, on the worker's control connection or on the data connection that it came on. */
 void server_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code);
 

@@ -19,8 +19,7 @@
 #include "coordinator/waits.h"
 #include "coordinator/workers.h"
 
-#define CHUNK_BYTES_MAX (KN_FRAME_BYTES_MAX - (64u << 10)) /* so that a TasksReply has room for it */
-#define STAGED_MS (60 * 60 * 1000ull)                      /* a submission that nobody goes on with */
+#define STAGED_MS (60 * 60 * 1000ull) /* a submission that nobody goes on with */
 
 static void send_answer(const struct reply_to *to, struct kn_msg *m) {
     struct kn_err err = {0};
@@ -132,6 +131,15 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
     kn_buf_fini(&packed);
 }
 
+/* Makes a chunk durable that the batch has: the same again too, since it may not be stored yet. */
+static int store_again(struct server *s, struct reply_to *to, struct kept_batch *b, uint32_t chunk) {
+    struct ask *a = ask_create(s, to, b->id);
+    const struct batch_chunk *c = &b->chunks[chunk];
+    int rc = a ? store_chunk(s->store, b->id, chunk, c->data, c->len, on_staged, a) : KN_ENOMEM;
+    if (rc != 0) free(a);
+    return rc;
+}
+
 static void on_chunk(struct server *s, struct reply_to *to, const struct kn_submit_chunk *c) {
     struct kn_err err = {0};
     struct kept_batch *b = batches_find(&s->batches, c->batch);
@@ -140,20 +148,19 @@ static void on_chunk(struct server *s, struct reply_to *to, const struct kn_subm
         rc = kn_err_set(&err, KN_ENOENT, "no such batch is being submitted: begin again");
     else if (b->phase != BATCH_STAGED)
         rc = KN_EEXIST;
-    else if (c->tasks_len > CHUNK_BYTES_MAX)
+    else if (c->parts > 1)
+        rc = batches_add_part(&s->batches, b, c, &err);
+    else if (c->tasks_len > KN_CHUNK_PART_BYTES)
         rc = kn_err_set(&err, KN_ELIMIT, "chunk %u: %zu bytes, more than %u", c->chunk, c->tasks_len,
-                        CHUNK_BYTES_MAX);
+                        KN_CHUNK_PART_BYTES);
     else
         rc = batches_add_chunk(&s->batches, b, c->chunk, c->tasks, c->tasks_len, &err);
-    if (b && b->phase == BATCH_STAGED &&
-        (rc == 0 || rc == KN_EEXIST)) { /* the same again: it may not be stored yet */
-        struct ask *a = ask_create(s, to, b->id);
-        rc = a ? store_chunk(s->store, b->id, c->chunk, c->tasks, c->tasks_len, on_staged, a) : KN_ENOMEM;
+    if (b && b->phase == BATCH_STAGED && (rc == 0 || rc == KN_EEXIST)) {
+        rc = store_again(s, to, b, c->chunk);
         if (rc == 0) return;
-        free(a);
         kn_err_set(&err, rc, "the store takes nothing now");
     }
-    send_reply(s, to, rc == KN_EEXIST ? 0 : rc, err.text);
+    send_reply(s, to, rc == KN_EEXIST || rc == PART_HELD ? 0 : rc, err.text);
 }
 
 /* The batch is durable: the core may hand it out. */
@@ -167,6 +174,7 @@ static int open_batch(struct server *s, struct kept_batch *b) {
     o->groups = b->groups;
     o->group_count = b->group_count;
     o->task_group = b->task_group;
+    o->shard_tasks_max = batch_shard_tasks(b);
     int rc = server_step(s, &ev);
     batches_sealed(&s->batches, b);
     char id[KN_UUID_TEXT];
@@ -449,9 +457,17 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
     } else if (q->chunk >= b->chunk_count) {
         send_reply(s, to, KN_EINVAL, "no such chunk");
     } else {
+        const struct batch_chunk *c = &b->chunks[q->chunk];
+        size_t from = (size_t)q->part * KN_CHUNK_PART_BYTES;
         r->chunks = b->chunk_count;
-        r->tasks = b->chunks[q->chunk].data;
-        r->tasks_len = b->chunks[q->chunk].len;
+        r->parts = (c->len + KN_CHUNK_PART_BYTES - 1) / KN_CHUNK_PART_BYTES;
+        if (from >= c->len) {
+            send_reply(s, to, KN_EINVAL, "no such part of that chunk");
+            return;
+        }
+        r->tasks = c->data + from;
+        r->tasks_len = c->len - from < KN_CHUNK_PART_BYTES ? c->len - from : KN_CHUNK_PART_BYTES;
+        if (r->parts == 1) r->parts = 0;
         r->models = b->begin->models;
         r->model_count = b->begin->model_count;
         send_answer(to, &m);

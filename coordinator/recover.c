@@ -152,6 +152,7 @@ static int on_batch_end(void *ctx, struct kn_err *err) {
     o->groups = b->groups;
     o->group_count = b->group_count;
     o->task_group = b->task_group;
+    o->shard_tasks_max = batch_shard_tasks(b);
     o->paused = b->state == KN_BATCH_PAUSED;
     o->cancelled = b->state == KN_BATCH_CANCELLED;
     o->done = b->state == KN_BATCH_DONE;

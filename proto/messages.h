@@ -344,7 +344,9 @@ enum kn_batch_verb {
     F(ID,    batch)                                  \
     F(U32,   chunk)                                  \
     F(RANGE, count, 1, KN_TASKS_PER_CHUNK_MAX)       \
-    F(BYTES, tasks, tasks_len) /* a deflated TaskChunk: kn_chunk_unpack() validates it */
+    F(RANGE, part,  0, KN_CHUNK_PARTS_MAX - 1)       \
+    F(RANGE, parts, 0, KN_CHUNK_PARTS_MAX) /* 0: one, this */ \
+    F(BYTES, tasks, tasks_len) /* of a deflated TaskChunk: kn_chunk_unpack() validates it */
 
 #define KN_FIELDS_SUBMIT_SEAL(F)                     \
     F(ID, batch)
@@ -369,7 +371,8 @@ enum kn_batch_verb {
 
 #define KN_FIELDS_TASKS_QUERY(F)                     \
     F(ID,  batch)                                    \
-    F(U32, chunk)
+    F(U32, chunk)                                    \
+    F(RANGE, part, 0, KN_CHUNK_PARTS_MAX - 1)
 
 #define KN_FIELDS_OBJECT_GET(F)                      \
     F(DIGEST, sha256)
@@ -405,6 +408,7 @@ enum kn_batch_verb {
 #define KN_FIELDS_TASKS_REPLY(F)                     \
     F(U32,   chunks)                                 \
     F(BYTES, tasks, tasks_len) /* as in SubmitChunk */ \
+    F(RANGE, parts, 0, KN_CHUNK_PARTS_MAX) /* that the chunk has; 0: one */ \
     F(LIST,  model_info, models, models, model_count, KN_MODELS_PER_BATCH_MAX)
 
 #define KN_FIELDS_OBJECT_REPLY(F)                    \

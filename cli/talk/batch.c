@@ -150,29 +150,43 @@ static int take_models(struct batch_tasks *t, const struct kn_tasks_reply *r, st
     return t->chunks ? KN_OK : no_memory(err);
 }
 
+/* One part of a chunk, put behind those in `bytes`; the first of all brings how many chunks there are, and the models. */
+static int ask_part(struct client *c, const kn_id id, uint32_t chunk, uint32_t part, struct batch_tasks *t,
+                    uint32_t *chunks, uint32_t *parts, struct kn_buf *bytes, struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_TASKS_QUERY}, *r;
+    memcpy(m.u.tasks_query.batch, id, sizeof(kn_id));
+    m.u.tasks_query.chunk = chunk;
+    m.u.tasks_query.part = part;
+    int rc = client_call(c, &m, KN_MSG_TASKS_REPLY, CLIENT_RESTART_MS, &r, err);
+    if (rc) return rc;
+    const struct kn_tasks_reply *reply = &r->u.tasks_reply;
+    if (chunk == 0 && part == 0) {
+        *chunks = reply->chunks;
+        if (*chunks == 0 || *chunks > KN_TASKS_PER_BATCH_MAX)
+            rc = kn_err_set(err, KN_EPROTO, "the farm tells of a batch in %u parts", *chunks);
+        if (rc == KN_OK) rc = take_models(t, reply, err);
+    }
+    if (part == 0) *parts = reply->parts ? reply->parts : 1;
+    if (rc == KN_OK) rc = kn_buf_append(bytes, reply->tasks, reply->tasks_len);
+    kn_msg_destroy(r);
+    return rc;
+}
+
 int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err) {
     struct batch_tasks t = {0};
+    struct kn_buf bytes;
     uint32_t chunks = 1;
     int rc = KN_OK;
+    kn_buf_init(&bytes, KN_CHUNK_BYTES_MAX);
     for (uint32_t k = 0; rc == KN_OK && k < chunks; k++) {
-        struct kn_msg m = {.type = KN_MSG_TASKS_QUERY}, *r;
-        memcpy(m.u.tasks_query.batch, id, sizeof(kn_id));
-        m.u.tasks_query.chunk = k;
-        rc = client_call(c, &m, KN_MSG_TASKS_REPLY, CLIENT_RESTART_MS, &r, err);
-        if (rc) break;
-        const struct kn_tasks_reply *reply = &r->u.tasks_reply;
-        if (k == 0) {
-            chunks = reply->chunks;
-            if (chunks == 0 || chunks > KN_TASKS_PER_BATCH_MAX)
-                rc = kn_err_set(err, KN_EPROTO, "the farm tells of a batch in %u parts", chunks);
-            if (rc == KN_OK) rc = take_models(&t, reply, err);
-        }
-        if (rc == KN_OK) {
-            rc = kn_chunk_unpack(reply->tasks, reply->tasks_len, t.model_count, &t.chunks[k], err);
-            if (rc == KN_OK) t.count += t.chunks[t.chunk_count++].count;
-        }
-        kn_msg_destroy(r);
+        uint32_t parts = 1;
+        kn_buf_clear(&bytes);
+        for (uint32_t part = 0; rc == KN_OK && part < parts; part++)
+            rc = ask_part(c, id, k, part, &t, &chunks, &parts, &bytes, err);
+        if (rc == KN_OK) rc = kn_chunk_unpack(bytes.data, bytes.len, t.model_count, &t.chunks[k], err);
+        if (rc == KN_OK) t.count += t.chunks[t.chunk_count++].count;
     }
+    kn_buf_fini(&bytes);
     if (rc == KN_OK) {
         t.v = calloc(t.count + 1, sizeof *t.v);
         t.keys = calloc(t.count + 1, sizeof *t.keys);

@@ -335,26 +335,39 @@ void submission_fini(struct submission *sub) {
     *sub = (struct submission){0};
 }
 
+/* One chunk, in several messages where it is over a frame. */
+static int send_chunk(struct client *c, const kn_id id, uint32_t chunk, size_t count,
+                      const struct kn_buf *packed, struct kn_err *err) {
+    uint32_t parts = (uint32_t)((packed->len + KN_CHUNK_PART_BYTES - 1) / KN_CHUNK_PART_BYTES);
+    int rc = parts > 1 ? client_needs(c, KN_FEATURE_PARTS, err) : KN_OK;
+    for (uint32_t part = 0; rc == KN_OK && part < parts; part++) {
+        struct kn_msg s = {.type = KN_MSG_SUBMIT_CHUNK};
+        size_t from = (size_t)part * KN_CHUNK_PART_BYTES, left = packed->len - from;
+        memcpy(s.u.submit_chunk.batch, id, sizeof(kn_id));
+        s.u.submit_chunk.chunk = chunk;
+        s.u.submit_chunk.count = (uint32_t)count;
+        s.u.submit_chunk.part = part;
+        s.u.submit_chunk.parts = parts > 1 ? parts : 0;
+        s.u.submit_chunk.tasks = (const uint8_t *)packed->data + from;
+        s.u.submit_chunk.tasks_len = left < KN_CHUNK_PART_BYTES ? left : KN_CHUNK_PART_BYTES;
+        rc = client_call(c, &s, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+    }
+    return rc;
+}
+
 static int send_chunks(struct client *c, const struct submission *sub, const uint32_t *pick, size_t count,
                        const kn_id id, struct kn_err *err) {
     struct kn_task *tasks = calloc(KN_TASKS_PER_CHUNK_MAX, sizeof *tasks);
     if (!tasks) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     struct kn_buf packed;
-    kn_buf_init(&packed, KN_FRAME_BYTES_MAX);
+    kn_buf_init(&packed, KN_CHUNK_BYTES_MAX);
     int rc = KN_OK;
     for (size_t from = 0; rc == KN_OK && from < count; from += KN_TASKS_PER_CHUNK_MAX) {
         size_t n = count - from < KN_TASKS_PER_CHUNK_MAX ? count - from : KN_TASKS_PER_CHUNK_MAX;
         for (size_t i = 0; i < n; i++) tasks[i] = sub->tasks.v[pick ? pick[from + i] : from + i];
         kn_buf_clear(&packed);
         rc = kn_chunk_pack(tasks, n, &packed, err);
-        if (rc) break;
-        struct kn_msg s = {.type = KN_MSG_SUBMIT_CHUNK};
-        memcpy(s.u.submit_chunk.batch, id, sizeof(kn_id));
-        s.u.submit_chunk.chunk = (uint32_t)(from / KN_TASKS_PER_CHUNK_MAX);
-        s.u.submit_chunk.count = (uint32_t)n;
-        s.u.submit_chunk.tasks = (const uint8_t *)packed.data;
-        s.u.submit_chunk.tasks_len = packed.len;
-        rc = client_call(c, &s, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+        if (rc == KN_OK) rc = send_chunk(c, id, (uint32_t)(from / KN_TASKS_PER_CHUNK_MAX), n, &packed, err);
     }
     kn_buf_fini(&packed);
     free(tasks);

@@ -34,7 +34,8 @@ FOLDERS = {"base": "unit", "proto": "unit", "worker": "unit", "cli": "unit", "st
 # Tests that share a program, and where it is.
 PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "worker.promise_versions": "tests/unit/worker_whole.c",
          "proto.promise_versions": "tests/unit/proto_codec.c", "coordinator.promise_versions": "tests/unit/coordinator_server.c",
-         "cli.promise_versions": "tests/unit/cli_client.c", "store.promise_format": "tests/unit/store_redis.c",
+         "cli.promise_versions": "tests/unit/cli_client.c",
+         "coordinator.promise_bounds": "tests/unit/coordinator_server.c", "store.promise_format": "tests/unit/store_redis.c",
          "farm.promise_upgrade": "tests/farm/upgrade.py",
          "sim.digests": "tests/sim/sim_farm.c",
          "gpu.shim": "tests/gpu/shim/shim_test.cc", "gpu.shim.memory_bench": "tests/bench/cuda/memory_bench.cc",

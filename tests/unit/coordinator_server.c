@@ -447,6 +447,98 @@ TEST(promise_versions_a_batch_that_needs_what_is_not_known_here_is_refused_by_na
     teardown(&f);
 }
 
+/* ---- bounds */
+
+/* A thousand tasks with the longest prompts, of letters that do not compress well; free() the texts. */
+static char *long_tasks(struct kn_task *tasks, uint32_t count) {
+    size_t each = 2 * (KN_PROMPT_BYTES_MAX + 1);
+    char *texts = malloc(each * count);
+    uint64_t x = 88172645463325252u;
+    CHECK(texts != NULL);
+    for (size_t i = 0; i < each * count; i++) {
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        texts[i] = (i + 1) % (KN_PROMPT_BYTES_MAX + 1) == 0 ? '\0' : (char)(' ' + x % 90);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        tasks[i] = (struct kn_task){.prompt = texts + i * each,
+                                    .negative = texts + i * each + each / 2,
+                                    .seed = i,
+                                    .cfg = 7,
+                                    .steps = 2,
+                                    .width = 64,
+                                    .height = 64,
+                                    .sampler = KN_SAMPLER_EULER,
+                                    .schedule = KN_SCHEDULE_NORMAL,
+                                    .set = KN_SET_ALL};
+    return texts;
+}
+
+static int send_part(struct fixture *f, const struct kn_buf *b, uint32_t part, uint32_t parts) {
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_CHUNK};
+    size_t from = (size_t)part * KN_CHUNK_PART_BYTES, left = b->len - from;
+    m.u.submit_chunk.count = 1000;
+    m.u.submit_chunk.part = part;
+    m.u.submit_chunk.parts = parts;
+    m.u.submit_chunk.tasks = (const uint8_t *)b->data + from;
+    m.u.submit_chunk.tasks_len = left < KN_CHUNK_PART_BYTES ? left : KN_CHUNK_PART_BYTES;
+    memcpy(m.u.submit_chunk.batch, batch_a, sizeof(kn_id));
+    return ask_code(f, &m);
+}
+
+/* 2,000 legal prompts of 16 KB were refused. */
+TEST(promise_bounds_a_chunk_over_a_frame_comes_in_parts_and_is_kept_whole) {
+    static struct kn_task tasks[1000];
+    struct fixture f;
+    struct kn_buf b, back;
+    setup(&f);
+    hello(&f);
+    char *texts = long_tasks(tasks, 1000);
+    kn_buf_init(&b, KN_CHUNK_BYTES_MAX);
+    kn_buf_init(&back, KN_CHUNK_BYTES_MAX);
+    CHECK_INT(kn_chunk_pack(tasks, 1000, &b, NULL), 0);
+    uint32_t parts = (uint32_t)((b.len + KN_CHUNK_PART_BYTES - 1) / KN_CHUNK_PART_BYTES);
+    CHECK(parts > 2 && parts <= KN_CHUNK_PARTS_MAX);
+    CHECK_INT(begin(&f, batch_a, 1000, "m"), 0);
+    CHECK_INT(send_part(&f, &b, 1, parts), KN_ESTATE); /* the first is not there */
+    CHECK_INT(send_part(&f, &b, 0, parts), 0);
+    CHECK_INT(send_part(&f, &b, 2, parts), KN_ESTATE); /* nor the second */
+    for (uint32_t i = 0; i < 2; i++) CHECK_INT(send_part(&f, &b, 1, parts), 0);
+    CHECK_INT(seal(&f, batch_a), KN_ESTATE);
+    for (uint32_t i = 0; i < parts; i++)
+        CHECK_INT(send_part(&f, &b, i, parts), 0); /* from the first once more */
+    for (uint32_t i = 0; i < parts; i++)
+        CHECK_INT(send_part(&f, &b, i, parts), 0); /* it is there, the same */
+    for (uint32_t i = 0; i < 2; i++) CHECK_INT(seal(&f, batch_a), 0);
+    stop(&f);
+    start(&f); /* what is read back is whole */
+    struct kn_msg q = {.type = KN_MSG_TASKS_QUERY};
+    memcpy(q.u.tasks_query.batch, batch_a, sizeof(kn_id));
+    for (uint32_t i = 0; i < parts; i++) {
+        q.u.tasks_query.part = i;
+        const struct kn_tasks_reply *r = &ask(&f, &q, KN_MSG_TASKS_REPLY)->u.tasks_reply;
+        CHECK_INT(r->parts, parts);
+        CHECK_INT(kn_buf_append(&back, r->tasks, r->tasks_len), 0);
+    }
+    CHECK_U64(back.len, b.len);
+    CHECK_MEM(back.data, b.data, b.len);
+    q.u.tasks_query.part = parts;
+    CHECK_INT(ask_code(&f, &q), KN_EINVAL);
+    /* As many of these tasks as the core may put in a grant fit in a frame, and one more would be too many. */
+    struct kept_batch *kept = batches_find(&f.s->batches, batch_a);
+    uint32_t most = batch_shard_tasks(kept), index[KN_SHARD_TASKS_MAX] = {0};
+    CHECK(most > 100 && most < KN_SHARD_TASKS_MAX);
+    struct kn_msg g = {.type = KN_MSG_SHARD_GRANT,
+                       .u.shard_grant = {.shard = 1, .index = index, .tasks = tasks, .count = most}};
+    kn_buf_clear(&back);
+    CHECK_INT(kn_msg_encode(&g, &back, NULL), 0);
+    g.u.shard_grant.count = KN_SHARD_TASKS_MAX;
+    CHECK_INT(kn_msg_encode(&g, &back, NULL), KN_ELIMIT);
+    kn_buf_fini(&b);
+    kn_buf_fini(&back);
+    free(texts);
+    teardown(&f);
+}
+
 TEST(who_did_not_say_hello_is_asked_to) {
     struct fixture f;
     setup(&f);
