@@ -329,13 +329,17 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
     size_t count = farm_worker_count(s->farm);
     uint64_t now = kn_clock_ms();
     list->images_per_s = farm_images_per_s(s->farm, now);
+    struct kn_map *models = workers_model_index(s);
     list->v = calloc(count ? count : 1, sizeof *list->v);
-    if (!list->v) {
+    if (!list->v || !models) {
         send_reply(s, to, KN_ENOMEM, "");
+        free(list->v);
+        kn_map_destroy(models);
         return;
     }
     for (size_t i = 0; i < count; i++) {
         struct farm_worker_view v;
+        const struct kn_model_info *loaded;
         if (farm_worker_at(s->farm, i, now, &v) != 0) continue;
         struct known_worker *k = kn_map_get(s->workers, v.worker, strlen(v.worker));
         struct kn_worker_status *w = &list->v[list->count++];
@@ -347,7 +351,8 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
         if (k) w->readings = k->readings;
         w->engine = k ? k->hello->engine : "";
         w->pid = k ? k->hello->pid : 0;
-        w->model = v.has_model ? workers_model_name(s, v.model) : "";
+        loaded = v.has_model ? kn_map_get(models, v.model, sizeof v.model) : NULL;
+        w->model = loaded ? loaded->name : "";
         w->state = (enum kn_worker_state)v.state;
         w->has_batch = v.has_batch;
         memcpy(w->batch, v.batch, sizeof w->batch);
@@ -365,6 +370,7 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
     }
     send_answer(to, &m);
     free(list->v);
+    kn_map_destroy(models);
 }
 
 static void on_models_query(struct server *s, struct reply_to *to) {
@@ -374,12 +380,15 @@ static void on_models_query(struct server *s, struct reply_to *to) {
         return;
     }
     struct kn_model_list *l = &m.u.model_list;
+    struct kn_map *there = kn_map_create(l->count + 1);
+    bool full = false;
+    for (size_t i = 0; there && i < l->count; i++)
+        full |= kn_map_put(there, l->v[i].sha256, KN_SHA256_BYTES, &l->v[i]) != 0;
     l->known = calloc(s->model_count + 1, sizeof *l->known);
-    for (size_t i = 0; l->known && i < s->model_count; i++) {
-        size_t k = 0;
-        while (k < l->count && memcmp(l->v[k].sha256, s->models[i].info.sha256, KN_SHA256_BYTES) != 0) k++;
-        if (k == l->count) l->known[l->known_count++] = s->models[i].info;
-    }
+    for (size_t i = 0; there && !full && l->known && i < s->model_count; i++)
+        if (!kn_map_get(there, s->models[i].info.sha256, KN_SHA256_BYTES))
+            l->known[l->known_count++] = s->models[i].info;
+    kn_map_destroy(there);
     send_answer(to, &m);
     free(l->known);
     free(l->v);
@@ -514,17 +523,8 @@ struct object_fetch {
     kn_digest sha256;
 };
 
-/* The bytes of a file on its way to a client, counted in *total until ZeroMQ frees them on a thread of its
- * own. */
-struct sending {
-    atomic_size_t *total;
-    size_t len;
-};
-
 static void free_data(void *data, void *hint) {
-    struct sending *x = hint;
-    atomic_fetch_sub(x->total, x->len);
-    free(x);
+    (void)hint;
     free(data);
 }
 
@@ -532,16 +532,7 @@ static void object_reply(struct object_fetch *f, int code, void *data, size_t le
     struct kn_msg m = {.type = KN_MSG_OBJECT_REPLY, .request = f->request};
     struct kn_err err = {0};
     struct kn_blob blob = {0};
-    if (data) {
-        struct sending *x = malloc(sizeof *x);
-        if (!x) {
-            free(data);
-            return; /* the client asks again */
-        }
-        *x = (struct sending){&f->s->sending, len};
-        atomic_fetch_add(x->total, len);
-        blob = (struct kn_blob){data, len, free_data, x};
-    }
+    if (data) blob = (struct kn_blob){data, len, free_data, NULL};
     memcpy(m.u.object_reply.sha256, f->sha256, sizeof f->sha256);
     m.u.object_reply.code = code;
     m.u.object_reply.text = code == 0             ? ""
@@ -628,7 +619,7 @@ void clients_message(struct server *s, struct listener *l, const struct kn_peer 
         on_tasks_query(s, &to, &msg->u.tasks_query);
         break;
     default:
-        kn_warn("message_unexpected socket=control message=%s", kn_msg_name(msg->type));
+        kn_warn_of(send_conn(peer), "message_unexpected socket=control message=%s", kn_msg_name(msg->type));
         send_reply(s, &to, KN_EPROTO, "not a request");
         break;
     }

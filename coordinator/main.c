@@ -166,6 +166,7 @@ int main(int argc, char **argv) {
     int rc = parse(argc, argv, &o);
     if (rc != 0) return rc < 0 ? 0 : rc;
     kn_log_init("coordinator", o.level);
+    kn_log_rotate(LOG_FILE_BYTES_MAX);
     signal(SIGPIPE, SIG_IGN);
     setenv("UV_THREADPOOL_SIZE", "8", 0); /* they wait for the disk */
 
@@ -203,5 +204,6 @@ int main(int argc, char **argv) {
     server_destroy(p.server);
     uv_loop_close(&loop);
     kn_info("ended exit=%d", p.exit_code);
+    kn_log_flush(true);
     return p.exit_code;
 }

@@ -14,12 +14,12 @@
 #include "coordinator/clients.h"
 #include "coordinator/lost.h"
 #include "coordinator/orphans.h"
+#include "coordinator/send.h"
 #include "coordinator/workers.h"
 
 #define TICK_MAX_MS 100
 #define STALL_MS 2000
 #define SWEEP_MS 10000
-#define SENDING_BYTES_MAX (256u << 20) /* objects on their way to clients */
 #define CONNS_MAX (KN_WORKERS_MAX * 2)
 
 /* ---- flow and time */
@@ -44,6 +44,7 @@ static void on_tick(uv_timer_t *t) {
 
 static void on_sweep(uv_timer_t *t) {
     struct server *s = t->data;
+    kn_log_flush(false);
     workers_forget(s);
     clients_sweep(s);
     orphans_sweep(s);
@@ -83,7 +84,7 @@ static void on_data(struct kn_sock *sock, void *ctx, const struct kn_peer *peer,
     if (!s->closing && msg->type == KN_MSG_OBJECT_GET)
         clients_object(s, peer, msg);
     else if (!s->closing)
-        kn_warn("message_unexpected socket=data message=%s", kn_msg_name(msg->type));
+        kn_warn_of(send_conn(peer), "message_unexpected socket=data message=%s", kn_msg_name(msg->type));
     kn_msg_destroy(msg);
 }
 

@@ -22,7 +22,6 @@
 #ifndef KILN_COORDINATOR_SERVER_H
 #define KILN_COORDINATOR_SERVER_H
 
-#include <stdatomic.h>
 #include <uv.h>
 #include "base/map.h"
 #include "coordinator/batches.h"
@@ -100,7 +99,6 @@ struct server {
     struct kn_map *conns;   /* number -> struct known_worker */
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;         /* when the last tick came */
-    atomic_size_t sending;      /* bytes of objects handed to the data socket */
     struct commit *commits;     /* those that the store has not answered */
     size_t committing;          /* how many */
     struct retry *retries;      /* lost.c: those under way */

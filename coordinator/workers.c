@@ -366,31 +366,54 @@ void workers_remember_model(struct server *s, const struct kn_model_info *m, uin
     if (!wall_ms) store_one(s, k);
 }
 
+/* True where the digest was not in the set yet; it is now. KN_ENOMEM in *rc. */
+static bool new_in(struct kn_map *set, const uint8_t sha256[KN_SHA256_BYTES], const void *value, int *rc) {
+    int put = kn_map_put(set, sha256, KN_SHA256_BYTES, (void *)(uintptr_t)value);
+    if (put != 0 && put != KN_EEXIST) *rc = put;
+    return put == 0;
+}
+
 int workers_models(struct server *s, struct kn_model_info **out, size_t *count) {
     size_t pos = 0, cap = 0;
     struct known_worker *w;
+    struct kn_map *seen = kn_map_create(KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX);
+    int rc = seen ? 0 : KN_ENOMEM;
     *out = NULL;
     *count = 0;
-    while ((w = kn_map_next(s->workers, &pos))) {
+    while (rc == 0 && (w = kn_map_next(s->workers, &pos))) {
         if (w->left || farm_worker_is_lost(s->farm, w->hello->worker)) continue;
-        for (size_t i = 0; i < w->hello->model_count; i++) {
-            const struct kn_model_info *m = &w->hello->models[i];
-            size_t k = 0;
-            while (k < *count && memcmp((*out)[k].sha256, m->sha256, KN_SHA256_BYTES) != 0) k++;
-            if (k < *count) continue;
+        for (size_t i = 0; rc == 0 && i < w->hello->model_count; i++) {
+            if (!new_in(seen, w->hello->models[i].sha256, w, &rc)) continue;
             if (*count == cap) {
                 cap = cap ? cap * 2 : 16;
                 struct kn_model_info *v = realloc(*out, cap * sizeof *v);
                 if (!v) {
-                    free(*out);
-                    return KN_ENOMEM;
+                    rc = KN_ENOMEM;
+                    break;
                 }
                 *out = v;
             }
-            (*out)[(*count)++] = *m;
+            (*out)[(*count)++] = w->hello->models[i];
         }
     }
-    return 0;
+    kn_map_destroy(seen);
+    if (rc == 0) return 0;
+    free(*out);
+    *out = NULL;
+    return rc;
+}
+
+struct kn_map *workers_model_index(struct server *s) {
+    size_t pos = 0;
+    struct known_worker *w;
+    struct kn_map *index = kn_map_create(KN_WORKERS_MAX * KN_MODELS_PER_WORKER_MAX);
+    int rc = index ? 0 : KN_ENOMEM;
+    while (rc == 0 && (w = kn_map_next(s->workers, &pos)))
+        for (size_t i = 0; rc == 0 && i < w->hello->model_count; i++)
+            (void)new_in(index, w->hello->models[i].sha256, &w->hello->models[i], &rc);
+    if (rc == 0) return index;
+    kn_map_destroy(index);
+    return NULL;
 }
 
 const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {

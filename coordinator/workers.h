@@ -17,6 +17,8 @@ void workers_fini(struct server *s);
 /* A model that some worker has. By hash, or by name when sha256 is all zero. KN_EMODEL says what there is. */
 KN_MUST_USE int workers_model(struct server *s, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
                               struct kn_model_info *out, struct kn_err *err);
+/* The models of all workers by their hash, to kn_map_destroy(): for whoever wants many. NULL: out of memory. */
+struct kn_map *workers_model_index(struct server *s); /* -> const struct kn_model_info, of the hellos */
 const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]); /* "" when unknown */
 /* All models that workers have, each once; free() the list. */
 KN_MUST_USE int workers_models(struct server *s, struct kn_model_info **out, size_t *count);

@@ -7,9 +7,11 @@
 #include "proto/wire.h"
 
 #include "base/log.h"
+#include "base/map.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +23,39 @@
 #define LINGER_MS 1000
 #define RETRY_MS 10 /* between two tries to send where the last one still found no room */
 
+/* Bytes that ZeroMQ has and has not sent yet. A ROUTER counts those of each peer: one that asks and does not read must
+ * not fill the memory. Short messages (acknowledgements come in bursts) are bounded by their number instead. */
+#define COUNTED_BYTES_MIN 1024
+#define CONTROL_PEER_BYTES_MAX (4 * (size_t)KN_FRAME_BYTES_MAX)
+#define DATA_PEER_BYTES_MAX (2 * (size_t)KN_IMAGE_BYTES_MAX)
+#define WIRE_BYTES_MAX ((size_t)512 << 20) /* of all peers */
+#define PEERS_MAX 65536                    /* that have bytes waiting, at once */
+#define PEERS_SWEPT 64                     /* so many more before those without are forgotten */
+#define SEND_COUNT_MAX 10000               /* messages that wait for one peer, */
+#define BLOB_COUNT_MAX 32                  /* or with bytes behind them, on their way from a DEALER */
+#define HEARD_COUNT_MAX 64                 /* of one peer, on a ROUTER, that are not taken yet */
+#define BLOBS_HEARD_MAX 8
+
 struct kn_wire {
-    uv_loop_t *loop; /* borrowed */
-    void *ctx;       /* owns */
+    uv_loop_t *loop;       /* borrowed */
+    void *ctx;             /* owns */
+    atomic_size_t waiting; /* bytes of all peers */
+};
+
+/* The bytes on their way to one peer. ZeroMQ's thread counts them down when it frees a message, also after the peer and
+ * the socket are gone. */
+struct outgoing {
+    atomic_size_t bytes;
+    atomic_uint refs; /* its messages, and the socket while it knows the peer */
+    uint8_t peer[KN_PEER_BYTES];
+};
+
+/* A message on its way: what is given back when ZeroMQ frees it. */
+struct counted {
+    struct kn_wire *wire;
+    struct outgoing *to;
+    size_t len;
+    struct kn_blob bytes; /* owns */
 };
 
 struct kn_sock {
@@ -38,6 +70,8 @@ struct kn_sock {
     bool pumping;                       /* inside pump(): its caller goes on with the socket */
     bool paused;                        /* see kn_sock_pause */
     bool want_writable;                 /* a send was refused for want of room */
+    struct kn_map *peers;               /* a ROUTER's: id -> struct outgoing */
+    size_t peers_swept;                 /* how many were left when it was swept last */
     struct kn_buf frame;                /* reused for each encoded envelope */
     char endpoint[KN_ENDPOINT_MAX + 1]; /* a DEALER's, for reconnecting */
     uint64_t bad;                       /* messages dropped because they could not be decoded */
@@ -80,9 +114,11 @@ static void free_zmq_msg(void *data, void *hint) {
     free(hint);
 }
 
-static void dropped(struct kn_sock *s, const char *why) {
+static void dropped(struct kn_sock *s, const struct kn_peer *peer, const char *why) {
+    uint64_t who;
+    memcpy(&who, peer->id, sizeof who);
     s->bad++;
-    kn_warn("message_dropped count=%llu reason=\"%s\"", (unsigned long long)s->bad, why);
+    kn_warn_of(who, "message_dropped count=%llu reason=\"%s\"", (unsigned long long)s->bad, why);
 }
 
 /* Takes the parts of one message off the socket: three at most, further ones are thrown away. Returns their
@@ -115,19 +151,19 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
     struct kn_err err = {0};
     zmq_msg_t *bytes = NULL;
     if (n <= first || n > first + 2 || (n == first + 2 && !s->opt.blobs)) {
-        dropped(s, "wrong number of frames");
+        dropped(s, &peer, "wrong number of frames");
         goto out;
     }
     if (s->opt.router) {
         if (zmq_msg_size(&part[0]) != KN_PEER_BYTES) {
-            dropped(s, "routing id of a wrong length");
+            dropped(s, &peer, "routing id of a wrong length");
             goto out;
         }
         memcpy(peer.id, zmq_msg_data(&part[0]), KN_PEER_BYTES);
     }
     if (kn_msg_decode(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &m, &err) != 0) {
         struct kn_garbled g;
-        dropped(s, err.text);
+        dropped(s, &peer, err.text);
         if (!s->opt.garbled) goto out;
         kn_msg_look(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &g);
         g.code = err.code;
@@ -139,7 +175,7 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
     if (n == first + 2) {
         bytes = malloc(sizeof *bytes);
         if (!bytes) {
-            dropped(s, "out of memory");
+            dropped(s, &peer, "out of memory");
             kn_msg_destroy(m);
             goto out;
         }
@@ -216,9 +252,22 @@ static void on_poll_closed(uv_handle_t *h) {
     free(h);
 }
 
+static void outgoing_unref(struct outgoing *o) {
+    if (atomic_fetch_sub(&o->refs, 1) == 1) free(o);
+}
+
+static void peers_destroy(struct kn_sock *s) {
+    size_t pos = 0;
+    struct outgoing *o;
+    while (s->peers && (o = kn_map_next(s->peers, &pos))) outgoing_unref(o);
+    kn_map_destroy(s->peers);
+    s->peers = NULL;
+}
+
 static void on_closed(uv_handle_t *h) {
     struct kn_sock *s = h->data;
     if (--s->closing > 0) return;
+    peers_destroy(s);
     kn_buf_fini(&s->frame);
     free(s);
 }
@@ -239,10 +288,13 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 15000);
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
     rc |= set_int(s, ZMQ_IPV6, 1);
-    /* A socket that binds gets long queues: acknowledgements come in bursts, and the bytes of the blobs that
-     * it sends are counted by their sender. */
-    rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs && !s->opt.router ? 32 : 10000);
-    rc |= set_int(s, ZMQ_RCVHWM, s->opt.blobs ? 8 : 10000);
+    /* Acknowledgements come in bursts, hence long queues where messages are short. What a ROUTER has not taken yet
+     * waits at its senders beyond a few. */
+    rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs && !s->opt.router ? BLOB_COUNT_MAX : SEND_COUNT_MAX);
+    rc |= set_int(s, ZMQ_RCVHWM,
+                  s->opt.blobs    ? BLOBS_HEARD_MAX
+                  : s->opt.router ? HEARD_COUNT_MAX
+                                  : SEND_COUNT_MAX);
     if (s->opt.router) {
         rc |= set_int(s, ZMQ_ROUTER_MANDATORY, 1);
     } else {
@@ -291,8 +343,12 @@ int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct 
     s->wire = w;
     s->opt = *opt;
     kn_buf_init(&s->frame, KN_FRAME_BYTES_MAX + 1);
-    int rc = open_zmq(s, err);
+    int rc = 0;
+    if (opt->router && !(s->peers = kn_map_create(PEERS_MAX)))
+        rc = kn_err_set(err, KN_ENOMEM, "socket: out of memory");
+    if (rc == 0) rc = open_zmq(s, err);
     if (rc != 0) {
+        peers_destroy(s);
         free(s);
         return rc;
     }
@@ -401,6 +457,103 @@ static int send_copy(struct kn_sock *s, const void *data, size_t len, int flags)
     return rc;
 }
 
+/* ---- bytes on their way */
+
+static void counted_free(void *data, void *hint) {
+    struct counted *c = hint;
+    (void)data;
+    atomic_fetch_sub(&c->to->bytes, c->len);
+    atomic_fetch_sub(&c->wire->waiting, c->len);
+    outgoing_unref(c->to);
+    kn_blob_release(&c->bytes);
+    free(c);
+}
+
+/* Forgets the peers for which nothing waits any more, now and then. */
+static void peers_sweep(struct kn_sock *s) {
+    struct outgoing *idle[PEERS_SWEPT];
+    size_t count, pos;
+    if (kn_map_count(s->peers) < 2 * s->peers_swept + PEERS_SWEPT) return;
+    do {
+        struct outgoing *o;
+        for (count = pos = 0; count < PEERS_SWEPT && (o = kn_map_next(s->peers, &pos));)
+            if (atomic_load(&o->refs) == 1) idle[count++] = o;
+        for (size_t i = 0; i < count; i++) {
+            kn_map_remove(s->peers, idle[i]->peer, KN_PEER_BYTES);
+            outgoing_unref(idle[i]);
+        }
+    } while (count == PEERS_SWEPT);
+    s->peers_swept = kn_map_count(s->peers);
+}
+
+static struct outgoing *outgoing_to(struct kn_sock *s, const struct kn_peer *peer) {
+    struct outgoing *o = kn_map_get(s->peers, peer->id, KN_PEER_BYTES);
+    if (o) return o;
+    peers_sweep(s);
+    o = calloc(1, sizeof *o);
+    if (!o) return NULL;
+    atomic_init(&o->refs, 1);
+    memcpy(o->peer, peer->id, KN_PEER_BYTES);
+    if (kn_map_put(s->peers, peer->id, KN_PEER_BYTES, o) == 0) return o;
+    free(o);
+    return NULL;
+}
+
+/* True while so many more bytes may wait for a peer: one message always may. */
+static bool has_room(const struct kn_sock *s, const struct outgoing *o, size_t len) {
+    size_t most = s->opt.blobs ? DATA_PEER_BYTES_MAX : CONTROL_PEER_BYTES_MAX;
+    size_t waiting = atomic_load(&o->bytes);
+    return waiting == 0 || (waiting + len <= most && atomic_load(&s->wire->waiting) + len <= WIRE_BYTES_MAX);
+}
+
+/* A message part of these bytes, which it takes. They are counted until ZeroMQ frees them. */
+static int counted_part(struct kn_sock *s, struct outgoing *o, struct kn_blob *bytes, zmq_msg_t *p) {
+    struct counted *c = malloc(sizeof *c);
+    if (!c) {
+        errno = ENOMEM;
+        return -1;
+    }
+    *c = (struct counted){s->wire, o, bytes->len, *bytes};
+    atomic_fetch_add(&o->refs, 1);
+    atomic_fetch_add(&o->bytes, c->len);
+    atomic_fetch_add(&s->wire->waiting, c->len);
+    if (zmq_msg_init_data(p, bytes->data, bytes->len, counted_free, c) != 0) {
+        c->bytes.data = NULL; /* still the caller's */
+        counted_free(NULL, c);
+        return -1;
+    }
+    bytes->data = NULL;
+    return 0;
+}
+
+static void free_copy(void *data, void *hint) {
+    (void)hint;
+    free(data);
+}
+
+/* Sends the encoded frame to a peer, behind its routing id. */
+static int send_frame(struct kn_sock *s, struct outgoing *o, int flags) {
+    zmq_msg_t p;
+    if (!o) return send_copy(s, s->frame.data, s->frame.len, flags);
+    struct kn_blob copy = {malloc(s->frame.len), s->frame.len, free_copy, NULL};
+    if (!copy.data) {
+        errno = ENOMEM;
+        return -1;
+    }
+    memcpy(copy.data, s->frame.data, s->frame.len);
+    if (counted_part(s, o, &copy, &p) != 0) {
+        kn_blob_release(&copy);
+        return -1;
+    }
+    int rc = send_part(s, &p, flags);
+    if (rc != 0) {
+        int saved = errno;
+        zmq_msg_close(&p);
+        errno = saved;
+    }
+    return rc;
+}
+
 int kn_sock_send(struct kn_sock *s, const struct kn_peer *peer, const struct kn_msg *m, struct kn_blob *blob,
                  struct kn_err *err) {
     if (!s->z) return kn_err_set(err, KN_EGONE, "socket is closed");
@@ -412,6 +565,14 @@ int kn_sock_send(struct kn_sock *s, const struct kn_peer *peer, const struct kn_
     kn_buf_clear(&s->frame);
     int rc = kn_msg_encode(m, &s->frame, err);
     if (rc != 0) return rc;
+    struct outgoing *o = NULL;
+    size_t len = s->frame.len + (blob ? blob->len : 0);
+    if (peer && len >= COUNTED_BYTES_MIN) {
+        if (!(o = outgoing_to(s, peer))) return kn_err_set(err, KN_ENOMEM, "sending: out of memory");
+        if (!has_room(s, o, len))
+            return kn_err_set(err, KN_EAGAIN, "%zu bytes wait for that peer already: it does not read",
+                              atomic_load(&o->bytes));
+    }
     /* ZeroMQ decides at the first part whether it takes a message; the parts behind it never fail for want of
      * room. */
     int more = blob ? ZMQ_SNDMORE : 0;
@@ -426,13 +587,13 @@ int kn_sock_send(struct kn_sock *s, const struct kn_peer *peer, const struct kn_
         if (errno == EHOSTUNREACH) return kn_err_set(err, KN_EGONE, "that peer is not connected any more");
         return zmq_err(err, "zmq_msg_send");
     }
-    if (peer && send_copy(s, s->frame.data, s->frame.len, more) != 0)
+    if (peer && send_frame(s, o, more) != 0)
         kn_warn("send_lost message=%s reason=\"%s\"", kn_msg_name(m->type), zmq_strerror(errno));
     if (blob) {
         zmq_msg_t p;
         struct kn_blob b = *blob;
         blob->data = NULL;
-        if (zmq_msg_init_data(&p, b.data, b.len, b.free_fn, b.hint) != 0) {
+        if ((o ? counted_part(s, o, &b, &p) : zmq_msg_init_data(&p, b.data, b.len, b.free_fn, b.hint)) != 0) {
             kn_warn("send_lost message=%s reason=\"%s\"", kn_msg_name(m->type), zmq_strerror(errno));
             kn_blob_release(&b);
             zmq_msg_init(&p); /* the message must end, or the next one would be glued to it */

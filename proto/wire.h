@@ -63,11 +63,10 @@ KN_MUST_USE int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insec
 KN_MUST_USE int kn_sock_connect(struct kn_sock *s, const char *endpoint, struct kn_err *err);
 /* Drops the connection and makes a new one with a new routing id (a DEALER that lost faith in its peer). */
 KN_MUST_USE int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err);
-/* While paused, nothing is received: messages wait in bounded queues here (8 a connection where blobs are,
- * 10,000 elsewhere) and then at their senders. So a receiver bounds the memory of what it has taken. */
+/* While paused, nothing is received: messages wait in bounded queues here (a few a connection) and then at their senders. So a receiver bounds the memory of what it has taken. */
 void kn_sock_pause(struct kn_sock *s, bool paused);
-/* Sends m, and blob behind it if not NULL. 0: taken (blob too). KN_EAGAIN: no room now or nobody connected
- * yet, nothing taken; KN_EGONE: that peer is not connected any more; KN_ELIMIT. The blob is the caller's
+/* Sends m, and blob behind it if not NULL. 0: taken (blob too). KN_EAGAIN: no room now, nobody connected
+ * yet, or more bytes than a peer may leave unread wait for it; nothing taken; KN_EGONE: that peer is not connected any more; KN_ELIMIT. The blob is the caller's
  * still on failure. */
 KN_MUST_USE int kn_sock_send(struct kn_sock *s, const struct kn_peer *peer, const struct kn_msg *m,
                              struct kn_blob *blob, struct kn_err *err);

@@ -483,6 +483,7 @@ int main(int argc, char **argv) {
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
     kn_log_init("worker", o.level);
+    kn_log_rotate(LOG_FILE_BYTES_MAX);
     if (o.describe) return describe(o.describe);
     if (o.list_devices) return list_devices();
     if (o.device && strcmp(o.device, "all") == 0) return run_all(&o, argv);

@@ -442,6 +442,7 @@ static _Noreturn void supervise(struct local_farm *s) {
     if (in > 2) close(in);
     if (out > 2) close(out);
     kn_log_init("supervisor", KN_LOG_INFO);
+    kn_log_rotate(LOG_FILE_BYTES_MAX);
 
     static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, 0};
     int rc = kn_supervise_begin(&s->supervisor, signals);

@@ -10,6 +10,7 @@ The rules, with the reason for each:
   - a header stands beside the source of its name, or HEADERS_ALONE says why it has none;
   - no two structs, unions or enums share a name (SAME_NAMES has the exceptions): one word for one thing. A test's own
     source is a program of its own and is not looked at;
+  - a bound (NAME_MAX, NAME_MIN) that is defined is used: one that is not bounds nothing, whatever its comment says;
   - a state is compared with its name, never with a number;
   - a function of more than 100 lines stands in long_functions.txt with its reason; that list only shrinks;
   - no comment of a header begins with a bare "What" or "Whether": say what the thing is;
@@ -197,6 +198,22 @@ def same_names(files):
                 yield f"{f.path}:{f.line(m.start())}: {m[1]}: {first[m[1]]} has another of this name"
 
 
+def unused_bounds(files):
+    """A macro of a header may be used anywhere, one of a source in that source alone."""
+    word = re.compile(r"\b\w+_(?:MAX|MIN)\b")
+    everywhere = {}
+    for f in files:
+        for m in word.finditer(f.code):
+            everywhere[m[0]] = everywhere.get(m[0], 0) + 1
+    for f in files:
+        if not is_own(f.path):
+            continue
+        for m in re.finditer(r"^#\s*define\s+(\w+_(?:MAX|MIN))\b", f.code, re.M):
+            uses = everywhere[m[1]] if f.suffix in HEADERS else len(re.findall(rf"\b{m[1]}\b", f.code))
+            if uses < 2:
+                yield f"{f.path}:{f.line(m.start())}: {m[1]}: bounds nothing"
+
+
 def raw_states(files):
     for f in files:
         for m in RAW_STATE.finditer(f.code):
@@ -261,7 +278,7 @@ def breaches(root):
     glossary = (root / "docs/GLOSSARY.md").read_text() if (root / "docs/GLOSSARY.md").is_file() else ""
     found = []
     for rule in (named_files(files, names), dead_prototypes(files), headers_alone(files), same_names(files),
-                 raw_states(files), long_functions(files, listed), bare_words(files), forbidden_words(files, glossary)):
+                 unused_bounds(files), raw_states(files), long_functions(files, listed), bare_words(files), forbidden_words(files, glossary)):
         found += rule
     return found, len(files)
 
@@ -288,6 +305,8 @@ def self_test():
         ("base/b.c", GOOD["base/b.c"].replace("a_make(1)", "1"), "base/a.h:2: a_make: nobody calls it"),
         ("base/c.h", "", "base/c.h:1: no source of its name"),
         ("base/a.c", GOOD["base/a.c"] + "struct b {\n    int y;\n};\n", "base/b.h:2: b: base/a.c has another"),
+        ("base/a.h", GOOD["base/a.h"] + "#define A_BYTES_MAX 7\n", "base/a.h:3: A_BYTES_MAX: bounds nothing"),
+        ("base/b.c", GOOD["base/b.c"].replace("a_make(1)", "a_make(B_MAX)").replace("int b", "#define B_MAX 7\nint b"), None),
         ("tests/unit/a.c", "int f(int state) {\n    return state == 3;\n}\n", "tests/unit/a.c:2: state == 3: a state has a name"),
         ("base/a.c", long, "base/a.c:1: a_make: 102 lines, and long_functions.txt"),
         ("tests/lint/long_functions.txt", "base/a.c a_make: no reason\n", "long_functions.txt: base/a.c a_make: is not that long"),

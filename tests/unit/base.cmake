@@ -1,5 +1,6 @@
 # base/: what everyone shares.
 kn_unit_test(NAME base.basics SOURCES base_basics.c LIBS kn_base)
+add_test(NAME base.promise_bounds COMMAND test-base-basics promise_bounds)
 kn_unit_test(NAME base.hash SOURCES base_hash.c LIBS kn_base)
 kn_unit_test(NAME base.json SOURCES base_json.c LIBS kn_base)
 kn_unit_test(NAME base.map SOURCES base_map.c LIBS kn_base)

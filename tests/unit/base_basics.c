@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -170,6 +171,72 @@ TEST(log_text_cannot_forge_a_line_and_errno_survives) {
     size_t len = strlen(line);
     CHECK(len < 3000 && len > 1000);
     CHECK_STR(line + len - 5, "h...\n");
+}
+
+/* Standard error goes into a file that is opened to append, as a supervisor does it; its text, to be freed. */
+static int log_before = -1;
+static char log_path[] = "/tmp/kn-log-XXXXXX";
+
+static void log_to_file(void) {
+    strcpy(log_path, "/tmp/kn-log-XXXXXX");
+    int fd = mkstemp(log_path);
+    CHECK(fd >= 0 && fcntl(fd, F_SETFL, O_APPEND) == 0);
+    log_before = dup(STDERR_FILENO);
+    dup2(fd, STDERR_FILENO);
+    close(fd);
+}
+
+static char *log_text(const char *path) {
+    FILE *f = fopen(path, "r");
+    char *text = calloc(1, 8 << 20);
+    CHECK(f && text);
+    CHECK(fread(text, 1, (8 << 20) - 1, f) < (8 << 20) - 1);
+    fclose(f);
+    return text;
+}
+
+static void log_back(void) {
+    dup2(log_before, STDERR_FILENO);
+    close(log_before);
+    unlink(log_path);
+}
+
+static size_t count_of(const char *text, const char *word) {
+    size_t n = 0;
+    for (const char *p = text; (p = strstr(p, word)); p += strlen(word)) n++;
+    return n;
+}
+
+TEST(promise_bounds_a_kind_of_line_and_a_peer_have_a_rate_and_the_rest_is_counted) {
+    kn_log_init("t", KN_LOG_INFO);
+    log_to_file();
+    for (int i = 0; i < 12365; i++) kn_warn_of(7, "hostile_frame number=%d", i);
+    for (int i = 0; i < 3; i++) kn_warn_of(8, "other_frame number=%d", i);
+    for (int i = 0; i < LOG_KIND_MAX + 5; i++) kn_info("many_of_these number=%d", i);
+    kn_log_flush(true);
+    char *text = log_text(log_path);
+    log_back();
+    CHECK_U64(count_of(text, "hostile_frame number"), LOG_PEER_MAX);
+    CHECK_U64(count_of(text, "log_left_out kind=hostile_frame peer=0000000000000007 and 12,345 more"), 1);
+    CHECK_U64(count_of(text, "other_frame number"), 3);
+    CHECK_U64(count_of(text, "many_of_these number"), LOG_KIND_MAX);
+    CHECK_U64(count_of(text, "kind=many_of_these peer=0000000000000000 and 5 more"), 1);
+    free(text);
+}
+
+TEST(promise_bounds_a_log_file_is_moved_away_when_it_is_large_and_begun_anew) {
+    char old[64];
+    struct stat st;
+    kn_log_init("t", KN_LOG_INFO);
+    log_to_file();
+    kn_log_rotate(50000);
+    for (int i = 0; i < 1900; i++) kn_info("a_line_of_some_length number=%d", i);
+    kn_log_rotate(0);
+    log_back(); /* unlinks the newer */
+    snprintf(old, sizeof old, "%s.1", log_path);
+    CHECK_INT(stat(old, &st), 0);
+    CHECK_MSG(st.st_size >= 50000 && st.st_size < 80000, "%lld", (long long)st.st_size);
+    unlink(old);
 }
 
 TEST(log_levels_parse_by_name_only) {

@@ -4,4 +4,5 @@ target_compile_definitions(test-proto-codec PRIVATE KILN_SOURCE="${PROJECT_SOURC
 add_test(NAME proto.promise_versions COMMAND test-proto-codec promise_versions)
 kn_unit_test(NAME proto.chunk SOURCES proto_chunk.c LIBS kn_proto PkgConfig::ZLIB)
 kn_unit_test(NAME proto.wire SOURCES proto_wire.c proto_messages.c LIBS kn_proto)
+add_test(NAME proto.promise_bounds COMMAND test-proto-wire promise_bounds)
 set_tests_properties(proto.wire PROPERTIES RUN_SERIAL TRUE) # TCP ports

@@ -309,6 +309,60 @@ TEST(a_full_socket_refuses_keeps_the_bytes_and_tells_of_room) {
     CHECK_INT(atomic_load(&freed), sent);
 }
 
+static int offer(struct side *r, const struct kn_peer *to, int most) {
+    struct kn_msg m;
+    struct kn_blob b = {0};
+    int sent = 0;
+    proto_example(KN_MSG_OBJECT_REPLY, &m);
+    while (sent < most) {
+        b = make_blob(1 << 20);
+        if (kn_sock_send(r->s, to, &m, &b, NULL) != 0) break;
+        sent++;
+    }
+    kn_blob_release(&b);
+    return sent;
+}
+
+/* Answers to one that asks and does not read took 850 MiB and more: as many as there were questions. */
+TEST(promise_bounds_a_peer_that_does_not_read_takes_its_share_of_memory_and_no_more) {
+    struct side r = {0}, deaf = {0}, other = {0};
+    struct kn_msg m;
+    begin();
+    connect_pair(&r, &deaf, ipc, true, NULL);
+    make(&other, false, true);
+    CHECK_INT(kn_sock_connect(other.s, ipc, NULL), 0);
+    CHECK(turn_until(is_writable, &other, PATIENCE_MS));
+    proto_example(KN_MSG_OBJECT_GET, &m);
+    CHECK_INT(kn_sock_send(deaf.s, NULL, &m, NULL, NULL), 0);
+    CHECK(turn_until(has_received, &r, PATIENCE_MS));
+    struct kn_peer to_deaf = r.peer;
+    kn_sock_pause(deaf.s, true);
+    int sent = 0, before;
+    do { /* until its queue, the kernel's and its share are full */
+        before = sent;
+        sent += offer(&r, &to_deaf, 400 - sent);
+        for (int i = 0; i < 50; i++) {
+            uv_run(&loop, UV_RUN_NOWAIT);
+            usleep(2000);
+        }
+    } while (sent > before && sent < 400);
+    CHECK_MSG(sent > 100 && sent < 200, "%d MiB", sent);
+    /* Whoever reads is served meanwhile, and it too once it reads again. */
+    r.received = 0;
+    CHECK_INT(kn_sock_send(other.s, NULL, &m, NULL, NULL), 0);
+    CHECK(turn_until(has_received, &r, PATIENCE_MS));
+    CHECK_INT(offer(&r, &r.peer, 1), 1);
+    CHECK(turn_until(has_received, &other, PATIENCE_MS));
+    kn_sock_pause(deaf.s, false);
+    void *arg[] = {&deaf, &sent};
+    CHECK(turn_until(got_everything, arg, PATIENCE_MS));
+    CHECK_INT(offer(&r, &to_deaf, 1), 1);
+    fini(&r);
+    fini(&deaf);
+    fini(&other);
+    end();
+}
+
 TEST(a_router_with_one_full_peer_does_not_spin) {
     struct side r = {0}, full = {0}, other = {0};
     struct kn_msg m;
