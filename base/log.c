@@ -44,8 +44,8 @@ int kn_log_level_parse(const char *text, enum kn_log_level *out) {
 #define LOG_SLOTS 512 /* kinds and peers that are counted at once; a newer one takes an older one's place */
 #define LOG_KIND_BYTES 40
 
-static struct slot { /* guarded by log_lock */
-    const char *fmt; /* of the call: the same call, the same kind; NULL: free */
+static struct log_slot { /* guarded by log_lock */
+    const char *fmt;     /* of the call: the same call, the same kind; NULL: free */
     uint64_t peer;
     uint64_t since_ms; /* of its window */
     uint64_t lines, left_out;
@@ -77,7 +77,7 @@ static const char *grouped(uint64_t n, char out[32]) {
 }
 
 /* Tells what a slot left out, and begins its next window. */
-static void slot_tell(struct slot *x, uint64_t now) {
+static void slot_tell(struct log_slot *x, uint64_t now) {
     char number[32], kind[LOG_KIND_BYTES];
     if (x->fmt && x->left_out) {
         snprintf(kind, sizeof kind, "%.*s", (int)strcspn(x->fmt, " "), x->fmt);
@@ -91,7 +91,7 @@ static void slot_tell(struct slot *x, uint64_t now) {
 /* True when one more line of this kind, and of this peer where one is named, may be written. */
 static bool slot_takes(const char *fmt, uint64_t peer, uint64_t most, enum kn_log_level level, uint64_t now) {
     uint64_t h = ((uint64_t)(uintptr_t)fmt ^ peer * 0x9e3779b97f4a7c15u) * 0xff51afd7ed558ccdu;
-    struct slot *x = &log_slots[(h >> 32) % LOG_SLOTS];
+    struct log_slot *x = &log_slots[(h >> 32) % LOG_SLOTS];
     bool same = x->fmt == fmt && x->peer == peer;
     if (!same || now - x->since_ms >= LOG_WINDOW_MS) slot_tell(x, now);
     x->fmt = fmt;

@@ -2,6 +2,7 @@
  * alone use is in record.h. Invariant: a task in a list owns all its strings. */
 #include "base/prompts.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -171,39 +172,65 @@ static int draw_seeds(const struct kn_tasks *ts, uint64_t first, uint64_t **out,
     return KN_OK;
 }
 
+/* How many images a task becomes, and the seed of the first; drawn as draw_seeds() gives it. */
+static int first_of(const struct kn_tasks *ts, size_t i, uint32_t images, uint64_t first_seed,
+                    const uint64_t *drawn, uint32_t *n, uint64_t *seed, struct kn_err *err) {
+    const struct kn_task *t = &ts->v[i];
+    uint64_t offset = t->set & KN_SET_SEED ? 0 : t->set & KN_SET_SEED_EACH ? drawn[i] : first_seed;
+    *n = t->set & KN_SET_IMAGES ? 1 : images;
+    if (offset > UINT64_MAX - t->seed || *n - 1 > UINT64_MAX - t->seed - offset)
+        return kn_err_set(err, KN_EINVAL, "task %zu: seed: %u images go past %llu", i, *n,
+                          (unsigned long long)UINT64_MAX);
+    *seed = t->seed + offset;
+    return KN_OK;
+}
+
+static void give_seed(struct kn_task *t, uint64_t seed) {
+    t->seed = seed;
+    t->set = (t->set | KN_SET_SEED) & ~(uint32_t)(KN_SET_IMAGES | KN_SET_SEED_EACH);
+}
+
+/* More images than tasks: copies, and then the list instead of the one that was there. */
+static int expand_copies(struct kn_tasks *ts, size_t total, uint32_t images, uint64_t first_seed,
+                         const uint64_t *drawn, struct kn_err *err) {
+    struct kn_tasks all = {0};
+    int rc = kn_tasks_reserve(&all, total, err);
+    for (size_t i = 0; rc == KN_OK && i < ts->count; i++) {
+        uint32_t n = 0;
+        uint64_t seed = 0;
+        rc = first_of(ts, i, images, first_seed, drawn, &n, &seed, err);
+        for (uint32_t k = 0; rc == KN_OK && k < n; k++) {
+            if (kn_task_copy(&all.v[all.count], &ts->v[i]))
+                give_seed(&all.v[all.count++], seed + k);
+            else
+                rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+        }
+    }
+    kn_tasks_fini(rc == KN_OK ? ts : &all);
+    if (rc == KN_OK) *ts = all;
+    return rc;
+}
+
 int kn_tasks_expand(struct kn_tasks *ts, uint32_t images, uint64_t first_seed, struct kn_err *err) {
     if (images < 1 || images > KN_IMAGES_MAX)
         return kn_err_set(err, KN_EINVAL, "images: %u is not between 1 and %d", images, KN_IMAGES_MAX);
-    struct kn_tasks all = {0};
-    uint64_t *drawn;
+    uint64_t *drawn, seed = 0;
+    size_t total = 0;
+    uint32_t n = 0;
     int rc = draw_seeds(ts, first_seed, &drawn, err);
     for (size_t i = 0; rc == KN_OK && i < ts->count; i++) {
-        struct kn_task *t = &ts->v[i];
-        uint32_t n = t->set & KN_SET_IMAGES ? 1 : images;
-        uint64_t first = t->seed, offset = t->set & KN_SET_SEED        ? 0
-                                           : t->set & KN_SET_SEED_EACH ? drawn[i]
-                                                                       : first_seed;
-        if (offset > UINT64_MAX - first || n - 1 > UINT64_MAX - first - offset)
-            rc = kn_err_set(err, KN_EINVAL, "task %zu: seed: %u images go past %llu", i, n,
-                            (unsigned long long)UINT64_MAX);
-        if (rc == KN_OK) rc = kn_tasks_reserve(&all, n, err);
-        for (uint32_t k = 0; rc == KN_OK && k < n; k++) {
-            struct kn_task *to = &all.v[all.count];
-            if (!kn_task_copy(to, t)) {
-                rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
-                break;
-            }
-            all.count++;
-            to->seed = first + offset + k;
-            to->set = (to->set | KN_SET_SEED) & ~(uint32_t)(KN_SET_IMAGES | KN_SET_SEED_EACH);
+        rc = first_of(ts, i, images, first_seed, drawn, &n, &seed, err);
+        total += n;
+    }
+    if (rc == KN_OK && total > ts->count) {
+        rc = expand_copies(ts, total, images, first_seed, drawn, err);
+    } else if (rc == KN_OK) { /* an image a task: nothing is copied, a list may be long */
+        for (size_t i = 0; i < ts->count; i++) {
+            int same = first_of(ts, i, images, first_seed, drawn, &n, &seed, NULL);
+            assert(same == KN_OK);
+            give_seed(&ts->v[i], seed);
         }
     }
     free(drawn);
-    if (rc) {
-        kn_tasks_fini(&all);
-        return rc;
-    }
-    kn_tasks_fini(ts);
-    *ts = all;
-    return KN_OK;
+    return rc;
 }
