@@ -26,6 +26,12 @@
 #define FETCH_WINDOW 16
 #define FETCH_TRIES 4
 
+struct call {               /* a question that waits for its answer */
+    const struct kn_msg *m; /* borrowed; its request is this call's number */
+    struct kn_msg *reply;   /* owns; NULL: not yet */
+    bool taken;             /* by the connection that there is */
+};
+
 struct client {
     uv_loop_t loop;
     uv_timer_t tick;
@@ -45,8 +51,8 @@ struct client {
     bool probed;    /* …and it was answered */
     bool told;      /* the person knows that nobody answers */
     uint64_t next_request;
-    uint64_t waiting_for;
-    struct kn_msg *reply;
+    struct call *calls; /* borrowed, while somebody waits for them */
+    size_t call_count;
     bool heed_interrupt;
     int limit_ms;
     int (*idle)(void *ctx, int silent_ms, struct kn_err *err);
@@ -199,10 +205,10 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
                     : f->disk_text[0] ? f->disk_text
                                       : "the coordinator is there, and is busy with it");
     }
-    if (msg->type == KN_MSG_HELLO_AGAIN) {
-        c->greet_again = true;
-    } else if (msg->request && msg->request == c->waiting_for && !c->reply) {
-        c->reply = msg;
+    if (msg->type == KN_MSG_HELLO_AGAIN) c->greet_again = true;
+    for (size_t i = 0; i < c->call_count && msg->request; i++) {
+        if (c->calls[i].m->request != msg->request || c->calls[i].reply) continue;
+        c->calls[i].reply = msg;
         return;
     }
     kn_msg_destroy(msg);
@@ -248,41 +254,62 @@ void client_on_idle(struct client *c, int (*fn)(void *ctx, int silent_ms, struct
     c->idle_ctx = ctx;
 }
 
-/* The answer to m, or why there is none. */
-static int await_reply(struct client *c, const struct kn_msg *m, int timeout_ms, struct kn_err *err) {
+/* Sends what the connection has not taken yet, in order. True: all of it is taken. */
+static int send_calls(struct client *c, bool *all, struct kn_err *err) {
+    *all = true;
+    for (size_t i = 0; i < c->call_count; i++) {
+        struct call *x = &c->calls[i];
+        if (x->taken || x->reply) continue;
+        int rc = kn_sock_send(c->control, NULL, x->m, NULL, err);
+        if (rc && rc != KN_EAGAIN && rc != KN_EGONE) return rc;
+        x->taken = rc == KN_OK;
+        if (!x->taken) {
+            *all = false;
+            return KN_OK;
+        }
+    }
+    return KN_OK;
+}
+
+static bool first_answered(const struct client *c) {
+    return c->calls[0].reply != NULL;
+}
+
+/* Until the first of the calls is answered, or the reason why it is not. The others are on their way meanwhile; all that
+ * has no answer is asked again on a new connection where none comes. */
+static int await_first(struct client *c, int timeout_ms, struct kn_err *err) {
     uint64_t start = kn_clock_ms(), sent = start, idle_at = start + 500, send_at = start;
-    bool taken = false;
+    bool all = false, hello = c->calls[0].m->type == KN_MSG_CLIENT_HELLO;
     c->probe = 0;
     c->probed = false;
     silence[0] = '\0';
     tick_every(c, TICK_MS);
     if (c->limit_ms && timeout_ms > c->limit_ms) timeout_ms = c->limit_ms;
-    while (!c->reply) {
+    while (!first_answered(c)) {
         uint64_t now = kn_clock_ms();
         if (c->heed_interrupt && cli_interrupted) return kn_err_set(err, KN_ECANCELED, "interrupted");
         if (now - start >= (uint64_t)timeout_ms)
-            return kn_err_set(err, m->type == KN_MSG_CLIENT_HELLO ? KN_ETIMEOUT : KN_EUNSURE,
-                              "the farm at %s does not answer%s%s", c->endpoint, silence[0] ? ": " : "",
-                              silence);
+            return kn_err_set(err, hello ? KN_ETIMEOUT : KN_EUNSURE, "the farm at %s does not answer%s%s",
+                              c->endpoint, silence[0] ? ": " : "", silence);
         if (now - start >= PATIENT_MS) tick_every(c, TICK_LONG_MS);
-        if (taken && (c->greet_again || now - sent >= RESEND_MS)) {
+        if (all && (c->greet_again || now - sent >= RESEND_MS)) {
             if (!c->greet_again) {
                 int rc = kn_sock_reconnect(c->control, err);
                 if (rc) return rc;
             }
             c->greet_again = false;
-            if (m->type != KN_MSG_CLIENT_HELLO) greet(c);
-            taken = false;
+            if (!hello) greet(c);
+            for (size_t i = 0; i < c->call_count; i++) c->calls[i].taken = false;
+            all = false;
             send_at = now;
             if (!c->probed) c->probe = 0;
         }
-        if (!taken && (c->room || now >= send_at)) {
+        if (!all && (c->room || now >= send_at)) {
             c->room = false;
             send_at = now + SEND_AGAIN_MS;
-            int rc = kn_sock_send(c->control, NULL, m, NULL, err);
-            if (rc && rc != KN_EAGAIN && rc != KN_EGONE) return rc;
-            taken = rc == KN_OK;
-            if (taken) sent = now;
+            int rc = send_calls(c, &all, err);
+            if (rc) return rc;
+            if (all) sent = now;
         }
         if (now >= idle_at) {
             be_silent(c, now - start);
@@ -295,30 +322,103 @@ static int await_reply(struct client *c, const struct kn_msg *m, int timeout_ms,
     return KN_OK;
 }
 
-int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
-                struct kn_msg **reply, struct kn_err *err) {
-    m->request = ++c->next_request;
-    c->waiting_for = m->request;
-    assert(!c->reply);
-    int rc = await_reply(c, m, timeout_ms, err);
-    c->waiting_for = 0;
-    tick_every(c, TICK_MS);
-    if (rc) return rc;
+/* What the answer to m says. */
+static int heed_reply(struct client *c, const struct kn_msg *m, const struct kn_msg *r, enum kn_msg_type want,
+                      struct kn_err *err) {
     if (c->told) cli_say("the farm answers again");
     c->told = false;
     silence[0] = '\0';
-    struct kn_msg *r = c->reply;
-    c->reply = NULL;
     if (r->type == KN_MSG_REPLY && r->u.reply.code)
-        rc = kn_err_set(err, r->u.reply.code, "%s",
-                        r->u.reply.text[0] ? r->u.reply.text : kn_err_words(r->u.reply.code));
-    else if (r->type != want)
-        rc = kn_err_set(err, KN_EPROTO, "the farm answered %s with %s", kn_msg_name(m->type),
-                        kn_msg_name(r->type));
+        return kn_err_set(err, r->u.reply.code, "%s",
+                          r->u.reply.text[0] ? r->u.reply.text : kn_err_words(r->u.reply.code));
+    if (r->type != want)
+        return kn_err_set(err, KN_EPROTO, "the farm answered %s with %s", kn_msg_name(m->type),
+                          kn_msg_name(r->type));
+    return KN_OK;
+}
+
+int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
+                struct kn_msg **reply, struct kn_err *err) {
+    struct call one = {.m = m};
+    assert(!c->calls);
+    m->request = ++c->next_request;
+    c->calls = &one;
+    c->call_count = 1;
+    int rc = await_first(c, timeout_ms, err);
+    c->calls = NULL;
+    c->call_count = 0;
+    tick_every(c, TICK_MS);
+    if (rc == KN_OK) rc = heed_reply(c, m, one.reply, want, err);
     if (rc == KN_OK && reply)
-        *reply = r;
+        *reply = one.reply;
     else
-        kn_msg_destroy(r);
+        kn_msg_destroy(one.reply);
+    return rc;
+}
+
+/* The calls of client_calls(): in the order in which they were made; the first is the oldest. */
+struct window {
+    struct call calls[CLIENT_WINDOW];
+    struct kn_msg msgs[CLIENT_WINDOW];
+    struct kn_buf bufs[CLIENT_WINDOW];
+    size_t place[CLIENT_WINDOW]; /* of calls[i] in msgs and bufs */
+};
+
+static void window_shift(struct client *c, struct window *w) {
+    size_t freed = w->place[0];
+    kn_msg_destroy(w->calls[0].reply);
+    c->call_count--;
+    memmove(w->calls, w->calls + 1, c->call_count * sizeof w->calls[0]);
+    memmove(w->place, w->place + 1, c->call_count * sizeof w->place[0]);
+    w->place[c->call_count] = freed;
+}
+
+/* Makes the next question and sends it at once where there is room. KN_ENOENT: there is none. */
+static int window_fill(struct client *c, struct window *w, client_next next, void *ctx, struct kn_err *err) {
+    size_t at = w->place[c->call_count];
+    struct kn_msg *m = &w->msgs[at];
+    struct call *x = &w->calls[c->call_count];
+    bool all;
+    *m = (struct kn_msg){0};
+    kn_buf_clear(&w->bufs[at]);
+    int rc = next(ctx, m, &w->bufs[at], err);
+    if (rc) return rc;
+    m->request = ++c->next_request;
+    *x = (struct call){.m = m};
+    c->call_count++;
+    return send_calls(c, &all, err); /* what is not taken now is when it is waited for */
+}
+
+int client_calls(struct client *c, client_next next, void *ctx, size_t bytes_max, int timeout_ms,
+                 struct kn_err *err) {
+    struct window *w = calloc(1, sizeof *w);
+    bool over = false;
+    int rc = KN_OK;
+    if (!w) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    assert(!c->calls);
+    for (size_t i = 0; i < CLIENT_WINDOW; i++) {
+        kn_buf_init(&w->bufs[i], bytes_max);
+        w->place[i] = i;
+    }
+    c->calls = w->calls;
+    while (rc == KN_OK && (!over || c->call_count > 0)) {
+        if (!over && c->call_count < CLIENT_WINDOW) {
+            rc = window_fill(c, w, next, ctx, err);
+            over = rc == KN_ENOENT;
+            if (over) rc = KN_OK;
+            if (rc == KN_OK && !over) uv_run(&c->loop, UV_RUN_NOWAIT);
+            continue;
+        }
+        rc = await_first(c, timeout_ms, err);
+        if (rc == KN_OK) rc = heed_reply(c, w->calls[0].m, w->calls[0].reply, KN_MSG_REPLY, err);
+        if (rc == KN_OK) window_shift(c, w);
+    }
+    for (size_t i = 0; i < c->call_count; i++) kn_msg_destroy(w->calls[i].reply);
+    for (size_t i = 0; i < CLIENT_WINDOW; i++) kn_buf_fini(&w->bufs[i]);
+    c->calls = NULL;
+    c->call_count = 0;
+    tick_every(c, TICK_MS);
+    free(w);
     return rc;
 }
 
@@ -367,7 +467,6 @@ int client_open(const char *endpoint, int timeout_ms, struct client **out, struc
 
 void client_close(struct client *c) {
     if (!c) return;
-    kn_msg_destroy(c->reply);
     kn_sock_destroy(c->data);
     kn_sock_destroy(c->control);
     if (c->wire) kn_wire_destroy(c->wire);

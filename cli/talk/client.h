@@ -37,6 +37,13 @@ const char *client_silence(void);
  * err. *reply is the caller's to destroy; NULL when only success matters. */
 KN_MUST_USE int client_call(struct client *c, struct kn_msg *m, enum kn_msg_type want, int timeout_ms,
                             struct kn_msg **reply, struct kn_err *err);
+/* Asks one question after another, with several on their way at once, each to be answered by Reply; they are taken in order.
+ * `next` makes the next one; its bytes may stand in buf, which is kept until the answer came (of at most bytes_max).
+ * KN_ENOENT of it: that was all. Any other error of it or of an answer ends it: those behind may have been done. */
+#define CLIENT_WINDOW 8
+typedef int (*client_next)(void *ctx, struct kn_msg *m, struct kn_buf *buf, struct kn_err *err);
+KN_MUST_USE int client_calls(struct client *c, client_next next, void *ctx, size_t bytes_max, int timeout_ms,
+                             struct kn_err *err);
 /* Waits ms, heeding Ctrl-C. */
 KN_MUST_USE int client_sleep(struct client *c, int ms, struct kn_err *err);
 

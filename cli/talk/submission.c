@@ -335,42 +335,64 @@ void submission_fini(struct submission *sub) {
     *sub = (struct submission){0};
 }
 
-/* One chunk, in several messages where it is over a frame. */
-static int send_chunk(struct client *c, const kn_id id, uint32_t chunk, size_t count,
-                      const struct kn_buf *packed, struct kn_err *err) {
-    uint32_t parts = (uint32_t)((packed->len + KN_CHUNK_PART_BYTES - 1) / KN_CHUNK_PART_BYTES);
-    int rc = parts > 1 ? client_needs(c, KN_FEATURE_PARTS, err) : KN_OK;
-    for (uint32_t part = 0; rc == KN_OK && part < parts; part++) {
-        struct kn_msg s = {.type = KN_MSG_SUBMIT_CHUNK};
-        size_t from = (size_t)part * KN_CHUNK_PART_BYTES, left = packed->len - from;
-        memcpy(s.u.submit_chunk.batch, id, sizeof(kn_id));
-        s.u.submit_chunk.chunk = chunk;
-        s.u.submit_chunk.count = (uint32_t)count;
-        s.u.submit_chunk.part = part;
-        s.u.submit_chunk.parts = parts > 1 ? parts : 0;
-        s.u.submit_chunk.tasks = (const uint8_t *)packed->data + from;
-        s.u.submit_chunk.tasks_len = left < KN_CHUNK_PART_BYTES ? left : KN_CHUNK_PART_BYTES;
-        rc = client_call(c, &s, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
-    }
+/* The chunks of a submission, one message after another; one over a frame takes several. */
+struct chunks {
+    struct client *c;
+    const struct submission *sub;
+    const uint32_t *pick;
+    size_t count, from; /* tasks, and those that were packed */
+    const uint8_t *id;
+    struct kn_task *tasks; /* owns; room for a chunk's */
+    struct kn_buf packed;  /* the chunk that is being sent */
+    uint32_t part, parts, tasks_in;
+};
+
+static int pack_next(struct chunks *k, struct kn_err *err) {
+    size_t n = k->count - k->from < KN_TASKS_PER_CHUNK_MAX ? k->count - k->from : KN_TASKS_PER_CHUNK_MAX;
+    for (size_t i = 0; i < n; i++)
+        k->tasks[i] = k->sub->tasks.v[k->pick ? k->pick[k->from + i] : k->from + i];
+    kn_buf_clear(&k->packed);
+    int rc = kn_chunk_pack(k->tasks, n, &k->packed, err);
+    k->from += n;
+    k->tasks_in = (uint32_t)n;
+    k->part = 0;
+    k->parts = (uint32_t)((k->packed.len + KN_CHUNK_PART_BYTES - 1) / KN_CHUNK_PART_BYTES);
+    if (rc == KN_OK && k->parts > 1) rc = client_needs(k->c, KN_FEATURE_PARTS, err);
     return rc;
+}
+
+static int next_message(void *ctx, struct kn_msg *m, struct kn_buf *buf, struct kn_err *err) {
+    struct chunks *k = ctx;
+    int rc = KN_OK;
+    if (k->part == k->parts) {
+        if (k->from == k->count) return KN_ENOENT;
+        rc = pack_next(k, err);
+    }
+    size_t at = (size_t)k->part * KN_CHUNK_PART_BYTES, left = k->packed.len - at;
+    if (rc == KN_OK)
+        rc = kn_buf_append(buf, k->packed.data + at, left < KN_CHUNK_PART_BYTES ? left : KN_CHUNK_PART_BYTES);
+    if (rc) return rc;
+    m->type = KN_MSG_SUBMIT_CHUNK;
+    struct kn_submit_chunk *s = &m->u.submit_chunk;
+    memcpy(s->batch, k->id, sizeof s->batch);
+    s->chunk = (uint32_t)((k->from - 1) / KN_TASKS_PER_CHUNK_MAX);
+    s->count = k->tasks_in;
+    s->part = k->part++;
+    s->parts = k->parts > 1 ? k->parts : 0;
+    s->tasks = (const uint8_t *)buf->data;
+    s->tasks_len = buf->len;
+    return KN_OK;
 }
 
 static int send_chunks(struct client *c, const struct submission *sub, const uint32_t *pick, size_t count,
                        const kn_id id, struct kn_err *err) {
-    struct kn_task *tasks = calloc(KN_TASKS_PER_CHUNK_MAX, sizeof *tasks);
-    if (!tasks) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
-    struct kn_buf packed;
-    kn_buf_init(&packed, KN_CHUNK_BYTES_MAX);
-    int rc = KN_OK;
-    for (size_t from = 0; rc == KN_OK && from < count; from += KN_TASKS_PER_CHUNK_MAX) {
-        size_t n = count - from < KN_TASKS_PER_CHUNK_MAX ? count - from : KN_TASKS_PER_CHUNK_MAX;
-        for (size_t i = 0; i < n; i++) tasks[i] = sub->tasks.v[pick ? pick[from + i] : from + i];
-        kn_buf_clear(&packed);
-        rc = kn_chunk_pack(tasks, n, &packed, err);
-        if (rc == KN_OK) rc = send_chunk(c, id, (uint32_t)(from / KN_TASKS_PER_CHUNK_MAX), n, &packed, err);
-    }
-    kn_buf_fini(&packed);
-    free(tasks);
+    struct chunks k = {.c = c, .sub = sub, .pick = pick, .count = count, .id = id};
+    k.tasks = calloc(KN_TASKS_PER_CHUNK_MAX, sizeof *k.tasks);
+    if (!k.tasks) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    kn_buf_init(&k.packed, KN_CHUNK_BYTES_MAX);
+    int rc = client_calls(c, next_message, &k, KN_CHUNK_PART_BYTES, CLIENT_RESTART_MS, err);
+    kn_buf_fini(&k.packed);
+    free(k.tasks);
     return rc;
 }
 
