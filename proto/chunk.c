@@ -89,6 +89,34 @@ static int inflate_bounded(const void *data, size_t len, unsigned char **out, si
     return 0;
 }
 
+static char *put_text(char **at, const char *text) {
+    size_t n = strlen(text) + 1;
+    char *here = memcpy(*at, text, n);
+    *at += n;
+    return here;
+}
+
+/* Copies decoded tasks to memory of their own: protobuf's takes twice as much, and a farm's client may keep a million. */
+static int keep(const struct kn_task *v, size_t count, struct kn_chunk *out, struct kn_err *err) {
+    size_t bytes = 1;
+    for (size_t i = 0; i < count; i++)
+        bytes += strlen(v[i].prompt) + strlen(v[i].negative) + 2 + (v[i].extra ? strlen(v[i].extra) + 1 : 0);
+    char *at = malloc(bytes);
+    *out = (struct kn_chunk){.v = malloc(count * sizeof *v), .count = count, .texts = at};
+    if (!out->v || !at) {
+        kn_chunk_fini(out);
+        return kn_err_set(err, KN_ENOMEM, "chunk: out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct kn_task *t = &out->v[i];
+        *t = v[i];
+        t->prompt = put_text(&at, v[i].prompt);
+        t->negative = put_text(&at, v[i].negative);
+        if (v[i].extra) t->extra = put_text(&at, v[i].extra);
+    }
+    return 0;
+}
+
 int kn_chunk_unpack(const void *data, size_t len, size_t model_count, struct kn_chunk *out,
                     struct kn_err *err) {
     *out = (struct kn_chunk){0};
@@ -96,38 +124,26 @@ int kn_chunk_unpack(const void *data, size_t len, size_t model_count, struct kn_
     size_t plain_len = 0;
     int rc = inflate_bounded(data, len, &plain, &plain_len, err);
     if (rc != 0) return rc;
-    struct arena *a = malloc(sizeof *a);
-    if (!a) {
-        free(plain);
-        return kn_err_set(err, KN_ENOMEM, "chunk");
-    }
+    struct arena a;
+    struct kn_task *v = NULL;
     /* A task takes a few dozen bytes on the wire and up to twenty times that as structs when its strings are
      * short. */
-    arena_init(a, (size_t)KN_CHUNK_BYTES_MAX + KN_TASKS_PER_CHUNK_MAX * 4096ul);
-    Kiln__Pb__TaskChunk *pb = kiln__pb__task_chunk__unpack(&a->pb, plain_len, plain);
+    arena_init(&a, (size_t)KN_CHUNK_BYTES_MAX + KN_TASKS_PER_CHUNK_MAX * 4096ul);
+    Kiln__Pb__TaskChunk *pb = kiln__pb__task_chunk__unpack(&a.pb, plain_len, plain);
     free(plain);
-    if (!pb) {
+    if (!pb)
         rc = kn_err_set(err, KN_EPROTO, "chunk: malformed");
-    } else if (pb->n_tasks == 0 || pb->n_tasks > KN_TASKS_PER_CHUNK_MAX) {
+    else if (pb->n_tasks == 0 || pb->n_tasks > KN_TASKS_PER_CHUNK_MAX)
         rc = kn_err_set(err, KN_ELIMIT, "chunk: %zu tasks, not 1 to %d", pb->n_tasks, KN_TASKS_PER_CHUNK_MAX);
-    } else {
-        rc = codec_tasks_from_pb(a, pb->tasks, pb->n_tasks, model_count, &out->v, err);
-        out->count = pb->n_tasks;
-    }
-    if (rc != 0) {
-        arena_fini(a);
-        free(a);
-        *out = (struct kn_chunk){0};
-        return rc;
-    }
-    out->block = a;
-    return 0;
+    else
+        rc = codec_tasks_from_pb(&a, pb->tasks, pb->n_tasks, model_count, &v, err);
+    if (rc == 0) rc = keep(v, pb->n_tasks, out, err);
+    arena_fini(&a);
+    return rc;
 }
 
 void kn_chunk_fini(struct kn_chunk *c) {
-    if (c->block) {
-        arena_fini(c->block);
-        free(c->block);
-    }
+    free(c->v);
+    free(c->texts);
     *c = (struct kn_chunk){0};
 }

@@ -16,8 +16,9 @@
 
 #define ENCODE_BYTES_MAX (64u << 20) /* what protobuf-c's structs of one message may take */
 #define DECODE_BYTES_MAX                                                                                     \
-    ((size_t)64 * KN_FRAME_BYTES_MAX)     /* an empty nested message takes two bytes on the wire and a
+    ((size_t)64 * KN_FRAME_BYTES_MAX) /* an empty nested message takes two bytes on the wire and a
                                                             * hundred unpacked: so much bounds what a frame can cost */
+#define NOT_KNOWN "of a later kiln, not known here"
 #define NEWER_SCHEDULER "of a later kiln" /* names a model's sampler that this program does not know */
 
 const char *kn_msg_name(enum kn_msg_type type) {
@@ -394,12 +395,11 @@ int codec_tasks_from_pb(struct arena *a, Kiln__Pb__Task *const *v, size_t n, siz
     struct kn_task *t = list(&d, n, sizeof *t);
     for (size_t i = 0; d.rc == 0 && i < n; i++) {
         /* What a later program says of a task may move its pixels: not to know it is not to know the task. */
-        if (v[i]->base.n_unknown_fields > 0)
-            fail(&d, KN_EUNSUPPORTED, "a field", "of a later kiln, not known here");
-        if (!sampler_known(v[i]->sampler))
-            fail(&d, KN_EUNSUPPORTED, "sampler", "of a later kiln, not known here");
-        if (!schedule_known(v[i]->schedule))
-            fail(&d, KN_EUNSUPPORTED, "schedule", "of a later kiln, not known here");
+        if (v[i]->base.n_unknown_fields > 0) fail(&d, KN_EUNSUPPORTED, "a field", NOT_KNOWN);
+        if (v[i]->sampler == 0) fail(&d, KN_EPROTO, "sampler", "missing");
+        if (v[i]->schedule == 0) fail(&d, KN_EPROTO, "schedule", "missing");
+        if (!sampler_known(v[i]->sampler)) fail(&d, KN_EUNSUPPORTED, "sampler", NOT_KNOWN);
+        if (!schedule_known(v[i]->schedule)) fail(&d, KN_EUNSUPPORTED, "schedule", NOT_KNOWN);
         if (model_count && v[i]->model_index >= model_count)
             fail(&d, KN_EPROTO, "model_index", "out of range");
         t[i] = (struct kn_task){

@@ -37,9 +37,9 @@ const char *kn_msg_name(enum kn_msg_type type); /* "shard_grant", for logs */
 KN_MUST_USE int kn_chunk_pack(const struct kn_task *tasks, size_t count, struct kn_buf *out,
                               struct kn_err *err);
 struct kn_chunk {
-    struct kn_task *v; /* strings live in the chunk */
+    struct kn_task *v; /* owns; their strings are in `texts` */
     size_t count;
-    void *block;
+    char *texts; /* owns */
 };
 /* Inflates at most KN_CHUNK_BYTES_MAX, validates each task (kn_task_check, all fields set, model_index <
  * model_count). */

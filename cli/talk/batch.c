@@ -172,10 +172,29 @@ static int ask_part(struct client *c, const kn_id id, uint32_t chunk, uint32_t p
     return rc;
 }
 
+/* Puts the tasks of the chunk that came last behind the others; of the chunk itself only the texts stay. */
+static int take_chunk(struct batch_tasks *t, size_t *cap, struct kn_err *err) {
+    struct kn_chunk *c = &t->chunks[t->chunk_count++];
+    if (t->count + c->count > *cap) {
+        size_t more = *cap / 2 * 3 > t->count + c->count ? *cap / 2 * 3 : t->count + c->count;
+        struct kn_task *v = realloc(t->v, more * sizeof *v);
+        if (!v) return no_memory(err);
+        t->v = v;
+        *cap = more;
+    }
+    memcpy(t->v + t->count, c->v, c->count * sizeof *c->v);
+    t->count += c->count;
+    free(c->v);
+    c->v = NULL;
+    c->count = 0;
+    return KN_OK;
+}
+
 int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err) {
     struct batch_tasks t = {0};
     struct kn_buf bytes;
     uint32_t chunks = 1;
+    size_t cap = 0;
     int rc = KN_OK;
     kn_buf_init(&bytes, KN_CHUNK_BYTES_MAX);
     for (uint32_t k = 0; rc == KN_OK && k < chunks; k++) {
@@ -184,21 +203,12 @@ int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struc
         for (uint32_t part = 0; rc == KN_OK && part < parts; part++)
             rc = ask_part(c, id, k, part, &t, &chunks, &parts, &bytes, err);
         if (rc == KN_OK) rc = kn_chunk_unpack(bytes.data, bytes.len, t.model_count, &t.chunks[k], err);
-        if (rc == KN_OK) t.count += t.chunks[t.chunk_count++].count;
+        if (rc == KN_OK) rc = take_chunk(&t, &cap, err);
     }
     kn_buf_fini(&bytes);
-    if (rc == KN_OK) {
-        t.v = calloc(t.count + 1, sizeof *t.v);
-        t.keys = calloc(t.count + 1, sizeof *t.keys);
-        if (!t.v || !t.keys) rc = no_memory(err);
-    }
-    size_t n = 0;
-    for (size_t k = 0; rc == KN_OK && k < t.chunk_count; k++) {
-        for (size_t i = 0; i < t.chunks[k].count; i++, n++) {
-            t.v[n] = t.chunks[k].v[i];
-            kn_task_key(&t.v[n], t.models[t.v[n].model_index].sha256, t.keys[n]);
-        }
-    }
+    if (rc == KN_OK && !(t.keys = calloc(t.count + 1, sizeof *t.keys))) rc = no_memory(err);
+    for (size_t i = 0; rc == KN_OK && i < t.count; i++)
+        kn_task_key(&t.v[i], t.models[t.v[i].model_index].sha256, t.keys[i]);
     if (rc) {
         batch_tasks_fini(&t);
         return rc;

@@ -30,12 +30,21 @@ static void check_frame(const uint8_t *data, size_t size) {
     struct kn_buf a, b;
     int rc = kn_msg_decode(data, size, &m, &err);
     FUZZ_CHECK((rc == 0) == (m != NULL));
+    struct kn_garbled g;
+    kn_msg_look(data, size, &g); /* of what could not be decoded, mostly */
     if (rc != 0) {
         FUZZ_CHECK(err.code == rc && err.text[0]);
         return;
     }
+    FUZZ_CHECK(g.type == m->type && g.request == m->request);
     if (m->type == KN_MSG_SHARD_GRANT) check_tasks(m->u.shard_grant.tasks, m->u.shard_grant.count);
-    if (m->type == KN_MSG_WORKER_HELLO) check_text(m->u.worker_hello.worker);
+    if (m->type == KN_MSG_WORKER_HELLO) {
+        const struct kn_worker_hello *h = &m->u.worker_hello;
+        check_text(h->worker);
+        check_text(h->device);
+        FUZZ_CHECK(h->feature_count <= KN_FEATURES_MAX && strlen(h->device) <= KN_DEVICE_MAX);
+        for (size_t i = 0; i < h->feature_count; i++) check_text(h->features[i]);
+    }
     kn_buf_init(&a, KN_FRAME_BYTES_MAX);
     kn_buf_init(&b, KN_FRAME_BYTES_MAX);
     FUZZ_CHECK(kn_msg_encode(m, &a, &err) == 0);
@@ -53,7 +62,7 @@ static void check_chunk(const uint8_t *data, size_t size) {
     struct kn_err err = {0};
     int rc = kn_chunk_unpack(data, size, 3, &c, &err);
     if (rc != 0) {
-        FUZZ_CHECK(err.code == rc && c.v == NULL && c.block == NULL);
+        FUZZ_CHECK(err.code == rc && c.v == NULL && c.texts == NULL);
         return;
     }
     FUZZ_CHECK(c.count >= 1 && c.count <= KN_TASKS_PER_CHUNK_MAX);

@@ -78,7 +78,7 @@ TEST(a_model_out_of_the_batchs_table_is_refused) {
     kn_buf_init(&b, 1 << 16);
     CHECK_INT(kn_chunk_pack(&t, 1, &b, &err), 0);
     CHECK_INT(kn_chunk_unpack(b.data, b.len, 2, &c, &err), KN_EPROTO);
-    CHECK(c.v == NULL && c.block == NULL);
+    CHECK(c.v == NULL && c.texts == NULL);
     kn_chunk_fini(&c);
     kn_buf_fini(&b);
 }
