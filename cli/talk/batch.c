@@ -175,7 +175,7 @@ static int ask_part(struct client *c, const kn_id id, uint32_t chunk, uint32_t p
 /* Puts the tasks of the chunk that came last behind the others; of the chunk itself only the texts stay. */
 static int take_chunk(struct batch_tasks *t, size_t *cap, struct kn_err *err) {
     struct kn_chunk *c = &t->chunks[t->chunk_count++];
-    if (t->count + c->count > *cap) {
+    if (!t->v || t->count + c->count > *cap) {
         size_t more = *cap / 2 * 3 > t->count + c->count ? *cap / 2 * 3 : t->count + c->count;
         struct kn_task *v = realloc(t->v, more * sizeof *v);
         if (!v) return no_memory(err);
