@@ -31,7 +31,7 @@ enum {
     CLI_G_REPAIR = 1u << 16,   /* --repair */
     CLI_G_RERENDER = 1u << 20, /* --rerender-old (render) */
     CLI_G_LIST = 1u << 11,     /* --state --limit */
-    CLI_G_DONE = 1u << 12,     /* --done */
+    CLI_G_DONE = 1u << 12,     /* --done --now (rm) */
     CLI_G_ALL = 1u << 13,      /* --all */
     CLI_G_QUIET = 1u << 14,    /* --quiet */
     CLI_G_AT_END = 1u << 15,   /* --on-done */

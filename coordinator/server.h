@@ -10,11 +10,12 @@
  *     waits.c       why something does not go on, in words
  *     workers.c     talks to workers: hello, heartbeats, what became of shards, pictures
  *     carry_out.c   feeds the core's events, and carries out its effects
- *     orphans.c     pictures that nobody came to name
+ *     trash.c       moves pictures that nobody names to the trash, and deletes them there
  *     send.c        answers to clients, the welcome
  *     batches.c     what is kept of each batch beside the core
  *     history.c     the story of a task's attempts, as a text
  *     collect.c     keeps pictures, as files
+ *     objects.c     the folder of these files: all that changes anything in it
  *     store/        keeps the state, in Redis
  *     core/         decides: batches, tasks, shards, workers
  *
@@ -106,7 +107,7 @@ struct server {
     size_t lost_asked;          /* objects that clients came for and that are lost, since the last sweep */
     kn_digest lost_sha256;      /* the last of them, */
     int lost_code;              /* and how it was lost */
-    struct kn_map *orphans;     /* digest -> its copy: pictures that came and were not committed */
+    struct trash *trash;        /* trash.c */
     struct known_model *models; /* owns; that some worker announced, now or once */
     size_t model_count;
     uint64_t alarms;          /* FX_ALARMs since the start */

@@ -12,8 +12,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
-#include "coordinator/orphans.h"
 #include "coordinator/send.h"
+#include "coordinator/trash.h"
 
 #define NEWCOMER_MS 60000
 
@@ -262,7 +262,7 @@ static void on_collected(void *ctx, int code, const char *why) {
         struct store_record have;
         if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
                              memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
-            orphans_add(u->s, r->sha256); /* somebody was faster, or the batch is over */
+            trash_orphan(u->s, r->sha256); /* somebody was faster, or the batch is over */
         feed_result(u->s, u->conn, r);
     } else {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code,

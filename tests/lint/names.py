@@ -27,7 +27,7 @@ PLACEHOLDER = re.compile(r"NAME|AREA|OP\b|DIR|FOLDER|ID\b|…|\*")
 ELSEWHERE = re.compile(r"^(build/|kiln-out/|images/|objects/|~|\.\.?/|tcp:|ipc:|/)|^(index\.html|manifest\.jsonl|batch\.json|kiln\.json|"
                        r"model_index\.json|prompts\.\w+|redis\.pid|libcuda\w*\.so\.?\d*|LastTest\.log)$")
 
-FOLDERS = {"base": "unit", "proto": "unit", "worker": "unit", "cli": "unit", "store": "unit", "coordinator": "unit",
+FOLDERS = {"base": "unit", "promise": "unit", "proto": "unit", "worker": "unit", "cli": "unit", "store": "unit", "coordinator": "unit",
            "engine": "unit", "ops": "ops", "golden": "golden", "gpu": "gpu", "model": "model", "fuzz": "fuzz", "lint": "lint",
            "deploy": "../deploy", "core": "sim", "sim": "sim", "farm": "farm"}
 

@@ -277,7 +277,7 @@ static bool object_there(struct fixture *f, const char *text) {
     char path[KN_PATH_MAX];
     uint8_t d[KN_SHA256_BYTES];
     kn_sha256(text, strlen(text), d);
-    collect_path(f->s->objects, d, path);
+    objects_path(f->s->objects, d, path);
     return kn_fs_exists(path);
 }
 
@@ -460,7 +460,7 @@ TEST(a_removed_batch_takes_the_pictures_that_nobody_else_names) {
 static void object_path(struct fixture *f, const char *text, char path[KN_PATH_MAX]) {
     uint8_t d[KN_SHA256_BYTES];
     kn_sha256(text, strlen(text), d);
-    collect_path(f->s->objects, d, path);
+    objects_path(f->s->objects, d, path);
 }
 
 TEST(a_retry_has_lost_and_damaged_pictures_rendered_again_and_no_others) {
