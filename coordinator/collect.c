@@ -176,8 +176,7 @@ static void on_look(struct objects *o, void *ctx) {
     for (size_t i = 0; i < l->count; i++) {
         struct collect_look *v = &l->v[i];
         void *data = NULL;
-        size_t len;
-        v->code = l->whole ? objects_read(o, v->sha256, &data, &len, &v->restored)
+        v->code = l->whole ? objects_read(o, v->sha256, &data, &v->len, &v->restored)
                            : objects_look(o, v->sha256, &v->restored);
         free(data);
     }

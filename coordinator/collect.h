@@ -44,6 +44,7 @@ struct collect_look {
     uint32_t tag; /* the caller's */
     int code;
     bool restored; /* it was in the trash */
+    size_t len;    /* of the bytes that were read */
 };
 typedef void (*collect_looked)(void *ctx, const struct collect_look *v, size_t count);
 KN_MUST_USE int collect_look(struct collect *c, struct collect_look *v, size_t count, bool whole,

@@ -235,6 +235,9 @@ int objects_trash(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], char
     snprintf(to, sizeof to, "%s/%s", folder, name);
     at_switch("trash");
     if (renameat(o->dir_fd, from, o->trash_fd, to) == 0) return 0;
+    if (errno == ENOENT && (mkdirat(o->trash_fd, folder, 0777) == 0 || errno == EEXIST) &&
+        renameat(o->dir_fd, from, o->trash_fd, to) == 0)
+        return 0;
     return errno == ENOENT ? KN_ENOENT : KN_EIO;
 }
 
@@ -399,7 +402,6 @@ int objects_open(const char *dir, uint64_t term, struct objects **out, struct kn
         (o->trash_fd = open_dir(trash, err)) < 0)
         rc = KN_EIO;
     if (rc == 0) rc = make_folders(o->dir_fd, dir, err);
-    if (rc == 0) rc = make_folders(o->trash_fd, trash, err);
     if (rc != 0) {
         objects_close(o);
         return rc;

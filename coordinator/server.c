@@ -13,6 +13,7 @@
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
 #include "coordinator/lost.h"
+#include "coordinator/scrub.h"
 #include "coordinator/trash.h"
 #include "coordinator/workers.h"
 
@@ -175,6 +176,8 @@ int server_listen(struct server *s, struct kn_err *err) {
     uv_timer_start(&s->tick, on_tick, 1, 0);
     uv_timer_start(&s->sweep, on_sweep, SWEEP_MS, SWEEP_MS);
     trash_sweep(s);
+    if (!s->opt.no_scrub && (rc = scrub_begin(s, s->opt.scrub_first_ms)) != 0)
+        return kn_err_set(err, rc, "coordinator: out of memory");
     if (!s->opt.ready_file) return 0;
     char text[LISTEN_MAX * (KN_ENDPOINT_MAX + 2)];
     size_t used = 0;
@@ -194,6 +197,7 @@ void server_close(struct server *s) {
     store_close(s->store);
     s->store = NULL;
     lost_fini(s);
+    scrub_end(s);
     trash_close(s);
     collect_destroy(s->collect);
     s->collect = NULL;
@@ -208,6 +212,7 @@ void server_destroy(struct server *s) {
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);
     farm_destroy(s->farm);
+    scrub_fini(s);
     trash_fini(s);
     kn_map_destroy(s->workers);
     kn_map_destroy(s->conns);

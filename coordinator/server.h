@@ -5,6 +5,7 @@
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start
  *     clients.c     talks to clients: submission, queries, commands, objects
+ *     scrub.c       reads objects back, slowly, and has the damaged ones rendered again
  *     lost.c        looks at the objects of a batch that is retried, and voids what is lost
  *     explain.c     answers why a batch or a task stands as it does
  *     waits.c       why something does not go on, in words
@@ -41,6 +42,8 @@ struct server_options {
     int data_port; /* 0: a free one */
     bool insecure;
     const char *ready_file;    /* NULL: none */
+    bool no_scrub;             /* pictures are not read back */
+    uint64_t scrub_first_ms;   /* for tests; 0: as it is */
     const char *default_model; /* its name, for clients that name none; NULL: the model that ships */
 };
 
@@ -108,6 +111,7 @@ struct server {
     kn_digest lost_sha256;      /* the last of them, */
     int lost_code;              /* and how it was lost */
     struct trash *trash;        /* trash.c */
+    struct scrub *scrub;        /* scrub.c; NULL: there is none */
     struct known_model *models; /* owns; that some worker announced, now or once */
     size_t model_count;
     uint64_t alarms;          /* FX_ALARMs since the start */

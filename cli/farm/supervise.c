@@ -323,6 +323,7 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
     }
     if (c->insecure) add_arg(p, "--insecure");
     if (c->allow_volatile) add_arg(p, "--allow-volatile");
+    if (c->private_farm) add_arg(p, "--no-scrub"); /* its pictures are moved to the output folder */
     if (c->default_model) {
         add_arg(p, "--default-model");
         add_arg(p, "%s", c->default_model);

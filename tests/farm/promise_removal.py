@@ -229,7 +229,9 @@ class Removal(FarmTest):
         self.kiln(url, "wait", batch)
         named = self.named()
         for n, digest in enumerate(sorted(named)):
-            self.object(digest).rename(self.farm.dir / "objects" / "trash" / digest[:2] / f"0-{n}-{digest}")
+            folder = self.farm.dir / "objects" / "trash" / digest[:2]
+            folder.mkdir(exist_ok=True)
+            self.object(digest).rename(folder / f"0-{n}-{digest}")
         wait_for("all objects are in their place", lambda: all(map(self.whole, named)))
         self.assertEqual(self.trash(), [])
 

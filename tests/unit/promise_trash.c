@@ -309,6 +309,10 @@ TEST(damaged_bytes_in_the_trash_are_not_moved_back) {
     setup(&f);
     digest(d);
     kn_hex(d, sizeof d, hex);
+    put(f.old, d);
+    CHECK_INT(objects_trash(f.old, d, listed), 0);
+    snprintf(path, sizeof path, "%s/trash/%.2s/%s", f.dir, hex, listed);
+    CHECK_INT(unlink(path), 0);
     snprintf(path, sizeof path, "%s/trash/%.2s/1-9-%s", f.dir, hex, hex);
     FILE *x = fopen(path, "w");
     CHECK(x != NULL);
