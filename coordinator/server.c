@@ -20,6 +20,7 @@
 #define TICK_MAX_MS 100
 #define STALL_MS 2000
 #define SWEEP_MS 10000
+#define TEMP_MS 60000 /* what was half written so long ago was written by a process that was killed */
 #define SENDING_BYTES_MAX (256u << 20) /* objects on their way to clients */
 #define CONNS_MAX (KN_WORKERS_MAX * 2)
 
@@ -179,6 +180,7 @@ int server_listen(struct server *s, struct kn_err *err) {
     if (!s->opt.no_scrub && (rc = scrub_begin(s, s->opt.scrub_first_ms)) != 0)
         return kn_err_set(err, rc, "coordinator: out of memory");
     if (!s->opt.ready_file) return 0;
+    kn_fs_remove_temps(s->opt.ready_file, TEMP_MS);
     char text[LISTEN_MAX * (KN_ENDPOINT_MAX + 2)];
     size_t used = 0;
     for (int i = 0; i < s->listener_count; i++)

@@ -258,5 +258,35 @@ class Removal(FarmTest):
         self.assertTrue(all(map(self.whole, named)))
 
 
+class Leftovers(FarmTest):
+    def test_files_that_killed_processes_were_writing_are_removed(self):
+        self.farm.up("sim:ms=0", 1)
+        left = [self.farm.dir / name for name in ("redis/temp-rewriteaof-7.aof", "redis/appendonlydir/temp-rewriteaof-bg-7.aof")]
+        for path in left:
+            path.write_text("half")
+        self.farm.kill_and_await("redis")
+        wait_for("they are gone", lambda: not any(p.exists() for p in left))
+        self.farm.ok("down")
+        left = [self.farm.dir / name for name in ("endpoint.tmp.0123ab", "run/ready.tmp.0123ab", "run/redis.pid.tmp.0123ab")]
+        mine = self.farm.dir / "notes.tmp.0123ab"
+        for path in [mine, *left]:
+            path.write_text("half")
+        self.farm.up("sim:ms=0", 1)
+        wait_for("they are gone", lambda: not any(p.exists() for p in left))
+        self.assertTrue(mine.exists())
+
+    def test_an_output_folder_keeps_none_either(self):
+        out = self.farm.tmp / "out"
+        self.farm.up("sim:ms=0", 1)
+        self.farm.ok("render", self.farm.prompts(3), "-o", out)
+        left = [out / name for name in ("batch.json.tmp.0123ab", "index.html.tmp.0123ab", "gallery/status.js.tmp.0123ab")]
+        mine = out / "notes.tmp.0123ab"
+        for path in [mine, *left]:
+            path.write_text("half")
+        self.farm.ok("render", self.farm.prompts(4), "-o", out)
+        self.assertEqual([p for p in left if p.exists()], [])
+        self.assertTrue(mine.exists())
+
+
 if __name__ == "__main__":
     sys.exit(main())
