@@ -267,36 +267,33 @@ static int bring_back(struct objects *o, const char *path, const uint8_t sha256[
     return rc == 0 || errno == EEXIST ? 0 : errno == ENOENT ? KN_ENOENT : KN_EIO;
 }
 
-struct search {
-    struct objects *o;
-    const uint8_t *sha256;
-    int rc;
-};
-
-static bool try_one(void *ctx, const struct objects_entry *e) {
-    struct search *s = ctx;
-    char path[OBJECTS_NAME_MAX + 4], folder[3];
-    if (memcmp(e->sha256, s->sha256, KN_SHA256_BYTES) != 0) return true;
-    trash_folder(e->sha256, folder);
-    snprintf(path, sizeof path, "%s/%s", folder, e->name);
-    s->rc = bring_back(s->o, path, s->sha256);
-    return s->rc != 0;
-}
-
-int objects_restore(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES]) {
-    struct search s = {o, sha256, KN_ENOENT};
-    objects_each(o, sha256[0], true, try_one, &s, NULL);
-    return s.rc;
-}
-
-/* ---- all of them */
-
 static DIR *open_folder(int parent, const char *name) {
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
     if (!d && fd >= 0) close(fd);
     return d;
 }
+
+int objects_restore(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES]) {
+    char folder[3], hex[KN_SHA256_HEX], path[OBJECTS_NAME_MAX + 4];
+    struct dirent *e;
+    int rc = KN_ENOENT;
+    trash_folder(sha256, folder);
+    kn_hex(sha256, KN_SHA256_BYTES, hex);
+    DIR *d = open_folder(o->trash_fd, folder);
+    while (rc != 0 && d && (e = readdir(d))) {
+        size_t len = strlen(e->d_name);
+        if (len < KN_SHA256_HEX || len >= OBJECTS_NAME_MAX ||
+            strcmp(e->d_name + len - (KN_SHA256_HEX - 1), hex) != 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%.*s", folder, OBJECTS_NAME_MAX - 1, e->d_name);
+        rc = bring_back(o, path, sha256);
+    }
+    if (d) closedir(d);
+    return rc;
+}
+
+/* ---- all of them */
 
 static bool digest_of(const char *hex, unsigned folder, uint8_t out[KN_SHA256_BYTES]) {
     char text[KN_SHA256_HEX];

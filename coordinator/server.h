@@ -41,10 +41,10 @@ struct server_options {
     int listen_count;
     int data_port; /* 0: a free one */
     bool insecure;
-    const char *ready_file;    /* NULL: none */
-    bool no_scrub;             /* pictures are not read back */
-    uint64_t scrub_first_ms;   /* for tests; 0: as it is */
-    const char *default_model; /* its name, for clients that name none; NULL: the model that ships */
+    const char *ready_file;            /* NULL: none */
+    bool no_scrub;                     /* pictures are not read back */
+    uint64_t scrub_first_ms, trash_ms; /* for tests; 0: a minute, an hour */
+    const char *default_model;         /* its name, for clients that name none; NULL: the model that ships */
 };
 
 struct listener { /* a control socket */

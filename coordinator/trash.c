@@ -57,6 +57,7 @@ struct trash {
     struct kn_map *orphans; /* digest -> its copy */
     struct tomb *tombs, **tombs_end;
     bool closing;
+    uint64_t trash_ms; /* TRASH_MS, but for tests */
 
     enum round_kind kind; /* of the round under way */
     bool looking;         /* commits must be heard of: their digests are not to go */
@@ -135,7 +136,7 @@ static bool list_one(void *ctx, const struct objects_entry *e) {
     struct trash *t = l->t;
     if (e->sha256[1] * l->at->parts / 256 != l->at->part) return true;
     if (l->trash) {
-        uint64_t due = e->age_ms < TRASH_MS ? l->now_ms + TRASH_MS - e->age_ms : l->now_ms;
+        uint64_t due = e->age_ms < t->trash_ms ? l->now_ms + t->trash_ms - e->age_ms : l->now_ms;
         if (due < l->due_ms) l->due_ms = due;
     } else if (e->age_ms < LEASE_MS) {
         return true;
@@ -360,7 +361,7 @@ static void on_looked_at(struct trash *t) {
     char hex[KN_SHA256_HEX] = "";
     for (size_t i = 0; i < t->count; i++) {
         struct candidate *c = &t->v[i];
-        if (t->kind == ROUND_TRASH) c->due = c->age_ms >= TRASH_MS;
+        if (t->kind == ROUND_TRASH) c->due = c->age_ms >= t->trash_ms;
         bool to_do = t->deleting ? c->named || c->due : !c->named;
         if (!to_do) continue;
         if (count++ == 0) kn_hex(c->sha256, KN_SHA256_BYTES, hex);
@@ -631,6 +632,7 @@ int trash_init(struct server *s) {
     if (!t) return KN_ENOMEM;
     t->s = s;
     t->tombs_end = &t->tombs;
+    t->trash_ms = s->opt.trash_ms ? s->opt.trash_ms : TRASH_MS;
     t->orphans = kn_map_create(ORPHANS_MAX);
     t->turn = malloc(sizeof *t->turn);
     if (!t->orphans || !t->turn) {
