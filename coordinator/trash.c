@@ -61,6 +61,7 @@ struct trash {
 
     enum round_kind kind; /* of the round under way */
     bool looking;         /* commits must be heard of: their digests are not to go */
+    bool meanwhile;       /* something was committed while a thread had the candidates */
     bool deleting;        /* the candidates lie in the trash */
     struct candidate *v;  /* owns; ROUND_MAX */
     size_t count;
@@ -119,7 +120,11 @@ static void name_candidates(struct trash *t, const uint8_t sha256[KN_SHA256_BYTE
 }
 
 void trash_named(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
-    if (s->trash->looking) name_candidates(s->trash, sha256);
+    struct trash *t = s->trash;
+    if (t->looking)
+        name_candidates(t, sha256);
+    else
+        t->meanwhile = true;
 }
 
 /* ---- list, on a thread */
@@ -313,9 +318,15 @@ static void bury(struct trash *t) {
 
 static void look_at_names(struct trash *t);
 
+static void begin_trash(struct trash *t) {
+    t->trash_at = (struct place){.parts = 1};
+    t->trash_due = true;
+}
+
 static void end_round(struct trash *t) {
     enum round_kind kind = t->kind;
     bool failed = t->failed;
+    uint64_t moved = t->did.moved;
     add_up(&t->sum, &t->did);
     if (t->did.moved + t->did.restored + t->did.deleted + t->did.strays > 0)
         kn_info("trash moved=%llu restored=%llu deleted=%llu strays=%llu", (unsigned long long)t->did.moved,
@@ -323,6 +334,8 @@ static void end_round(struct trash *t) {
                 (unsigned long long)t->did.strays);
     if (failed) kn_warn("trash_incomplete kind=%d reason=\"some files cannot be moved\"", (int)kind);
     if (kind == ROUND_TOMB && !failed) t->tombs->at += ROUND_MAX;
+    /* One of what has just been moved may be named by now: a round over the trash moves it back. */
+    if (t->meanwhile && moved > 0) begin_trash(t);
     clear_round(t);
     if (kind == ROUND_TOMB && failed) return; /* again at the next sweep */
     next_round(t);
@@ -347,7 +360,7 @@ static void on_confirmed(void *ctx, int code, const void *data, size_t len) {
     (void)data;
     (void)len;
     if (t->closing || code == KN_ECANCELED) return;
-    t->looking = false; /* the thread has the candidates now */
+    t->looking = t->meanwhile = false; /* the thread has the candidates now */
     if (code != 0)
         give_up(t, "the lead was not confirmed");
     else if (collect_work(t->s->collect, t->deleting ? act_delete : act_move, on_acted, t) != 0)
@@ -470,11 +483,6 @@ static void answer_repair(struct trash *t) {
                                                 .others = t->sum.others};
     send_to(t->repair.sock, &t->repair.peer, &m);
     t->repair.sock = NULL;
-}
-
-static void begin_trash(struct trash *t) {
-    t->trash_at = (struct place){.parts = 1};
-    t->trash_due = true;
 }
 
 static void begin_sweep(struct trash *t) {

@@ -1,5 +1,6 @@
 /* The coordinator's shell, whole: real sockets, collector and core, with the store in memory, and a worker
  * and a client that this test plays on the same loop. */
+#include <semaphore.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -655,6 +656,42 @@ TEST(only_what_is_old_in_the_trash_and_named_by_nobody_is_deleted) {
     snprintf(path, sizeof path, "%s/trash", f.s->objects);
     snprintf(command_line, sizeof command_line, "test -z \"$(find %s -type f)\"", path);
     CHECK_INT(system(command_line), 0);
+    teardown(&f);
+}
+
+static sem_t moving, move_on;
+
+/* On a thread of the collector, right before an object is moved to the trash: once. */
+static void stop_the_move(const char *call) {
+    if (strcmp(call, "trash") != 0) return;
+    objects_switch = NULL;
+    sem_post(&moving);
+    sem_wait(&move_on);
+}
+
+TEST(a_picture_that_is_committed_while_it_is_moved_to_the_trash_comes_back_at_once) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    submit(&f, batch_b, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "shared", false), 0);
+    CHECK_INT(sem_init(&moving, 0, 0), 0);
+    CHECK_INT(sem_init(&move_on, 0, 0), 0);
+    objects_switch = stop_the_move;
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), 0);
+    int stopped = -1;
+    for (int i = 0; i < 3000 && (stopped = sem_trywait(&moving)) != 0; i++) run_ms(&f, 5);
+    CHECK_INT(stopped, 0);
+    /* Nobody named it when that was decided. Now somebody does, and the look behind the commit finds it there. */
+    CHECK_INT(picture(&f, batch_b, 0, "shared", false), 0);
+    run_ms(&f, 300);
+    CHECK(object_there(&f, "shared"));
+    sem_post(&move_on);
+    for (int i = 0; i < 3000 && object_there(&f, "shared"); i++) usleep(1000); /* the loop stands still */
+    CHECK(!object_there(&f, "shared"));
+    for (int i = 0; i < 600 && !object_there(&f, "shared"); i++) run_ms(&f, 5);
+    CHECK(object_there(&f, "shared"));
     teardown(&f);
 }
 
