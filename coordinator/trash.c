@@ -14,7 +14,7 @@
 #define BEHIND_MAX 256      /* objects looked for at once, behind commits */
 #define PARTS_MAX 256       /* of a folder that has too many files for one round */
 #define TRASH_MS (60 * 60 * 1000ull)
-#define LEASE_MS (60 * 60 * 1000ull) /* longer than from a picture's arrival to its commit by far */
+#define ARRIVING_MS (60 * 60 * 1000ull) /* longer by far than from a picture's arrival to its commit */
 #define DAY_MS (24 * 60 * 60 * 1000ull)
 #define RACY_MS 2000 /* a folder changed so shortly ago may change again without another date */
 
@@ -143,7 +143,7 @@ static bool list_one(void *ctx, const struct objects_entry *e) {
     if (l->trash) {
         uint64_t due = e->age_ms < t->trash_ms ? l->now_ms + t->trash_ms - e->age_ms : l->now_ms;
         if (due < l->due_ms) l->due_ms = due;
-    } else if (e->age_ms < LEASE_MS) {
+    } else if (e->age_ms < ARRIVING_MS) {
         return true;
     }
     if (t->count == ROUND_MAX) {

@@ -3,7 +3,7 @@
  * Three kinds are known or found. A removed batch leaves a tombstone in the store, its records, and is not buried
  * before its objects are in the trash, by this coordinator or by the next. An orphan came and was not committed:
  * somebody was faster, or the batch was over. The others are found by the sweep, at the start and then daily: what
- * lies in the folder, is older than any lease and is named by nothing.
+ * lies in the folder, came an hour ago or more and is named by nothing.
  *
  * What goes is decided in rounds, one at a time:
  *
