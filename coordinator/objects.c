@@ -263,7 +263,7 @@ static int bring_back(struct objects *o, const char *path, const uint8_t sha256[
     /* Not where a file system lacks the flag: then it may take the place of an object with the same bytes. */
     rc = renameat2(o->trash_fd, path, o->dir_fd, to, RENAME_NOREPLACE);
     if (rc != 0 && (errno == EINVAL || errno == ENOSYS)) rc = renameat(o->trash_fd, path, o->dir_fd, to);
-    if (rc == 0) kn_info("object_restored file=%s", to);
+    if (rc == 0) kn_debug("object_restored file=%s", to);
     return rc == 0 || errno == EEXIST ? 0 : errno == ENOENT ? KN_ENOENT : KN_EIO;
 }
 

@@ -82,6 +82,7 @@ struct trash {
     struct reply_to repair;                 /* who waits for it */
     uint8_t behind[BEHIND_MAX][KN_SHA256_BYTES];
     size_t behind_count;
+    size_t restored; /* because somebody missed it, since the last sweep */
 };
 
 static void next_round(struct trash *t);
@@ -611,7 +612,9 @@ void trash_committed(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]) {
 
 /* Somebody missed it. Does a record name it? If not, it goes back. */
 static void on_restored(void *ctx, const uint8_t sha256[KN_SHA256_BYTES]) {
-    trash_orphan(ctx, sha256);
+    struct server *s = ctx;
+    s->trash->restored++;
+    trash_orphan(s, sha256);
 }
 
 void trash_tick(struct server *s) {
@@ -620,6 +623,9 @@ void trash_tick(struct server *s) {
 
 void trash_sweep(struct server *s) {
     struct trash *t = s->trash;
+    if (t->restored)
+        kn_warn("objects_restored count=%zu reason=\"they were missed, and lay in the trash\"", t->restored);
+    t->restored = 0;
     if (!t->trash_due) begin_trash(t);
     if (!t->sweep_due && (t->sweep_ms == 0 || kn_clock_ms() - t->sweep_ms >= DAY_MS)) begin_sweep(t);
     next_round(t);

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from farm import BIN, FarmTest, alive, main, wait_for
+from farm import BIN, FarmTest, main, wait_for
 
 COUNT = int(os.environ.get("KILN_REMOVAL_COUNT", "300"))
 RECORD = 80
@@ -77,9 +77,12 @@ class Removal(FarmTest):
         self.count += 1
         url, ready = f"ipc://{self.farm.tmp}/c{self.count}", self.farm.tmp / f"ready{self.count}"
         env = dict(self.farm.env, KILN_TEST_STOP=stop) if stop else self.farm.env
-        p = self.farm.start(BIN / ("kiln-coordinator-stops" if stop else "kiln-coordinator"), "--dir", self.farm.dir,
-                            "--redis", f"unix:{self.farm.tmp}/redis.sock", "--listen", url, "--ready-file", ready,
-                            "--default-model", "sim", *more, env=env)
+        words = [BIN / ("kiln-coordinator-stops" if stop else "kiln-coordinator"), "--dir", self.farm.dir,
+                 "--redis", f"unix:{self.farm.tmp}/redis.sock", "--listen", url, "--ready-file", ready, "--default-model", "sim"]
+        self.farm.dir.joinpath("log").mkdir(parents=True, exist_ok=True)
+        with open(self.farm.dir / "log" / f"coordinator-{self.count}.log", "w") as log:
+            p = subprocess.Popen([str(w) for w in [*words, *more]], env=env, stdin=subprocess.DEVNULL, stderr=log)
+        self.farm.started.append(p)
         p.ready = ready
         if not more:
             self.await_ready(p)
