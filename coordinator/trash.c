@@ -56,6 +56,7 @@ struct trash {
     uv_idle_t *turn;        /* owns; closed before this struct is freed: a look goes on */
     struct kn_map *orphans; /* digest -> its copy */
     struct tomb *tombs, **tombs_end;
+    bool tombs_wait; /* until the next sweep: files could not be moved, or the store was busy */
     bool closing;
     uint64_t trash_ms; /* TRASH_MS, but for tests */
 
@@ -309,8 +310,10 @@ static void bury(struct trash *t) {
     struct tomb *x = t->tombs;
     char id[KN_UUID_TEXT];
     kn_uuid_format(x->id, id);
-    if (store_bury(t->s->store, x->id, x->count, on_buried, NULL) != 0)
-        return; /* once more, at the next sweep */
+    if (store_bury(t->s->store, x->id, x->count, on_buried, NULL) != 0) {
+        t->tombs_wait = true;
+        return;
+    }
     kn_info("batch_buried batch=%s", id);
     t->tombs = x->next;
     if (!t->tombs) t->tombs_end = &t->tombs;
@@ -338,7 +341,7 @@ static void end_round(struct trash *t) {
     /* One of what has just been moved may be named by now: a round over the trash moves it back. */
     if (t->meanwhile && moved > 0) begin_trash(t);
     clear_round(t);
-    if (kind == ROUND_TOMB && failed) return; /* again at the next sweep */
+    if (kind == ROUND_TOMB && failed) t->tombs_wait = true;
     next_round(t);
 }
 
@@ -505,12 +508,8 @@ static void begin_repair(struct trash *t) {
 static void next_round(struct trash *t) {
     if (t->kind != ROUND_NONE || t->closing) return;
     if (t->repair_asked) begin_repair(t);
-    while (t->tombs && t->tombs->at >= t->tombs->count) {
-        const struct tomb *first = t->tombs;
-        bury(t);
-        if (t->tombs == first) return;
-    }
-    if (t->tombs) {
+    while (t->tombs && !t->tombs_wait && t->tombs->at >= t->tombs->count) bury(t);
+    if (t->tombs && !t->tombs_wait) {
         struct tomb *x = t->tombs;
         struct store_record r;
         if (!begin_round(t, ROUND_TOMB)) return;
@@ -626,6 +625,7 @@ void trash_sweep(struct server *s) {
     if (t->restored)
         kn_warn("objects_restored count=%zu reason=\"they were missed, and lay in the trash\"", t->restored);
     t->restored = 0;
+    t->tombs_wait = false;
     if (!t->trash_due) begin_trash(t);
     if (!t->sweep_due && (t->sweep_ms == 0 || kn_clock_ms() - t->sweep_ms >= DAY_MS)) begin_sweep(t);
     next_round(t);
