@@ -75,7 +75,7 @@ struct known_model {
     uint64_t wall_ms; /* when it was announced last, to within a day */
 };
 
-struct commit { /* a picture that a task is about to name */
+struct commit { /* a picture that a task is about to name, in a list of them */
     struct commit *next, *prev;
     kn_digest sha256;
 };
@@ -105,6 +105,7 @@ struct server {
     uint64_t ticked_ms;         /* when the last tick came */
     atomic_size_t sending;      /* bytes of objects handed to the data socket */
     struct commit *commits;     /* those that the store has not answered */
+    struct commit *arrivals;    /* those that are being kept */
     size_t committing;          /* how many */
     struct retry *retries;      /* lost.c: those under way */
     size_t lost_asked;          /* objects that clients came for and that are lost, since the last sweep */

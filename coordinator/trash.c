@@ -392,6 +392,10 @@ static void on_looked_at(struct trash *t) {
         give_up(t, "the store takes nothing now");
 }
 
+static void name_waiting(void *ctx, const kn_digest sha256) {
+    name_candidates(ctx, sha256);
+}
+
 /* A removal that the store has not acknowledged has not happened: such a batch counts. */
 static void on_turn(uv_idle_t *h) {
     struct trash *t = h->data;
@@ -407,7 +411,10 @@ static void on_turn(uv_idle_t *h) {
         if (batch_record(b, t->task_at++, &r)) name_candidates(t, r.sha256);
     }
     if (t->id_at < t->id_count) return;
+    /* What is on its way to a record is as good as named: it may have relied on an object that was there. */
+    for (const struct commit *c = s->arrivals; c; c = c->next) name_candidates(t, c->sha256);
     for (const struct commit *c = s->commits; c; c = c->next) name_candidates(t, c->sha256);
+    farm_each_waiting(s->farm, name_waiting, t);
     uv_idle_stop(h);
     on_looked_at(t);
 }

@@ -38,7 +38,7 @@ int trash_tomb(struct server *s, const kn_id id, bool now, uint8_t (*records)[ST
 KN_MUST_USE int trash_read_tomb(struct server *s, const kn_id id, bool now,
                                 const uint8_t (*records)[STORE_RECORD_BYTES], size_t count);
 
-/* A task is about to name it. */
+/* A task is about to name it, when its picture has been kept or when the store has been asked. */
 void trash_named(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]);
 /* A task names it from now on: the object is looked for soon, and moved back if it is in the trash. */
 void trash_committed(struct server *s, const uint8_t sha256[KN_SHA256_BYTES]);

@@ -659,6 +659,50 @@ TEST(only_what_is_old_in_the_trash_and_named_by_nobody_is_deleted) {
     teardown(&f);
 }
 
+static int refuse_commit(struct store *s, const kn_id id, uint32_t task, const struct store_record *r,
+                         store_done done, void *ctx) {
+    (void)s, (void)id, (void)task, (void)r, (void)done, (void)ctx;
+    return KN_EAGAIN;
+}
+
+TEST(a_picture_that_waits_for_the_store_is_neither_moved_to_the_trash_nor_deleted) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    submit(&f, batch_b, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "shared", false), 0);
+    CHECK_INT(picture(&f, batch_a, 1, "own", false), 0);
+    /* The same picture comes for another batch: the object is there, and the store takes no commit now. */
+    const struct store_ops *before = f.s->store->ops;
+    struct store_ops busy = *before;
+    busy.commit = refuse_commit;
+    f.s->store->ops = &busy;
+    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
+    struct kn_blob blob = {strdup("shared"), 6, free_data, NULL};
+    m.u.image_result = (struct kn_image_result){
+        .attempt = 1, .render_ms = 5, .worker = "w", .backend = "class-1", .engine = "kiln 0"};
+    memcpy(m.u.image_result.batch, batch_b, sizeof(kn_id));
+    kn_sha256("shared", 6, m.u.image_result.sha256);
+    kn_sha256("shared", 1, m.u.image_result.pixels_sha256);
+    tell(&f, &f.data, &m, &blob);
+    for (int i = 0; i < 2000 && collect_count(f.s->collect) == 0; i++) run_ms(&f, 1);
+    for (int i = 0; i < 2000 && collect_count(f.s->collect) > 0; i++) run_ms(&f, 1);
+    struct kn_msg rm = {.type = KN_MSG_BATCH_COMMAND};
+    rm.u.batch_command.verb = KN_VERB_REMOVE;
+    rm.u.batch_command.now = true;
+    memcpy(rm.u.batch_command.batch, batch_a, sizeof(kn_id));
+    CHECK_INT(ask_code(&f, &rm), 0);
+    for (int i = 0; i < 3000 && object_there(&f, "own"); i++) run_ms(&f, 5);
+    CHECK(!object_there(&f, "own"));
+    repair(&f); /* and the round is over */
+    CHECK(object_there(&f, "shared"));
+    f.s->store->ops = before;
+    CHECK_INT(await(&f, &f.data, KN_MSG_IMAGE_ACK)->u.image_ack.code, 0);
+    CHECK(object_there(&f, "shared"));
+    teardown(&f);
+}
+
 static sem_t moving, move_on;
 
 /* On a thread of the collector, right before an object is moved to the trash: once. */
