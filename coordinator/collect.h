@@ -1,15 +1,15 @@
 /* Image bytes become durable files, each named by its SHA-256 (objects.h), and are read again.
  *
- * collect_put() takes bytes; on a thread of libuv's pool their digest is checked, they are written to incoming/,
- * synced, renamed to their name, and the folder is synced; then `done` is called with 0. Whoever comes late with the
- * same bytes finds them there and changes nothing. Pictures that arrive while others are being synced are worked off
- * together, so that one sync serves many.
+ * collect_put() takes bytes; on a thread of libuv's pool their digest is checked, they are written to
+ * incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with 0. Whoever
+ * comes late with the same bytes finds them there and changes nothing. Pictures that arrive while others are
+ * being synced are worked off together, so that one sync serves many.
  *
- * An object that lies there damaged is not believed: when its bytes come again they take its place, and what was
- * there is kept aside.
+ * An object that lies there damaged is not believed: when its bytes come again they take its place, and what
+ * was there is kept aside.
  *
- * A file that lies in incoming/ belongs to nobody once its coordinator has ended: collect_create() removes those of
- * earlier terms. The loop's thread, but for the work itself. */
+ * A file that lies in incoming/ belongs to nobody once its coordinator has ended: collect_create() removes
+ * those of earlier terms. The loop's thread, but for the work itself. */
 #ifndef KILN_COORDINATOR_COLLECT_H
 #define KILN_COORDINATOR_COLLECT_H
 
@@ -56,8 +56,9 @@ KN_MUST_USE int collect_get(struct collect *c, const uint8_t sha256[KN_SHA256_BY
 size_t collect_bytes(const struct collect *c); /* taken and not durable yet */
 size_t collect_count(const struct collect *c);
 
-/* Runs `worker` on a thread with the folder, then `worked` on the loop: `closed` when the collector was destroyed
- * meanwhile, and nothing else may be done then but to free ctx. KN_EAGAIN, KN_ENOMEM: neither is called. */
+/* Runs `worker` on a thread with the folder, then `worked` on the loop: `closed` when the collector was
+ * destroyed meanwhile, and nothing else may be done then but to free ctx. KN_EAGAIN, KN_ENOMEM: neither is
+ * called. */
 typedef void (*collect_worker)(struct objects *o, void *ctx);
 typedef void (*collect_worked)(void *ctx, bool closed);
 KN_MUST_USE int collect_work(struct collect *c, collect_worker worker, collect_worked worked, void *ctx);

@@ -107,8 +107,8 @@ int objects_write(struct objects *o, const void *data, size_t len, bool sync, ch
     return KN_EIO;
 }
 
-/* Bytes under the object's name that are not the object stay, to be looked at. The object of a copy that another
- * thread has put there meanwhile is only linked once more. */
+/* Bytes under the object's name that are not the object stay, to be looked at. The object of a copy that
+ * another thread has put there meanwhile is only linked once more. */
 static void keep_aside(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], const void *data,
                        size_t len) {
     char name[NAME_MAX_OBJECT], hex[KN_SHA256_HEX], fresh[48], aside[OBJECTS_NAME_MAX + 16];
@@ -355,8 +355,8 @@ size_t objects_remove_strays(struct objects *o) {
     while (d && (e = readdir(d))) {
         unsigned long long term = 0, serial;
         if (e->d_name[0] == '.') continue;
-        /* Files of this term are being written; a later term's are not ours to touch. Earlier programs named them
-         * by the serial alone. */
+        /* Files of this term are being written; a later term's are not ours to touch. Earlier programs named
+         * them by the serial alone. */
         if (sscanf(e->d_name, "%llu-%llu", &term, &serial) == 2 && term >= o->term) continue;
         at_switch("stray");
         n += unlinkat(o->incoming_fd, e->d_name, 0) == 0;

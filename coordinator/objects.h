@@ -5,11 +5,11 @@
  *     DIR/trash/ab/TERM-SERIAL-<64 hex> one that was moved out of the way, and is deleted later
  *     DIR/damaged/<64 hex>-TERM-SERIAL  what lay under an object's name and was not the object: it is kept
  *
- * No file system checks a term, and a process can be stopped between a check and the call that it was for. So each
- * call here is harmless however late it comes. A name with TERM and SERIAL is never given twice. Bytes come to lie
- * under an object's name only when they are those of the digest. No object is ever deleted: it is moved to the
- * trash, and whoever misses it finds it there and moves it back. The caller knows which files of the
- * trash may be deleted (trash.h).
+ * No file system checks a term, and a process can be stopped between a check and the call that it was for. So
+ * each call here is harmless however late it comes. A name with TERM and SERIAL is never given twice. Bytes
+ * come to lie under an object's name only when they are those of the digest. No object is ever deleted: it is
+ * moved to the trash, and whoever misses it finds it there and moves it back. The caller knows which files of
+ * the trash may be deleted (trash.h).
  *
  * Any thread; every call may block. */
 #ifndef KILN_COORDINATOR_OBJECTS_H
@@ -38,12 +38,12 @@ void objects_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char o
 
 /* True if the object is there with exactly these bytes. */
 bool objects_has(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], const void *data, size_t len);
-/* Writes them to a new file in incoming/, whose name is `name`. On failure nothing is left, errno says why and
- * *what at which call. */
+/* Writes them to a new file in incoming/, whose name is `name`. On failure nothing is left, errno says why
+ * and *what at which call. */
 KN_MUST_USE int objects_write(struct objects *o, const void *data, size_t len, bool sync,
                               char name[OBJECTS_NAME_MAX], const char **what);
-/* Gives that file the object's name. Damaged bytes that lie there are kept in damaged/. The file in incoming/ is
- * gone in any case. */
+/* Gives that file the object's name. Damaged bytes that lie there are kept in damaged/. The file in incoming/
+ * is gone in any case. */
 KN_MUST_USE int objects_arrive(struct objects *o, const char *name, const uint8_t sha256[KN_SHA256_BYTES],
                                const void *data, size_t len);
 void objects_drop(struct objects *o, const char *name); /* a file in incoming/, of this process */
@@ -51,10 +51,10 @@ KN_MUST_USE int objects_sync_folder(struct objects *o, const uint8_t sha256[KN_S
 KN_MUST_USE int objects_sync_root(struct objects *o);
 KN_MUST_USE int objects_sync_all(struct objects *o); /* syncfs */
 
-/* ---- an object is looked for: who misses it looks in the trash, too, and *restored says that it was there */
+/* ---- an object is looked for, in the trash too when it is missed; *restored: it was there */
 
-/* Reads it whole and compares it with its digest. 0: *data is the caller's (free). KN_ENOENT; KN_ECORRUPT: it is
- * damaged; KN_EIO, KN_ENOMEM: it cannot be read now. */
+/* Reads it whole and compares it with its digest. 0: *data is the caller's (free). KN_ENOENT; KN_ECORRUPT: it
+ * is damaged; KN_EIO, KN_ENOMEM: it cannot be read now. */
 KN_MUST_USE int objects_read(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], void **data,
                              size_t *len, bool *restored);
 /* The same for being there only: KN_ECORRUPT is an empty file or none at all. */
@@ -78,17 +78,17 @@ struct objects_entry {
     uint64_t age_ms;             /* of an object: since it was written; in the trash: since it came there */
     uint64_t bytes;
 };
-/* Calls `each` for the objects, or the trash, of one folder (the first byte of their digests). Files that kiln has
- * not named are left alone and counted in *others (may be NULL). False of `each` ends it. */
+/* Calls `each` for the objects, or the trash, of one folder (the first byte of their digests). Files that
+ * kiln has not named are left alone and counted in *others (may be NULL). False of `each` ends it. */
 void objects_each(struct objects *o, unsigned folder, bool trash,
                   bool (*each)(void *ctx, const struct objects_entry *e), void *ctx, size_t *others);
 /* When the trash of a folder was changed last: ns since 1970, 0 when it cannot be told. */
 uint64_t objects_trash_changed(struct objects *o, unsigned folder);
-/* Deletes what coordinators of earlier terms were writing when they ended; returns how many files that were. */
+/* Deletes what coordinators of earlier terms were writing when they ended; returns how many files it was. */
 size_t objects_remove_strays(struct objects *o);
 
-/* For tests, which stop the process there: called right before each system call that changes the folder, with its
- * name: "create", "arrive", "aside", "trash", "restore", "delete", "stray". NULL: nothing is called. */
+/* For tests, which stop the process there: called right before each system call that changes the folder, with
+ * its name: "create", "arrive", "aside", "trash", "restore", "delete", "stray". NULL: nothing is called. */
 extern void (*objects_switch)(const char *call);
 
 #endif

@@ -1,9 +1,9 @@
-/* The scrub: reads the objects that records name back, slowly, and has those that are damaged or lost rendered
- * again, before somebody comes for them.
+/* The scrub: reads the objects that records name back, slowly, and has those that are damaged or lost
+ * rendered again, before somebody comes for them.
  *
- * A round goes through all batches, from one chosen at random, since a coordinator may be started more often than a
- * round takes. When it finds too much it is not the pictures but the disk (a mount that is missing): then it stops,
- * says so, and voids nothing more until the next day. The loop's thread. */
+ * A round goes through all batches, from one chosen at random, since a coordinator may be started more often
+ * than a round takes. When it finds too much it is not the pictures but the disk (a mount that is missing):
+ * then it stops, says so, and voids nothing more until the next day. The loop's thread. */
 #ifndef KILN_COORDINATOR_SCRUB_H
 #define KILN_COORDINATOR_SCRUB_H
 

@@ -1,5 +1,5 @@
-/* Linked into kiln-coordinator-stops, which is kiln-coordinator but for this: with KILN_TEST_STOP=CALL:N the process
- * stops (SIGSTOP) right before the N-th system call of that name that changes the folder of objects
+/* Linked into kiln-coordinator-stops, which is kiln-coordinator but for this: with KILN_TEST_STOP=CALL:N the
+ * process stops (SIGSTOP) right before the N-th system call of that name that changes the folder of objects
  * (objects_switch). Whoever started it lets it go on, or kills it. */
 #include <signal.h>
 #include <stdatomic.h>

@@ -1,6 +1,6 @@
-/* coordinator/objects.h: no call that changes the folder of objects does harm, however late it comes. A coordinator
- * that was deposed without knowing it is stopped right before such a call; another one works on the same folder;
- * then the first goes on. What records name must be there afterwards, whole. */
+/* coordinator/objects.h: no call that changes the folder of objects does harm, however late it comes. A
+ * coordinator that was deposed without knowing it is stopped right before such a call; another one works on
+ * the same folder; then the first goes on. What records name must be there afterwards, whole. */
 #include <pthread.h>
 #include <semaphore.h>
 #include <sys/stat.h>
