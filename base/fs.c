@@ -1,6 +1,7 @@
 /* Files; the contract is fs.h. */
 #include "base/fs.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -11,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/limits.h"
 
 #define FS_READ_STEP 65536
@@ -174,6 +176,38 @@ int kn_fs_replace(const char *path, const void *data, size_t len, bool durable, 
         return rc;
     }
     return durable ? kn_fs_sync_dir(dir, err) : KN_OK;
+}
+
+/* Deletes files of the folder whose names begin with prefix and go on with `digits` hex digits (0: with anything). */
+static size_t remove_named(const char *dir, const char *prefix, size_t digits, uint64_t older_ms) {
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    size_t n = 0, len = strlen(prefix);
+    while (d && (e = readdir(d))) {
+        const char *rest = e->d_name + len;
+        struct stat st;
+        if (strncmp(e->d_name, prefix, len) != 0 ||
+            (digits && (strlen(rest) != digits || strspn(rest, "0123456789abcdef") != digits)) ||
+            fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode))
+            continue;
+        uint64_t now = kn_wall_ms(), then = (uint64_t)st.st_mtime * 1000;
+        if (older_ms && (now < then || now - then < older_ms)) continue;
+        n += unlinkat(dirfd(d), e->d_name, 0) == 0;
+    }
+    if (d) closedir(d);
+    return n;
+}
+
+size_t kn_fs_remove_temps(const char *path, uint64_t older_ms) {
+    char dir[KN_PATH_MAX], prefix[KN_PATH_MAX + 8];
+    const char *slash = strrchr(path, '/');
+    if (fs_parent(path, dir) != KN_OK) return 0;
+    snprintf(prefix, sizeof prefix, "%s.tmp.", slash ? slash + 1 : path);
+    return remove_named(dir, prefix, 6, older_ms);
+}
+
+size_t kn_fs_remove_prefixed(const char *dir, const char *prefix) {
+    return remove_named(dir, prefix, 0, 0);
 }
 
 int kn_fs_mkdirs(const char *path, unsigned mode, struct kn_err *err) {

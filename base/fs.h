@@ -25,6 +25,11 @@ KN_MUST_USE int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *
 /* Writes PATH.tmp.XXXXXX beside path, renames over path. durable: fsync of file and directory. */
 KN_MUST_USE int kn_fs_replace(const char *path, const void *data, size_t len, bool durable,
                               struct kn_err *err);
+/* Deletes the PATH.tmp.XXXXXX that kn_fs_replace() left when its process was killed, if they are older than
+ * that. Who calls it is the only one to write PATH. Returns how many they were. */
+size_t kn_fs_remove_temps(const char *path, uint64_t older_ms);
+/* Deletes the files (not folders) of a folder whose names begin with prefix. Returns how many they were. */
+size_t kn_fs_remove_prefixed(const char *dir, const char *prefix);
 /* mkdir -p, mode for those made. */
 KN_MUST_USE int kn_fs_mkdirs(const char *path, unsigned mode, struct kn_err *err);
 KN_MUST_USE int kn_fs_sync_dir(const char *path, struct kn_err *err);

@@ -176,6 +176,7 @@ static const struct kn_option table[] = {
      .check = check_state},
     {"limit", 0, "N", CLI_G_LIST, "the newest N at most", INTO(limit), .min = 1, .max = KN_BATCHES_MAX},
     {"done", 0, NULL, CLI_G_DONE, "all batches that have ended", INTO(all_done)},
+    {"now", 0, NULL, CLI_G_DONE, "delete their pictures at once, not an hour later", INTO(now)},
     {"all", 0, NULL, CLI_G_ALL, "all batches that have not ended", INTO(all)},
     {"on-done", 0, "COMMAND", CLI_G_AT_END,
      "run this at the end, without a shell: KILN_BATCH_ID, KILN_DIR and KILN_STATE tell of the batch",

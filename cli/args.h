@@ -29,7 +29,7 @@ enum {
     CLI_G_TIMEOUT = 1u << 9,
     CLI_G_MODEL = 1u << 10,    /* --model and --models without the rest (up, doctor) */
     CLI_G_LIST = 1u << 11,     /* --state --limit */
-    CLI_G_DONE = 1u << 12,     /* --done */
+    CLI_G_DONE = 1u << 12,     /* --done --now (rm) */
     CLI_G_ALL = 1u << 13,      /* --all */
     CLI_G_QUIET = 1u << 14,    /* --quiet */
     CLI_G_AT_END = 1u << 15,   /* --on-done */

@@ -74,6 +74,7 @@ struct kept_batch {
     struct farm_charge *charges;
     uint32_t charge_count, charge_cap;
 
+    bool remove_now;                      /* being removed: its objects are to be deleted at once */
     struct reply_to waiters[WAITERS_MAX]; /* for the seal, or for the removal */
     int waiter_count;
 };

@@ -10,8 +10,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/history.h"
-#include "coordinator/orphans.h"
 #include "coordinator/send.h"
+#include "coordinator/trash.h"
 
 #define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
 #define COLLECT_COUNT_MAX 4096
@@ -203,15 +203,16 @@ static void on_committed(void *ctx, int code, const void *data, size_t len) {
     unlink_commit(s, &o->commit);
     if (!s->closing) {
         struct kept_batch *b = batches_find(&s->batches, o->batch);
-        if (code == KN_EGONE) orphans_add(s, o->u.record.sha256);
+        if (code == KN_EGONE) trash_orphan(s, o->u.record.sha256);
         if (code == KN_EEXIST && len == STORE_RECORD_BYTES) {
             struct store_record mine = o->u.record;
             if (!store_record_unpack(data, &o->u.record)) code = KN_ECORRUPT;
-            if (memcmp(mine.sha256, o->u.record.sha256, KN_SHA256_BYTES) != 0) orphans_add(s, mine.sha256);
+            if (memcmp(mine.sha256, o->u.record.sha256, KN_SHA256_BYTES) != 0) trash_orphan(s, mine.sha256);
         }
         if (b && (code == 0 || code == KN_EEXIST)) {
             int rc = batch_set_record(b, o->task, &o->u.record);
             if (rc != 0) kn_error("record_not_kept task=%u code=%d", o->task, rc);
+            trash_committed(s, o->u.record.sha256);
         }
         stored(s, FX_COMMIT, o->batch, o->task, code);
         server_flow(s);
@@ -243,6 +244,7 @@ static void do_commit(struct server *s, const struct farm_effect *e) {
     }
     memcpy(o->commit.sha256, e->u.commit.sha256, sizeof o->commit.sha256);
     link_commit(s, &o->commit);
+    trash_named(s, o->commit.sha256);
 }
 
 static void on_failed(void *ctx, int code, const void *data, size_t len) {
@@ -491,13 +493,11 @@ static void do_drain(struct server *s, const struct farm_effect *e) {
     (void)server_tell(s, e->conn, &m);
 }
 
-/* Deletes the batch's pictures, except those that another batch names. */
-static void discard_pictures(struct server *s, const struct kept_batch *gone) {
-    struct store_record r;
-    size_t count = 0;
-    for (uint32_t i = 0; gone->records && i < gone->tasks; i++)
-        if (batch_record(gone, i, &r) && collect_discard(s->collect, r.sha256) == 0) count++;
-    if (count) orphans_keep_named(s);
+/* Its records stand in the store as a tombstone now: their objects go, unless another batch names them. */
+static void leave_tomb(struct server *s, struct kept_batch *b) {
+    if (b->records && trash_tomb(s, b->id, b->remove_now, b->records, b->tasks) != 0)
+        kn_warn("tombstone_left reason=\"out of memory: the next coordinator sees to it\"");
+    b->records = NULL;
 }
 
 static void on_removed(void *ctx, int code, const void *data, size_t len) {
@@ -510,7 +510,7 @@ static void on_removed(void *ctx, int code, const void *data, size_t len) {
     if (!b) return;
     send_to_waiters(s, b, code, "");
     if (code == 0) {
-        discard_pictures(s, b);
+        leave_tomb(s, b);
         batches_drop(&s->batches, b);
     }
 }
@@ -521,7 +521,9 @@ static void do_remove(struct server *s, const struct farm_effect *e, struct kept
     b->phase = BATCH_REMOVING;
     if (s->asking.sock) batch_add_waiter(b, &s->asking);
     s->asking.sock = NULL;
-    int rc = o ? store_remove(s->store, b->id, on_removed, o) : KN_ENOMEM;
+    int rc = !o              ? KN_ENOMEM
+             : b->remove_now ? store_remove_now(s->store, b->id, on_removed, o)
+                             : store_remove(s->store, b->id, on_removed, o);
     if (rc == 0) return;
     free(o);
     send_to_waiters(s, b, rc, "the store takes nothing now: it will be back after a restart");

@@ -16,6 +16,7 @@
 #include "coordinator/explain.h"
 #include "coordinator/lost.h"
 #include "coordinator/send.h"
+#include "coordinator/trash.h"
 #include "coordinator/waits.h"
 #include "coordinator/workers.h"
 
@@ -262,6 +263,8 @@ static void on_batch_command(struct server *s, struct reply_to *to, const struct
         lost_retry(s, to, c->batch);
         return;
     }
+    struct kept_batch *b = c->verb == KN_VERB_REMOVE ? batches_find(&s->batches, c->batch) : NULL;
+    if (b && b->phase == BATCH_SEALED) b->remove_now = c->now;
     struct farm_event ev = {.type = types[c->verb]};
     memcpy(ev.u.batch.id, c->batch, sizeof ev.u.batch.id);
     ev.u.batch.priority = c->argument;
@@ -611,6 +614,9 @@ void clients_message(struct server *s, struct listener *l, const struct kn_peer 
         break;
     case KN_MSG_FARM_QUERY:
         on_farm_query(s, &to);
+        break;
+    case KN_MSG_REPAIR_COMMAND:
+        trash_repair(s, &to);
         break;
     case KN_MSG_EXPLAIN_QUERY:
         on_explain_query(s, &to, &msg->u.explain_query);

@@ -1,15 +1,15 @@
-/* Image bytes become durable files: DIR/objects/ab/<64 hex digits>.png, immutable, named by their SHA-256.
+/* Image bytes become durable files, each named by its SHA-256 (objects.h), and are read again.
  *
  * collect_put() takes bytes; on a thread of libuv's pool their digest is checked, they are written to
- * DIR/objects/incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with
- * 0. Whoever comes late with the same bytes finds them there and changes nothing. Pictures that arrive while
- * others are being synced are worked off together, so that one sync serves many.
+ * incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with 0. Whoever
+ * comes late with the same bytes finds them there and changes nothing. Pictures that arrive while others are
+ * being synced are worked off together, so that one sync serves many.
  *
  * An object that lies there damaged is not believed: when its bytes come again they take its place, and what
- * was there is kept aside in DIR/objects/damaged/.
+ * was there is kept aside.
  *
- * A file that lies in incoming/ belongs to nobody: collect_create() removes what a crash left there. The
- * loop's thread, but for the work itself. */
+ * A file that lies in incoming/ belongs to nobody once its coordinator has ended: collect_create() removes
+ * those of earlier terms. The loop's thread, but for the work itself. */
 #ifndef KILN_COORDINATOR_COLLECT_H
 #define KILN_COORDINATOR_COLLECT_H
 
@@ -17,6 +17,7 @@
 #include "base/err.h"
 #include "base/fs.h"
 #include "base/hash.h"
+#include "coordinator/objects.h"
 #include "proto/wire.h"
 
 struct collect;
@@ -27,8 +28,9 @@ typedef void (*collect_done)(void *ctx, int code, const char *why);
  * damaged; KN_EIO, KN_ENOMEM: it cannot be read now. */
 typedef void (*collect_got)(void *ctx, int code, void *data, size_t len);
 
-/* Makes the folders below dir ("DIR/objects"), removes strays. */
-KN_MUST_USE int collect_create(uv_loop_t *loop, const char *dir, struct collect **out, struct kn_err *err);
+/* Makes the folders below dir ("DIR/objects"), removes strays. `term` is this process' alone. */
+KN_MUST_USE int collect_create(uv_loop_t *loop, const char *dir, uint64_t term, struct collect **out,
+                               struct kn_err *err);
 /* Work that runs is waited for; no callback is called any more. NULL is fine. */
 void collect_destroy(struct collect *c);
 
@@ -41,6 +43,8 @@ struct collect_look {
     uint8_t sha256[KN_SHA256_BYTES];
     uint32_t tag; /* the caller's */
     int code;
+    bool restored; /* it was in the trash */
+    size_t len;    /* of the bytes that were read */
 };
 typedef void (*collect_looked)(void *ctx, const struct collect_look *v, size_t count);
 KN_MUST_USE int collect_look(struct collect *c, struct collect_look *v, size_t count, bool whole,
@@ -52,14 +56,15 @@ KN_MUST_USE int collect_get(struct collect *c, const uint8_t sha256[KN_SHA256_BY
 size_t collect_bytes(const struct collect *c); /* taken and not durable yet */
 size_t collect_count(const struct collect *c);
 
-/* Deletes an object that nobody names any more, a few at a time, later. A collect_put() of the same digest
- * meanwhile takes it off the list. */
-KN_MUST_USE int collect_discard(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]);
-/* Takes it off the list: somebody names it after all. */
-void collect_keep(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES]);
-void collect_keep_busy(struct collect *c); /* those that are being put right now */
+/* Runs `worker` on a thread with the folder, then `worked` on the loop: `closed` when the collector was
+ * destroyed meanwhile, and nothing else may be done then but to free ctx. KN_EAGAIN, KN_ENOMEM: neither is
+ * called. */
+typedef void (*collect_worker)(struct objects *o, void *ctx);
+typedef void (*collect_worked)(void *ctx, bool closed);
+KN_MUST_USE int collect_work(struct collect *c, collect_worker worker, collect_worked worked, void *ctx);
 
-/* out: path of an object below dir. */
-void collect_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]);
+/* Who is told that an object was in the trash and has been moved back. */
+typedef void (*collect_restored)(void *ctx, const uint8_t sha256[KN_SHA256_BYTES]);
+void collect_on_restored(struct collect *c, collect_restored restored, void *ctx);
 
 #endif

@@ -208,6 +208,50 @@ void lost_retry(struct server *s, struct reply_to *to, const kn_id batch) {
     look_on(r);
 }
 
+/* ---- one alone */
+
+struct single {
+    struct server *s;
+    kn_id batch;
+    uint32_t task;
+    struct store_record record;
+};
+
+static void on_single(void *ctx, int code, const void *data, size_t len) {
+    struct single *x = ctx;
+    struct server *s = x->s;
+    struct store_record have;
+    (void)data;
+    (void)len;
+    struct kept_batch *b = code == KN_ECANCELED || s->closing ? NULL : batches_find(&s->batches, x->batch);
+    /* KN_EEXIST: it had been voided before, and the answer was lost; or another record stands by now. */
+    bool stands = b && batch_record(b, x->task, &have) && have.order == x->record.order &&
+                  memcmp(have.sha256, x->record.sha256, sizeof have.sha256) == 0;
+    if ((code == 0 || code == KN_EEXIST) && stands) {
+        struct farm_event ev = {.type = EV_OBJECTS_LOST};
+        memcpy(ev.u.objects_lost.batch, x->batch, sizeof ev.u.objects_lost.batch);
+        ev.u.objects_lost.tasks = &x->task;
+        ev.u.objects_lost.count = 1;
+        batch_clear_record(b, x->task);
+        int rc = server_step(s, &ev);
+        if (rc != 0) kn_warn("object_lost_refused task=%u code=%d", x->task, rc);
+    }
+    free(x);
+}
+
+void lost_void(struct server *s, const kn_id batch, uint32_t task, const uint8_t sha256[KN_SHA256_BYTES]) {
+    struct kept_batch *b = batches_find(&s->batches, batch);
+    struct single *x = b && b->phase == BATCH_SEALED ? malloc(sizeof *x) : NULL;
+    char id[KN_UUID_TEXT];
+    if (!x) return;
+    *x = (struct single){.s = s, .task = task};
+    memcpy(x->batch, batch, sizeof x->batch);
+    kn_uuid_format(batch, id);
+    bool is_it = batch_record(b, task, &x->record) && memcmp(x->record.sha256, sha256, KN_SHA256_BYTES) == 0;
+    if (is_it) kn_warn("object_lost batch=%s task=%u reason=\"lost or damaged: rendered again\"", id, task);
+    if (!is_it || store_void(s->store, batch, task, &x->record, on_single, x) != 0) free(x);
+}
+
 void lost_note(struct server *s, const uint8_t sha256[KN_SHA256_BYTES], int code) {
     s->lost_code = code;
     memcpy(s->lost_sha256, sha256, sizeof s->lost_sha256);

@@ -6,9 +6,12 @@
 #include "coordinator/server.h"
 
 /* Carries out a retry: looks at the objects of the batch's done tasks, voids the records of those that are
- * lost, hands both these and the failed tasks to the core, and answers the client then. Asked again meanwhile,
- * it answers the one who asked last. */
+ * lost, hands both these and the failed tasks to the core, and answers the client then. Asked again
+ * meanwhile, it answers the one who asked last. */
 void lost_retry(struct server *s, struct reply_to *to, const kn_id batch);
+/* The object of that task's record was found lost or damaged: the record is void, and the task is rendered
+ * again. Nothing happens if the task names another object by now. */
+void lost_void(struct server *s, const kn_id batch, uint32_t task, const uint8_t sha256[KN_SHA256_BYTES]);
 /* Somebody came for an object that is lost: counted, and logged with the others at the next sweep. */
 void lost_note(struct server *s, const uint8_t sha256[KN_SHA256_BYTES], int code);
 void lost_sweep(struct server *s);

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/trash.h"
 #include "coordinator/workers.h"
 
 struct recovery {
@@ -182,6 +183,13 @@ static int on_model(void *ctx, uint64_t wall_ms, const void *data, size_t len, s
     return 0;
 }
 
+static int on_tomb(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
+                   size_t count, struct kn_err *err) {
+    struct recovery *r = ctx;
+    int rc = trash_read_tomb(r->s, id, now, records, count);
+    return rc ? kn_err_set(err, rc, "a removed batch: %s", kn_err_words(rc)) : 0;
+}
+
 int server_recover(struct server *s, struct kn_err *err) {
     struct recovery r = {.s = s};
     struct store_reader rd = {.ctx = &r,
@@ -192,6 +200,7 @@ int server_recover(struct server *s, struct kn_err *err) {
                               .failure = on_failure,
                               .charge = on_charge,
                               .batch_end = on_batch_end,
+                              .tomb = on_tomb,
                               .model = on_model};
     uint64_t t = kn_clock_ms();
     int rc = store_load(s->store, &rd, err);

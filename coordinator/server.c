@@ -13,13 +13,15 @@
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
 #include "coordinator/lost.h"
-#include "coordinator/orphans.h"
+#include "coordinator/scrub.h"
 #include "coordinator/send.h"
+#include "coordinator/trash.h"
 #include "coordinator/workers.h"
 
 #define TICK_MAX_MS 100
 #define STALL_MS 2000
 #define SWEEP_MS 10000
+#define TEMP_MS 60000 /* what was half written so long ago was written by a process that was killed */
 #define CONNS_MAX (KN_WORKERS_MAX * 2)
 
 /* ---- flow and time */
@@ -30,6 +32,7 @@ static void on_tick(uv_timer_t *t) {
     uint64_t now = kn_clock_ms(), before = s->ticked_ms;
     s->ticked_ms = now;
     server_flow(s);
+    trash_tick(s);
     if (before && now - before > STALL_MS) {
         /* This process stood still. What workers said meanwhile waits in the sockets: hear it first. */
         kn_warn("stalled ms=%llu", (unsigned long long)(now - before));
@@ -47,7 +50,7 @@ static void on_sweep(uv_timer_t *t) {
     kn_log_flush(false);
     workers_forget(s);
     clients_sweep(s);
-    orphans_sweep(s);
+    trash_sweep(s);
     lost_sweep(s);
 }
 
@@ -122,12 +125,12 @@ int server_create(uv_loop_t *loop, const struct server_options *opt, struct stor
     s->workers = kn_map_create(KN_WORKERS_MAX * 2);
     s->conns = kn_map_create(CONNS_MAX);
     int rc = s->workers && s->conns ? batches_init(&s->batches) : KN_ENOMEM;
-    if (rc == 0) rc = orphans_init(s);
     if (rc == 0) rc = farm_create(&config, &s->farm);
     if (rc != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     if (rc == 0) rc = find_objects(s, err);
     if (rc == 0) rc = kn_wire_create(loop, &s->wire, err);
-    if (rc == 0) rc = collect_create(loop, s->objects, &s->collect, err);
+    if (rc == 0) rc = collect_create(loop, s->objects, store->term, &s->collect, err);
+    if (rc == 0 && (rc = trash_init(s)) != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     store->lost = on_lost;
     store->lost_ctx = s;
     *out = s; /* also on failure: server_close() and server_destroy() take what there is */
@@ -183,7 +186,11 @@ int server_listen(struct server *s, struct kn_err *err) {
     if (rc != 0) return rc;
     uv_timer_start(&s->tick, on_tick, 1, 0);
     uv_timer_start(&s->sweep, on_sweep, SWEEP_MS, SWEEP_MS);
+    trash_sweep(s);
+    if (!s->opt.no_scrub && (rc = scrub_begin(s, s->opt.scrub_first_ms)) != 0)
+        return kn_err_set(err, rc, "coordinator: out of memory");
     if (!s->opt.ready_file) return 0;
+    kn_fs_remove_temps(s->opt.ready_file, TEMP_MS);
     char text[LISTEN_MAX * (KN_ENDPOINT_MAX + 2)];
     size_t used = 0;
     for (int i = 0; i < s->listener_count; i++)
@@ -202,6 +209,8 @@ void server_close(struct server *s) {
     store_close(s->store);
     s->store = NULL;
     lost_fini(s);
+    scrub_end(s);
+    trash_close(s);
     collect_destroy(s->collect);
     s->collect = NULL;
     uv_close((uv_handle_t *)&s->tick, NULL);
@@ -215,7 +224,8 @@ void server_destroy(struct server *s) {
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);
     farm_destroy(s->farm);
-    orphans_fini(s);
+    scrub_fini(s);
+    trash_fini(s);
     kn_map_destroy(s->workers);
     kn_map_destroy(s->conns);
     server_forget_events(s);

@@ -5,16 +5,18 @@
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start
  *     clients.c     talks to clients: submission, queries, commands, objects
+ *     scrub.c       reads objects back, slowly, and has the damaged ones rendered again
  *     lost.c        looks at the objects of a batch that is retried, and voids what is lost
  *     explain.c     answers why a batch or a task stands as it does
  *     waits.c       why something does not go on, in words
  *     workers.c     talks to workers: hello, heartbeats, what became of shards, pictures
  *     carry_out.c   feeds the core's events, and carries out its effects
- *     orphans.c     pictures that nobody came to name
+ *     trash.c       moves pictures that nobody names to the trash, and deletes them there
  *     send.c        answers to clients, the welcome
  *     batches.c     what is kept of each batch beside the core
  *     history.c     the story of a task's attempts, as a text
  *     collect.c     keeps pictures, as files
+ *     objects.c     the folder of these files: all that changes anything in it
  *     store/        keeps the state, in Redis
  *     core/         decides: batches, tasks, shards, workers
  *
@@ -38,8 +40,10 @@ struct server_options {
     int listen_count;
     int data_port; /* 0: a free one */
     bool insecure;
-    const char *ready_file;    /* NULL: none */
-    const char *default_model; /* its name, for clients that name none; NULL: the model that ships */
+    const char *ready_file;            /* NULL: none */
+    bool no_scrub;                     /* pictures are not read back */
+    uint64_t scrub_first_ms, trash_ms; /* for tests; 0: a minute, an hour */
+    const char *default_model;         /* its name, for clients that name none; NULL: the model that ships */
 };
 
 struct listener { /* a control socket */
@@ -71,7 +75,7 @@ struct known_model {
     uint64_t wall_ms; /* when it was announced last, to within a day */
 };
 
-struct commit { /* a picture that a task is about to name */
+struct commit { /* a picture that a task is about to name, in a list of them */
     struct commit *next, *prev;
     kn_digest sha256;
 };
@@ -100,12 +104,14 @@ struct server {
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;         /* when the last tick came */
     struct commit *commits;     /* those that the store has not answered */
+    struct commit *arrivals;    /* those that are being kept */
     size_t committing;          /* how many */
     struct retry *retries;      /* lost.c: those under way */
     size_t lost_asked;          /* objects that clients came for and that are lost, since the last sweep */
     kn_digest lost_sha256;      /* the last of them, */
     int lost_code;              /* and how it was lost */
-    struct kn_map *orphans;     /* digest -> its copy: pictures that came and were not committed */
+    struct trash *trash;        /* trash.c */
+    struct scrub *scrub;        /* scrub.c; NULL: there is none */
     struct known_model *models; /* owns; that some worker announced, now or once */
     size_t model_count;
     uint64_t alarms;          /* FX_ALARMs since the start */

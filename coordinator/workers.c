@@ -12,8 +12,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
-#include "coordinator/orphans.h"
 #include "coordinator/send.h"
+#include "coordinator/trash.h"
 
 #define NEWCOMER_MS 60000
 
@@ -242,9 +242,27 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
 
 struct arrival {
     struct server *s;
+    struct commit link; /* in the server's arrivals */
     struct kn_msg *msg; /* owns */
     uint64_t conn;
 };
+
+static void link_arrival(struct arrival *u) {
+    struct server *s = u->s;
+    memcpy(u->link.sha256, u->msg->u.image_result.sha256, sizeof u->link.sha256);
+    u->link.next = s->arrivals;
+    if (s->arrivals) s->arrivals->prev = &u->link;
+    s->arrivals = &u->link;
+    trash_named(s, u->link.sha256);
+}
+
+static void unlink_arrival(struct arrival *u) {
+    if (u->link.next) u->link.next->prev = u->link.prev;
+    if (u->link.prev)
+        u->link.prev->next = u->link.next;
+    else
+        u->s->arrivals = u->link.next;
+}
 
 static void feed_result(struct server *s, uint64_t conn, const struct kn_image_result *r) {
     struct farm_event ev = {.type = EV_RESULT, .conn = conn};
@@ -283,7 +301,7 @@ static void on_collected(void *ctx, int code, const char *why) {
         struct store_record have;
         if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
                              memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
-            orphans_add(u->s, r->sha256); /* somebody was faster, or the batch is over */
+            trash_orphan(u->s, r->sha256); /* somebody was faster, or the batch is over */
         feed_result(u->s, u->conn, r);
     } else {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code,
@@ -292,6 +310,7 @@ static void on_collected(void *ctx, int code, const char *why) {
          */
         if (code == KN_ECORRUPT) server_ack(u->s, u->conn, r->batch, r->task, code);
     }
+    unlink_arrival(u);
     server_flow(u->s);
     kn_msg_destroy(u->msg);
     free(u);
@@ -311,8 +330,9 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
     } else {
         struct arrival *u = malloc(sizeof *u);
         if (u) {
-            *u = (struct arrival){s, msg, conn};
+            *u = (struct arrival){.s = s, .msg = msg, .conn = conn};
             if (collect_put(s->collect, r->sha256, blob, on_collected, u) == 0) {
+                link_arrival(u);
                 server_flow(s);
                 return;
             }

@@ -196,7 +196,9 @@ enum kn_batch_verb {
     E(70, FARM_QUERY,     farm_query,     FarmQuery)        \
     M(71, FARM_STATUS,    farm_status,    FarmStatus)       \
     M(72, EXPLAIN_QUERY,  explain_query,  ExplainQuery)     \
-    M(73, EXPLAIN_REPLY,  explain_reply,  ExplainReply)
+    M(73, EXPLAIN_REPLY,  explain_reply,  ExplainReply)     \
+    E(80, REPAIR_COMMAND, repair_command, RepairCommand)    \
+    M(81, REPAIR_REPLY,   repair_reply,   RepairReply)
 
 /* From workers. */
 
@@ -357,7 +359,17 @@ enum kn_batch_verb {
 #define KN_FIELDS_BATCH_COMMAND(F)                   \
     F(ID,   batch)                                   \
     F(ENUM, verb, kn_batch_verb, KN_VERB_CANCEL, KN_VERB_PRIORITY) \
-    F(S32,  argument)
+    F(S32,  argument)                                \
+    F(BOOL, now) /* of a removal: its pictures are deleted at once */
+
+#define KN_FIELDS_REPAIR_REPLY(F) /* what has been done */ \
+    F(U64, moved) /* objects that nothing names, to the trash */ \
+    F(U64, moved_bytes)                              \
+    F(U64, restored) /* back from the trash: they are named */ \
+    F(U64, deleted) /* from the trash, old enough */ \
+    F(U64, deleted_bytes)                            \
+    F(U64, strays) /* halves of pictures, by coordinators that were killed */ \
+    F(U64, others) /* files that kiln did not name: left alone */
 
 #define KN_FIELDS_WORKER_COMMAND(F)                  \
     F(TEXT, worker, KN_NAME_MAX)                     \

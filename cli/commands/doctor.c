@@ -183,6 +183,31 @@ static void check_moving(struct doctor *d, struct client *c) {
     kn_msg_destroy(r);
 }
 
+/* What nothing on the farm needs any more; the farm does that by itself too, once a day. */
+static void repair_farm(struct doctor *d, struct client *c) {
+    struct kn_err err = {0};
+    struct kn_msg q = {.type = KN_MSG_REPAIR_COMMAND}, *m = NULL;
+    char moved[32], deleted[32];
+    int rc = client_call(c, &q, KN_MSG_REPAIR_REPLY, CLIENT_RESTART_MS, &m, &err);
+    if (rc) {
+        line(d, false, "farm's leftovers", "%s",
+             rc == KN_EPROTO ? "the farm is older than this program" : err.text);
+        return;
+    }
+    const struct kn_repair_reply *r = &m->u.repair_reply;
+    line(d, true, "farm's leftovers",
+         "%llu picture%s that nothing names moved to the trash (%s), %llu moved back",
+         (unsigned long long)r->moved, r->moved == 1 ? "" : "s", kn_bytes_text(r->moved_bytes, moved),
+         (unsigned long long)r->restored);
+    line(d, true, "farm's leftovers", "%llu deleted from the trash (%s), %llu unfinished files removed",
+         (unsigned long long)r->deleted, kn_bytes_text(r->deleted_bytes, deleted),
+         (unsigned long long)r->strays);
+    if (r->others)
+        line(d, true, "farm's leftovers", "%llu files in the pictures' folder are not kiln's: left alone",
+             (unsigned long long)r->others);
+    kn_msg_destroy(m);
+}
+
 static void check_farm(struct doctor *d) {
     char dir[KN_PATH_MAX], there[KN_PATH_MAX];
     bool is_endpoint;
@@ -216,6 +241,7 @@ static void check_farm(struct doctor *d) {
              r->u.worker_list.count, r->u.worker_list.count == 1 ? "" : "s");
     kn_msg_destroy(r);
     if (rc == KN_OK) check_moving(d, c);
+    if (rc == KN_OK && d->o->repair) repair_farm(d, c);
     client_close(c);
 }
 
@@ -281,7 +307,7 @@ const struct cli_command cmd_doctor = {
         "Says whether this machine has what a farm needs: Redis, the programs, the model, "
         "memory and how many workers with a model fit in it, room on the disk; whether the farm is up; "
         "and which private farms of renders there are, also those that killed ones left (--repair removes "
-        "them). Status 2 when something is missing.",
+        "them, and has a farm that is up look for pictures that nothing names). Status 2 when something is missing.",
     .examples =
         "  kiln doctor\n"
         "  kiln doctor --models ~/models\n"

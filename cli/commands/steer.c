@@ -5,6 +5,11 @@
 
 #include "cli/talk/statuses.h"
 
+static int steer_one(struct client *c, const struct cli_options *o, const kn_id id, enum kn_batch_verb verb,
+                     struct kn_err *err) {
+    return verb == KN_VERB_REMOVE ? batch_remove(c, id, o->now, err) : batch_command(c, id, verb, err);
+}
+
 int steer_all(const struct cli_options *o, enum kn_batch_verb verb, bool over) {
     struct kn_err err = {0};
     struct client *c = NULL;
@@ -18,7 +23,7 @@ int steer_all(const struct cli_options *o, enum kn_batch_verb verb, bool over) {
     for (size_t i = 0; rc == KN_OK && i < s.count; i++) {
         bool ended = s.v[i].state == KN_BATCH_DONE || s.v[i].state == KN_BATCH_CANCELLED;
         if (ended != over || (over && !batch_is_over(&s.v[i]))) continue;
-        rc = batch_command(c, s.v[i].batch, verb, &err);
+        rc = steer_one(c, o, s.v[i].batch, verb, &err);
         if (rc == KN_ENOENT || rc == KN_ESTATE)
             rc = KN_OK;
         else
@@ -40,7 +45,7 @@ int steer_batches(const struct cli_options *o, enum kn_batch_verb verb) {
     if (rc == KN_OK) rc = farm_connect(o, &c, &err);
     if (rc == KN_OK) rc = statuses_find(c, o, &ids, &err); /* all of them, before anything is done */
     for (int i = 0; rc == KN_OK && i < o->arg_count; i++) {
-        rc = batch_command(c, ids[i], verb, &err);
+        rc = steer_one(c, o, ids[i], verb, &err);
         if (rc) kn_err_prefix(&err, "%s", o->args[i]);
     }
     free(ids);

@@ -111,12 +111,37 @@ static void read_last_words(struct local_farm *s, size_t i) {
     kn_supervise_last_words(log, s->v[i].log_at, s->processes[i].words, sizeof s->processes[i].words);
 }
 
+/* What an earlier Redis of this farm left: its socket, and the files that it was writing when it was killed.
+ * None runs, since its folder is ours alone. */
+static void clear_redis(const struct local_farm *s) {
+    static const char *const folders[] = {"redis", "redis/appendonlydir"};
+    char path[KN_PATH_MAX];
+    unlink(s->f->redis_socket);
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        size_t n = farmdir_path(s->f, folders[i], path) == KN_OK ? kn_fs_remove_prefixed(path, "temp-") : 0;
+        if (n) kn_info("strays_removed folder=%s count=%zu", folders[i], n);
+    }
+}
+
+/* The same of files that supervisors, coordinators and whoever wrote pid files were replacing. */
+static void clear_temps(const struct local_farm *s) {
+    char path[KN_PATH_MAX + sizeof s->v[0].name + 8];
+    size_t n = kn_fs_remove_temps(s->endpoint_file, 0) + kn_fs_remove_temps(s->ready_file, 0);
+    snprintf(path, sizeof path, "%s/supervisor.pid", s->run_dir);
+    n += kn_fs_remove_temps(path, 0);
+    for (size_t i = 0; i < s->supervisor.count; i++) {
+        snprintf(path, sizeof path, "%s/%s.pid", s->run_dir, s->v[i].name);
+        n += kn_fs_remove_temps(path, 0);
+    }
+    if (n) kn_info("strays_removed folder=run count=%zu", n);
+}
+
 static void on_event(void *ctx, struct kn_child *ch, enum kn_child_event e) {
     struct local_farm *s = ctx;
     size_t i = (size_t)(ch - s->v);
     switch (e) {
     case KN_CHILD_STARTING: /* what is there of an earlier one would be taken for a sign of the new one */
-        if (i == s->redis) unlink(s->f->redis_socket);
+        if (i == s->redis) clear_redis(s);
         if (i == s->coordinator) unlink(s->ready_file);
         break;
     case KN_CHILD_STARTED:
@@ -323,6 +348,7 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
     }
     if (c->insecure) add_arg(p, "--insecure");
     if (c->allow_volatile) add_arg(p, "--allow-volatile");
+    if (c->private_farm) add_arg(p, "--no-scrub"); /* its pictures are moved to the output folder */
     if (c->default_model) {
         add_arg(p, "--default-model");
         add_arg(p, "%s", c->default_model);
@@ -449,6 +475,7 @@ static _Noreturn void supervise(struct local_farm *s) {
     if (rc == KN_OK) rc = farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
     if (rc == KN_OK) {
         end_leftovers(s);
+        clear_temps(s);
         watch(s);
     }
     farmdir_remove_pid(s->f, "supervisor");

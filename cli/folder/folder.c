@@ -197,6 +197,7 @@ int folder_describe(struct folder *o, struct kn_err *err) {
     kn_buf_init(&buf, 8u << 20);
     int rc = kn_buf_appendf(&buf, "%s\n", text);
     if (rc == KN_OK) rc = kn_fs_join(path, sizeof path, o->dir, "batch.json");
+    if (rc == KN_OK) kn_fs_remove_temps(path, 0); /* the lock is ours */
     if (rc == KN_OK)
         rc = kn_fs_replace(path, buf.data, buf.len, true, err);
     else

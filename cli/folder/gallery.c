@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,6 +87,14 @@ bool gallery_is_part(const char *name) {
     return digits >= 4 && digits <= 6 && strcmp(name + digits, ".js") == 0;
 }
 
+/* A file of the gallery that a killed kiln was replacing. */
+static bool is_temp(const char *name) {
+    char whole[NAME_MAX + 1];
+    const char *temp = strstr(name, ".js.tmp.");
+    snprintf(whole, sizeof whole, "%.*s", temp ? (int)(temp - name) + 3 : 0, name);
+    return temp && (gallery_is_part(whole) || strcmp(whole, "status.js") == 0);
+}
+
 int gallery_write_page(struct folder *o, struct kn_err *err) {
     char dir[KN_PATH_MAX], path[KN_PATH_MAX];
     int rc = kn_fs_join(dir, sizeof dir, o->dir, "gallery");
@@ -96,12 +105,14 @@ int gallery_write_page(struct folder *o, struct kn_err *err) {
     if (!d) return kn_err_set(err, KN_EIO, "%s: %s", dir, strerror(errno));
     struct dirent *entry;
     while ((entry = readdir(d)))
-        if (gallery_is_part(entry->d_name) && kn_fs_join(path, sizeof path, dir, entry->d_name) == KN_OK)
+        if ((gallery_is_part(entry->d_name) || is_temp(entry->d_name)) &&
+            kn_fs_join(path, sizeof path, dir, entry->d_name) == KN_OK)
             unlink(path);
     closedir(d);
     memset(o->gallery.written, 0, o->gallery.count * sizeof *o->gallery.written);
     rc = kn_fs_join(path, sizeof path, o->dir, "index.html");
     if (rc) return kn_err_set(err, rc, "index.html: the path is too long");
+    kn_fs_remove_temps(path, 0);
     return kn_fs_replace(path, gallery_page, gallery_page_len, false, err);
 }
 

@@ -86,6 +86,14 @@ int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, str
     return client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
 }
 
+int batch_remove(struct client *c, const kn_id id, bool now, struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_BATCH_COMMAND};
+    memcpy(m.u.batch_command.batch, id, sizeof(kn_id));
+    m.u.batch_command.verb = KN_VERB_REMOVE;
+    m.u.batch_command.now = now;
+    return client_call(c, &m, KN_MSG_REPLY, CLIENT_RESTART_MS, NULL, err);
+}
+
 static const char *or_number(const char *known, const char *what, unsigned number, char out[32]) {
     if (known) return known;
     snprintf(out, 32, "%s %u", what, number);

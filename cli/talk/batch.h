@@ -15,6 +15,8 @@ KN_MUST_USE int batch_query(struct client *c, const uint8_t *id, struct kn_msg *
 /* The id that `text` is or begins. KN_ENOENT: none has it; KN_EINVAL: several have, or it is no id at all. */
 KN_MUST_USE int batch_find(struct client *c, const char *text, kn_id out, struct kn_err *err);
 KN_MUST_USE int batch_command(struct client *c, const kn_id id, enum kn_batch_verb verb, struct kn_err *err);
+/* The farm forgets the batch. `now`: and deletes its pictures at once. */
+KN_MUST_USE int batch_remove(struct client *c, const kn_id id, bool now, struct kn_err *err);
 /* Its state, worker's state or phase in a word; "state 9" for one that a newer farm has and this program does not
  * know. */
 const char *batch_state_text(const struct kn_batch_status *s, char out[32]);

@@ -409,6 +409,9 @@ KN_MUST_USE int farm_task_view(const struct farm *f, const kn_id id, uint32_t ta
 /* 0 if a result for this task is wanted at all, so that the shell can refuse the bytes early. KN_EEXIST: it
  * is done already. KN_EGONE: the task or its batch is over or unknown. */
 KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
+/* Calls `each` for the objects of results that wait for the store to be asked again: they are about to be
+ * named. */
+void farm_each_waiting(const struct farm *f, void (*each)(void *ctx, const kn_digest sha256), void *ctx);
 
 struct farm_worker_view {
     const char *worker, *backend; /* borrowed until the next step */

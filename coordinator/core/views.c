@@ -267,6 +267,14 @@ int farm_wants(const struct farm *f, const kn_id id, uint32_t task) {
     }
 }
 
+void farm_each_waiting(const struct farm *f, void (*each)(void *ctx, const kn_digest sha256), void *ctx) {
+    for (uint32_t slot = f->wait_head; slot != NONE;) {
+        const struct pending *p = slab_at(&f->pendings, slot);
+        if (!p->fail) each(ctx, p->sha256);
+        slot = p->next;
+    }
+}
+
 /* ---- workers */
 
 size_t farm_worker_count(const struct farm *f) {

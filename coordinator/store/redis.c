@@ -325,15 +325,35 @@ static int redis_state(struct store *base, const kn_id id, enum kn_batch_state s
     return send_script(s, &w, done, ctx);
 }
 
-static int redis_remove(struct store *base, const kn_id id, store_done done, void *ctx) {
+static int redis_remove(struct store *base, const kn_id id, bool now, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
     struct words w;
     redis_keys_of(id, &k);
-    const char *const keys[] = {"kiln:batches", "kiln:staged", k.batch,    k.chunks,
-                                k.names,        k.records,     k.failures, k.charges};
-    begin_script(&w, s, S_REMOVE, keys, 8);
+    const char *const keys[] = {"kiln:batches", "kiln:staged", "kiln:tombs", k.tomb,     k.records,
+                                k.batch,        k.chunks,      k.names,      k.failures, k.charges};
+    begin_script(&w, s, S_REMOVE, keys, 10);
     word(&w, k.id);
+    number(&w, now);
+    return send_script(s, &w, done, ctx);
+}
+
+static int redis_bury(struct store *base, const kn_id id, size_t records, store_done done, void *ctx) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct keys k;
+    struct words w;
+    redis_keys_of(id, &k);
+    const char *const keys[] = {"kiln:tombs", k.tomb};
+    begin_script(&w, s, S_BURY, keys, 2);
+    word(&w, k.id);
+    number(&w, (long long)records * STORE_RECORD_BYTES);
+    return send_script(s, &w, done, ctx);
+}
+
+static int redis_confirm(struct store *base, store_done done, void *ctx) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct words w;
+    begin_script(&w, s, S_CONFIRM, NULL, 0);
     return send_script(s, &w, done, ctx);
 }
 
@@ -381,6 +401,8 @@ static const struct store_ops redis_ops = {
     .model = redis_model,
     .state = redis_state,
     .remove = redis_remove,
+    .bury = redis_bury,
+    .confirm = redis_confirm,
     .backlog = redis_backlog,
     .silent_ms = redis_silent_ms,
     .close = redis_close,

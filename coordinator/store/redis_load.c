@@ -175,6 +175,39 @@ static int load_list(struct redis_store *s, bool sealed, const struct store_read
     return rc;
 }
 
+static int load_tomb(struct redis_store *s, const char *text, bool now, const struct store_reader *rd,
+                     struct kn_err *err) {
+    kn_id id;
+    struct keys k;
+    if (kn_uuid_parse(text, id) != 0) return odd(err, "kiln:tombs");
+    redis_keys_of(id, &k);
+    for (uint64_t from = 0;; from += RECORDS_A_READ) {
+        char a[24], b[24];
+        snprintf(a, sizeof a, "%llu", (unsigned long long)from * STORE_RECORD_BYTES);
+        snprintf(b, sizeof b, "%llu", (unsigned long long)(from + RECORDS_A_READ) * STORE_RECORD_BYTES - 1);
+        redisReply *r = redis_ask_plain(s->sync, err, 4, "GETRANGE", k.tomb, a, b);
+        if (!r) return err->code;
+        int rc = is_text(r) ? 0 : odd(err, k.tomb);
+        size_t n = rc == 0 ? r->len / STORE_RECORD_BYTES : 0;
+        if (rc == 0 && (n > 0 || from == 0))
+            rc = rd->tomb(rd->ctx, id, now, (const uint8_t(*)[STORE_RECORD_BYTES])r->str, n, err);
+        freeReplyObject(r);
+        if (rc != 0 || n < RECORDS_A_READ) return rc;
+    }
+}
+
+static int load_tombs(struct redis_store *s, const struct store_reader *rd, struct kn_err *err) {
+    redisReply *r = redis_ask_plain(s->sync, err, 2, "HGETALL", "kiln:tombs");
+    if (!r) return err->code;
+    int rc = r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, "kiln:tombs");
+    for (size_t i = 0; rc == 0 && i + 1 < r->elements; i += 2)
+        rc = is_text(r->element[i])
+                 ? load_tomb(s, r->element[i]->str, number_of(r->element[i + 1]) != 0, rd, err)
+                 : odd(err, "kiln:tombs");
+    freeReplyObject(r);
+    return rc;
+}
+
 static int load_models(struct redis_store *s, const struct store_reader *rd, struct kn_err *err) {
     redisReply *r = redis_ask_plain(s->sync, err, 2, "HGETALL", "kiln:models");
     if (!r) return err->code;
@@ -194,5 +227,6 @@ int redis_load(struct store *base, const struct store_reader *rd, struct kn_err 
     struct redis_store *s = (struct redis_store *)base;
     int rc = load_list(s, true, rd, err);
     if (rc == 0) rc = load_list(s, false, rd, err);
+    if (rc == 0 && rd->tomb) rc = load_tombs(s, rd, err);
     return rc == 0 && rd->model ? load_models(s, rd, err) : rc;
 }

@@ -32,6 +32,8 @@ enum script {
     S_VOID,
     S_STATE,
     S_REMOVE,
+    S_BURY,
+    S_CONFIRM,
     S_COUNT
 };
 extern const char *const redis_script_text[S_COUNT];
@@ -55,7 +57,7 @@ struct redis_store {
 enum { KEY_MAX = 64 };
 struct keys {
     char batch[KEY_MAX], chunks[KEY_MAX], names[KEY_MAX], records[KEY_MAX], failures[KEY_MAX],
-        charges[KEY_MAX];
+        charges[KEY_MAX], tomb[KEY_MAX];
     char id[KN_UUID_TEXT];
 };
 

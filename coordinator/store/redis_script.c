@@ -11,6 +11,10 @@
  *     kiln:batches    sorted set: ids of the sealed batches, by that count
  *     kiln:staged     set: ids of the batches that are being submitted and not sealed
  *
+ *     kiln:tombs      hash: id of a removed batch whose objects have not all gone yet -> 1 when they are to be
+ *                     deleted at once, else 0
+ *     kiln:t:<id>     its records, as kiln:b:<id>:r had them
+ *
  *     kiln:b:<id>     hash: begin               the accepted request, which the store does not look into
  *                           tasks, chunks       how many
  *                           state               enum kn_batch_state
@@ -140,12 +144,30 @@ const char *const redis_script_text[S_COUNT] = {
     "  end\n"
     "end\n"
     "return KN_OK\n",
-    /* KEYS term, batches, staged, then the batch's own; ARGV term, id */
+    /* KEYS term, batches, staged, tombs, tomb, records, then the batch's others; ARGV term, id, 1 for at once.
+     * The same id may have been removed before, with its objects not gone yet. */
     [S_REMOVE] = FENCE
     "redis.call('ZREM', KEYS[2], ARGV[2])\n"
     "redis.call('SREM', KEYS[3], ARGV[2])\n"
-    "for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end\n"
+    "if redis.call('EXISTS', KEYS[6]) == 1 then\n"
+    "  redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])\n"
+    "  if redis.call('EXISTS', KEYS[5]) == 0 then\n"
+    "    redis.call('RENAME', KEYS[6], KEYS[5])\n"
+    "  else\n"
+    "    redis.call('APPEND', KEYS[5], redis.call('GET', KEYS[6]))\n"
+    "    redis.call('UNLINK', KEYS[6])\n"
+    "  end\n"
+    "end\n"
+    "for i = 7, #KEYS do redis.call('UNLINK', KEYS[i]) end\n"
     "return KN_OK\n",
+    /* KEYS term, tombs, tomb; ARGV term, id, bytes that it has */
+    [S_BURY] = FENCE
+    "if redis.call('STRLEN', KEYS[3]) > tonumber(ARGV[3]) then return KN_ESTATE end\n"
+    "redis.call('HDEL', KEYS[2], ARGV[2])\n"
+    "redis.call('UNLINK', KEYS[3])\n"
+    "return KN_OK\n",
+    /* KEYS term; ARGV term */
+    [S_CONFIRM] = FENCE "return KN_OK\n",
 };
 
 void redis_keys_of(const kn_id id, struct keys *k) {
@@ -156,4 +178,5 @@ void redis_keys_of(const kn_id id, struct keys *k) {
     snprintf(k->records, KEY_MAX, "kiln:b:%s:r", k->id);
     snprintf(k->failures, KEY_MAX, "kiln:b:%s:f", k->id);
     snprintf(k->charges, KEY_MAX, "kiln:b:%s:a", k->id);
+    snprintf(k->tomb, KEY_MAX, "kiln:t:%s", k->id);
 }

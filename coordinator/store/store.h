@@ -74,6 +74,10 @@ struct store_reader {
     int (*failure)(void *ctx, const struct store_failure *f, struct kn_err *err);
     int (*charge)(void *ctx, uint32_t task, uint32_t charges, const char *history, struct kn_err *err);
     int (*batch_end)(void *ctx, struct kn_err *err);
+    /* The tombstone of a removed batch: its records, a part of them at a time, in their order and packed. May be
+     * NULL. */
+    int (*tomb)(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
+                size_t count, struct kn_err *err);
     /* A model that some worker announced; may be NULL. */
     int (*model)(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err);
 };
@@ -95,7 +99,9 @@ struct store_ops {
     int (*charge)(struct store *s, const kn_id id, uint32_t task, uint32_t charges, const char *history);
     int (*state)(struct store *s, const kn_id id, enum kn_batch_state state, int32_t priority,
                  uint64_t finished_wall_ms, bool retried, store_done done, void *ctx);
-    int (*remove)(struct store *s, const kn_id id, store_done done, void *ctx);
+    int (*remove)(struct store *s, const kn_id id, bool now, store_done done, void *ctx);
+    int (*bury)(struct store *s, const kn_id id, size_t records, store_done done, void *ctx);
+    int (*confirm)(struct store *s, store_done done, void *ctx);
     int (*model)(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
                  size_t len); /* NULL: none are kept */
     size_t (*backlog)(const struct store *s);
@@ -166,9 +172,22 @@ static inline int store_state(struct store *s, const kn_id id, enum kn_batch_sta
                               uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     return s->ops->state(s, id, state, priority, finished_wall_ms, retried, done, ctx);
 }
-/* The batch leaves, sealed or not. Removing what is not there is fine. */
+/* The batch leaves, sealed or not. Removing what is not there is fine. Its records stay as a tombstone: nothing
+ * names their objects by them any more, and they tell which objects are to go, to this coordinator or to the next. */
 static inline int store_remove(struct store *s, const kn_id id, store_done done, void *ctx) {
-    return s->ops->remove(s, id, done, ctx);
+    return s->ops->remove(s, id, false, done, ctx);
+}
+/* The same, and the objects are to be deleted at once. */
+static inline int store_remove_now(struct store *s, const kn_id id, store_done done, void *ctx) {
+    return s->ops->remove(s, id, true, done, ctx);
+}
+/* The tombstone leaves, if it has so many records. KN_ESTATE: it has others too, and stays. */
+static inline int store_bury(struct store *s, const kn_id id, size_t records, store_done done, void *ctx) {
+    return s->ops->bury(s, id, records, done, ctx);
+}
+/* Changes nothing: 0 says that this coordinator led when the store was asked. */
+static inline int store_confirm(struct store *s, store_done done, void *ctx) {
+    return s->ops->confirm(s, done, ctx);
 }
 /* A worker announced this model: what is told of it (which the store does not look into), and when. No answer. */
 static inline int store_model(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,

@@ -14,6 +14,8 @@ The rules, with the reason for each:
   - a state is compared with its name, never with a number;
   - a function of more than 100 lines stands in long_functions.txt with its reason; that list only shrinks;
   - no comment of a header begins with a bare "What" or "Whether": say what the thing is;
+  - no object is deleted or renamed away but into the trash: the coordinator calls unlink, rename and their kin only in
+    objects.c, and there only as REMOVALS lists;
   - words that the glossary forbids (docs/GLOSSARY.md) are in no identifier of a header.
 """
 import pathlib
@@ -271,6 +273,26 @@ def forbidden_words(files, glossary):
                 yield f"{f.path}:{f.line(m.start())}: {m[0]}: the word is {instead}"
 
 
+REMOVING = re.compile(r"(?<![>.])\b(?:unlink|unlinkat|remove|rename|renameat|renameat2|rmdir)\([^;]*?\)(?=[\s;]|\s*[=!&|)])")
+REMOVALS = {  # file: calls by which no object can be lost, however late they come
+    "coordinator/objects.c": (
+        r"unlinkat\(o->(?:incoming|trash)_fd, ",               # never an object
+        r"renameat\(o->incoming_fd, name, o->dir_fd, to\)",    # it comes, with the digest's bytes
+        r"renameat\(o->dir_fd, from, o->trash_fd, to\)",       # it goes where whoever misses it looks
+        r"renameat2?\(o->trash_fd, path, o->dir_fd, to[,)]"),  # it is back, with the digest's bytes
+    "coordinator/server.c": (r"unlink\(s->opt\.ready_file\)",),
+}
+
+
+def removals(files):
+    for f in files:
+        if not f.path.startswith("coordinator/"):
+            continue
+        for m in REMOVING.finditer(f.code):
+            if not any(re.match(good, m[0]) for good in REMOVALS.get(f.path, ())):
+                yield f"{f.path}:{f.line(m.start())}: {m[0].split('(')[0]}: an object is only moved to the trash, by objects_trash()"
+
+
 def breaches(root):
     files, names = read(root)
     reasons = (root / "tests/lint/long_functions.txt").read_text() if (root / "tests/lint/long_functions.txt").is_file() else ""
@@ -278,7 +300,8 @@ def breaches(root):
     glossary = (root / "docs/GLOSSARY.md").read_text() if (root / "docs/GLOSSARY.md").is_file() else ""
     found = []
     for rule in (named_files(files, names), dead_prototypes(files), headers_alone(files), same_names(files),
-                 unused_bounds(files), raw_states(files), long_functions(files, listed), bare_words(files), forbidden_words(files, glossary)):
+                 unused_bounds(files), raw_states(files), long_functions(files, listed), bare_words(files), removals(files),
+                 forbidden_words(files, glossary)):
         found += rule
     return found, len(files)
 
@@ -314,6 +337,9 @@ def self_test():
         ("base/a.h", "/* The a. What is in\n * it. */\nint a_make(int x);\n", 'base/a.h:1: "What is in'),
         ("base/b.h", GOOD["base/b.h"].replace("int x", "int job_count"), "base/b.h:3: job_count: the word is batch"),
         ("base/b.h", GOOD["base/b.h"].replace("int x", "int moves"), None),
+        ("coordinator/lost.c", "void f(int d) {\n    unlinkat(d, name, 0);\n}\n", "coordinator/lost.c:2: unlinkat: an object is only"),
+        ("coordinator/objects.c", "void f(int d) {\n    unlinkat(o->dir_fd, name, 0);\n}\n", "coordinator/objects.c:2: unlinkat: an"),
+        ("coordinator/objects.c", "void f(int d) {\n    if (renameat(o->dir_fd, from, o->trash_fd, to) == 0) d++;\n}\n", None),
     ]
     wrong = 0
     for file, text, breach in cases:

@@ -27,7 +27,7 @@ PLACEHOLDER = re.compile(r"NAME|AREA|OP\b|DIR|FOLDER|ID\b|…|\*")
 ELSEWHERE = re.compile(r"^(build/|kiln-out/|images/|objects/|~|\.\.?/|tcp:|ipc:|/)|^(index\.html|manifest\.jsonl|batch\.json|kiln\.json|"
                        r"model_index\.json|prompts\.\w+|redis\.pid|libcuda\w*\.so\.?\d*|LastTest\.log)$")
 
-FOLDERS = {"base": "unit", "proto": "unit", "worker": "unit", "cli": "unit", "store": "unit", "coordinator": "unit",
+FOLDERS = {"base": "unit", "promise": "unit", "proto": "unit", "worker": "unit", "cli": "unit", "store": "unit", "coordinator": "unit",
            "engine": "unit", "ops": "ops", "golden": "golden", "gpu": "gpu", "model": "model", "fuzz": "fuzz", "lint": "lint",
            "deploy": "../deploy", "core": "sim", "sim": "sim", "farm": "farm"}
 
@@ -44,6 +44,8 @@ PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "worker.promise_ver
          "deploy.systemd": "deploy/systemd/verify.sh", "deploy.tree": "deploy/verify_tree.sh"}
 for part in ("sd1", "sd2", "sdxl", "v8", "wide", "same_bytes", "engine"):
     PARTS[f"golden.{part}"] = "tests/golden/pipelines_test.c"
+for part in ("scrub", "trash", "cut_short"):
+    PARTS[f"promise.objects_{part}"] = "tests/unit/coordinator_server.c"
 for part in ("judge", "pictures", "other_prompts"):
     PARTS[f"model.{part}"] = "tests/model/model_test.c"
 SUFFIX = re.compile(r"(_can_fail|_libraries|_launched)$|\.(compiled|launched)$")

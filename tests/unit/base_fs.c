@@ -45,6 +45,29 @@ TEST(a_replaced_file_reads_back_and_leaves_nothing_beside_it) {
     kn_buf_fini(&b);
 }
 
+TEST(what_killed_writers_left_beside_a_file_is_removed_and_nothing_else) {
+    static const char *const names[] = {"a.json",
+                                        "a.json.tmp.0123ab",
+                                        "a.json.tmp.ffffff",
+                                        "a.json.tmp.notes",
+                                        "b.json.tmp.0123ab",
+                                        "a.json.tmp.0123abc",
+                                        "temp-rewriteaof-7.aof"};
+    static const bool stays[] = {true, false, false, true, true, true, true};
+    begin();
+    for (size_t i = 0; i < 7; i++) {
+        FILE *f = fopen(at(names[i]), "w");
+        CHECK(f != NULL);
+        fclose(f);
+    }
+    CHECK_INT((int)kn_fs_remove_temps(at("a.json"), 60000), 0); /* they are young */
+    CHECK_INT((int)kn_fs_remove_temps(at("a.json"), 0), 2);
+    for (size_t i = 0; i < 7; i++) CHECK_MSG(kn_fs_exists(at(names[i])) == stays[i], "%s", names[i]);
+    CHECK_INT((int)kn_fs_remove_prefixed(dir, "temp-"), 1);
+    CHECK_INT((int)kn_fs_remove_prefixed(dir, ""), 4);
+    CHECK(rmdir(dir) == 0);
+}
+
 TEST(a_replaced_file_has_the_mode_that_the_umask_leaves) {
     static const unsigned masks[] = {022, 027, 077, 0};
     struct kn_err err = {0};

@@ -10,12 +10,13 @@ struct fixture {
     uv_loop_t loop;
     struct collect *c;
     char dir[64];
+    uint64_t term;
     int done, failed, last;
 };
 
 static void open_collect(struct fixture *f) {
     struct kn_err err = {0};
-    CHECK_MSG(collect_create(&f->loop, f->dir, &f->c, &err) == 0, "%s", err.text);
+    CHECK_MSG(collect_create(&f->loop, f->dir, ++f->term, &f->c, &err) == 0, "%s", err.text);
 }
 
 static void setup(struct fixture *f) {
@@ -61,7 +62,7 @@ static void put(struct fixture *f, const char *text, uint8_t sha256[KN_SHA256_BY
     CHECK(b.data == NULL);
 }
 
-/* Until nothing is under way; the discards' timer may be. */
+/* Until nothing is under way. */
 static void settle(struct fixture *f) {
     for (int i = 0; i < 100000 && collect_count(f->c) > 0; i++) uv_run(&f->loop, UV_RUN_ONCE);
     CHECK_INT((int)collect_count(f->c), 0);
@@ -72,7 +73,7 @@ static void check_file(struct fixture *f, const uint8_t sha256[KN_SHA256_BYTES],
     char path[KN_PATH_MAX];
     struct kn_buf b;
     kn_buf_init(&b, 1u << 20);
-    collect_path(f->dir, sha256, path);
+    objects_path(f->dir, sha256, path);
     CHECK_INT(kn_fs_read(path, &b, NULL), 0);
     CHECK_STR(b.data, text);
     kn_buf_fini(&b);
@@ -80,7 +81,7 @@ static void check_file(struct fixture *f, const uint8_t sha256[KN_SHA256_BYTES],
 
 static bool is_there(struct fixture *f, const uint8_t sha256[KN_SHA256_BYTES]) {
     char path[KN_PATH_MAX];
-    collect_path(f->dir, sha256, path);
+    objects_path(f->dir, sha256, path);
     return kn_fs_exists(path);
 }
 
@@ -106,7 +107,7 @@ TEST(an_image_becomes_a_file_named_by_its_digest) {
     check_file(&f, d, "bytes");
     kn_hex(d, sizeof d, hex);
     snprintf(want, sizeof want, "%s/%.2s/%s.png", f.dir, hex, hex);
-    collect_path(f.dir, d, path);
+    objects_path(f.dir, d, path);
     CHECK_STR(path, want);
     CHECK_INT(incoming(&f), 0);
     teardown(&f);
@@ -122,7 +123,7 @@ TEST(an_object_is_read_only) {
     put(&f, "bytes", d);
     settle(&f);
     umask(before);
-    collect_path(f.dir, d, path);
+    objects_path(f.dir, d, path);
     CHECK_INT(stat(path, &st), 0);
     CHECK_INT(st.st_mode & 0777, 0440);
     teardown(&f);
@@ -160,7 +161,7 @@ TEST(a_duplicate_is_fine) {
 
 static void damage(struct fixture *f, const uint8_t sha256[KN_SHA256_BYTES], const char *text) {
     char path[KN_PATH_MAX];
-    collect_path(f->dir, sha256, path);
+    objects_path(f->dir, sha256, path);
     CHECK_INT(chmod(path, 0644), 0);
     FILE *x = fopen(path, "w");
     CHECK(x != NULL);
@@ -301,68 +302,12 @@ TEST(lost_and_damaged_objects_are_found_among_the_others) {
     put(&f, "third", d[2]);
     settle(&f);
     CHECK_INT(look(&f, d, true), 0);
-    collect_path(f.dir, d[0], path);
+    objects_path(f.dir, d[0], path);
     CHECK_INT(unlink(path), 0);
     damage(&f, d[1], "otheR");
     CHECK_INT(look(&f, d, true), (-KN_ENOENT * 1000 - KN_ECORRUPT) * 1000);
     CHECK_INT(look(&f, d, false), -KN_ENOENT * 1000000); /* a digest is not compared then */
     damage(&f, d[1], "");
     CHECK_INT(look(&f, d, false), (-KN_ENOENT * 1000 - KN_ECORRUPT) * 1000);
-    teardown(&f);
-}
-
-TEST(discarded_objects_go_and_those_that_come_again_stay) {
-    struct fixture f;
-    uint8_t a[KN_SHA256_BYTES], b[KN_SHA256_BYTES], c[KN_SHA256_BYTES];
-    setup(&f);
-    put(&f, "one", a);
-    put(&f, "two", b);
-    put(&f, "three", c);
-    settle(&f);
-    CHECK_INT(collect_discard(f.c, a), 0);
-    CHECK_INT(collect_discard(f.c, b), 0);
-    CHECK_INT(collect_discard(f.c, c), 0);
-    CHECK_INT(collect_discard(f.c, c), 0);
-    put(&f, "two", b);
-    collect_keep(f.c, c);
-    for (int i = 0; i < 1000 && is_there(&f, a); i++) uv_run(&f.loop, UV_RUN_ONCE);
-    settle(&f);
-    CHECK(!is_there(&f, a));
-    CHECK(is_there(&f, b));
-    CHECK(is_there(&f, c));
-    teardown(&f);
-}
-
-TEST(a_picture_that_comes_while_it_is_being_deleted_is_kept) {
-    struct fixture f;
-    uint8_t d[KN_SHA256_BYTES];
-    char text[32];
-    setup(&f);
-    for (int i = 0; i < 300; i++) {
-        snprintf(text, sizeof text, "picture %d", i);
-        put(&f, text, d);
-    }
-    settle(&f);
-    for (int i = 0; i < 300; i++) {
-        snprintf(text, sizeof text, "picture %d", i);
-        kn_sha256(text, strlen(text), d);
-        CHECK_INT(collect_discard(f.c, d), 0);
-    }
-    uv_run(&f.loop, UV_RUN_NOWAIT); /* a thread begins with the first of them */
-    uv_run(&f.loop, UV_RUN_NOWAIT);
-    for (int i = 0; i < 300; i++) {
-        snprintf(text, sizeof text, "picture %d", i);
-        put(&f, text, d);
-    }
-    settle(&f);
-    for (int i = 0; i < 20; i++) {
-        uv_run(&f.loop, UV_RUN_NOWAIT);
-        usleep(5000);
-    }
-    for (int i = 0; i < 300; i++) {
-        snprintf(text, sizeof text, "picture %d", i);
-        kn_sha256(text, strlen(text), d);
-        CHECK_MSG(is_there(&f, d), "%s", text);
-    }
     teardown(&f);
 }

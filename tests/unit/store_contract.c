@@ -195,6 +195,17 @@ static int rd_model(void *ctx, uint64_t wall_ms, const void *data, size_t len, s
     say(ctx, "model %llu %.*s.", (unsigned long long)wall_ms, (int)len, (const char *)data);
     return 0;
 }
+/* Of its records, those that are there. */
+static int rd_tomb(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
+                   size_t count, struct kn_err *err) {
+    struct store_record r;
+    (void)err;
+    say(ctx, "tomb %x now=%d", id[0], now);
+    for (size_t i = 0; i < count; i++)
+        if (store_record_unpack(records[i], &r)) say(ctx, " %02x", r.sha256[0]);
+    say(ctx, ".\n");
+    return 0;
+}
 static int rd_end(void *ctx, struct kn_err *err) {
     (void)err;
     say(ctx, ".\n");
@@ -207,8 +218,16 @@ static const char *read_back(struct fixture *f) {
     struct kn_err err = {0};
     r.len = 0;
     r.text[0] = 0;
-    struct store_reader rd = {&r,         rd_batch,  rd_chunk, rd_name, rd_record,
-                              rd_failure, rd_charge, rd_end,   rd_model};
+    struct store_reader rd = {.ctx = &r,
+                              .batch = rd_batch,
+                              .chunk = rd_chunk,
+                              .name = rd_name,
+                              .record = rd_record,
+                              .failure = rd_failure,
+                              .charge = rd_charge,
+                              .batch_end = rd_end,
+                              .tomb = rd_tomb,
+                              .model = rd_model};
     store_close(f->s);
     run_out(f);
     open_store(f, &f->s);
@@ -320,6 +339,8 @@ BOTH(every_write_is_fenced) {
     CHECK_INT(ANSWER_OF(f, store_void(old, id_a, 5, &r, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_state(old, id_a, KN_BATCH_CANCELLED, 0, 0, false, on_done, &a)), KN_ETERM);
     CHECK_INT(ANSWER_OF(f, store_remove(old, id_a, on_done, &a)), KN_ETERM);
+    CHECK_INT(ANSWER_OF(f, store_bury(old, id_a, 1, on_done, &a)), KN_ETERM);
+    CHECK_INT(ANSWER_OF(f, store_confirm(old, on_done, &a)), KN_ETERM);
     store_close(old);
     f->s = next;
     CHECK_STR(read_back(f),
@@ -463,6 +484,37 @@ BOTH(a_removed_batch_is_gone) {
     CHECK_INT(ANSWER_OF(f, store_state(f->s, id_a, KN_BATCH_ACTIVE, 0, 0, false, on_done, &a)), KN_EGONE);
     CHECK(strncmp(read_back(f), "b sealed", 8) == 0);
     if (f->in_redis) CHECK_STR(test_redis_ask(&f->redis, "--raw keys 'kiln:b:0a*'"), "");
+}
+
+BOTH(a_removed_batch_leaves_its_records_until_it_is_buried) {
+    submit(f, id_a, 2000);
+    submit(f, id_b, 2000);
+    struct store_record r = record_of(0x11, 1), q = record_of(0x22, 2);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 5, &r, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 7, &q, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_remove_now(f->s, id_a, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_remove_now(f->s, id_a, on_done, &a)), 0); /* its answer was lost */
+    CHECK_INT(ANSWER_OF(f, store_remove(f->s, id_b, on_done, &a)), 0);     /* nothing of it was committed */
+    CHECK_STR(read_back(f), "tomb a now=1 11 22.\n");
+    CHECK_INT(ANSWER_OF(f, store_confirm(f->s, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_bury(f->s, id_a, 2000, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_bury(f->s, id_a, 2000, on_done, &a)), 0);
+    CHECK_STR(read_back(f), "");
+    if (f->in_redis) CHECK_STR(test_redis_ask(&f->redis, "--raw keys 'kiln:t*'"), "kiln:term");
+}
+
+BOTH(a_batch_that_is_removed_twice_leaves_the_records_of_both) {
+    if (!f->in_redis) return; /* the one in memory keeps two */
+    struct store_record r = record_of(0x11, 1), q = record_of(0x22, 1);
+    submit(f, id_a, 2000);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 0, &r, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_remove(f->s, id_a, on_done, &a)), 0);
+    submit(f, id_a, 2000);
+    CHECK_INT(ANSWER_OF(f, store_commit(f->s, id_a, 0, &q, on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_remove(f->s, id_a, on_done, &a)), 0);
+    /* Whoever has seen to the first alone does not bury both. */
+    CHECK_INT(ANSWER_OF(f, store_bury(f->s, id_a, 1, on_done, &a)), KN_ESTATE);
+    CHECK_STR(read_back(f), "tomb a now=0 11 22.\n");
 }
 
 BOTH(a_close_answers_what_is_open) {

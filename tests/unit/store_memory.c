@@ -22,8 +22,17 @@ struct memory_batch {
     uint8_t (*records)[STORE_RECORD_BYTES];
 };
 
+struct memory_tomb {
+    struct memory_tomb *next;
+    kn_id id;
+    bool now;
+    size_t count;
+    uint8_t records[][STORE_RECORD_BYTES];
+};
+
 struct store_disk {
     uint64_t term;
+    struct memory_tomb *tombs;
     struct memory_batch *sealed, *staged; /* in order */
 };
 
@@ -305,13 +314,51 @@ static int memory_state(struct store *base, const kn_id id, enum kn_batch_state 
     return answer(s, done, ctx, code, NULL);
 }
 
-static int memory_remove(struct store *base, const kn_id id, store_done done, void *ctx) {
+/* Its records stay, if it has any. */
+static int entomb(struct store_disk *d, const struct memory_batch *b, bool now) {
+    struct store_record r;
+    bool any = false;
+    for (uint32_t i = 0; b->records && i < b->b.tasks; i++) any |= store_record_unpack(b->records[i], &r);
+    if (!any) return 0;
+    struct memory_tomb *t = calloc(1, sizeof *t + b->b.tasks * sizeof *t->records);
+    if (!t) return KN_ENOMEM;
+    memcpy(t->id, b->b.id, sizeof t->id);
+    t->now = now;
+    t->count = b->b.tasks;
+    memcpy(t->records, b->records, t->count * sizeof *t->records);
+    t->next = d->tombs;
+    d->tombs = t;
+    return 0;
+}
+
+static int memory_bury(struct store *base, const kn_id id, size_t records, store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
+    for (struct memory_tomb **p = &s->disk->tombs; code == 0 && *p;) {
+        struct memory_tomb *t = *p;
+        if (memcmp(t->id, id, KN_UUID_BYTES) != 0 || t->count > records) {
+            p = &t->next;
+            continue;
+        }
+        *p = t->next;
+        free(t);
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_confirm(struct store *base, store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    return answer(s, done, ctx, s->base.term == s->disk->term ? 0 : KN_ETERM, NULL);
+}
+
+static int memory_remove(struct store *base, const kn_id id, bool now, store_done done, void *ctx) {
     struct memory_store *s = (struct memory_store *)base;
     int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
     struct memory_batch **lists[] = {&s->disk->sealed, &s->disk->staged};
     for (size_t i = 0; code == 0 && i < 2; i++) {
         struct memory_batch **p = batch_find(lists[i], id), *b = *p;
         if (!b) continue;
+        if (entomb(s->disk, b, now) != 0) return KN_ENOMEM;
         *p = b->next;
         batch_free(b);
     }
@@ -342,6 +389,9 @@ static int memory_load(struct store *base, const struct store_reader *rd, struct
     int rc = 0;
     for (struct memory_batch *b = s->disk->sealed; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
     for (struct memory_batch *b = s->disk->staged; rc == 0 && b; b = b->next) rc = load_batch(b, rd, err);
+    for (struct memory_tomb *t = s->disk->tombs; rc == 0 && rd->tomb && t; t = t->next)
+        rc =
+            rd->tomb(rd->ctx, t->id, t->now, (const uint8_t(*)[STORE_RECORD_BYTES])t->records, t->count, err);
     return rc;
 }
 
@@ -376,6 +426,8 @@ static const struct store_ops memory_ops = {
     .charge = memory_charge,
     .state = memory_state,
     .remove = memory_remove,
+    .bury = memory_bury,
+    .confirm = memory_confirm,
     .backlog = memory_backlog,
     .close = memory_close,
 };
@@ -393,6 +445,11 @@ void store_disk_destroy(struct store_disk *d) {
             *lists[i] = b->next;
             batch_free(b);
         }
+    }
+    while (d->tombs) {
+        struct memory_tomb *next = d->tombs->next;
+        free(d->tombs);
+        d->tombs = next;
     }
     free(d);
 }
