@@ -186,9 +186,9 @@ int main(int argc, char **argv) {
     if (rc == 0) {
         p.server->stopped = on_stopped;
         p.server->stopped_ctx = &p;
-        rc = server_recover(p.server, &err);
+        rc = store_redis_start(store, &loop, &err);
     }
-    if (rc == 0) rc = store_redis_start(store, &loop, &err);
+    if (rc == 0) rc = server_recover(p.server, &err);
     if (rc == 0) rc = server_listen(p.server, &err);
     if (rc == 0) {
         uv_signal_start(&p.term, on_signal, SIGTERM);

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
 #include "coordinator/lost.h"
@@ -49,6 +50,7 @@ static void on_sweep(uv_timer_t *t) {
     struct server *s = t->data;
     workers_forget(s);
     clients_sweep(s);
+    aside_sweep(s);
     trash_sweep(s);
     lost_sweep(s);
 }
@@ -211,6 +213,7 @@ void server_destroy(struct server *s) {
     if (!s) return;
     kn_wire_destroy(s->wire);
     workers_fini(s);
+    aside_fini(s);
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);
     farm_destroy(s->farm);

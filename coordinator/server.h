@@ -6,6 +6,7 @@
  *     recover.c     reads the store back after a start
  *     clients.c     talks to clients: submission, queries, commands, objects
  *     scrub.c       reads objects back, slowly, and has the damaged ones rendered again
+ *     aside.c       batches that cannot be read back
  *     lost.c        looks at the objects of a batch that is retried, and voids what is lost
  *     explain.c     answers why a batch or a task stands as it does
  *     waits.c       why something does not go on, in words
@@ -96,9 +97,10 @@ struct server {
     struct farm_effects fx;
     bool stepping;
     struct again *again, *again_last; /* events that came up while effects were carried out */
-    struct reply_to asking;           /* the client behind the current event, until an effect takes it over */
 
     struct batches batches;
+    struct kn_map *asides;  /* aside.c: id -> struct aside, owned; NULL: none */
+    size_t aside_sealed;    /* how many of them were accepted */
     struct kn_map *workers; /* name -> struct known_worker */
     struct kn_map *conns;   /* number -> struct known_worker */
     uv_timer_t tick, sweep;

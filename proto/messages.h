@@ -82,7 +82,7 @@ enum kn_batch_verb {
     F(ID,    batch)                                  \
     F(TEXT,  name,    KN_NAME_MAX)                   \
     F(TEXT,  request, KN_FRAME_BYTES_MAX)            \
-    F(STATE, state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_CANCELLED) \
+    F(STATE, state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_ASIDE) \
     F(U32,   total)                                  \
     F(U32,   done)                                   \
     F(U32,   failed)                                 \

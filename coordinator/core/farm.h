@@ -375,6 +375,9 @@ struct farm_batch_view {
 };
 KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms,
                                 struct farm_batch_view *out);
+/* The store has every change of its state that a person asked for. Until then a crash may take it back. An unknown
+ * batch is settled. */
+bool farm_batch_settled(const struct farm *f, const kn_id id);
 size_t farm_batch_count(const struct farm *f);
 /* The i-th batch in the order they were opened. */
 KN_MUST_USE int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out);

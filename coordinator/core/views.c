@@ -77,7 +77,7 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
     if (v->wait) return;
     if (other_class) {
         wait_for_worker(v, KN_WAIT_CLASS, other_class, now);
-        v->wait_class = farm_backend_name(f, p->pin);
+        v->wait_class = p->pin->name;
         return;
     }
     v->wait = KN_WAIT_NO_WORKER;
@@ -180,6 +180,11 @@ int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms, struc
 
 size_t farm_batch_count(const struct farm *f) {
     return f->batch_count;
+}
+
+bool farm_batch_settled(const struct farm *f, const kn_id id) {
+    const struct batch *b = batch_find(f, id);
+    return !b || (!f->deposed && !b->state_sent && !b->state_due && !b->state_dirty && !b->retried);
 }
 
 int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out) {

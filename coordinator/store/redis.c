@@ -156,8 +156,6 @@ int store_redis_start(struct store *base, uv_loop_t *loop, struct kn_err *err) {
     struct redis_store *s = (struct redis_store *)base;
     struct redis_link_options opt = {
         .address = s->address, .greet = greet, .ctx = s, .bytes_max = QUEUE_BYTES_MAX};
-    redisFree(s->sync);
-    s->sync = NULL;
     s->renew = malloc(sizeof *s->renew);
     if (!s->renew) return kn_err_set(err, KN_ENOMEM, "Redis: out of memory");
     uv_timer_init(loop, s->renew);

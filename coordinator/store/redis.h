@@ -15,7 +15,8 @@ struct store_redis_options {
  * coordinator leads; KN_EIO. Nothing else happens before store_redis_start(). */
 KN_MUST_USE int store_redis_open(const struct store_redis_options *opt, struct store **out,
                                  struct kn_err *err);
-/* Begins to work on the loop, after store_load(): from here on nothing waits for Redis. */
+/* Begins to take writes; the loop carries them out once it runs. Before store_load(), since reading back finds
+ * things to write. */
 KN_MUST_USE int store_redis_start(struct store *s, uv_loop_t *loop, struct kn_err *err);
 
 #endif

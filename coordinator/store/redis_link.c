@@ -407,8 +407,9 @@ int redis_link_create(uv_loop_t *loop, const struct redis_link_options *opt, str
     l->handles = 2;
     l->pause.data = l->watch.data = l;
     uv_timer_start(&l->watch, on_watch, WATCH_MS, WATCH_MS);
+    uv_timer_start(&l->pause, on_pause_over, 0,
+                   0); /* once the loop runs: what it takes to read back is no delay */
     *out = l;
-    connect_now(l);
     return 0;
 }
 

@@ -45,7 +45,7 @@ struct redis_store {
     char me[256];
     char term[24];
     char sha[S_COUNT][41];
-    struct redisContext *sync; /* until store_redis_start() */
+    struct redisContext *sync; /* until store_load() is through */
     struct redis_link *link;
     uv_timer_t *renew; /* owns; a handle of its own, closed after this struct is gone */
     size_t waiting;

@@ -32,9 +32,10 @@ redisReply *redis_ask_plain(redisContext *c, struct kn_err *err, int count, ...)
     } else if (r->type == REDIS_REPLY_ERROR) {
         bool password = strncmp(r->str, "NOAUTH", 6) == 0 || strncmp(r->str, "WRONGPASS", 9) == 0;
         kn_err_set(err,
-                   strncmp(r->str, "LOADING", 7) == 0 ? KN_EAGAIN
-                   : password                         ? KN_ECONFIG
-                                                      : KN_EIO,
+                   strncmp(r->str, "LOADING", 7) == 0     ? KN_EAGAIN
+                   : password                             ? KN_ECONFIG
+                   : strncmp(r->str, "WRONGTYPE", 9) == 0 ? KN_ECORRUPT
+                                                          : KN_EIO,
                    "Redis: %s: %s%s", w.v[0], r->str,
                    password ? " It wants a password, and kiln has none to give: use a Redis without one on a "
                               "Unix socket, or let kiln up start its own"

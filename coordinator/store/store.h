@@ -59,8 +59,10 @@ struct store_batch {
 typedef void (*store_done)(void *ctx, int code, const void *data, size_t len);
 
 /* The callbacks of store_load(). For each batch it calls batch, then chunk, name, record, failure and charge
- * any number of times, then batch_end. Sealed batches come in the order of their sealing. A non-zero return
- * ends the load with it. */
+ * any number of times, then batch_end. Sealed batches come in the order of their sealing. Where one of these
+ * fails, or what is stored of the batch is not what the store writes, `aside` is called in place of the rest:
+ * what was told of that batch is void, and the load goes on with the next. Only a store that does not answer, and
+ * a failure of `aside` or `model`, end it. */
 struct store_reader {
     void *ctx;
     int (*batch)(void *ctx, const struct store_batch *b, struct kn_err *err);
@@ -74,9 +76,15 @@ struct store_reader {
      * NULL. */
     int (*tomb)(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
                 size_t count, struct kn_err *err);
+    int (*aside)(void *ctx, const kn_id id, bool sealed, const struct kn_err *why, struct kn_err *err);
     /* A model that some worker announced; may be NULL. */
     int (*model)(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err);
 };
+
+/* True for a failure to read that is the batch's own, and not the store's. */
+static inline bool store_is_batchs_own(int code) {
+    return code != KN_EIO && code != KN_EAGAIN && code != KN_ETERM;
+}
 
 struct store;
 
@@ -114,7 +122,7 @@ struct store {
     void *lost_ctx;
 };
 
-/* Reads everything back. Synchronous; before any write. */
+/* Reads everything back. Synchronous; once, and before the loop runs. Its callbacks may write. */
 static inline int store_load(struct store *s, const struct store_reader *r, struct kn_err *err) {
     return s->ops->load(s, r, err);
 }
