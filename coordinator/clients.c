@@ -351,7 +351,10 @@ static void on_worker_command(struct server *s, struct reply_to *to, const struc
     ev.u.drain.worker = c->worker;
     ev.u.drain.exit = c->exit;
     int rc = server_step(s, &ev);
-    send_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
+    if (rc == 0)
+        workers_await_drain(s, c->worker, to);
+    else
+        send_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
 }
 
 /* ---- queries */

@@ -35,6 +35,7 @@
 #include "proto/wire.h"
 
 #define LISTEN_MAX 16
+#define DRAINS_MAX 64
 
 struct server_options {
     const char *dir; /* the farm's folder; objects lie below it */
@@ -102,7 +103,12 @@ struct server {
     struct kn_map *asides;  /* aside.c: id -> struct aside, owned; NULL: none */
     size_t aside_sealed;    /* how many of them were accepted */
     struct kn_map *workers; /* name -> struct known_worker */
-    struct kn_map *conns;   /* number -> struct known_worker */
+    struct drain_wait {     /* a client that waits until a worker says that it drains */
+        char worker[KN_NAME_MAX + 1];
+        struct reply_to to;
+    } drains[DRAINS_MAX];
+    int drain_count;
+    struct kn_map *conns; /* number -> struct known_worker */
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;         /* when the last tick came */
     atomic_size_t sending;      /* bytes of objects handed to the data socket */

@@ -9,6 +9,9 @@
 bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
 /* An ImageResult on the data socket, and the picture's bytes; takes both. */
 void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
+/* Answers the client once the worker itself has said that it drains, or has left: until then its coordinator's death
+ * could take the wish with it. */
+void workers_await_drain(struct server *s, const char *worker, const struct reply_to *to);
 void workers_forget(struct server *s); /* those that the core has forgotten */
 void workers_fini(struct server *s);
 

@@ -405,6 +405,7 @@ struct farm_worker_view {
     const char *worker, *backend; /* borrowed until the next step */
     uint64_t conn;                /* 0: lost */
     enum kn_worker_state state;
+    bool drains; /* it says so itself */
     bool has_batch, has_model;
     kn_id batch;
     kn_digest model;

@@ -259,6 +259,7 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
         .worker = w->name,
         .backend = farm_backend_name(f, w->backend),
         .conn = w->conn,
+        .drains = w->drain_said,
         .step = w->step,
         .steps = w->steps,
         .done = w->done,
