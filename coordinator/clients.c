@@ -16,6 +16,7 @@
 #include "coordinator/carry_out.h"
 #include "coordinator/explain.h"
 #include "coordinator/lost.h"
+#include "coordinator/repair.h"
 #include "coordinator/send.h"
 #include "coordinator/trash.h"
 #include "coordinator/waits.h"
@@ -564,7 +565,7 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
 
 static void on_farm_query(struct server *s, struct reply_to *to) {
     struct kn_msg m = {.type = KN_MSG_FARM_STATUS};
-    char store[KN_WAIT_TEXT_MAX], disk[KN_WAIT_TEXT_MAX];
+    char store[KN_WAIT_TEXT_MAX], disk[KN_WAIT_TEXT_MAX], note[KN_WAIT_TEXT_MAX];
     struct kn_farm_status *f = &m.u.farm_status;
     f->version = KILN_VERSION;
     f->pid = (uint32_t)getpid();
@@ -572,6 +573,8 @@ static void on_farm_query(struct server *s, struct reply_to *to) {
     f->store_text = store;
     waits_disk(s, disk);
     f->disk_text = disk;
+    repair_note(s, note);
+    f->store_note = note;
     for (size_t i = 0; i < farm_worker_count(s->farm); i++) {
         struct farm_worker_view v;
         f->workers += farm_worker_at(s->farm, i, kn_clock_ms(), &v) == 0 && v.state != KN_WORKER_LOST;

@@ -14,6 +14,7 @@
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
 #include "coordinator/lost.h"
+#include "coordinator/repair.h"
 #include "coordinator/scrub.h"
 #include "coordinator/trash.h"
 #include "coordinator/workers.h"
@@ -124,6 +125,7 @@ int server_create(uv_loop_t *loop, const struct server_options *opt, struct stor
     if (rc == 0) rc = collect_create(loop, s->objects, store->term, &s->collect, err);
     if (rc == 0 && (rc = trash_init(s)) != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     store->lost = on_lost;
+    store->back = server_repair;
     store->lost_ctx = s;
     *out = s; /* also on failure: server_close() and server_destroy() take what there is */
     return rc;

@@ -4,6 +4,7 @@
  *
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start
+ *     repair.c      writes it again, where the store has gone back
  *     clients.c     talks to clients: submission, queries, commands, objects
  *     scrub.c       reads objects back, slowly, and has the damaged ones rendered again
  *     aside.c       batches that cannot be read back
@@ -122,8 +123,9 @@ struct server {
     struct scrub *scrub;        /* scrub.c; NULL: there is none */
     struct known_model *models; /* owns; that some worker announced, now or once */
     size_t model_count;
-    uint64_t alarms;          /* FX_ALARMs since the start */
-    uint64_t disk_refused_ms; /* when the disk refused a picture last; 0: it has taken one since */
+    uint64_t repairs, repaired_wall_ms; /* repair.c: how often, and when last */
+    uint64_t alarms;                    /* FX_ALARMs since the start */
+    uint64_t disk_refused_ms;           /* when the disk refused a picture last; 0: it has taken one since */
     char disk_why[320];
     bool closing;
     void (*stopped)(void *ctx, int exit_code); /* the lead is lost: end */

@@ -347,7 +347,7 @@ static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
 
 #define REMEMBERED_MS (24 * 3600 * 1000ull) /* the store hears of a model again after so long */
 
-static void store_one(struct server *s, const struct known_model *k) {
+static int store_one(struct server *s, const struct known_model *k) {
     struct kn_msg m = {.type = KN_MSG_MODEL_LIST};
     struct kn_buf b;
     m.u.model_list.v = (struct kn_model_info *)&k->info;
@@ -357,6 +357,13 @@ static void store_one(struct server *s, const struct known_model *k) {
     if (rc == 0) rc = store_model(s->store, k->info.sha256, k->wall_ms, b.data, b.len);
     if (rc != 0) kn_warn("model_not_stored model=%s code=%d", k->info.name, rc);
     kn_buf_fini(&b);
+    return rc;
+}
+
+int workers_store_models(struct server *s) {
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < s->model_count; i++) rc = store_one(s, &s->models[i]);
+    return rc;
 }
 
 void workers_remember_model(struct server *s, const struct kn_model_info *m, uint64_t wall_ms) {

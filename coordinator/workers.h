@@ -22,6 +22,8 @@ const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_
 /* All models that workers have, each once; free() the list. */
 KN_MUST_USE int workers_models(struct server *s, struct kn_model_info **out, size_t *count);
 
+/* Tells the store of every model that is remembered. */
+KN_MUST_USE int workers_store_models(struct server *s);
 /* A model that some worker announced is remembered, also by the store; wall_ms 0: just now. */
 void workers_remember_model(struct server *s, const struct kn_model_info *m, uint64_t wall_ms);
 

@@ -167,6 +167,7 @@ static void check_moving(struct doctor *d, struct client *c, const char *redis) 
     if (client_call(c, &q, KN_MSG_FARM_STATUS, FARM_STATUS_MS, &r, &err) == KN_OK) {
         const struct kn_farm_status *f = &r->u.farm_status;
         line(d, !f->store_text[0], "farm's store", "%s", f->store_text[0] ? f->store_text : "answers");
+        if (f->store_note[0]) line(d, true, "farm's store", "%s", f->store_note);
         line(d, !f->disk_text[0], "farm's disk", "%s", f->disk_text[0] ? f->disk_text : "takes pictures");
     }
     kn_msg_destroy(r);

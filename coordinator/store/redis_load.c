@@ -155,12 +155,16 @@ static int load_batch(struct redis_store *s, const char *text, bool sealed, cons
 }
 
 static int renew_sync(struct redis_store *s, struct kn_err *err) {
-    char lifetime[16];
+    char lifetime[16], term[48];
     snprintf(lifetime, sizeof lifetime, "%u", s->opt.lead_ms);
+    snprintf(term, sizeof term, "%llu %llu", (unsigned long long)s->base.term, s->count);
     redisReply *r = redis_ask_plain(s->sync, err, 8, "EVALSHA", s->sha[S_RENEW], "2", "kiln:term",
-                                    "kiln:leader", s->term, s->me, lifetime);
+                                    "kiln:leader", term, s->me, lifetime);
     if (!r) return err->code;
-    int rc = r->type == REDIS_REPLY_INTEGER ? (int)r->integer : KN_EIO;
+    int rc = r->type != REDIS_REPLY_INTEGER  ? KN_EIO
+             : r->integer >= 0               ? 0
+             : r->integer == REDIS_WENT_BACK ? KN_EIO
+                                             : (int)r->integer;
     freeReplyObject(r);
     return rc == 0 ? 0 : kn_err_set(err, rc, "Redis: %s", kn_err_words(rc));
 }

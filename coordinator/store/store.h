@@ -106,6 +106,7 @@ struct store_ops {
     int (*remove)(struct store *s, const kn_id id, bool now, store_done done, void *ctx);
     int (*bury)(struct store *s, const kn_id id, size_t records, store_done done, void *ctx);
     int (*confirm)(struct store *s, store_done done, void *ctx);
+    int (*records)(struct store *s, const kn_id id, uint32_t from, const void *records, size_t count);
     int (*model)(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
                  size_t len); /* NULL: none are kept */
     size_t (*backlog)(const struct store *s);
@@ -119,6 +120,10 @@ struct store {
     uint64_t term;                                       /* this coordinator's */
     void (*lost)(void *ctx, int code, const char *text); /* the lead is lost, or the store cannot be trusted
                                                             any more: end the process */
+    /* The store has gone back: what it had answered for is not there any more, or may be so. Everything that the
+     * coordinator knows is to be written again, inside this call; what waits for an answer follows behind it. Other
+     * than 0: not all of it was taken, and it is asked for again. NULL: nothing can be done. ctx: lost_ctx. */
+    int (*back)(void *ctx);
     void *lost_ctx;
 };
 
@@ -192,6 +197,12 @@ static inline int store_bury(struct store *s, const kn_id id, size_t records, st
 /* Changes nothing: 0 says that this coordinator led when the store was asked. */
 static inline int store_confirm(struct store *s, store_done done, void *ctx) {
     return s->ops->confirm(s, done, ctx);
+}
+/* Records of so many tasks, from that one on, packed: those that the store has stay as they are, and those without a
+ * record are all 0. For `back` alone. No answer. */
+static inline int store_records(struct store *s, const kn_id id, uint32_t from, const void *records,
+                                size_t count) {
+    return s->ops->records ? s->ops->records(s, id, from, records, count) : 0;
 }
 /* A worker announced this model: what is told of it (which the store does not look into), and when. No answer. */
 static inline int store_model(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,

@@ -28,6 +28,7 @@ struct fixture {
     struct store_disk *disk;
     struct test_redis redis; /* in_redis: in place of the disk */
     bool in_redis;
+    char mark[80];
     struct server *s;
     struct kn_wire *wire;
     struct end client, worker, data;
@@ -133,7 +134,7 @@ static void start(struct fixture *f) {
                                .scrub_first_ms = f->scrub_first_ms,
                                .trash_ms = f->trash_ms};
     if (f->in_redis) {
-        struct store_redis_options r = {.address = f->redis.address, .lead_ms = 600, .standby = true};
+        struct store_redis_options r = {.address = f->redis.address, .lead_ms = 600, .mark = f->mark};
         CHECK_MSG(store_redis_open(&r, &store, &err) == 0, "%s", err.text);
     } else {
         CHECK_INT(store_memory_open(f->disk, &f->loop, &store, &err), 0);
@@ -168,6 +169,7 @@ static void setup_with(struct fixture *f, bool in_redis) {
     snprintf(f->dir, sizeof f->dir, "/tmp/kiln-server-XXXXXX");
     CHECK(mkdtemp(f->dir) != NULL);
     snprintf(f->endpoint, sizeof f->endpoint, "ipc://%s/s", f->dir);
+    snprintf(f->mark, sizeof f->mark, "%s/mark", f->dir);
     CHECK_INT(uv_loop_init(&f->loop), 0);
     CHECK_INT(kn_wire_create(&f->loop, &f->wire, NULL), 0);
     start(f);
@@ -1136,5 +1138,171 @@ TEST(promise_durable_a_worker_is_drained_when_it_has_said_so) {
     beat.u.heartbeat.draining = true;
     tell(&f, &f.worker, &beat, NULL);
     all_are_answered(&f, 2);
+    teardown(&f);
+}
+
+/* ---- promise: a store that goes back is noticed, and told everything again */
+
+/* One batch of each kind: with an image done, cancelled, paused, half submitted. */
+static const kn_id half_done = {0x11, 1}, cancelled = {0x11, 2}, paused = {0x11, 3}, half_sent = {0x11, 4};
+
+static void fill(struct fixture *f) {
+    hello(f);
+    submit(f, half_done, 3);
+    CHECK_INT(picture(f, half_done, 1, "p1", false), 0);
+    submit(f, cancelled, 2);
+    CHECK_INT(picture(f, cancelled, 0, "c0", false), 0);
+    CHECK_INT(command(f, cancelled, KN_VERB_CANCEL), 0);
+    submit(f, paused, 1);
+    CHECK_INT(command(f, paused, KN_VERB_PAUSE), 0);
+    CHECK_INT(begin(f, half_sent, 1500, "m"), 0);
+    CHECK_INT(chunk(f, half_sent, 1, 500, 64), 0);
+}
+
+/* All of it is there, also for a coordinator that knows nothing but the store. */
+static void check_filled(struct fixture *f, uint32_t done) {
+    stop(f);
+    start(f);
+    hello(f);
+    CHECK_INT((int)results(f, half_done, 0, 0)->status.done, (int)done);
+    CHECK_INT((int)results(f, half_done, 0, 0)->status.total, 3);
+    const struct kn_results_reply *r = results(f, half_done, 0, 0);
+    CHECK_INT((int)r->v[0].index, 1);
+    CHECK_STR(r->v[0].worker, "w");
+    CHECK_INT((int)results(f, cancelled, 0, 0)->status.state, KN_BATCH_CANCELLED);
+    CHECK_INT((int)results(f, cancelled, 0, 0)->status.done, 1);
+    CHECK_INT((int)results(f, paused, 0, 0)->status.state, KN_BATCH_PAUSED);
+    CHECK_INT(chunk(f, half_sent, 0, 1000, 64), 0);
+    CHECK_INT(seal(f, half_sent), 0);
+}
+
+static bool store_note_says(struct fixture *f, const char *word) {
+    struct kn_msg q = {.type = KN_MSG_FARM_QUERY};
+    const struct kn_farm_status *s = &ask(f, &q, KN_MSG_FARM_STATUS)->u.farm_status;
+    return strstr(s->store_note, word) != NULL;
+}
+
+TEST(promise_backward_a_flushed_store_is_told_everything_again) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    CHECK_INT(picture(&f, half_done, 2, "p2", false), 0); /* is committed behind all that */
+    CHECK(store_note_says(&f, "had gone back"));
+    CHECK_STR(test_redis_ask(&f.redis, "exists kiln:repairing"), "0");
+    check_filled(&f, 2);
+    CHECK_INT((int)f.s->alarms, 0);
+    teardown(&f);
+}
+
+TEST(promise_backward_a_farm_that_writes_nothing_notices_too) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    for (int i = 0; i < 2000 && !store_note_says(&f, "had gone back"); i++) run_ms(&f, 5);
+    CHECK(store_note_says(&f, "had gone back"));
+    check_filled(&f, 1);
+    teardown(&f);
+}
+
+static void redis_files(struct fixture *f, const char *from, const char *to) {
+    char command[256];
+    snprintf(command, sizeof command, "rm -rf %s/%s && cp -r %s/%s %s/%s", f->redis.dir, to, f->redis.dir,
+             from, f->redis.dir, to);
+    CHECK_INT(system(command), 0);
+}
+
+TEST(promise_backward_an_older_copy_that_is_put_back_is_told_what_it_lacks) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    redis_files(&f, "appendonlydir", "copy");
+    CHECK_INT(picture(&f, half_done, 0, "p0", false), 0);
+    submit(&f, batch_b, 1);
+    test_redis_kill(&f.redis);
+    redis_files(&f, "copy", "appendonlydir");
+    test_redis_again(&f.redis);
+    CHECK_INT(picture(&f, half_done, 2, "p2", false), 0);
+    CHECK(store_note_says(&f, "had gone back"));
+    stop(&f);
+    start(&f);
+    hello(&f);
+    CHECK_INT((int)results(&f, half_done, 0, 0)->status.done, 3);
+    CHECK_INT((int)results(&f, batch_b, 0, 0)->status.total, 1);
+    teardown(&f);
+}
+
+TEST(promise_backward_a_store_that_is_behind_the_farms_folder_is_not_begun_with) {
+    struct fixture f;
+    struct kn_err err = {0};
+    struct store *store = NULL;
+    setup_with(&f, true);
+    fill(&f);
+    stop(&f);
+    redis_files(&f, "appendonlydir", "copy");
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    struct store_redis_options o = {.address = f.redis.address, .lead_ms = 600, .mark = f.mark};
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(store_redis_open(&o, &store, &err), KN_ESTATE);
+        CHECK_MSG(strstr(err.text, "has gone back") && strstr(err.text, f.mark), "%s", err.text);
+    }
+    CHECK_STR(test_redis_ask(&f.redis, "dbsize"), "0"); /* nothing was written into it */
+    test_redis_kill(&f.redis);
+    redis_files(&f, "copy", "appendonlydir"); /* the right data is put back */
+    test_redis_again(&f.redis);
+    start(&f);
+    check_filled(&f, 1);
+    stop(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    CHECK_INT(unlink(f.mark), 0); /* or a person accepts what there is */
+    start(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    teardown(&f);
+}
+
+TEST(promise_backward_settings_that_lose_writes_stop_them_until_they_are_mended) {
+    struct fixture f;
+    struct kn_msg q = {.type = KN_MSG_FARM_QUERY};
+    setup_with(&f, true);
+    fill(&f);
+    const struct kn_farm_status *s;
+    CHECK_STR(test_redis_ask(&f.redis, "config set appendonly no"), "OK");
+    for (int i = 0; i < 2000; i++) {
+        s = &ask(&f, &q, KN_MSG_FARM_STATUS)->u.farm_status;
+        if (s->store_text[0]) break;
+        run_ms(&f, 5);
+    }
+    CHECK_MSG(strstr(s->store_text, "appendonly yes (it is no)") != NULL, "%s", s->store_text);
+    wish(&f, paused, KN_VERB_RESUME);
+    wish(&f, half_done, KN_VERB_PAUSE);
+    nothing_is_answered(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "config set appendonly yes"), "OK");
+    all_are_answered(&f, 2);
+    CHECK_INT(command(&f, paused, KN_VERB_PAUSE), 0);
+    CHECK_INT(command(&f, half_done, KN_VERB_RESUME), 0);
+    check_filled(&f, 1);
+    teardown(&f);
+}
+
+TEST(promise_backward_at_the_limit_of_memory_a_removal_is_taken_before_what_waits) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    submit(&f, batch_a, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    CHECK_STR(test_redis_ask(&f.redis, "config set maxmemory 1"), "OK");
+    wish(&f, paused, KN_VERB_RESUME);
+    nothing_is_answered(&f);
+    wish(&f, batch_a, KN_VERB_REMOVE);
+    CHECK_INT(await(&f, &f.client, KN_MSG_REPLY)->u.reply.code, 0);
+    CHECK(status_line(&f, batch_a) == NULL);
+    redis_of(&f, "exists", batch_a, "");
+    CHECK_INT((int)status_line(&f, paused)->state, KN_BATCH_PAUSED);
+    CHECK_STR(test_redis_ask(&f.redis, "config set maxmemory 0"), "OK");
+    all_are_answered(&f, 1);
+    CHECK_INT((int)status_line(&f, paused)->state, KN_BATCH_ACTIVE);
     teardown(&f);
 }
