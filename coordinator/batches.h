@@ -17,6 +17,8 @@ struct reply_to {         /* a client that waits for an answer */
     struct kn_sock *sock; /* NULL: nobody */
     struct kn_peer peer;
     uint64_t request;
+    int code;         /* the answer once its batch's state is durable, */
+    const char *text; /* …and its words: not NULL, static */
 };
 
 #define WAITERS_MAX 4

@@ -284,12 +284,20 @@ static void do_fail(struct server *s, const struct farm_effect *e) {
 /* Answers those who wait for the batch's state, once it is durable, or can be so no more. A write that was not
  * taken is asked for again by the core, and they go on waiting. */
 static void settle(struct server *s, struct kept_batch *b, int code) {
-    if (code != 0 || farm_batch_settled(s->farm, b->id))
-        send_replies(s, b->state_waiters, &b->state_waiter_count, code, "");
+    if (code == 0 && !farm_batch_settled(s->farm, b->id)) return;
+    for (int i = 0; i < b->state_waiter_count; i++) {
+        struct reply_to *to = &b->state_waiters[i];
+        send_reply(s, to, code ? code : to->code, code ? "" : to->text);
+    }
+    b->state_waiter_count = 0;
 }
 
-void server_await_state(struct server *s, struct kept_batch *b, const struct reply_to *to) {
-    reply_to_add(b->state_waiters, &b->state_waiter_count, to);
+void server_await_state(struct server *s, struct kept_batch *b, const struct reply_to *to, int code,
+                        const char *text) {
+    struct reply_to waiter = *to;
+    waiter.code = code;
+    waiter.text = text;
+    reply_to_add(b->state_waiters, &b->state_waiter_count, &waiter);
     settle(s, b, 0);
 }
 

@@ -337,13 +337,15 @@ static void on_batch_command(struct server *s, struct reply_to *to, const struct
     memcpy(ev.u.batch.id, c->batch, sizeof ev.u.batch.id);
     ev.u.batch.priority = c->argument;
     int rc = server_step(s, &ev);
-    if (rc != 0) {
-        send_reply(s, to, rc, rc == KN_ESTATE ? refusal(s, c) : "");
+    if (rc == KN_ESTATE) {
+        server_await_state(s, b, to, rc, refusal(s, c));
+    } else if (rc != 0) {
+        send_reply(s, to, rc, "");
     } else if (removes) {
         reply_to_add(b->waiters, &b->waiter_count, to);
         batch_leaves(&s->batches, b, &before);
     } else {
-        server_await_state(s, b, to);
+        server_await_state(s, b, to, 0, "");
     }
 }
 

@@ -88,7 +88,7 @@ static void finish(struct retry *r) {
     b = batches_find(&s->batches, r->batch);
     for (int i = 0; i < r->waiter_count; i++) {
         if (rc == 0 && b)
-            server_await_state(s, b, &r->waiters[i]);
+            server_await_state(s, b, &r->waiters[i], 0, "");
         else
             send_reply(s, &r->waiters[i], rc, text);
     }

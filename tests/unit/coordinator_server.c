@@ -1067,6 +1067,7 @@ TEST(promise_durable_a_wish_that_was_not_answered_is_forgotten_or_kept_whole_aft
     redis_stop(&f);
     wish(&f, batch_a, KN_VERB_CANCEL);
     wish(&f, batch_a, KN_VERB_CANCEL);
+    wish(&f, batch_a, KN_VERB_PAUSE); /* that it was cancelled is not to be said yet either */
     nothing_is_answered(&f);
     test_redis_kill(&f.redis); /* it never read the write */
     stop(&f);
