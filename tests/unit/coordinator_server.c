@@ -911,6 +911,29 @@ TEST(promise_admit_a_batch_that_cannot_be_read_back_is_set_aside_and_the_rest_st
     teardown(&f);
 }
 
+TEST(promise_admit_no_object_leaves_while_a_batch_is_set_aside) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    submit(&f, batch_b, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "shared", false), 0);
+    CHECK_INT(picture(&f, batch_b, 0, "shared", false), 0);
+    redis_of(&f, "del", batch_a, ":c");
+    stop(&f);
+    start(&f);
+    CHECK_INT((int)status_line(&f, batch_a)->state, KN_BATCH_ASIDE);
+    CHECK_INT(command(&f, batch_b, KN_VERB_REMOVE), 0);
+    struct kn_msg m = {.type = KN_MSG_REPAIR_COMMAND};
+    CHECK_U64(ask(&f, &m, KN_MSG_REPAIR_REPLY)->u.repair_reply.moved, 0);
+    CHECK(object_there(&f, "shared")); /* the batch that is set aside names it, and nobody can read that */
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), 0);
+    ask(&f, &m, KN_MSG_REPAIR_REPLY);
+    for (int i = 0; i < 1000 && object_there(&f, "shared"); i++) run_ms(&f, 10);
+    CHECK(!object_there(&f, "shared"));
+    teardown(&f);
+}
+
 TEST(promise_admit_what_was_only_begun_is_cleared_away_and_may_begin_again) {
     struct fixture f;
     setup_with(&f, true);
