@@ -866,6 +866,13 @@ static void redis_of(struct fixture *f, const char *verb, const kn_id id, const 
     test_redis_ask(&f->redis, command);
 }
 
+static int stored_state(struct fixture *f, const kn_id id) {
+    char text[KN_UUID_TEXT], command[128];
+    kn_uuid_format(id, text);
+    snprintf(command, sizeof command, "hget kiln:b:%s state", text);
+    return atoi(test_redis_ask(&f->redis, command));
+}
+
 TEST(promise_admit_a_batch_that_cannot_be_read_back_is_set_aside_and_the_rest_starts) {
     struct fixture f;
     static const kn_id other[] = {{0xd, 1}, {0xd, 2}, {0xd, 3}, {0xd, 4}, {0xd, 5}, {0xd, 6}};
@@ -908,6 +915,22 @@ TEST(promise_admit_a_batch_that_cannot_be_read_back_is_set_aside_and_the_rest_st
         CHECK(status_line(&f, other[i]) == NULL);
     }
     CHECK_STR(test_redis_ask(&f.redis, "zcard kiln:batches"), "2"); /* the good one, and what is no id */
+    teardown(&f);
+}
+
+TEST(promise_admit_a_batch_whose_end_was_not_written_before_a_kill_is_read_back) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    stop(&f);
+    redis_of(&f, "hset", batch_a, " state 1");
+    start(&f); /* reading back finds something to write */
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    for (int i = 0; i < 1000 && stored_state(&f, batch_a) != KN_BATCH_DONE; i++) run_ms(&f, 10);
+    CHECK_INT(stored_state(&f, batch_a), KN_BATCH_DONE);
     teardown(&f);
 }
 
@@ -1042,13 +1065,6 @@ static void all_are_answered(struct fixture *f, int count) {
 
 static void redis_stop(struct fixture *f) {
     CHECK_INT(kill(f->redis.pid, SIGSTOP), 0);
-}
-
-static int stored_state(struct fixture *f, const kn_id id) {
-    char text[KN_UUID_TEXT], command[128];
-    kn_uuid_format(id, text);
-    snprintf(command, sizeof command, "hget kiln:b:%s state", text);
-    return atoi(test_redis_ask(&f->redis, command));
 }
 
 TEST(promise_durable_a_wish_is_answered_when_the_store_has_it_and_a_repeated_one_waits_for_the_same_write) {
