@@ -13,6 +13,8 @@ const char *kn_batch_state_name(enum kn_batch_state s) {
         return "done";
     case KN_BATCH_CANCELLED:
         return "cancelled";
+    case KN_BATCH_ASIDE:
+        return "aside";
     }
     return NULL;
 }

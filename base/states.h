@@ -10,6 +10,8 @@ enum kn_batch_state {
     KN_BATCH_PAUSED = 2,    /* by a person: nothing of it is handed out; what runs is finished */
     KN_BATCH_DONE = 3,      /* every task has ended: done, failed or cancelled */
     KN_BATCH_CANCELLED = 4, /* by a person: what had not ended is cancelled */
+    KN_BATCH_ASIDE =
+        5, /* it is in the store and cannot be read back: the farm goes on without it. Never stored */
 };
 
 enum kn_worker_state {
@@ -50,7 +52,7 @@ enum kn_worker_phase {
 };
 
 /* NULL for a value that this program does not know: a peer that is newer may send one. */
-const char *kn_batch_state_name(enum kn_batch_state s);     /* "active", "paused", "done", "cancelled" */
+const char *kn_batch_state_name(enum kn_batch_state s); /* "active", "paused", "done", "cancelled", "aside" */
 const char *kn_worker_state_name(enum kn_worker_state s);   /* "idle", "busy", "draining", "lost" */
 const char *kn_result_status_name(enum kn_result_status s); /* "done", "failed", "cancelled" */
 const char *kn_wait_name(enum kn_wait w);                   /* "no_worker", "paused", … as --json has it */

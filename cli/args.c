@@ -74,12 +74,13 @@ static int check_engine(const char *value, struct kn_err *err) {
 }
 
 static int check_state(const char *value, struct kn_err *err) {
-    static const char *const states[] = {"active", "paused", "done", "cancelled", "waiting", NULL};
+    static const char *const states[] = {"active", "paused", "done", "cancelled", "aside", "waiting", NULL};
     for (size_t i = 0; states[i]; i++)
         if (strcmp(value, states[i]) == 0) return KN_OK;
     const char *near = kn_suggest(value, states);
-    return kn_err_set(err, KN_EINVAL, "\"%.40s\" is not active, paused, done, cancelled or waiting%s%s%s",
-                      value, near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+    return kn_err_set(err, KN_EINVAL,
+                      "\"%.40s\" is not active, paused, done, cancelled, aside or waiting%s%s%s", value,
+                      near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }
 
 /* Empty, or a quote that is open; cli/commands/on_done.c says the rest when it is run. */
@@ -172,8 +173,8 @@ static const struct kn_option table[] = {
     {"now", 0, NULL, CLI_G_NOW, "do not wait for what is being rendered", INTO(now)},
     {"exit", 0, NULL, CLI_G_EXIT, "and let the worker end itself", INTO(exit_worker)},
     {"state", 0, "STATE", CLI_G_LIST,
-     "only batches that are active, paused, done, cancelled, or waiting for something", INTO(state),
-     .check = check_state},
+     "only batches that are active, paused, done, cancelled, aside (they cannot be read back), or waiting for something",
+     INTO(state), .check = check_state},
     {"limit", 0, "N", CLI_G_LIST, "the newest N at most", INTO(limit), .min = 1, .max = KN_BATCHES_MAX},
     {"done", 0, NULL, CLI_G_DONE, "all batches that have ended", INTO(all_done)},
     {"now", 0, NULL, CLI_G_DONE, "delete their pictures at once, not an hour later", INTO(now)},
@@ -182,8 +183,8 @@ static const struct kn_option table[] = {
      "run this at the end, without a shell: KILN_BATCH_ID, KILN_DIR and KILN_STATE tell of the batch",
      INTO(on_done), .check = check_command},
     {"quiet", 'q', NULL, CLI_G_QUIET, "no progress, only what is wrong", INTO(quiet)},
-    {"timeout", 0, "SECONDS", CLI_G_TIMEOUT, "give up waiting after so long (status 4)", INTO(timeout_s),
-     .min = 1, .max = 100000000},
+    {"timeout", 0, "SECONDS", CLI_G_TIMEOUT, "give up waiting after so long (status 4 of wait, else 5)",
+     INTO(timeout_s), .min = 1, .max = 100000000},
     {"repair", 0, NULL, CLI_G_REPAIR, "remove what renders that were killed have left behind", INTO(repair)},
     {"json", 0, NULL, CLI_G_JSON, "JSON on standard output", INTO(json)},
     {"help", 'h', NULL, CLI_G_HELP, "this text", KN_OPTION_STOP_INTO(struct cli_options, help)},

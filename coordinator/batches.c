@@ -9,8 +9,11 @@
 #include "base/clock.h"
 
 #define CACHE_SLOTS 16
+/* Submitted and not sealed: bytes and batches, of all and of one connection. */
 #define STAGED_BYTES_MAX ((size_t)1 << 30)
+#define STAGED_BYTES_EACH_MAX ((size_t)512 << 20)
 #define STAGED_MAX 256
+#define STAGED_EACH_MAX 64
 #define TASK_BYTES 128 /* of a task in a grant beside its texts, at most */
 #define HISTORY_BYTES_MAX ((size_t)64 << 20)
 
@@ -72,6 +75,7 @@ static void batch_destroy(struct kept_batch *b) {
     free(b->names);
     free(b->records);
     free(b->charges);
+    free(b->leaving);
     kn_map_destroy(b->name_index);
     kn_msg_destroy(b->msg);
     free(b);
@@ -91,6 +95,54 @@ struct kept_batch *batches_find(const struct batches *bs, const kn_id id) {
     return kn_map_get(bs->by_id, id, sizeof(kn_id));
 }
 
+struct kept_batch *batches_next(const struct batches *bs, size_t *pos, enum batch_phase phase) {
+    struct kept_batch *b;
+    while ((b = kn_map_next(bs->by_id, pos)) && b->phase != phase) {
+    }
+    return b;
+}
+
+/* What one connection has staged. */
+static void staged_of(const struct batches *bs, uint64_t stager, size_t *count, size_t *bytes) {
+    size_t pos = 0;
+    struct kept_batch *b;
+    *count = *bytes = 0;
+    while (stager && (b = batches_next(bs, &pos, BATCH_STAGED))) {
+        if (b->stager != stager) continue;
+        *bytes += b->chunk_bytes;
+        ++*count;
+    }
+}
+
+int batches_may_begin(const struct batches *bs, uint64_t stager, struct kn_err *err) {
+    size_t count = 0, bytes;
+    if (bs->staged_count >= STAGED_EACH_MAX) staged_of(bs, stager, &count, &bytes);
+    if (bs->staged_count >= STAGED_MAX || count >= STAGED_EACH_MAX)
+        return kn_err_set(
+            err, KN_ELIMIT,
+            "%zu batches are being submitted at once, %zu of them by this client: the farm takes "
+            "%d, %d of one client. Seal some, or ask again later",
+            bs->staged_count, count, STAGED_MAX, STAGED_EACH_MAX);
+    return 0;
+}
+
+int batches_may_stage(const struct batches *bs, const struct kept_batch *b, uint32_t chunk, size_t len,
+                      struct kn_err *err) {
+    size_t count, bytes = 0, all = bs->staged_bytes + len;
+    if (chunk < b->chunk_count && b->chunks[chunk].data) return 0; /* the same again */
+    if (all > STAGED_BYTES_EACH_MAX) {
+        staged_of(bs, b->stager, &count, &bytes);
+        bytes += len;
+    }
+    if (all > STAGED_BYTES_MAX || bytes > STAGED_BYTES_EACH_MAX)
+        return kn_err_set(
+            err, KN_ELIMIT,
+            "what is being submitted and not sealed has %zu MiB, %zu of them of this client: the farm "
+            "keeps %zu, %zu of one client. Submit it in parts, or ask again later",
+            all >> 20, bytes >> 20, STAGED_BYTES_MAX >> 20, STAGED_BYTES_EACH_MAX >> 20);
+    return 0;
+}
+
 int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out, struct kn_err *err) {
     const struct kn_submit_begin *g = &msg->u.submit_begin;
     const char *unknown;
@@ -99,8 +151,6 @@ int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out,
         return kn_err_set(err, KN_EUNSUPPORTED,
                           "it needs %.64s, which this kiln-coordinator (%s) does not know: a later one does",
                           unknown, KILN_VERSION);
-    if (bs->staged_count >= STAGED_MAX || bs->staged_bytes >= STAGED_BYTES_MAX)
-        return kn_err_set(err, KN_ELIMIT, "too many batches are being submitted at once");
     struct kept_batch *b = calloc(1, sizeof *b);
     if (!b) goto no_memory;
     memcpy(b->id, g->batch, sizeof b->id);
@@ -138,8 +188,19 @@ void batches_sealed(struct batches *bs, struct kept_batch *b) {
     batch_free_groups(b);
 }
 
+void batch_leaves(struct batches *bs, struct kept_batch *b, const struct farm_batch_view *last) {
+    assert(b->phase == BATCH_SEALED);
+    b->phase = BATCH_REMOVING;
+    bs->removing++;
+    b->leaving = malloc(sizeof *b->leaving);
+    if (!b->leaving) return; /* it is not listed any more, and that is all */
+    *b->leaving = *last;
+    b->leaving->wait_worker = b->leaving->wait_class = ""; /* they were borrowed */
+}
+
 void batches_drop(struct batches *bs, struct kept_batch *b) {
     if (b->phase < BATCH_SEALED) batches_sealed(bs, b);
+    if (b->phase == BATCH_REMOVING) bs->removing--;
     cache_forget(bs->cache, b);
     bs->history_bytes -= b->history_bytes;
     kn_map_remove(bs->by_id, b->id, sizeof b->id);
@@ -261,8 +322,8 @@ int batches_add_part(struct batches *bs, struct kept_batch *b, const struct kn_s
     struct batch_parts *p = b->parts;
     if (c->part == 0) {
         parts_forget(bs, b);
-        if (bs->staged_bytes + (size_t)c->parts * KN_CHUNK_PART_BYTES > STAGED_BYTES_MAX)
-            return kn_err_set(err, KN_ELIMIT, "too much is being submitted at once");
+        int rc = batches_may_stage(bs, b, c->chunk, (size_t)c->parts * KN_CHUNK_PART_BYTES, err);
+        if (rc != 0) return rc;
         p = b->parts = calloc(1, sizeof *p);
         if (!p) return kn_err_set(err, KN_ENOMEM, "chunk %u: out of memory", c->chunk);
         p->chunk = c->chunk;
@@ -412,12 +473,12 @@ void batch_clear_failures(struct kept_batch *b) {
     b->failures = NULL;
 }
 
-void batch_add_waiter(struct kept_batch *b, const struct reply_to *to) {
-    if (b->waiter_count == WAITERS_MAX) { /* the oldest has asked again by now */
-        memmove(b->waiters, b->waiters + 1, (WAITERS_MAX - 1) * sizeof *b->waiters);
-        b->waiter_count--;
+void reply_to_add(struct reply_to *v, int *count, const struct reply_to *to) {
+    if (*count == WAITERS_MAX) {
+        memmove(v, v + 1, (WAITERS_MAX - 1) * sizeof *v);
+        --*count;
     }
-    b->waiters[b->waiter_count++] = *to;
+    v[(*count)++] = *to;
 }
 
 /* ---- stories of attempts */

@@ -17,9 +17,14 @@ struct reply_to {         /* a client that waits for an answer */
     struct kn_sock *sock; /* NULL: nobody */
     struct kn_peer peer;
     uint64_t request;
+    int code;         /* the answer once its batch's state is durable, */
+    const char *text; /* …and its words: not NULL, static */
 };
 
 #define WAITERS_MAX 4
+
+/* One more who waits; the oldest gives way when there are too many, and has asked again by now. */
+void reply_to_add(struct reply_to *v, int *count, const struct reply_to *to);
 
 struct batch_failure {
     int code;
@@ -53,6 +58,7 @@ struct kept_batch {
     uint64_t features;         /* that its tasks may need */
     size_t task_bytes;         /* of the largest, in a grant */
     struct batch_parts *parts; /* owns; NULL: none is half there */
+    uint64_t stager; /* while it is staged: the connection that submits it; 0: nobody since a restart */
 
     struct farm_group *groups; /* owns; until the core has them */
     uint32_t group_count, group_cap;
@@ -68,8 +74,9 @@ struct kept_batch {
     struct kn_map *name_index; /* text -> number */
     uint32_t order;            /* of the task that ended last, from 1 */
 
+    enum kn_batch_state state; /* as the store has it */
+
     /* while reading back */
-    enum kn_batch_state state;
     int32_t priority;
     struct farm_charge *charges;
     uint32_t charge_count, charge_cap;
@@ -77,12 +84,17 @@ struct kept_batch {
     bool remove_now;                      /* being removed: its objects are to be deleted at once */
     struct reply_to waiters[WAITERS_MAX]; /* for the seal, or for the removal */
     int waiter_count;
+    struct reply_to state_waiters[WAITERS_MAX]; /* for its state to be durable */
+    int state_waiter_count;
+    struct farm_batch_view *leaving; /* owns; BATCH_REMOVING: how it stood when the core let go of it */
+    bool removal_open;               /* BATCH_REMOVING: the store was asked and has not answered */
 };
 
 struct batches {
     struct kn_map *by_id;
     struct batch_cache *cache; /* unpacked chunks */
     size_t staged_count, staged_bytes;
+    size_t removing;      /* how many are in BATCH_REMOVING */
     size_t history_bytes; /* of all batches */
 };
 
@@ -90,6 +102,11 @@ KN_MUST_USE int batches_init(struct batches *bs);
 void batches_fini(struct batches *bs);
 struct kept_batch *batches_find(const struct batches *bs, const kn_id id); /* NULL: none */
 
+/* 0 while there is room for another submission, or for a chunk of `len` bytes of this one: the bounds on what is
+ * staged by one connection and by all. KN_ELIMIT, in words. */
+KN_MUST_USE int batches_may_begin(const struct batches *bs, uint64_t stager, struct kn_err *err);
+KN_MUST_USE int batches_may_stage(const struct batches *bs, const struct kept_batch *b, uint32_t chunk,
+                                  size_t len, struct kn_err *err);
 /* Makes a batch out of an accepted SubmitBegin, staged; takes msg on success. KN_ELIMIT, KN_ENOMEM. */
 KN_MUST_USE int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out,
                             struct kn_err *err);
@@ -139,7 +156,9 @@ KN_MUST_USE int batches_set_history(struct batches *bs, struct kept_batch *b, ui
 /* The next task that has a story, in no order; pos as in kn_map_next(). NULL: no more. */
 const char *batch_next_history(const struct kept_batch *b, size_t *pos, uint32_t *task);
 
-/* One more who waits for the seal or the removal; the oldest gives way when there are too many. */
-void batch_add_waiter(struct kept_batch *b, const struct reply_to *to);
+/* The next batch in that phase; pos as in kn_map_next(). NULL: no more. */
+struct kept_batch *batches_next(const struct batches *bs, size_t *pos, enum batch_phase phase);
+/* The core has let go of it (`last`: how it stood), and the store is to forget it. */
+void batch_leaves(struct batches *bs, struct kept_batch *b, const struct farm_batch_view *last);
 
 #endif

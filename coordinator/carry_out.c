@@ -148,10 +148,10 @@ struct op { /* a write that the core waits for */
         } fail;
         struct {
             uint64_t finished;
+            enum kn_batch_state state;
             bool retried;
         } state;
     } u;
-    struct reply_to asking;
 };
 
 static struct op *op_create(struct server *s, const struct farm_effect *e) {
@@ -167,7 +167,6 @@ static struct op *op_create(struct server *s, const struct farm_effect *e) {
 /* The store did not take the write: the core is told, and asks again later. */
 static void not_taken(struct server *s, struct op *o, const struct farm_effect *e, int code) {
     kn_warn("store_busy effect=%d code=%d", (int)e->type, code);
-    if (o) send_reply(s, &o->asking, code, "the store is not reachable");
     free(o);
     stored(s, e->type, e->batch, e->task, code);
 }
@@ -290,6 +289,26 @@ static void do_fail(struct server *s, const struct farm_effect *e) {
     if (rc != 0) not_taken(s, o, e, rc);
 }
 
+/* Answers those who wait for the batch's state, once it is durable, or can be so no more. A write that was not
+ * taken is asked for again by the core, and they go on waiting. */
+static void settle(struct server *s, struct kept_batch *b, int code) {
+    if (code == 0 && !farm_batch_settled(s->farm, b->id)) return;
+    for (int i = 0; i < b->state_waiter_count; i++) {
+        struct reply_to *to = &b->state_waiters[i];
+        send_reply(s, to, code ? code : to->code, code ? "" : to->text);
+    }
+    b->state_waiter_count = 0;
+}
+
+void server_await_state(struct server *s, struct kept_batch *b, const struct reply_to *to, int code,
+                        const char *text) {
+    struct reply_to waiter = *to;
+    waiter.code = code;
+    waiter.text = text;
+    reply_to_add(b->state_waiters, &b->state_waiter_count, &waiter);
+    settle(s, b, 0);
+}
+
 static void on_state(void *ctx, int code, const void *data, size_t len) {
     struct op *o = ctx;
     struct server *s = o->s;
@@ -298,11 +317,12 @@ static void on_state(void *ctx, int code, const void *data, size_t len) {
     if (!s->closing) {
         struct kept_batch *b = batches_find(&s->batches, o->batch);
         if (b && code == 0) {
+            b->state = o->u.state.state;
             b->finished_wall_ms = o->u.state.finished;
             if (o->u.state.retried) batch_clear_failures(b);
         }
         stored(s, FX_BATCH_STATE, o->batch, o->task, code);
-        send_reply(s, &o->asking, code, "");
+        if (b) settle(s, b, code == KN_EGONE || code == KN_ETERM ? code : 0);
     }
     free(o);
 }
@@ -316,8 +336,7 @@ static void do_state(struct server *s, const struct farm_effect *e) {
         bool over = state == KN_BATCH_DONE || state == KN_BATCH_CANCELLED;
         o->u.state.retried = e->u.batch_state.retried;
         o->u.state.finished = !over ? 0 : b->finished_wall_ms ? b->finished_wall_ms : kn_wall_ms();
-        o->asking = s->asking;
-        s->asking.sock = NULL;
+        o->u.state.state = state;
         char id[KN_UUID_TEXT];
         kn_uuid_format(b->id, id);
         kn_info("batch_state batch=%s state=%s", id, kn_batch_state_name(state));
@@ -508,25 +527,25 @@ static void on_removed(void *ctx, int code, const void *data, size_t len) {
     struct kept_batch *b = s->closing ? NULL : batches_find(&s->batches, o->batch);
     free(o);
     if (!b) return;
-    send_to_waiters(s, b, code, "");
+    b->removal_open = false;
+    if (code == 0 || code == KN_ETERM) send_replies(s, b->waiters, &b->waiter_count, code, "");
     if (code == 0) {
         leave_tomb(s, b);
         batches_drop(&s->batches, b);
     }
 }
 
-/* Removes the batch from the store, and then its pictures. */
-static void do_remove(struct server *s, const struct farm_effect *e, struct kept_batch *b) {
-    struct op *o = op_create(s, e);
-    b->phase = BATCH_REMOVING;
-    if (s->asking.sock) batch_add_waiter(b, &s->asking);
-    s->asking.sock = NULL;
+/* Removes the batch from the store, and then its pictures. Where the store takes nothing, the sweep asks it
+ * again, and whoever waits goes on waiting. */
+void server_remove(struct server *s, struct kept_batch *b) {
+    struct farm_effect e = {.type = FX_BATCH_REMOVE};
+    memcpy(e.batch, b->id, sizeof e.batch);
+    struct op *o = op_create(s, &e);
     int rc = !o              ? KN_ENOMEM
              : b->remove_now ? store_remove_now(s->store, b->id, on_removed, o)
                              : store_remove(s->store, b->id, on_removed, o);
-    if (rc == 0) return;
-    free(o);
-    send_to_waiters(s, b, rc, "the store takes nothing now: it will be back after a restart");
+    b->removal_open = rc == 0;
+    if (rc != 0) free(o);
 }
 
 static void carry_out(struct server *s) {
@@ -554,7 +573,7 @@ static void carry_out(struct server *s) {
             break;
         case FX_BATCH_REMOVE:
             b = batches_find(&s->batches, e->batch);
-            if (b) do_remove(s, e, b);
+            if (b) server_remove(s, b);
             break;
         case FX_ACK:
             server_ack(s, e->conn, e->batch, e->task, e->u.ack.code);

@@ -17,6 +17,14 @@ int server_tell(struct server *s, uint64_t conn, const struct kn_msg *m);
 /* Acknowledges a picture, on the worker's control connection or on the data connection that it came on. */
 void server_ack(struct server *s, uint64_t conn, const kn_id batch, uint32_t task, int code);
 
+/* Answers code and text (static) once the store has the batch's state as people asked for it: 0, or a refusal that
+ * speaks of a state that may not be durable yet. Who asks the same again waits for the same write. */
+void server_await_state(struct server *s, struct kept_batch *b, const struct reply_to *to, int code,
+                        const char *text);
+/* Has the store forget a batch in BATCH_REMOVING, and then its pictures; its waiters are answered. Asked again by
+ * the sweep where the store took nothing. */
+void server_remove(struct server *s, struct kept_batch *b);
+
 /* Pauses the data socket while the store or the disk are behind: pictures stay with the workers then. */
 void server_flow(struct server *s);
 

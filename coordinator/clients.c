@@ -12,15 +12,20 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/explain.h"
 #include "coordinator/lost.h"
+#include "coordinator/repair.h"
 #include "coordinator/send.h"
 #include "coordinator/trash.h"
 #include "coordinator/waits.h"
 #include "coordinator/workers.h"
 
-#define STAGED_MS (60 * 60 * 1000ull) /* a submission that nobody goes on with */
+#define STAGED_MS (60 * 60 * 1000ull)         /* a submission that nobody goes on with */
+#define STAGED_AGE_MS (24 * 60 * 60 * 1000ull) /* …and one that goes on for ever */
+
+#define BEING_REMOVED "it is being removed"
 
 static void send_answer(const struct reply_to *to, struct kn_msg *m) {
     struct kn_err err = {0};
@@ -53,9 +58,16 @@ static struct ask *ask_create(struct server *s, const struct reply_to *to, const
 
 static void on_staged(void *ctx, int code, const void *data, size_t len) {
     struct ask *a = ctx;
+    struct server *s = a->s;
     (void)data;
     (void)len;
-    send_reply(a->s, &a->to, code == KN_EEXIST ? 0 : code, "");
+    struct kept_batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
+    if (code == KN_EGONE) { /* the store has nothing of it (any more), so that nothing of it counts */
+        if (b && b->phase == BATCH_STAGED) batches_drop(&s->batches, b);
+        send_reply(s, &a->to, KN_ENOENT, "no such batch is being submitted: begin again");
+    } else {
+        send_reply(s, &a->to, code == KN_EEXIST ? 0 : code, "");
+    }
     free(a);
 }
 
@@ -82,20 +94,24 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
     struct kn_submit_begin *g = &msg->u.submit_begin;
     struct kn_err err = {0};
     struct kept_batch *b = batches_find(&s->batches, g->batch);
+    struct aside *aside = aside_find(s, g->batch);
     int rc = 0;
-    if (b && b->phase != BATCH_STAGED) {
-        send_reply(s, to, b->phase == BATCH_REMOVING ? KN_ESTATE : 0, "");
+    if ((aside && aside->sealed) || (b && b->phase != BATCH_STAGED)) {
+        bool leaves = b && b->phase == BATCH_REMOVING;
+        send_reply(s, to, leaves ? KN_ESTATE : 0, leaves ? BEING_REMOVED : "");
         kn_msg_destroy(msg);
         return;
     }
-    if (g->chunks != (g->tasks + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX)
+    if (aside && (rc = aside_forget(s, aside)) != 0) kn_err_set(&err, rc, "the store takes nothing now");
+    if (rc == 0 && g->chunks != (g->tasks + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX)
         rc = kn_err_set(&err, KN_EINVAL, "%u tasks make %u chunks of %d, not %u", g->tasks,
                         (g->tasks + KN_TASKS_PER_CHUNK_MAX - 1) / KN_TASKS_PER_CHUNK_MAX,
                         KN_TASKS_PER_CHUNK_MAX, g->chunks);
-    if (rc == 0 && farm_batch_count(s->farm) + s->batches.staged_count >= KN_BATCHES_MAX)
+    if (rc == 0 && !b && kn_map_count(s->batches.by_id) + aside_count(s) >= KN_BATCHES_MAX)
         rc = kn_err_set(&err, KN_ELIMIT, "the farm has %d batches; remove some (kiln rm)", KN_BATCHES_MAX);
     if (rc == 0) rc = pin_models(s, g, &err);
     bool is_new = !b;
+    if (rc == 0 && is_new) rc = batches_may_begin(&s->batches, send_conn(&to->peer), &err);
     if (rc == 0 && b && b->tasks != g->tasks)
         rc = kn_err_set(&err, KN_ESTATE, "this batch was begun with %u tasks", b->tasks);
     if (rc == 0 && is_new) rc = batches_add(&s->batches, msg, &b, &err);
@@ -107,6 +123,9 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
             *b->msg; /* begun again: as it was begun first, in case the store never heard of it */
         bare.request = 0;
         rc = kn_msg_encode(&bare, &packed, &err);
+        struct kn_msg *back = NULL; /* it must be possible to read back what is about to be kept */
+        if (rc == 0) rc = kn_msg_decode(packed.data, packed.len, &back, &err);
+        kn_msg_destroy(back);
         if (rc != 0 && is_new) batches_drop(&s->batches, b);
     }
     if (rc != 0) {
@@ -115,6 +134,7 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
         return;
     }
     if (is_new) b->created_wall_ms = kn_wall_ms();
+    b->stager = send_conn(&to->peer);
     struct store_batch sb = {.begin = packed.data,
                              .begin_len = packed.len,
                              .tasks = b->tasks,
@@ -144,8 +164,11 @@ static int store_again(struct server *s, struct reply_to *to, struct kept_batch 
 static void on_chunk(struct server *s, struct reply_to *to, const struct kn_submit_chunk *c) {
     struct kn_err err = {0};
     struct kept_batch *b = batches_find(&s->batches, c->batch);
+    const struct aside *aside = aside_find(s, c->batch);
     int rc = 0;
-    if (!b)
+    if (aside && aside->sealed)
+        rc = KN_EEXIST;
+    else if (!b)
         rc = kn_err_set(&err, KN_ENOENT, "no such batch is being submitted: begin again");
     else if (b->phase != BATCH_STAGED)
         rc = KN_EEXIST;
@@ -154,7 +177,7 @@ static void on_chunk(struct server *s, struct reply_to *to, const struct kn_subm
     else if (c->tasks_len > KN_CHUNK_PART_BYTES)
         rc = kn_err_set(&err, KN_ELIMIT, "chunk %u: %zu bytes, more than %u", c->chunk, c->tasks_len,
                         KN_CHUNK_PART_BYTES);
-    else
+    else if ((rc = batches_may_stage(&s->batches, b, c->chunk, c->tasks_len, &err)) == 0)
         rc = batches_add_chunk(&s->batches, b, c->chunk, c->tasks, c->tasks_len, &err);
     if (b && b->phase == BATCH_STAGED && (rc == 0 || rc == KN_EEXIST)) {
         rc = store_again(s, to, b, c->chunk);
@@ -165,7 +188,7 @@ static void on_chunk(struct server *s, struct reply_to *to, const struct kn_subm
 }
 
 /* The batch is durable: the core may hand it out. */
-static int open_batch(struct server *s, struct kept_batch *b) {
+static void open_batch(struct server *s, struct kept_batch *b) {
     struct farm_event ev = {.type = EV_BATCH_OPEN};
     struct ev_batch_open *o = &ev.u.batch_open;
     memcpy(o->id, b->id, sizeof o->id);
@@ -178,13 +201,18 @@ static int open_batch(struct server *s, struct kept_batch *b) {
     o->shard_tasks_max = batch_shard_tasks(b);
     int rc = server_step(s, &ev);
     batches_sealed(&s->batches, b);
-    char id[KN_UUID_TEXT];
-    kn_uuid_format(b->id, id);
-    if (rc == 0)
+    if (rc == 0) {
+        char id[KN_UUID_TEXT];
+        kn_uuid_format(b->id, id);
         kn_info("batch_accepted batch=%s tasks=%u groups=%zu", id, b->tasks, b->begin->model_count);
-    else
-        kn_error("batch_not_opened batch=%s code=%d", id, rc);
-    return rc;
+        return;
+    }
+    /* Its limits were looked at before it was sealed: the memory is lacking. It is accepted all the same. */
+    char why[KN_REASON_MAX];
+    snprintf(why, sizeof why, "the coordinator could not open it (%s), and takes it up at its next start",
+             kn_err_words(rc));
+    if (aside_add(s, b->id, true, b, why) != 0) kn_error("batch_not_opened code=%d", rc);
+    batches_drop(&s->batches, b);
 }
 
 static void on_sealed(void *ctx, int code, const void *data, size_t len) {
@@ -195,12 +223,17 @@ static void on_sealed(void *ctx, int code, const void *data, size_t len) {
     struct kept_batch *b = s->closing ? NULL : batches_find(&s->batches, a->batch);
     free(a);
     if (!b || b->phase != BATCH_SEALING) return;
+    b->phase = BATCH_STAGED;
     if (code == 0 || code == KN_EEXIST) {
-        code = open_batch(s, b);
-        send_to_waiters(s, b, code, "");
+        send_replies(s, b->waiters, &b->waiter_count, 0, "");
+        open_batch(s, b);
+    } else if (code == KN_EGONE) {
+        send_replies(s, b->waiters, &b->waiter_count, KN_ENOENT,
+                     "no such batch is being submitted: begin again");
+        batches_drop(&s->batches, b);
     } else {
-        b->phase = BATCH_STAGED;
-        send_to_waiters(s, b, code, code == KN_ESTATE ? "chunks are missing: send them again" : "");
+        send_replies(s, b->waiters, &b->waiter_count, code,
+                     code == KN_ESTATE ? "chunks are missing: send them again" : "");
     }
 }
 
@@ -208,7 +241,10 @@ static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
     struct kn_err err = {0};
     struct kept_batch *b = batches_find(&s->batches, id);
     uint32_t missing = b && b->phase == BATCH_STAGED ? batch_chunks_missing(b) : 0;
-    if (!b) {
+    const struct aside *aside = aside_find(s, id);
+    if (aside && aside->sealed) {
+        send_reply(s, to, 0, "");
+    } else if (!b) {
         send_reply(s, to, KN_ENOENT, "no such batch is being submitted: begin again");
     } else if (b->phase == BATCH_SEALED || b->phase == BATCH_REMOVING) {
         send_reply(s, to, 0, "");
@@ -216,7 +252,7 @@ static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
         kn_err_set(&err, KN_ESTATE, "%u of %u chunks are missing", missing, b->chunk_count);
         send_reply(s, to, KN_ESTATE, err.text);
     } else if (b->phase == BATCH_SEALING) {
-        batch_add_waiter(b, to);
+        reply_to_add(b->waiters, &b->waiter_count, to);
     } else {
         struct ask *a = ask_create(s, to, id);
         int rc = a ? store_seal(s->store, id, b->chunk_count, on_sealed, a) : KN_ENOMEM;
@@ -226,21 +262,46 @@ static void on_seal(struct server *s, struct reply_to *to, const kn_id id) {
             return;
         }
         b->phase = BATCH_SEALING;
-        batch_add_waiter(b, to);
+        reply_to_add(b->waiters, &b->waiter_count, to);
+    }
+}
+
+/* Submissions without a word for long, or begun long ago: a clock that jumps ahead costs their bytes alone, since
+ * none of them was accepted. */
+static void drop_old_submissions(struct server *s) {
+    uint64_t now = kn_clock_ms(), wall = kn_wall_ms();
+    for (;;) {
+        size_t pos = 0;
+        struct kept_batch *b;
+        while ((b = batches_next(&s->batches, &pos, BATCH_STAGED)) && now - b->touched_ms <= STAGED_MS &&
+               (wall < b->created_wall_ms || wall - b->created_wall_ms <= STAGED_AGE_MS)) {
+        }
+        if (!b || store_remove(s->store, b->id, NULL, NULL) != 0) return;
+        char id[KN_UUID_TEXT];
+        kn_uuid_format(b->id, id);
+        kn_info("submission_dropped batch=%s bytes=%zu", id, b->chunk_bytes);
+        batches_drop(&s->batches, b); /* the map has changed: from its beginning again */
     }
 }
 
 void clients_sweep(struct server *s) {
     size_t pos = 0;
-    struct kept_batch *b, *old = NULL;
-    uint64_t now = kn_clock_ms();
-    while ((b = kn_map_next(s->batches.by_id, &pos)))
-        if (b->phase == BATCH_STAGED && now - b->touched_ms > STAGED_MS) old = b;
-    if (!old) return;
-    if (store_remove(s->store, old->id, NULL, NULL) == 0) batches_drop(&s->batches, old);
+    struct kept_batch *b;
+    drop_old_submissions(s);
+    while (s->batches.removing > 0 && (b = batches_next(&s->batches, &pos, BATCH_REMOVING)))
+        if (!b->removal_open) server_remove(s, b);
 }
 
 /* ---- commands */
+
+/* Answers to: that there is no such batch, or why nothing can be done with this one. */
+static void no_batch(struct server *s, struct reply_to *to, const kn_id id) {
+    const struct kept_batch *b = batches_find(&s->batches, id);
+    if (b && b->phase == BATCH_REMOVING)
+        send_reply(s, to, KN_ESTATE, BEING_REMOVED);
+    else
+        aside_reply(s, to, id);
+}
 
 /* Why a person's wish cannot be done in the batch's state, and what can. */
 static const char *refusal(const struct server *s, const struct kn_batch_command *c) {
@@ -259,21 +320,41 @@ static void on_batch_command(struct server *s, struct reply_to *to, const struct
                                                  [KN_VERB_RESUME] = EV_BATCH_RESUME,
                                                  [KN_VERB_REMOVE] = EV_BATCH_REMOVE,
                                                  [KN_VERB_PRIORITY] = EV_BATCH_PRIORITY};
+    struct kept_batch *b = batches_find(&s->batches, c->batch);
+    struct aside *aside = aside_find(s, c->batch);
+    struct farm_batch_view before;
+    bool removes = c->verb == KN_VERB_REMOVE;
+    if (aside && aside->sealed && removes) {
+        aside_remove(s, aside, to);
+        return;
+    }
+    if (b && b->phase == BATCH_REMOVING && removes) { /* asked again: for the same removal */
+        reply_to_add(b->waiters, &b->waiter_count, to);
+        return;
+    }
+    if (!b || b->phase != BATCH_SEALED || farm_batch_view(s->farm, c->batch, kn_clock_ms(), &before) != 0) {
+        no_batch(s, to, c->batch);
+        return;
+    }
     if (c->verb == KN_VERB_RETRY) {
         lost_retry(s, to, c->batch);
         return;
     }
-    struct kept_batch *b = c->verb == KN_VERB_REMOVE ? batches_find(&s->batches, c->batch) : NULL;
-    if (b && b->phase == BATCH_SEALED) b->remove_now = c->now;
+    if (removes) b->remove_now = c->now;
     struct farm_event ev = {.type = types[c->verb]};
     memcpy(ev.u.batch.id, c->batch, sizeof ev.u.batch.id);
     ev.u.batch.priority = c->argument;
-    s->asking = *to;
     int rc = server_step(s, &ev);
-    const char *text = rc == KN_ENOENT ? "no such batch" : rc == KN_ESTATE ? refusal(s, c) : "";
-    /* When a write came of it, its answer is the client's. */
-    send_reply(s, &s->asking, rc, text);
-    s->asking.sock = NULL;
+    if (rc == KN_ESTATE) {
+        server_await_state(s, b, to, rc, refusal(s, c));
+    } else if (rc != 0) {
+        send_reply(s, to, rc, "");
+    } else if (removes) {
+        reply_to_add(b->waiters, &b->waiter_count, to);
+        batch_leaves(&s->batches, b, &before);
+    } else {
+        server_await_state(s, b, to, 0, "");
+    }
 }
 
 static void on_worker_command(struct server *s, struct reply_to *to, const struct kn_worker_command *c) {
@@ -281,7 +362,10 @@ static void on_worker_command(struct server *s, struct reply_to *to, const struc
     ev.u.drain.worker = c->worker;
     ev.u.drain.exit = c->exit;
     int rc = server_step(s, &ev);
-    send_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
+    if (rc == 0)
+        workers_await_drain(s, c->worker, to);
+    else
+        send_reply(s, to, rc, rc == KN_ENOENT ? "no such worker" : "");
 }
 
 /* ---- queries */
@@ -296,18 +380,25 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     loadings_of(s, &loadings);
     if (q->has_batch) {
         struct kept_batch *b = batches_find(&s->batches, q->batch);
-        if (!b || farm_batch_view(s->farm, q->batch, now, &v) != 0) {
+        const struct aside *aside = aside_find(s, q->batch);
+        if (aside && aside->sealed) {
+            aside_status(aside, &one.s);
+        } else if (b && b->phase == BATCH_REMOVING && b->leaving) {
+            status_of(s, b, b->leaving, &loadings, true, &one);
+        } else if (b && farm_batch_view(s->farm, q->batch, now, &v) == 0) {
+            status_of(s, b, &v, &loadings, true, &one);
+        } else {
             send_reply(s, to, KN_ENOENT, "no such batch");
             return;
         }
-        status_of(s, b, &v, &loadings, true, &one);
         list->v = &one.s;
         list->count = 1;
         send_answer(to, &m);
         return;
     }
-    size_t count = farm_batch_count(s->farm);
-    list->v = calloc(count ? count : 1, sizeof *list->v);
+    size_t count = farm_batch_count(s->farm), pos = 0;
+    size_t all = count + s->batches.removing + aside_count(s);
+    list->v = calloc(all ? all : 1, sizeof *list->v);
     char **texts = calloc(count ? count : 1, sizeof *texts); /* of those that wait */
     for (size_t i = 0; list->v && texts && i < count; i++) {
         struct kept_batch *b;
@@ -317,6 +408,19 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
         if (one.text[0] && !texts[list->count]) one.s.wait_text = "";
         list->v[list->count++] = one.s;
     }
+    /* Those that the core does not have: they are there as long as the store has them. */
+    struct kept_batch *leaving;
+    while (list->v && s->batches.removing > 0 &&
+           (leaving = batches_next(&s->batches, &pos, BATCH_REMOVING))) {
+        if (!leaving->leaving) continue;
+        status_of(s, leaving, leaving->leaving, &loadings, false, &one);
+        one.s.wait_text = "";
+        list->v[list->count++] = one.s;
+    }
+    const struct aside *aside;
+    pos = 0;
+    while (list->v && s->asides && (aside = kn_map_next(s->asides, &pos)))
+        if (aside->sealed) aside_status(aside, &list->v[list->count++]);
     if (list->v && texts)
         send_answer(to, &m);
     else
@@ -434,7 +538,7 @@ static void on_results_query(struct server *s, struct reply_to *to, const struct
     uint32_t tasks[KN_RESULTS_PER_REPLY_MAX], count = 0, cursor = q->cursor;
     uint64_t epoch = 0;
     if (!b || farm_batch_view(s->farm, q->batch, kn_clock_ms(), &v) != 0) {
-        send_reply(s, to, KN_ENOENT, "no such batch");
+        no_batch(s, to, q->batch);
         return;
     }
     int rc = farm_batch_ended(s->farm, q->batch, 0, 0, tasks, &count, &epoch);
@@ -465,7 +569,7 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
     struct kn_tasks_reply *r = &m.u.tasks_reply;
     struct kept_batch *b = batches_find(&s->batches, q->batch);
     if (!b || b->phase != BATCH_SEALED) {
-        send_reply(s, to, KN_ENOENT, "no such batch");
+        no_batch(s, to, q->batch);
     } else if (q->chunk >= b->chunk_count) {
         send_reply(s, to, KN_EINVAL, "no such chunk");
     } else {
@@ -488,7 +592,7 @@ static void on_tasks_query(struct server *s, struct reply_to *to, const struct k
 
 static void on_farm_query(struct server *s, struct reply_to *to) {
     struct kn_msg m = {.type = KN_MSG_FARM_STATUS};
-    char store[KN_WAIT_TEXT_MAX], disk[KN_WAIT_TEXT_MAX];
+    char store[KN_WAIT_TEXT_MAX], disk[KN_WAIT_TEXT_MAX], note[KN_WAIT_TEXT_MAX];
     struct kn_farm_status *f = &m.u.farm_status;
     f->version = KILN_VERSION;
     f->pid = (uint32_t)getpid();
@@ -496,6 +600,8 @@ static void on_farm_query(struct server *s, struct reply_to *to) {
     f->store_text = store;
     waits_disk(s, disk);
     f->disk_text = disk;
+    repair_note(s, note);
+    f->store_note = note;
     for (size_t i = 0; i < farm_worker_count(s->farm); i++) {
         struct farm_worker_view v;
         f->workers += farm_worker_at(s->farm, i, kn_clock_ms(), &v) == 0 && v.state != KN_WORKER_LOST;
@@ -506,11 +612,14 @@ static void on_farm_query(struct server *s, struct reply_to *to) {
 static void on_explain_query(struct server *s, struct reply_to *to, const struct kn_explain_query *q) {
     struct kn_msg m = {.type = KN_MSG_EXPLAIN_REPLY};
     struct explanation x;
+    struct farm_batch_view v;
     struct kn_err err = {0};
     int rc = explain(s, q, &x, &err);
     if (rc == 0) {
         m.u.explain_reply = x.reply;
         send_answer(to, &m);
+    } else if (rc == KN_ENOENT && farm_batch_view(s->farm, q->batch, kn_clock_ms(), &v) != 0) {
+        no_batch(s, to, q->batch);
     } else {
         send_reply(s, to, rc, err.text);
     }

@@ -22,12 +22,19 @@ void loadings_of(struct server *s, struct loadings *out) {
     }
 }
 
+/* A person's wish shows once the store has it: what is shown is not taken back by a crash. That every task has
+ * ended follows from the tasks' own records. */
+static enum kn_batch_state shown_state(const struct server *s, const struct kept_batch *b,
+                                       const struct farm_batch_view *v) {
+    return v->state == KN_BATCH_DONE || farm_batch_settled(s->farm, v->id) ? v->state : b->state;
+}
+
 void status_of(struct server *s, const struct kept_batch *b, const struct farm_batch_view *v,
                const struct loadings *loadings, bool with_request, struct status *out) {
     struct kn_batch_status *r = &out->s;
     *r = (struct kn_batch_status){.name = b->begin->name,
                                   .request = with_request ? b->begin->request : "",
-                                  .state = v->state,
+                                  .state = shown_state(s, b, v),
                                   .total = v->total,
                                   .done = v->done,
                                   .failed = v->failed,

@@ -24,7 +24,8 @@ struct retry {
     struct retry *next;
     struct server *s;
     kn_id batch;
-    struct reply_to to;
+    struct reply_to waiters[WAITERS_MAX];
+    int waiter_count;
     uint64_t begun_ms;
     uint32_t at; /* the next task to be looked at */
     size_t looked, unreadable, refused;
@@ -75,7 +76,6 @@ static void finish(struct retry *r) {
     int rc = r->count > 0 ? server_step(s, &ev) : 0;
     ev = (struct farm_event){.type = EV_BATCH_RETRY};
     memcpy(ev.u.batch.id, r->batch, sizeof ev.u.batch.id);
-    s->asking = r->to;
     if (rc == 0) rc = server_step(s, &ev);
     const char *text = rc == KN_ENOENT ? "no such batch" : rc == KN_ESTATE ? "not possible now" : "";
     if (rc == 0 && r->refused > 0) {
@@ -85,9 +85,13 @@ static void finish(struct retry *r) {
         rc = KN_EIO;
         text = "some pictures cannot be read now; see the coordinator's log";
     }
-    /* When a write came of it, its answer is the client's. */
-    send_reply(s, &s->asking, rc, text);
-    s->asking.sock = NULL;
+    b = batches_find(&s->batches, r->batch);
+    for (int i = 0; i < r->waiter_count; i++) {
+        if (rc == 0 && b)
+            server_await_state(s, b, &r->waiters[i], 0, "");
+        else
+            send_reply(s, &r->waiters[i], rc, text);
+    }
     retry_free(r);
 }
 
@@ -184,7 +188,7 @@ static void look_on(struct retry *r) {
 void lost_retry(struct server *s, struct reply_to *to, const kn_id batch) {
     for (struct retry *r = s->retries; r; r = r->next) {
         if (memcmp(r->batch, batch, sizeof(kn_id)) != 0) continue;
-        r->to = *to; /* the same client asks again, or another does: whoever asked before asks again */
+        reply_to_add(r->waiters, &r->waiter_count, to);
         return;
     }
     struct kept_batch *b = batches_find(&s->batches, batch);
@@ -199,7 +203,7 @@ void lost_retry(struct server *s, struct reply_to *to, const kn_id batch) {
     }
     r->s = s;
     memcpy(r->batch, batch, sizeof(kn_id));
-    r->to = *to;
+    reply_to_add(r->waiters, &r->waiter_count, to);
     r->begun_ms = kn_clock_ms();
     uv_timer_init(s->loop, r->timer);
     r->timer->data = r;

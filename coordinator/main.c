@@ -173,6 +173,11 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     setenv("UV_THREADPOOL_SIZE", "8", 0); /* they wait for the disk */
 
+    char mark[KN_PATH_MAX];
+    rc = kn_fs_mkdirs(o.server.dir, 0777, &err);
+    if (rc == 0) rc = kn_fs_join(mark, sizeof mark, o.server.dir, "store.mark");
+    if (rc != 0) return fail("--dir: %s", err.text[0] ? err.text : kn_err_words(rc));
+    o.redis.mark = mark;
     rc = store_redis_open(&o.redis, &store, &err);
     if (rc != 0) {
         kn_error("store_unusable reason=\"%s\"", err.text);
@@ -187,9 +192,9 @@ int main(int argc, char **argv) {
     if (rc == 0) {
         p.server->stopped = on_stopped;
         p.server->stopped_ctx = &p;
-        rc = server_recover(p.server, &err);
+        rc = store_redis_start(store, &loop, &err);
     }
-    if (rc == 0) rc = store_redis_start(store, &loop, &err);
+    if (rc == 0) rc = server_recover(p.server, &err);
     if (rc == 0) rc = server_listen(p.server, &err);
     if (rc == 0) {
         uv_signal_start(&p.term, on_signal, SIGTERM);

@@ -7,15 +7,16 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/trash.h"
 #include "coordinator/workers.h"
 
 struct recovery {
     struct server *s;
-    struct kept_batch *b; /* the one being read */
+    struct kept_batch *b; /* the one being read; NULL: nothing of it could be read yet */
     bool sealed;
-    size_t batches, staged, tasks, done;
+    size_t batches, staged, aside, tasks, done;
 };
 
 static int on_batch(void *ctx, const struct store_batch *sb, struct kn_err *err) {
@@ -27,6 +28,7 @@ static int on_batch(void *ctx, const struct store_batch *sb, struct kn_err *err)
     if (msg->type != KN_MSG_SUBMIT_BEGIN || memcmp(g->batch, sb->id, sizeof g->batch) != 0 ||
         g->tasks != sb->tasks || g->chunks != sb->chunks)
         rc = kn_err_set(err, KN_ECORRUPT, "its request is of another batch");
+    if (rc == 0 && !sb->sealed) rc = batches_may_begin(&r->s->batches, 0, err);
     if (rc == 0) rc = batches_add(&r->s->batches, msg, &r->b, err);
     if (rc != 0) {
         kn_msg_destroy(msg);
@@ -42,7 +44,8 @@ static int on_batch(void *ctx, const struct store_batch *sb, struct kn_err *err)
 
 static int on_chunk(void *ctx, uint32_t chunk, const void *data, size_t len, struct kn_err *err) {
     struct recovery *r = ctx;
-    return batches_add_chunk(&r->s->batches, r->b, chunk, data, len, err);
+    int rc = r->sealed ? 0 : batches_may_stage(&r->s->batches, r->b, chunk, len, err);
+    return rc ? rc : batches_add_chunk(&r->s->batches, r->b, chunk, data, len, err);
 }
 
 static int on_name(void *ctx, uint32_t number, const char *text, struct kn_err *err) {
@@ -115,8 +118,9 @@ static int list_ended(struct server *s, struct kept_batch *b, struct farm_done_t
         if (batch_record(b, order[i].task, &rec)) {
             v[i].state = TASK_DONE;
             memcpy(v[i].pixels, rec.pixels, sizeof v[i].pixels);
-            rc = farm_backend(s->farm, batch_name_text(b, rec.backend), &v[i].backend);
-            if (rc != 0) kn_err_set(err, rc, "backend class of task %u", order[i].task);
+            /* Of a class that the core has no number for it only notices no duplicate that differs. */
+            if (farm_backend(s->farm, batch_name_text(b, rec.backend), &v[i].backend) != 0)
+                v[i].backend = UINT32_MAX;
         } else {
             v[i].state = batch_failure(b, order[i].task) ? TASK_FAILED : TASK_CANCELLED;
         }
@@ -140,6 +144,7 @@ static int on_batch_end(void *ctx, struct kn_err *err) {
     struct ev_batch_open *o = &ev.u.batch_open;
     if (!r->sealed) {
         r->staged++;
+        r->b = NULL;
         return 0;
     }
     uint32_t missing = batch_chunks_missing(b);
@@ -161,7 +166,12 @@ static int on_batch_end(void *ctx, struct kn_err *err) {
     o->charges = b->charges;
     o->charge_count = b->charge_count;
     rc = server_step(s, &ev);
+    if (rc != 0) {
+        free(ended);
+        return kn_err_set(err, rc, "the core does not take it: %s", kn_err_words(rc));
+    }
     batches_sealed(&s->batches, b);
+    r->b = NULL;
     r->batches++;
     r->tasks += b->tasks;
     r->done += o->ended_count;
@@ -169,7 +179,16 @@ static int on_batch_end(void *ctx, struct kn_err *err) {
     free(b->charges);
     b->charges = NULL;
     b->charge_count = b->charge_cap = 0;
-    return rc == 0 ? 0 : kn_err_set(err, rc, "the core does not take it: %s", kn_err_words(rc));
+    return 0;
+}
+
+static int on_aside(void *ctx, const kn_id id, bool sealed, const struct kn_err *why, struct kn_err *err) {
+    struct recovery *r = ctx;
+    int rc = aside_add(r->s, id, sealed, r->b, why->text);
+    if (r->b) batches_drop(&r->s->batches, r->b);
+    r->b = NULL;
+    r->aside++;
+    return rc ? kn_err_set(err, rc, "setting a batch aside: %s", kn_err_words(rc)) : 0;
 }
 
 static int on_model(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err) {
@@ -201,11 +220,12 @@ int server_recover(struct server *s, struct kn_err *err) {
                               .charge = on_charge,
                               .batch_end = on_batch_end,
                               .tomb = on_tomb,
+                              .aside = on_aside,
                               .model = on_model};
     uint64_t t = kn_clock_ms();
     int rc = store_load(s->store, &rd, err);
     if (rc != 0) return kn_err_prefix(err, "reading the farm back");
-    kn_info("recovered batches=%zu staged=%zu tasks=%zu ended=%zu ms=%llu", r.batches, r.staged, r.tasks,
-            r.done, (unsigned long long)(kn_clock_ms() - t));
+    kn_info("recovered batches=%zu staged=%zu aside=%zu tasks=%zu ended=%zu ms=%llu", r.batches, r.staged,
+            r.aside, r.tasks, r.done, (unsigned long long)(kn_clock_ms() - t));
     return 0;
 }

@@ -54,7 +54,7 @@ void send_reply(struct server *s, struct reply_to *to, int code, const char *tex
     to->sock = NULL;
 }
 
-void send_to_waiters(struct server *s, struct kept_batch *b, int code, const char *text) {
-    for (int i = 0; i < b->waiter_count; i++) send_reply(s, &b->waiters[i], code, text);
-    b->waiter_count = 0;
+void send_replies(struct server *s, struct reply_to *v, int *count, int code, const char *text) {
+    for (int i = 0; i < *count; i++) send_reply(s, &v[i], code, text);
+    *count = 0;
 }

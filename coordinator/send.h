@@ -18,6 +18,7 @@ void send_welcome(struct server *s, struct listener *l, const struct kn_peer *pe
                   bool objects, const char *worker);
 /* Answers whoever waits, if anybody does, and empties *to. Without a text it is the code's words. */
 void send_reply(struct server *s, struct reply_to *to, int code, const char *text);
-void send_to_waiters(struct server *s, struct kept_batch *b, int code, const char *text);
+/* The same to all of them, and empties the list. */
+void send_replies(struct server *s, struct reply_to *v, int *count, int code, const char *text);
 
 #endif

@@ -10,9 +10,11 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
 #include "coordinator/lost.h"
+#include "coordinator/repair.h"
 #include "coordinator/scrub.h"
 #include "coordinator/send.h"
 #include "coordinator/trash.h"
@@ -50,6 +52,7 @@ static void on_sweep(uv_timer_t *t) {
     kn_log_flush(false);
     workers_forget(s);
     clients_sweep(s);
+    aside_sweep(s);
     trash_sweep(s);
     lost_sweep(s);
 }
@@ -132,6 +135,7 @@ int server_create(uv_loop_t *loop, const struct server_options *opt, struct stor
     if (rc == 0) rc = collect_create(loop, s->objects, store->term, &s->collect, err);
     if (rc == 0 && (rc = trash_init(s)) != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     store->lost = on_lost;
+    store->back = server_repair;
     store->lost_ctx = s;
     *out = s; /* also on failure: server_close() and server_destroy() take what there is */
     return rc;
@@ -221,6 +225,7 @@ void server_destroy(struct server *s) {
     if (!s) return;
     kn_wire_destroy(s->wire);
     workers_fini(s);
+    aside_fini(s);
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);
     farm_destroy(s->farm);

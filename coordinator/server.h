@@ -4,8 +4,10 @@
  *
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start
+ *     repair.c      writes it again, where the store has gone back
  *     clients.c     talks to clients: submission, queries, commands, objects
  *     scrub.c       reads objects back, slowly, and has the damaged ones rendered again
+ *     aside.c       batches that cannot be read back
  *     lost.c        looks at the objects of a batch that is retried, and voids what is lost
  *     explain.c     answers why a batch or a task stands as it does
  *     waits.c       why something does not go on, in words
@@ -33,6 +35,7 @@
 #include "proto/wire.h"
 
 #define LISTEN_MAX 16
+#define DRAINS_MAX 64
 
 struct server_options {
     const char *dir; /* the farm's folder; objects lie below it */
@@ -96,11 +99,17 @@ struct server {
     struct farm_effects fx;
     bool stepping;
     struct again *again, *again_last; /* events that came up while effects were carried out */
-    struct reply_to asking;           /* the client behind the current event, until an effect takes it over */
 
     struct batches batches;
+    struct kn_map *asides;  /* aside.c: id -> struct aside, owned; NULL: none */
+    size_t aside_sealed;    /* how many of them were accepted */
     struct kn_map *workers; /* name -> struct known_worker */
-    struct kn_map *conns;   /* number -> struct known_worker */
+    struct drain_wait {     /* a client that waits until a worker says that it drains */
+        char worker[KN_NAME_MAX + 1];
+        struct reply_to to;
+    } drains[DRAINS_MAX];
+    int drain_count;
+    struct kn_map *conns; /* number -> struct known_worker */
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;         /* when the last tick came */
     struct commit *commits;     /* those that the store has not answered */
@@ -114,8 +123,9 @@ struct server {
     struct scrub *scrub;        /* scrub.c; NULL: there is none */
     struct known_model *models; /* owns; that some worker announced, now or once */
     size_t model_count;
-    uint64_t alarms;          /* FX_ALARMs since the start */
-    uint64_t disk_refused_ms; /* when the disk refused a picture last; 0: it has taken one since */
+    uint64_t repairs, repaired_wall_ms; /* repair.c: how often, and when last */
+    uint64_t alarms;                    /* FX_ALARMs since the start */
+    uint64_t disk_refused_ms;           /* when the disk refused a picture last; 0: it has taken one since */
     char disk_why[320];
     bool closing;
     void (*stopped)(void *ctx, int exit_code); /* the lead is lost: end */

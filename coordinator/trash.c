@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/aside.h"
 #include "coordinator/send.h"
 
 #define ORPHANS_MAX 100000
@@ -514,6 +515,12 @@ static void begin_repair(struct trash *t) {
 /* Tombstones first: a person waits for the room. */
 static void next_round(struct trash *t) {
     if (t->kind != ROUND_NONE || t->closing) return;
+    if (aside_count(t->s) > 0) { /* nobody knows what the records of that batch name: everything stays */
+        t->repairing = t->repairing || t->repair_asked;
+        t->repair_asked = false;
+        answer_repair(t);
+        return;
+    }
     if (t->repair_asked) begin_repair(t);
     while (t->tombs && !t->tombs_wait && t->tombs->at >= t->tombs->count) bury(t);
     if (t->tombs && !t->tombs_wait) {

@@ -15,9 +15,18 @@ uint64_t waits_store(const struct server *s, char out[KN_WAIT_TEXT_MAX]) {
     uint64_t silent_ms = s->store ? store_silent_ms(s->store, &why) : 0;
     out[0] = '\0';
     if (silent_ms < STORE_SILENT_MS) return 0;
+    if (strncmp(why, "OOM ", 4) == 0) {
+        snprintf(
+            out, KN_WAIT_TEXT_MAX,
+            "the store (Redis) has not taken anything for %llu s: it is at its limit of memory. Raise its "
+            "maxmemory, or remove batches that have ended (kiln rm); nothing that was accepted is lost, and it goes "
+            "on by itself",
+            (unsigned long long)(silent_ms / 1000));
+        return silent_ms;
+    }
     snprintf(
         out, KN_WAIT_TEXT_MAX,
-        "the store (Redis) has not taken anything for %llu s%s%.200s: look at its process, its log and its "
+        "the store (Redis) has not taken anything for %llu s%s%.390s: look at its process, its log and its "
         "disk; nothing that was accepted is lost, and it goes on by itself",
         (unsigned long long)(silent_ms / 1000), why[0] ? ": " : "", why);
     return silent_ms;

@@ -131,6 +131,39 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     }
 }
 
+/* ---- drained */
+
+static void drains_answer(struct server *s) {
+    int kept = 0;
+    for (int i = 0; i < s->drain_count; i++) {
+        struct drain_wait *d = &s->drains[i];
+        struct farm_worker_view v = {.state = KN_WORKER_LOST};
+        for (size_t k = 0; k < farm_worker_count(s->farm); k++) {
+            if (farm_worker_at(s->farm, k, kn_clock_ms(), &v) == 0 && strcmp(v.worker, d->worker) == 0) break;
+            v = (struct farm_worker_view){.state = KN_WORKER_LOST};
+        }
+        const struct known_worker *w = kn_map_get(s->workers, d->worker, strlen(d->worker));
+        if (v.drains || !w || w->left)
+            send_reply(s, &d->to, 0, "");
+        else if (farm_worker_is_lost(s->farm, d->worker))
+            send_reply(s, &d->to, KN_EGONE, "it is not there any more, and nobody knows if it heard of it");
+        else
+            s->drains[kept++] = *d;
+    }
+    s->drain_count = kept;
+}
+
+void workers_await_drain(struct server *s, const char *worker, const struct reply_to *to) {
+    if (s->drain_count == DRAINS_MAX) { /* the oldest has asked again by now */
+        memmove(s->drains, s->drains + 1, (DRAINS_MAX - 1) * sizeof s->drains[0]);
+        s->drain_count--;
+    }
+    struct drain_wait *d = &s->drains[s->drain_count++];
+    snprintf(d->worker, sizeof d->worker, "%s", worker);
+    d->to = *to;
+    drains_answer(s);
+}
+
 static void on_heartbeat(struct server *s, struct known_worker *w, const struct kn_heartbeat *h) {
     struct farm_event ev = {.type = EV_WORKER_HEARTBEAT, .conn = w->conn};
     w->readings = h->readings;
@@ -147,6 +180,7 @@ static void on_heartbeat(struct server *s, struct known_worker *w, const struct 
     memcpy(e->model, h->model_sha256, sizeof e->model);
     e->answer = h->answer;
     server_step(s, &ev);
+    if (s->drain_count > 0) drains_answer(s);
 }
 
 static void on_task_failed(struct server *s, uint64_t conn, const struct kn_task_failed *f) {
@@ -200,6 +234,7 @@ static void on_bye(struct server *s, struct known_worker *w, const char *reason)
     server_step(s, &ev);
     forget_conn(s, w);
     w->left = true;
+    if (s->drain_count > 0) drains_answer(s);
     if (!w->name[0]) worker_forget(s, w); /* a newcomer that went */
 }
 
@@ -353,7 +388,7 @@ static bool is_zero(const uint8_t sha256[KN_SHA256_BYTES]) {
 
 #define REMEMBERED_MS (24 * 3600 * 1000ull) /* the store hears of a model again after so long */
 
-static void store_one(struct server *s, const struct known_model *k) {
+static int store_one(struct server *s, const struct known_model *k) {
     struct kn_msg m = {.type = KN_MSG_MODEL_LIST};
     struct kn_buf b;
     m.u.model_list.v = (struct kn_model_info *)&k->info;
@@ -363,6 +398,13 @@ static void store_one(struct server *s, const struct known_model *k) {
     if (rc == 0) rc = store_model(s->store, k->info.sha256, k->wall_ms, b.data, b.len);
     if (rc != 0) kn_warn("model_not_stored model=%s code=%d", k->info.name, rc);
     kn_buf_fini(&b);
+    return rc;
+}
+
+int workers_store_models(struct server *s) {
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < s->model_count; i++) rc = store_one(s, &s->models[i]);
+    return rc;
 }
 
 void workers_remember_model(struct server *s, const struct kn_model_info *m, uint64_t wall_ms) {
@@ -495,6 +537,7 @@ static void forget_newcomers(struct server *s) {
 }
 
 void workers_forget(struct server *s) {
+    if (s->drain_count > 0) drains_answer(s);
     /* Rare and small: a worker is dropped when the core no longer lists its worker. */
     size_t pos = 0, gone_count = 0, workers = farm_worker_count(s->farm);
     struct known_worker *w, *gone[64];

@@ -11,6 +11,9 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
 void workers_garbled(struct listener *l, const struct kn_peer *peer, const struct kn_garbled *g);
 /* An ImageResult on the data socket, and the picture's bytes; takes both. */
 void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
+/* Answers the client once the worker itself has said that it drains, or has left: until then its coordinator's death
+ * could take the wish with it. */
+void workers_await_drain(struct server *s, const char *worker, const struct reply_to *to);
 void workers_forget(struct server *s); /* those that the core has forgotten */
 void workers_fini(struct server *s);
 
@@ -23,6 +26,8 @@ const char *workers_model_name(struct server *s, const uint8_t sha256[KN_SHA256_
 /* All models that workers have, each once; free() the list. */
 KN_MUST_USE int workers_models(struct server *s, struct kn_model_info **out, size_t *count);
 
+/* Tells the store of every model that is remembered. */
+KN_MUST_USE int workers_store_models(struct server *s);
 /* A model that some worker announced is remembered, also by the store; wall_ms 0: just now. */
 void workers_remember_model(struct server *s, const struct kn_model_info *m, uint64_t wall_ms);
 

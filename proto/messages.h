@@ -89,7 +89,7 @@ enum kn_batch_verb {
     F(ID,    batch)                                  \
     F(TEXT,  name,    KN_NAME_MAX)                   \
     F(TEXT,  request, KN_FRAME_BYTES_MAX)            \
-    F(STATE, state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_CANCELLED) \
+    F(STATE, state, kn_batch_state, KN_BATCH_ACTIVE, KN_BATCH_ASIDE) \
     F(U32,   total)                                  \
     F(U32,   done)                                   \
     F(U32,   failed)                                 \
@@ -435,7 +435,8 @@ enum kn_batch_verb {
     F(U32,  workers)        /* those that are not lost */ \
     F(U64,  store_silent_ms)                         \
     F(TEXT, store_text, KN_WAIT_TEXT_MAX)            \
-    F(TEXT, disk_text,  KN_WAIT_TEXT_MAX)
+    F(TEXT, disk_text,  KN_WAIT_TEXT_MAX) \
+    F(TEXT, store_note, KN_WAIT_TEXT_MAX) /* it answers, and something happened to it that a person should know */
 
 #define KN_FIELDS_EXPLAIN_REPLY(F)                   \
     F(PART, batch_status, status)                    \

@@ -14,7 +14,7 @@ const struct cli_command cmd_cancel = {
     .examples =
         "  kiln cancel 3f2a\n"
         "  kiln cancel --all\n",
-    .groups = CLI_G_FARM | CLI_G_ALL,
+    .groups = CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_ALL,
     .args_max = -1,
     .run = run,
 };

@@ -160,13 +160,14 @@ static void existing(const char *path, char out[KN_PATH_MAX]) {
     }
 }
 
-/* What keeps the farm, or a batch of it, from going on. */
-static void check_moving(struct doctor *d, struct client *c) {
+/* What keeps the farm, or a batch of it, from going on. redis: the socket of its Redis, for commands. */
+static void check_moving(struct doctor *d, struct client *c, const char *redis) {
     struct kn_err err = {0};
     struct kn_msg q = {.type = KN_MSG_FARM_QUERY}, *r = NULL;
     if (client_call(c, &q, KN_MSG_FARM_STATUS, FARM_STATUS_MS, &r, &err) == KN_OK) {
         const struct kn_farm_status *f = &r->u.farm_status;
         line(d, !f->store_text[0], "farm's store", "%s", f->store_text[0] ? f->store_text : "answers");
+        if (f->store_note[0]) line(d, true, "farm's store", "%s", f->store_note);
         line(d, !f->disk_text[0], "farm's disk", "%s", f->disk_text[0] ? f->disk_text : "takes pictures");
     }
     kn_msg_destroy(r);
@@ -176,6 +177,15 @@ static void check_moving(struct doctor *d, struct client *c) {
         char id[KN_UUID_TEXT];
         kn_uuid_format(s->batch, id);
         id[8] = '\0';
+        if (s->state == KN_BATCH_ASIDE) {
+            line(
+                d, false, "batch",
+                "%s is set aside, since it cannot be read back: %s. The farm tries it again at "
+                "its next start. redis-cli -s %s --rdb FILE keeps a copy of all that the store has of it (its keys "
+                "begin with kiln:b:%s); kiln rm %s removes it",
+                id, s->wait_text, redis, id, id);
+            continue;
+        }
         bool broken = s->wait == KN_WAIT_NO_WORKER || s->wait == KN_WAIT_SILENT || s->wait == KN_WAIT_HELD ||
                       s->wait == KN_WAIT_CLASS || s->wait == KN_WAIT_OTHER;
         if (broken) line(d, false, "batch", "%s: %s", id, s->wait_text);
@@ -240,7 +250,9 @@ static void check_farm(struct doctor *d) {
         line(d, r->u.worker_list.count > 0, "farm", "up at %s, %zu worker%s", client_endpoint(c),
              r->u.worker_list.count, r->u.worker_list.count == 1 ? "" : "s");
     kn_msg_destroy(r);
-    if (rc == KN_OK) check_moving(d, c);
+    struct farmdir f;
+    bool ours = !is_endpoint && farmdir_find(dir, &f, &err) == KN_OK;
+    if (rc == KN_OK) check_moving(d, c, ours ? f.redis_socket : "SOCKET");
     if (rc == KN_OK && d->o->repair) repair_farm(d, c);
     client_close(c);
 }

@@ -8,7 +8,7 @@ static int run(const struct cli_options *o) {
     struct kn_err err = {0};
     struct client *c = NULL;
     cli_catch_signals();
-    int rc = farm_connect(o, &c, &err);
+    int rc = farm_steer(o, &c, &err);
     for (int i = 0; rc == KN_OK && i < o->arg_count; i++) {
         struct kn_msg m = {.type = KN_MSG_WORKER_COMMAND};
         if (strlen(o->args[i]) > KN_NAME_MAX) {
@@ -32,7 +32,7 @@ const struct cli_command cmd_drain = {
     .examples =
         "  kiln drain worker-1\n"
         "  kiln drain gpu3 --exit\n",
-    .groups = CLI_G_FARM | CLI_G_EXIT,
+    .groups = CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_EXIT,
     .args_min = 1,
     .args_max = -1,
     .run = run,

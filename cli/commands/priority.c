@@ -16,7 +16,7 @@ static int run(const struct cli_options *o) {
     if (end == o->args[1] || *end || n < -1000 || n > 1000)
         rc = kn_err_set(&err, KN_EINVAL, "\"%.60s\": a priority is a whole number from -1000 to 1000",
                         o->args[1]);
-    if (rc == KN_OK) rc = farm_connect(o, &c, &err);
+    if (rc == KN_OK) rc = farm_steer(o, &c, &err);
     if (rc == KN_OK) rc = batch_find(c, o->args[0], m.u.batch_command.batch, &err);
     if (rc == KN_OK) {
         m.u.batch_command.verb = KN_VERB_PRIORITY;
@@ -38,7 +38,7 @@ const struct cli_command cmd_priority = {
     .examples =
         "  kiln priority 3f2a 5\n"
         "  kiln priority -- 3f2a -5\n",
-    .groups = CLI_G_FARM,
+    .groups = CLI_G_FARM | CLI_G_TIMEOUT,
     .args_min = 2,
     .args_max = 2,
     .run = run,

@@ -420,8 +420,9 @@ static int adopt(struct render *r, bool ending, struct kn_err *err) {
     int rc = batch_query(r->client, id, &m, err);
     if (rc == KN_ENOENT) return KN_OK;
     if (rc) return rc;
-    bool over = batch_is_over(&m->u.batch_list.v[0]);
+    bool over = batch_is_over(&m->u.batch_list.v[0]), aside = m->u.batch_list.v[0].state == KN_BATCH_ASIDE;
     kn_msg_destroy(m);
+    if (aside) return KN_OK; /* the farm cannot read it back: what the folder lacks is asked for anew */
 
     struct batch_tasks old = {0};
     size_t strangers = 0;

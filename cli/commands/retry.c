@@ -15,7 +15,7 @@ const struct cli_command cmd_retry = {
         "on the farm: it looks at every picture of the batch first. Of a batch that was "
         "cancelled, what was cancelled is queued again too.",
     .examples = "  kiln retry 3f2a\n",
-    .groups = CLI_G_FARM,
+    .groups = CLI_G_FARM | CLI_G_TIMEOUT,
     .args_min = 1,
     .args_max = -1,
     .run = run,

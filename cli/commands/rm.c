@@ -17,7 +17,7 @@ const struct cli_command cmd_rm = {
         "  kiln rm 3f2a\n"
         "  kiln rm --done\n"
         "  kiln rm 3f2a --now\n",
-    .groups = CLI_G_FARM | CLI_G_DONE,
+    .groups = CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_DONE,
     .args_max = -1,
     .run = run,
 };

@@ -18,7 +18,7 @@ int steer_all(const struct cli_options *o, enum kn_batch_verb verb, bool over) {
     cli_catch_signals();
     int rc = KN_OK;
     if (o->arg_count > 0) rc = kn_err_set(&err, KN_EINVAL, "%s: either ids or all of them", o->args[0]);
-    if (rc == KN_OK) rc = farm_connect(o, &c, &err);
+    if (rc == KN_OK) rc = farm_steer(o, &c, &err);
     if (rc == KN_OK) rc = statuses_ask(c, NULL, 0, &s, &err);
     for (size_t i = 0; rc == KN_OK && i < s.count; i++) {
         bool ended = s.v[i].state == KN_BATCH_DONE || s.v[i].state == KN_BATCH_CANCELLED;
@@ -42,7 +42,7 @@ int steer_batches(const struct cli_options *o, enum kn_batch_verb verb) {
     cli_catch_signals();
     int rc = KN_OK;
     if (o->arg_count == 0) rc = kn_err_set(&err, KN_EINVAL, "no id: kiln status lists them");
-    if (rc == KN_OK) rc = farm_connect(o, &c, &err);
+    if (rc == KN_OK) rc = farm_steer(o, &c, &err);
     if (rc == KN_OK) rc = statuses_find(c, o, &ids, &err); /* all of them, before anything is done */
     for (int i = 0; rc == KN_OK && i < o->arg_count; i++) {
         rc = steer_one(c, o, ids[i], verb, &err);

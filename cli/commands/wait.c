@@ -80,12 +80,20 @@ static int run(const struct cli_options *o) {
         else if (now.failed + now.cancelled)
             cli_say("%zu done, %zu failed, %zu cancelled", now.done, now.failed, now.cancelled);
         if (now.done < now.total) status = late ? CLI_ACCEPTED : CLI_FAILED;
+        for (size_t i = 0; i < s.count; i++) {
+            if (s.v[i].state != KN_BATCH_ASIDE) continue;
+            cli_say("%s is set aside, since it cannot be read back: %s", o->args[i], s.v[i].wait_text);
+            status = CLI_FAILED;
+        }
     }
     for (size_t i = 0; rc == KN_OK && !late && i < s.count; i++) {
         const struct kn_batch_status *b = &s.v[i];
         char id[KN_UUID_TEXT];
         kn_uuid_format(b->batch, id);
-        on_done_run(o, id, "", b->done == b->total ? "done" : b->cancelled ? "cancelled" : "failed");
+        on_done_run(o, id, "",
+                    b->done == b->total && b->state != KN_BATCH_ASIDE ? "done"
+                    : b->cancelled                                    ? "cancelled"
+                                                                      : "failed");
     }
     statuses_fini(&s);
     free(ids);

@@ -27,7 +27,10 @@ static void widen(int *width, const char *text, int max) {
 static void held_up(const struct kn_batch_status *s) {
     char id[KN_UUID_TEXT], reason[32];
     kn_uuid_format(s->batch, id);
-    if (s->wait && !batch_is_over(s))
+    if (s->state == KN_BATCH_ASIDE)
+        text_print(stdout, "%.8s  cannot be read back: %s; kiln doctor says what can be done\n", id,
+                   s->wait_text);
+    else if (s->wait && !batch_is_over(s))
         text_print(stdout, "%.8s  %s\n", id, s->wait_text[0] ? s->wait_text : batch_wait_text(s, reason));
     else if (s->loading[0])
         text_print(stdout, "%.8s  loading %s, %.1f GB\n", id, s->loading, (double)s->loading_bytes / 1e9);

@@ -31,6 +31,12 @@ int farm_connect(const struct cli_options *o, struct client **out, struct kn_err
                       is_endpoint ? why : " (kiln up starts one)");
 }
 
+int farm_steer(const struct cli_options *o, struct client **out, struct kn_err *err) {
+    int rc = farm_connect(o, out, err);
+    if (rc == KN_OK && o->timeout_s) client_limit(*out, o->timeout_s * 1000);
+    return rc;
+}
+
 int batch_query(struct client *c, const uint8_t *id, struct kn_msg **reply, struct kn_err *err) {
     struct kn_msg m = {.type = KN_MSG_BATCH_QUERY};
     m.u.batch_query.has_batch = id != NULL;

@@ -8,6 +8,8 @@
 
 /* Connects to the farm that --farm means; KN_ENOENT or KN_ETIMEOUT with words when none answers. */
 KN_MUST_USE int farm_connect(const struct cli_options *o, struct client **out, struct kn_err *err);
+/* The same for a command that asks for something: with --timeout no answer is awaited for longer (KN_EUNSURE). */
+KN_MUST_USE int farm_steer(const struct cli_options *o, struct client **out, struct kn_err *err);
 
 /* All batches (id NULL), newest last and without their requests, or exactly one; *reply (KN_MSG_BATCH_LIST)
  * is the caller's to destroy. KN_ENOENT: there is none with that id. */

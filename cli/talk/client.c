@@ -204,6 +204,7 @@ static void on_control(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
         silence_say(f->store_text[0]  ? f->store_text
                     : f->disk_text[0] ? f->disk_text
                                       : "the coordinator is there, and is busy with it");
+        if (!f->store_text[0] && !f->disk_text[0]) c->probe = 0; /* it may tell more when it is asked again */
     }
     if (msg->type == KN_MSG_HELLO_AGAIN) c->greet_again = true;
     for (size_t i = 0; i < c->call_count && msg->request; i++) {

@@ -200,15 +200,12 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     struct batch *b = calloc(1, sizeof *b);
     if (!b) return KN_ENOMEM;
     memcpy(b->id, ev->id, sizeof b->id);
-    b->pin = PIN_ANY;
     b->shard_tasks_max = ev->shard_tasks_max ? ev->shard_tasks_max : KN_SHARD_TASKS_MAX;
     b->state = KN_BATCH_PAUSED; /* until it is filled: no lane of it is entered into a pool */
     int rc = KN_OK;
     if (ev->pin_backend && *ev->pin_backend) {
-        uint32_t pin;
-        rc = farm_backend(f, ev->pin_backend, &pin);
+        rc = farm_pin_get(f, ev->pin_backend, &b->pin);
         if (rc) goto fail;
-        b->pin = (uint16_t)pin;
     }
     b->level = batch_level_get(f, ev->priority);
     rc = b->level ? open_groups(f, b, ev) : KN_ENOMEM;
@@ -254,6 +251,7 @@ void batch_destroy(struct farm *f, struct batch *b) {
     for (uint32_t g = 0; g < b->group_count; g++) pool_shape_put(f, b->groups[g].shape);
     for (uint32_t l = 0; l < b->lane_count; l++) pool_put(f, b->lanes[l].pool);
     batch_level_put(f, b->level);
+    farm_pin_put(f, b->pin);
     free(b->tasks);
     free(b->log);
     free(b->groups);

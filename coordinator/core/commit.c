@@ -97,8 +97,7 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
         pending_ack(fx, conn, NULL, r->batch, r->task, KN_EGONE);
         return KN_OK;
     }
-    if (r->task >= b->total || r->backend >= f->backend_count ||
-        (b->pin != PIN_ANY && b->pin != r->backend)) {
+    if (r->task >= b->total || r->backend >= f->backend_count || (b->pin && b->pin->backend != r->backend)) {
         pending_ack(fx, conn, b, NULL, r->task, KN_EINVAL);
         fx_note(fx, FX_NOTE, b->id,
                 "result_dropped task=%u worker=%s: no such task, or not of the class asked for", r->task,

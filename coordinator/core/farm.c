@@ -49,8 +49,9 @@ int farm_create(const struct farm_config *c, struct farm **out) {
     f->worker_by_conn = kn_map_create(KN_WORKERS_MAX);
     f->model_by_digest = kn_map_create(SIZE_MAX);
     f->shape_by_key = kn_map_create(SIZE_MAX);
+    f->pin_by_name = kn_map_create(KN_BATCHES_MAX);
     if (!f->batch_by_id || !f->worker_by_name || !f->worker_by_conn || !f->model_by_digest ||
-        !f->shape_by_key) {
+        !f->shape_by_key || !f->pin_by_name) {
         farm_destroy(f);
         return KN_ENOMEM;
     }
@@ -85,6 +86,7 @@ void farm_destroy(struct farm *f) {
     kn_map_destroy(f->worker_by_conn);
     kn_map_destroy(f->model_by_digest);
     kn_map_destroy(f->shape_by_key);
+    kn_map_destroy(f->pin_by_name);
     slab_fini(&f->shapes);
     slab_fini(&f->shards);
     slab_fini(&f->pieces);

@@ -384,6 +384,9 @@ struct farm_batch_view {
 };
 KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms,
                                 struct farm_batch_view *out);
+/* The store has every change of its state that a person asked for. Until then a crash may take it back. An unknown
+ * batch is settled. */
+bool farm_batch_settled(const struct farm *f, const kn_id id);
 size_t farm_batch_count(const struct farm *f);
 /* The i-th batch in the order they were opened. */
 KN_MUST_USE int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out);
@@ -417,6 +420,7 @@ struct farm_worker_view {
     const char *worker, *backend; /* borrowed until the next step */
     uint64_t conn;                /* 0: lost */
     enum kn_worker_state state;
+    bool drains; /* it says so itself */
     bool has_batch, has_model;
     kn_id batch;
     kn_digest model;

@@ -264,7 +264,7 @@ static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held
             tasks[count++] = t;
         }
     }
-    if (b && b->pin != PIN_ANY && b->pin != w->backend) count = 0;
+    if (b && b->pin && b->pin->backend != w->backend) count = 0;
     for (uint32_t i = 0; i < count; i++)
         if (b->tasks[tasks[i]].state == TASK_QUEUED) {
             task_unqueue(f, b, tasks[i]);

@@ -73,7 +73,7 @@ static void pool_count(struct pool *p, const struct worker *w, uint64_t speed, b
         p->speed -= speed;
 }
 
-int pool_get(struct farm *f, const kn_digest digest, uint16_t pin, struct pool **out) {
+int pool_get(struct farm *f, const kn_digest digest, const struct pin *pin, struct pool **out) {
     struct model *m;
     int rc = pool_model_get(f, digest, &m);
     if (rc) return rc;

@@ -11,12 +11,12 @@ int pool_model_get(struct farm *f, const kn_digest digest, struct model **out);
 void pool_model_put(struct farm *f, struct model *m);
 int pool_shape_get(struct farm *f, const struct farm_group *key, uint32_t *slot);
 void pool_shape_put(struct farm *f, uint32_t slot);
-int pool_get(struct farm *f, const kn_digest model, uint16_t pin, struct pool **out);
+int pool_get(struct farm *f, const kn_digest model, const struct pin *pin, struct pool **out);
 void pool_put(struct farm *f, struct pool *p);
 
 /* True when the pool's batches may be rendered by this worker's class. */
 static inline bool pool_serves(const struct pool *p, const struct worker *w) {
-    return p->pin == PIN_ANY || p->pin == w->backend;
+    return !p->pin || p->pin->backend == w->backend;
 }
 
 /* The worker begins, or ceases, to count in the sums of the pools that it serves. */

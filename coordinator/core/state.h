@@ -49,8 +49,7 @@
 #include "coordinator/core/slab.h"
 
 #define NONE UINT32_MAX
-#define PIN_ANY UINT16_MAX
-#define BACKENDS_MAX 250 /* classes seen by one coordinator in its life; one byte in a task */
+#define BACKENDS_MAX 250 /* classes of workers and results, in one coordinator's life; one byte in a task */
 #define BACKEND_NONE UINT8_MAX
 #define COPIES_MAX 2       /* shards that may hold a task at a time */
 #define RIVALS_MAX 64      /* newcomers at a time whose names others have */
@@ -173,7 +172,7 @@ struct batch {
     struct level *level; /* its priority */
     enum kn_batch_state state;
     bool cancelled_by_person;
-    uint16_t pin;             /* class that must render it, or PIN_ANY */
+    struct pin *pin;          /* class that must render it; NULL: any */
     uint32_t shard_tasks_max; /* so many of its tasks fit in a grant */
     struct task *tasks;       /* owns */
     struct group *groups;     /* owns */
@@ -253,10 +252,10 @@ struct shape { /* one kind of minibatch, shared by all batches that want it */
 /* The workers that can render a model, of one class or of any, and the batches that wait for them. */
 struct pool {
     struct model *model;
-    uint16_t pin;        /* class, or PIN_ANY */
-    struct pool *next;   /* of the same model */
-    uint32_t refs;       /* lanes */
-    struct lane **ready; /* owns; best first */
+    const struct pin *pin; /* class; NULL: any */
+    struct pool *next;     /* of the same model */
+    uint32_t refs;         /* lanes */
+    struct lane **ready;   /* owns; best first */
     uint32_t ready_count, ready_cap;
     uint64_t ready_units; /* queued work of those lanes */
     uint32_t able, known; /* workers that may be given work; those of them whose speed is known */
@@ -370,6 +369,14 @@ struct backend {
     uint32_t done; /* images committed */
 };
 
+/* A class that batches are pinned to, which no worker need ever have had. Pins are not counted among the
+ * classes: there is at most one for each batch, so that no number of them can keep a batch from being opened. */
+struct pin {
+    char *name;       /* owns */
+    uint32_t refs;    /* batches */
+    uint32_t backend; /* its number in farm.backends; BACKEND_NONE: that class was not seen yet */
+};
+
 struct farm {
     struct farm_config config;
     uint64_t now; /* of this step */
@@ -397,6 +404,7 @@ struct farm {
     uint32_t trouble_head, trouble_tail; /* tasks that may be left with nobody */
     struct backend backends[BACKENDS_MAX];
     uint32_t backend_count;
+    struct kn_map *pin_by_name;
     struct rate rate;        /* of the whole farm */
     struct worker *woken;    /* workers that may have credit left since sched.c looked last */
     bool work_arrived;       /* something was queued: sched.c looks at every worker with credit left */
@@ -406,6 +414,11 @@ struct farm {
     struct tail_shard *tail; /* owns; room to sort shards in */
     size_t tail_cap;
 };
+
+/* A class to be pinned to, made where no batch is yet. Each get takes a reference that a put gives back.
+ * KN_EINVAL: it can be no class's name; KN_ENOMEM. */
+KN_MUST_USE int farm_pin_get(struct farm *f, const char *name, struct pin **out);
+void farm_pin_put(struct farm *f, struct pin *p); /* NULL is fine */
 
 /* Makes room for what one event may need, so that nothing fails half way. KN_ENOMEM, KN_ELIMIT. */
 KN_MUST_USE int farm_reserve(struct farm *f, struct farm_effects *fx, uint32_t effects, uint32_t suspects,

@@ -92,7 +92,7 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
     }
     if (other_class) {
         wait_for_worker(v, KN_WAIT_CLASS, other_class, now);
-        v->wait_class = farm_backend_name(f, p->pin);
+        v->wait_class = p->pin->name;
         return;
     }
     v->wait = KN_WAIT_NO_WORKER;
@@ -197,6 +197,11 @@ size_t farm_batch_count(const struct farm *f) {
     return f->batch_count;
 }
 
+bool farm_batch_settled(const struct farm *f, const kn_id id) {
+    const struct batch *b = batch_find(f, id);
+    return !b || (!f->deposed && !b->state_sent && !b->state_due && !b->state_dirty && !b->retried);
+}
+
 int farm_batch_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_batch_view *out) {
     if (i >= f->batch_count) return KN_ENOENT;
     view_batch(f, f->batches[i], now_ms, out);
@@ -288,6 +293,7 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
         .worker = w->name,
         .backend = farm_backend_name(f, w->backend),
         .conn = w->conn,
+        .drains = w->drain_said,
         .step = w->step,
         .steps = w->steps,
         .done = w->done,

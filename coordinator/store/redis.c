@@ -15,6 +15,7 @@
 #include "coordinator/store/redis_parts.h"
 
 #define QUEUE_BYTES_MAX (512u << 20)
+#define WENT_BACK_TEXT "it has gone back: it lacks what it had answered for"
 #define REDIS_CHARGE_BYTES_MAX 65536 /* a task's charges with the story of its attempts */
 
 struct redis_write {
@@ -37,7 +38,8 @@ int store_redis_open(const struct store_redis_options *opt, struct store **out, 
         free(s);
         return rc;
     }
-    kn_info("store_open redis=%s term=%s", s->opt.address, s->term);
+    kn_info("store_open redis=%s term=%llu count=%llu", s->opt.address, (unsigned long long)s->base.term,
+            s->count);
     *out = &s->base;
     return 0;
 }
@@ -74,6 +76,7 @@ static void on_reply(void *ctx, const redisReply *r) {
         kn_error("redis_answer_unexpected type=%d text=\"%s\"", r->type,
                  r->type == REDIS_REPLY_ERROR ? r->str : "");
     s->waiting--;
+    if (rc != KN_ETERM) s->count++; /* at least: one that was sent again may have counted twice */
     if (p->done) p->done(p->ctx, rc, data, len);
     free(p);
     if (rc == KN_ETERM) lose(s, rc, "another coordinator took the lead");
@@ -91,33 +94,112 @@ static int send_script(struct redis_store *s, const struct words *w, store_done 
     return rc;
 }
 
-static void on_renewed(void *ctx, const redisReply *r) {
+/* A write that the store answers so stays in the queue: it was not carried out. */
+static bool hold(void *ctx, const redisReply *r) {
     struct redis_store *s = ctx;
-    if (r->type == REDIS_REPLY_INTEGER && r->integer == KN_ETERM)
-        lose(s, KN_ETERM, "another coordinator took the lead");
+    if (r->type != REDIS_REPLY_INTEGER || r->integer != REDIS_WENT_BACK) return false;
+    s->doubted = true;
+    return true;
 }
 
-static void renew_words(struct redis_store *s, struct words *w, long long lifetime) {
+static void on_renewed(void *ctx, const redisReply *r) {
+    struct redis_store *s = ctx;
+    if (r->type != REDIS_REPLY_INTEGER) return;
+    if (r->integer == KN_ETERM) lose(s, KN_ETERM, "another coordinator took the lead");
+    if (r->integer > 0) s->count = (unsigned long long)r->integer;
+    if (!hold(s, r) || !redis_link_is_up(s->link)) return;
+    kn_error("store_went_back term=%llu count=%llu", (unsigned long long)s->base.term, s->count);
+    redis_link_drop(s->link, WENT_BACK_TEXT);
+}
+
+static void renew_words(struct redis_store *s, enum script script, struct words *w, long long lifetime) {
     const char *const keys[] = {"kiln:leader"};
-    begin_script(w, s, S_RENEW, keys, 1);
+    begin_script(w, s, script, keys, 1);
     word(w, s->me);
     number(w, lifetime);
+}
+
+/* ---- trust: the settings, and a store that has gone back */
+
+/* Drops a connection to a Redis that could lose what it is told: nothing is written, and so nothing is answered,
+ * until its settings are mended. */
+static void on_settings(void *ctx, const redisReply *r) {
+    struct redis_store *s = ctx;
+    struct kn_err err = {0};
+    if (r->type != REDIS_REPLY_ARRAY || redis_check_settings(r, s->opt.address, &err) == 0) return;
+    if (!s->doubted) kn_error("store_distrusted reason=\"%s\"", err.text);
+    s->doubted = true;
+    redis_link_drop(s->link, err.text);
+}
+
+/* Once a Redis has its settings back, what it was told meanwhile is on disk when its file is written anew. */
+static void on_persistence(void *ctx, const redisReply *r) {
+    struct redis_store *s = ctx;
+    if (!s->doubted || r->type != REDIS_REPLY_STRING) return;
+    if (strstr(r->str, "aof_rewrite_in_progress:1") || strstr(r->str, "aof_rewrite_scheduled:1"))
+        redis_link_drop(s->link, "Redis is writing its append-only file anew");
+}
+
+static void ask_settings(struct redis_store *s) {
+    struct words w = {0};
+    if (s->opt.allow_volatile) return;
+    word(&w, "CONFIG");
+    word(&w, "GET");
+    for (size_t i = 0; i < REDIS_SETTINGS; i++) word(&w, redis_settings[i].name);
+    redis_link_direct(s->link, w.count, w.v, w.len, on_settings, s);
+    w.count = 0;
+    word(&w, "INFO");
+    word(&w, "persistence");
+    if (s->doubted) redis_link_direct(s->link, w.count, w.v, w.len, on_persistence, s);
 }
 
 static void on_renew(uv_timer_t *t) {
     struct redis_store *s = t->data;
     struct words w;
+    redis_write_mark(s, false);
     if (!redis_link_is_up(s->link)) return;
-    renew_words(s, &w, s->opt.lead_ms);
+    ask_settings(s);
+    renew_words(s, S_RENEW, &w, s->opt.lead_ms);
     redis_link_direct(s->link, w.count, w.v, w.len, on_renewed, s);
 }
 
-/* The greeting of a new connection: version, settings, scripts, the lead. */
+/* The store takes the term again: now it is told everything, before what waits. */
+static void on_repair(void *ctx, const redisReply *r) {
+    struct redis_store *s = ctx;
+    struct words w;
+    if (r->type == REDIS_REPLY_INTEGER && r->integer == KN_ETERM)
+        lose(s, KN_ETERM, "the store had gone back, and another coordinator took the lead");
+    if (s->lost || r->type != REDIS_REPLY_INTEGER || r->integer != 0) {
+        redis_link_drop(s->link, r->type == REDIS_REPLY_ERROR ? r->str : WENT_BACK_TEXT);
+        return;
+    }
+    redis_link_front(s->link, true);
+    int rc = s->base.back ? s->base.back(s->base.lost_ctx) : 0;
+    begin_script(&w, s, S_REPAIRED, NULL, 0);
+    if (rc == 0) rc = send_script(s, &w, NULL, NULL);
+    redis_link_front(s->link, false);
+    if (rc != 0) {
+        kn_error("repair_failed code=%d", rc);
+        redis_link_drop(s->link, WENT_BACK_TEXT); /* and again on the next connection */
+        return;
+    }
+    s->doubted = false;
+    redis_link_up(s->link);
+}
+
+/* The greeting of a new connection: settings, scripts, the lead; and the repair where it is needed. */
 
 static void on_greeted(void *ctx, const redisReply *r) {
     struct redis_store *s = ctx;
+    struct words w;
     on_renewed(ctx, r);
-    if (!s->lost) redis_link_up(s->link);
+    if (s->lost) return;
+    if (!s->doubted) {
+        redis_link_up(s->link);
+        return;
+    }
+    renew_words(s, S_REPAIR, &w, s->opt.lead_ms);
+    redis_link_direct(s->link, w.count, w.v, w.len, on_repair, s);
 }
 
 static void on_script(void *ctx, const redisReply *r) {
@@ -125,22 +207,10 @@ static void on_script(void *ctx, const redisReply *r) {
     if (r->type == REDIS_REPLY_ERROR) kn_error("redis_script_refused error=\"%s\"", r->str);
 }
 
-static void on_settings(void *ctx, const redisReply *r) {
-    struct redis_store *s = ctx;
-    struct kn_err err = {0};
-    if (r->type == REDIS_REPLY_ARRAY && redis_check_settings(r, s->opt.address, &err) != 0)
-        lose(s, err.code, err.text);
-}
-
 static void greet(void *ctx) {
     struct redis_store *s = ctx;
     struct words w = {0};
-    if (!s->opt.allow_volatile) {
-        word(&w, "CONFIG");
-        word(&w, "GET");
-        for (size_t i = 0; i < REDIS_SETTINGS; i++) word(&w, redis_settings[i].name);
-        redis_link_direct(s->link, w.count, w.v, w.len, on_settings, s);
-    }
+    ask_settings(s);
     for (int i = 0; i < S_COUNT; i++) {
         w.count = 0;
         word(&w, "SCRIPT");
@@ -148,16 +218,14 @@ static void greet(void *ctx) {
         word(&w, redis_script_text[i]);
         redis_link_direct(s->link, w.count, w.v, w.len, on_script, s);
     }
-    renew_words(s, &w, s->opt.lead_ms);
+    renew_words(s, S_RENEW, &w, s->opt.lead_ms);
     redis_link_direct(s->link, w.count, w.v, w.len, on_greeted, s);
 }
 
 int store_redis_start(struct store *base, uv_loop_t *loop, struct kn_err *err) {
     struct redis_store *s = (struct redis_store *)base;
     struct redis_link_options opt = {
-        .address = s->address, .greet = greet, .ctx = s, .bytes_max = QUEUE_BYTES_MAX};
-    redisFree(s->sync);
-    s->sync = NULL;
+        .address = s->address, .greet = greet, .hold = hold, .ctx = s, .bytes_max = QUEUE_BYTES_MAX};
     s->renew = malloc(sizeof *s->renew);
     if (!s->renew) return kn_err_set(err, KN_ENOMEM, "Redis: out of memory");
     uv_timer_init(loop, s->renew);
@@ -325,6 +393,15 @@ static int redis_state(struct store *base, const kn_id id, enum kn_batch_state s
     return send_script(s, &w, done, ctx);
 }
 
+/* Before what waits: at the limit of Redis' memory nothing else is taken, and these make room. What waits for a batch
+ * that is gone is answered so. */
+static int send_front(struct redis_store *s, const struct words *w, store_done done, void *ctx) {
+    redis_link_front(s->link, true);
+    int rc = send_script(s, w, done, ctx);
+    redis_link_front(s->link, false);
+    return rc;
+}
+
 static int redis_remove(struct store *base, const kn_id id, bool now, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct keys k;
@@ -335,7 +412,7 @@ static int redis_remove(struct store *base, const kn_id id, bool now, store_done
     begin_script(&w, s, S_REMOVE, keys, 10);
     word(&w, k.id);
     number(&w, now);
-    return send_script(s, &w, done, ctx);
+    return send_front(s, &w, done, ctx);
 }
 
 static int redis_bury(struct store *base, const kn_id id, size_t records, store_done done, void *ctx) {
@@ -347,14 +424,27 @@ static int redis_bury(struct store *base, const kn_id id, size_t records, store_
     begin_script(&w, s, S_BURY, keys, 2);
     word(&w, k.id);
     number(&w, (long long)records * STORE_RECORD_BYTES);
-    return send_script(s, &w, done, ctx);
+    return send_front(s, &w, done, ctx);
 }
 
 static int redis_confirm(struct store *base, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
     struct words w;
     begin_script(&w, s, S_CONFIRM, NULL, 0);
-    return send_script(s, &w, done, ctx);
+    return send_front(s, &w, done, ctx);
+}
+
+static int redis_records(struct store *base, const kn_id id, uint32_t from, const void *records,
+                         size_t count) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct keys k;
+    struct words w;
+    redis_keys_of(id, &k);
+    const char *const keys[] = {k.batch, k.records};
+    begin_script(&w, s, S_RECORDS, keys, 2);
+    number(&w, from);
+    bytes(&w, records, count * STORE_RECORD_BYTES);
+    return send_script(s, &w, NULL, NULL);
 }
 
 static size_t redis_backlog(const struct store *base) {
@@ -374,13 +464,16 @@ static void free_handle(uv_handle_t *h) {
 static void give_back(struct redis_store *s) {
     struct kn_err err = {0};
     if (s->lost || s->waiting > 0 || redis_connect_sync(s, &err) != 0) return;
+    char term[48];
+    snprintf(term, sizeof term, "%llu %llu", (unsigned long long)s->base.term, s->count);
     redisReply *r = redis_ask_plain(s->sync, &err, 8, "EVALSHA", s->sha[S_RENEW], "2", "kiln:term",
-                                    "kiln:leader", s->term, s->me, "0");
+                                    "kiln:leader", term, s->me, "0");
     if (r) freeReplyObject(r);
 }
 
 static void redis_close(struct store *base) {
     struct redis_store *s = (struct redis_store *)base;
+    redis_write_mark(s, false);
     give_back(s);
     if (s->renew) uv_close((uv_handle_t *)s->renew, free_handle);
     redis_link_destroy(s->link);
@@ -403,6 +496,7 @@ static const struct store_ops redis_ops = {
     .remove = redis_remove,
     .bury = redis_bury,
     .confirm = redis_confirm,
+    .records = redis_records,
     .backlog = redis_backlog,
     .silent_ms = redis_silent_ms,
     .close = redis_close,

@@ -34,6 +34,7 @@ struct command {
     void *ctx;
     uint64_t sent_ms;
     size_t len;
+    bool front;   /* it goes before all that are not */
     char bytes[]; /* a 0 behind them: hiredis looks for signs in them as in a text */
 };
 
@@ -66,8 +67,10 @@ struct redis_link {
     uint64_t silent_since; /* since when an answer is awaited; 0: none is */
     uint64_t heard_ms;
     size_t directs; /* not answered */
-    char why[200];  /* the last error */
+    char why[400];  /* the last error */
     struct command *first, *last, *unsent;
+    bool front_on;         /* redis_link_front() */
+    struct command *front; /* the last one that was queued since; NULL: none */
     size_t count, bytes, sent_bytes;
 };
 
@@ -185,12 +188,29 @@ static void pause_then_connect(struct redis_link *l) {
     uv_timer_start(&l->pause, on_pause_over, ms / 2 + r % (ms / 2 + 1), 0);
 }
 
+/* Nothing is on its way: those of the front go first, each kind in its order. One that could not be carried out
+ * (a write at the limit of memory) does not keep them back. */
+static void front_first(struct redis_link *l) {
+    struct command *all = l->first, *rest = NULL, **front_end = &l->first, **rest_end = &rest;
+    for (l->last = NULL; all; all = all->next) {
+        struct command ***end = all->front ? &front_end : &rest_end;
+        **end = all;
+        *end = &all->next;
+        if (!all->front) l->last = all;
+    }
+    *rest_end = NULL;
+    *front_end = rest;
+    for (struct command *c = l->first; c && !l->last; c = c->next)
+        if (!c->next) l->last = c;
+}
+
 /* Called once by hiredis for each context, before the descriptor is closed. */
 static void cleanup(void *data) {
     struct wire_poll *w = data;
     struct redis_link *l = w->link;
     uv_close((uv_handle_t *)&w->poll, free_poll);
     l->ac = NULL;
+    front_first(l);
     l->unsent = l->first; /* everything not answered is sent again */
     asked(l);
     l->sent_bytes = 0;
@@ -273,8 +293,9 @@ static void on_answer(redisAsyncContext *ac, void *reply, void *data) {
     struct redis_link *l = c->link;
     if (l->ac != ac || l->phase != UP) return;
     assert(c == l->first);
-    if (not_now(r)) {
-        redis_link_drop(l, r->str);
+    bool held = l->opt.hold && l->opt.hold(l->opt.ctx, r);
+    if (held || not_now(r)) {
+        redis_link_drop(l, held ? "it lacks what it had answered for" : r->str);
         enter(l, PAUSING); /* the answers behind this one are not taken any more: order is kept */
         return;
     }
@@ -291,7 +312,7 @@ static void on_answer(redisAsyncContext *ac, void *reply, void *data) {
 }
 
 static void send_queued(struct redis_link *l) {
-    if (l->phase != UP || !l->ac) return;
+    if (l->phase != UP || !l->ac || l->front_on) return;
     while (l->unsent && (l->sent_bytes == 0 || l->sent_bytes + l->unsent->len <= SENT_BYTES_MAX)) {
         struct command *c = l->unsent;
         if (redisAsyncFormattedCommand(l->ac, on_answer, c, c->bytes, c->len) != REDIS_OK) return;
@@ -302,24 +323,41 @@ static void send_queued(struct redis_link *l) {
     }
 }
 
+/* Where the next command is queued: at the end, or behind those of the front that were not sent yet. */
+static struct command **place(struct redis_link *l) {
+    if (!l->front_on) return l->last ? &l->last->next : &l->first;
+    if (l->front) return &l->front->next;
+    struct command **at = &l->first;
+    while (*at != l->unsent) at = &(*at)->next;
+    while (*at && (*at)->front) at = &(*at)->next;
+    return at;
+}
+
+void redis_link_front(struct redis_link *l, bool on) {
+    l->front_on = on;
+    l->front = NULL;
+    if (!on) send_queued(l);
+}
+
 int redis_link_send(struct redis_link *l, int argc, const char **argv, const size_t *len, redis_link_reply fn,
                     void *ctx) {
     char *formatted = NULL;
     long long n = redisFormatCommandArgv(&formatted, argc, argv, len);
     if (n < 0) return KN_ENOMEM;
     size_t bytes = (size_t)n;
-    int rc = l->bytes + bytes > l->opt.bytes_max && l->count > 0 ? KN_EAGAIN : 0;
+    bool full = l->bytes + bytes > l->opt.bytes_max && l->count > 0;
+    int rc = full && !l->front_on ? KN_EAGAIN : 0;
     struct command *c = rc ? NULL : malloc(sizeof *c + bytes + 1);
     if (!rc && !c) rc = KN_ENOMEM;
     if (!rc) {
-        *c = (struct command){.link = l, .fn = fn, .ctx = ctx, .len = bytes};
+        *c = (struct command){.link = l, .fn = fn, .ctx = ctx, .len = bytes, .front = l->front_on};
         memcpy(c->bytes, formatted, bytes + 1);
-        if (l->last)
-            l->last->next = c;
-        else
-            l->first = c;
-        l->last = c;
-        if (!l->unsent) l->unsent = c;
+        struct command **at = place(l);
+        c->next = *at;
+        *at = c;
+        if (!c->next) l->last = c;
+        if (l->unsent == c->next) l->unsent = c;
+        if (l->front_on) l->front = c;
         l->count++;
         l->bytes += bytes;
         send_queued(l);
@@ -407,8 +445,9 @@ int redis_link_create(uv_loop_t *loop, const struct redis_link_options *opt, str
     l->handles = 2;
     l->pause.data = l->watch.data = l;
     uv_timer_start(&l->watch, on_watch, WATCH_MS, WATCH_MS);
+    uv_timer_start(&l->pause, on_pause_over, 0,
+                   0); /* once the loop runs: what it takes to read back is no delay */
     *out = l;
-    connect_now(l);
     return 0;
 }
 

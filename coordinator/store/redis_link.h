@@ -32,6 +32,8 @@ struct redis_link_options {
     /* A connection was made: send what it begins with (redis_link_direct) and call redis_link_up() in the
      * last answer; only then the queue goes on. */
     void (*greet)(void *ctx);
+    /* True: this answer says "not now" like those above. NULL: none does. */
+    bool (*hold)(void *ctx, const struct redisReply *r);
     void *ctx;
     size_t bytes_max; /* of the queue */
 };
@@ -44,6 +46,9 @@ void redis_link_destroy(struct redis_link *l);
 /* Queues a command; everything is copied. KN_EAGAIN: the queue is full; KN_ENOMEM. */
 KN_MUST_USE int redis_link_send(struct redis_link *l, int argc, const char **argv, const size_t *len,
                                 redis_link_reply fn, void *ctx);
+/* From `on` until it is taken back, within one callback: commands are queued in their order before all that were not
+ * sent yet, whatever bytes_max says. */
+void redis_link_front(struct redis_link *l, bool on);
 /* Sends on this connection only, past the queue: it is not repeated, and not answered if the connection
  * breaks. */
 void redis_link_direct(struct redis_link *l, int argc, const char **argv, const size_t *len,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "coordinator/store/redis_parts.h"
 
 #define CHUNKS_A_READ 32
@@ -112,14 +113,19 @@ static int load_batch(struct redis_store *s, const char *text, bool sealed, cons
                       struct kn_err *err) {
     kn_id id;
     struct keys k;
-    if (kn_uuid_parse(text, id) != 0) return odd(err, "kiln:batches");
+    if (kn_uuid_parse(text, id) != 0) { /* it can be named to nobody, and no batch of kiln's is lost by it */
+        kn_error("batch_id_unreadable key=%s text=\"%.64s\"", sealed ? "kiln:batches" : "kiln:staged", text);
+        return 0;
+    }
     redis_keys_of(id, &k);
     redisReply *r = redis_ask_plain(s->sync, err, 9, "HMGET", k.batch, "begin", "tasks", "chunks", "state",
                                     "priority", "created", "finished");
-    if (!r) return err->code;
     struct store_batch b = {.sealed = sealed};
-    int rc =
-        r->type == REDIS_REPLY_ARRAY && r->elements == 7 && is_text(r->element[0]) ? 0 : odd(err, k.batch);
+    int rc = !r                                                 ? err->code
+             : r->type != REDIS_REPLY_ARRAY || r->elements != 7 ? odd(err, k.batch)
+             : is_text(r->element[0]) && is_text(r->element[1])
+                 ? 0
+                 : kn_err_set(err, KN_ECORRUPT, "Redis: %s is not there, or lacks a part", k.batch);
     if (rc == 0) {
         memcpy(b.id, id, sizeof id);
         b.begin = r->element[0]->str;
@@ -135,24 +141,30 @@ static int load_batch(struct redis_store *s, const char *text, bool sealed, cons
             rc = odd(err, k.batch);
     }
     if (rc == 0) rc = rd->batch(rd->ctx, &b, err);
-    freeReplyObject(r);
+    if (r) freeReplyObject(r);
     if (rc == 0) rc = load_chunks(s, &k, b.chunks, rd, err);
     if (rc == 0) rc = load_hash(s, k.names, each_name, rd, err);
     if (rc == 0) rc = load_records(s, &k, b.tasks, rd, err);
     if (rc == 0) rc = load_hash(s, k.failures, each_failure, rd, err);
     if (rc == 0) rc = load_hash(s, k.charges, each_charge, rd, err);
     if (rc == 0) rc = rd->batch_end(rd->ctx, err);
-    if (rc != 0) kn_err_prefix(err, "batch %s", text);
-    return rc;
+    if (rc == 0) return 0;
+    if (!store_is_batchs_own(rc)) return kn_err_prefix(err, "batch %s", text);
+    struct kn_err why = *err;
+    return rd->aside(rd->ctx, id, sealed, &why, err);
 }
 
 static int renew_sync(struct redis_store *s, struct kn_err *err) {
-    char lifetime[16];
+    char lifetime[16], term[48];
     snprintf(lifetime, sizeof lifetime, "%u", s->opt.lead_ms);
+    snprintf(term, sizeof term, "%llu %llu", (unsigned long long)s->base.term, s->count);
     redisReply *r = redis_ask_plain(s->sync, err, 8, "EVALSHA", s->sha[S_RENEW], "2", "kiln:term",
-                                    "kiln:leader", s->term, s->me, lifetime);
+                                    "kiln:leader", term, s->me, lifetime);
     if (!r) return err->code;
-    int rc = r->type == REDIS_REPLY_INTEGER ? (int)r->integer : KN_EIO;
+    int rc = r->type != REDIS_REPLY_INTEGER  ? KN_EIO
+             : r->integer >= 0               ? 0
+             : r->integer == REDIS_WENT_BACK ? KN_EIO
+                                             : (int)r->integer;
     freeReplyObject(r);
     return rc == 0 ? 0 : kn_err_set(err, rc, "Redis: %s", kn_err_words(rc));
 }
@@ -196,16 +208,22 @@ static int load_tomb(struct redis_store *s, const char *text, bool now, const st
     }
 }
 
+/* A tombstone that cannot be read costs the room of its objects alone: the sweep finds them. */
 static int load_tombs(struct redis_store *s, const struct store_reader *rd, struct kn_err *err) {
     redisReply *r = redis_ask_plain(s->sync, err, 2, "HGETALL", "kiln:tombs");
-    if (!r) return err->code;
-    int rc = r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, "kiln:tombs");
-    for (size_t i = 0; rc == 0 && i + 1 < r->elements; i += 2)
+    int rc = !r ? err->code : r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, "kiln:tombs");
+    for (size_t i = 0; rc == 0 && i + 1 < r->elements; i += 2) {
         rc = is_text(r->element[i])
                  ? load_tomb(s, r->element[i]->str, number_of(r->element[i + 1]) != 0, rd, err)
                  : odd(err, "kiln:tombs");
-    freeReplyObject(r);
-    return rc;
+        if (rc == 0 || !store_is_batchs_own(rc) || rc == KN_ENOMEM) continue;
+        kn_error("tomb_unreadable reason=\"%s\"", err->text);
+        rc = 0;
+    }
+    if (r) freeReplyObject(r);
+    if (rc == 0 || !store_is_batchs_own(rc) || rc == KN_ENOMEM) return rc;
+    kn_error("tombs_unreadable reason=\"%s\"", err->text);
+    return 0;
 }
 
 static int load_models(struct redis_store *s, const struct store_reader *rd, struct kn_err *err) {
@@ -228,5 +246,8 @@ int redis_load(struct store *base, const struct store_reader *rd, struct kn_err 
     int rc = load_list(s, true, rd, err);
     if (rc == 0) rc = load_list(s, false, rd, err);
     if (rc == 0 && rd->tomb) rc = load_tombs(s, rd, err);
-    return rc == 0 && rd->model ? load_models(s, rd, err) : rc;
+    if (rc == 0 && rd->model) rc = load_models(s, rd, err);
+    redisFree(s->sync); /* from here on everything goes over the loop */
+    s->sync = NULL;
+    return rc;
 }

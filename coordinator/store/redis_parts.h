@@ -18,10 +18,15 @@ struct redisReply; /* hiredis' */
 struct redisContext;
 
 #define ARGS_MAX 20
+#define REDIS_WENT_BACK                                                                                      \
+    (-99) /* a script's answer: the store has gone back. It leaves these files as no code */
 
 enum script {
     S_LEAD,
     S_RENEW,
+    S_REPAIR,
+    S_REPAIRED,
+    S_RECORDS,
     S_BEGIN,
     S_CHUNK,
     S_SEAL,
@@ -43,9 +48,12 @@ struct redis_store {
     struct store_redis_options opt;
     struct redis_address address;
     char me[256];
-    char term[24];
+    unsigned long long count;  /* writes that the store has had, at least */
+    unsigned long long marked; /* …by the mark */
+    bool
+        doubted; /* it has gone back, or had other settings: it is told everything again before the queue goes on */
     char sha[S_COUNT][41];
-    struct redisContext *sync; /* until store_redis_start() */
+    struct redisContext *sync; /* until store_load() is through */
     struct redis_link *link;
     uv_timer_t *renew; /* owns; a handle of its own, closed after this struct is gone */
     size_t waiting;
@@ -68,7 +76,7 @@ void redis_keys_of(const kn_id id, struct keys *k);
 struct words {
     const char *v[ARGS_MAX];
     size_t len[ARGS_MAX];
-    char numbers[8][24];
+    char numbers[9][48];
     int count, number_count;
 };
 
@@ -88,6 +96,13 @@ static inline void number(struct words *w, long long n) {
     word(w, p);
 }
 
+/* The caller's term and the count that the store must have: ARGV[1] of every script under a term. */
+static inline void under_term(struct words *w, const struct redis_store *s) {
+    char *p = w->numbers[w->number_count++];
+    snprintf(p, sizeof w->numbers[0], "%llu %llu", (unsigned long long)s->base.term, s->count);
+    word(w, p);
+}
+
 /* EVALSHA script with `keys` keys, the first of them kiln:term. */
 static inline void begin_script(struct words *w, const struct redis_store *s, enum script script,
                                 const char *const *keys, int count) {
@@ -97,7 +112,7 @@ static inline void begin_script(struct words *w, const struct redis_store *s, en
     number(w, count + 1);
     word(w, "kiln:term");
     for (int i = 0; i < count; i++) word(w, keys[i]);
-    word(w, s->term);
+    under_term(w, s);
 }
 
 /* ---- redis_sync.c */
@@ -117,6 +132,8 @@ struct redis_setting {
 };
 extern const struct redis_setting redis_settings[REDIS_SETTINGS];
 /* Compares the answer to CONFIG GET with them. */
+/* Leaves in the farm's folder how far the store had come, for whoever opens it next. */
+void redis_write_mark(struct redis_store *s, bool durable);
 KN_MUST_USE int redis_check_settings(const struct redisReply *r, const char *address, struct kn_err *err);
 
 /* ---- redis_load.c */

@@ -4,6 +4,9 @@
  *
  *     kiln:format     the layout of all this (STORE_FORMAT): written at the first start, compared at each
  *     kiln:term       the term of the coordinator that leads; who takes the lead raises it by one (INCR)
+ *     kiln:count      counts the writes of all coordinators: a number that is lower than before says that the store
+ *                     has gone back (FLUSHALL, an older copy, a file that was cut)
+ *     kiln:repairing  there while a coordinator writes again what a store that went back has lost
  *     kiln:leader     who that is, with an expiry that it renews: a second one does not start beside it
  *     kiln:seq        counts the sealed batches
  *     kiln:models     hash: SHA-256 of a model that a worker announced -> "date in ms" and a blank, and what the
@@ -41,23 +44,76 @@
 /* The names that every script may use: the codes of base/err.h, and the size of a record. */
 #define LUA_LOCAL(name, value, words) "local " #name " = " #value "\n"
 #define LUA_LOCAL_OF(name, macro) LUA_LOCAL(name, macro, "")
-#define NAMES "#!lua\n" KN_ERR_TABLE(LUA_LOCAL) LUA_LOCAL_OF(RECORD_BYTES, STORE_RECORD_BYTES)
+#define NAMES                                                                                                \
+    KN_ERR_TABLE(LUA_LOCAL)                                                                                  \
+    LUA_LOCAL_OF(RECORD_BYTES, STORE_RECORD_BYTES) LUA_LOCAL_OF(WENT_BACK, REDIS_WENT_BACK)
 
-/* The beginning of every script but `lead`: KEYS[1] is kiln:term, and ARGV[1] the caller's term. */
-#define FENCE NAMES "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return KN_ETERM end\n"
+/* The first line of a script; the second kind is carried out at the limit of memory too: it frees some, or keeps
+ * the lead. */
+#define LUA "#!lua\n" NAMES
+#define LUA_AT_OOM "#!lua flags=allow-oom\n" NAMES
+
+/* The beginning of every script that writes under a term: KEYS[1] is kiln:term, and ARGV[1] the caller's term with
+ * the count of writes that the store must have had. A term is never lowered and the count neither, but by a store
+ * that has gone back. */
+#define UNDER_TERM                                                                                           \
+    "local term, least = ARGV[1]:match('^(%d+) (%d+)$')\n"                                                   \
+    "local now = redis.call('GET', KEYS[1])\n"                                                               \
+    "if now ~= term then\n"                                                                                  \
+    "  if now and tonumber(now) > tonumber(term) then return KN_ETERM end\n"                                 \
+    "  return WENT_BACK\n"                                                                                   \
+    "end\n"                                                                                                  \
+    "if tonumber(redis.call('GET', 'kiln:count') or '0') < tonumber(least) then return WENT_BACK end\n"      \
+    "local count = redis.call('INCR', 'kiln:count')\n"
+#define FENCE LUA UNDER_TERM
+#define FENCE_AT_OOM LUA_AT_OOM UNDER_TERM
+
 const char *const redis_script_text[S_COUNT] = {
-    /* KEYS term, leader; ARGV me, lifetime in ms, whom I may replace ("" for nobody).
-     * Returns the new term, or who leads. */
-    [S_LEAD] =
-        "#!lua\n"
-        "local who = redis.call('GET', KEYS[2])\n"
-        "if who and who ~= ARGV[1] and who ~= ARGV[3] then return who end\n"
-        "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])\n"
-        "return redis.call('INCR', KEYS[1])\n",
-    /* KEYS term, leader; ARGV term, me, lifetime in ms: 0 gives the lead back. */
-    [S_RENEW] = FENCE
-    "if ARGV[3] == '0' then redis.call('DEL', KEYS[2]) return KN_OK end\n"
+    /* KEYS term, leader; ARGV me, lifetime in ms, whom I may replace ("" for nobody), term and count that the store
+     * must have had (0 and 0: any). Returns the new term, or who leads. */
+    [S_LEAD] = LUA_AT_OOM
+    "if ARGV[4] ~= '0' and (tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[4])\n"
+    "  or tonumber(redis.call('GET', 'kiln:count') or '0') < tonumber(ARGV[5])\n"
+    "  or redis.call('EXISTS', 'kiln:repairing') == 1) then return WENT_BACK end\n"
+    "local who = redis.call('GET', KEYS[2])\n"
+    "if who and who ~= ARGV[1] and who ~= ARGV[3] then return who end\n"
+    "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])\n"
+    "redis.call('DEL', 'kiln:repairing')\n"
+    "return redis.call('INCR', KEYS[1])\n",
+    /* KEYS term, leader; ARGV term, me, lifetime in ms: 0 gives the lead back. Returns the count. */
+    [S_RENEW] = FENCE_AT_OOM
+    "if ARGV[3] == '0' then redis.call('DEL', KEYS[2]) return count end\n"
     "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
+    "return count\n",
+    /* The store has gone back, and who leads begins to write again what it has lost: not where another has taken the
+     * lead meanwhile. KEYS term, leader; ARGV term and count, me, lifetime in ms. */
+    [S_REPAIR] = LUA
+    "local term, least = ARGV[1]:match('^(%d+) (%d+)$')\n"
+    "local who, now = redis.call('GET', KEYS[2]), redis.call('GET', KEYS[1])\n"
+    "if (who and who ~= ARGV[2]) or (now and tonumber(now) > tonumber(term)) then return KN_ETERM end\n"
+    "redis.call('SET', 'kiln:repairing', ARGV[2])\n"
+    "redis.call('SET', KEYS[1], term)\n"
+    "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
+    "if tonumber(redis.call('GET', 'kiln:count') or '0') < tonumber(least) then\n"
+    "  redis.call('SET', 'kiln:count', least)\n"
+    "end\n"
+    "return KN_OK\n",
+    /* KEYS term; ARGV term */
+    [S_REPAIRED] = FENCE
+    "redis.call('DEL', 'kiln:repairing')\n"
+    "return KN_OK\n",
+    /* Records that the store may have or not: those that it has stay. KEYS term, batch, records; ARGV term, number of
+     * the first, the records */
+    [S_RECORDS] = FENCE
+    "if redis.call('HEXISTS', KEYS[2], 'seq') == 0 then return KN_EGONE end\n"
+    "local at = tonumber(ARGV[2]) * RECORD_BYTES\n"
+    "local old = redis.call('GETRANGE', KEYS[3], at, at + #ARGV[3] - 1)\n"
+    "for i = 0, #ARGV[3] / RECORD_BYTES - 1 do\n"
+    "  local last = (i + 1) * RECORD_BYTES\n"
+    "  if (old:byte(last) or 0) == 0 and ARGV[3]:byte(last) ~= 0 then\n"
+    "    redis.call('SETRANGE', KEYS[3], at + i * RECORD_BYTES, ARGV[3]:sub(i * RECORD_BYTES + 1, last))\n"
+    "  end\n"
+    "end\n"
     "return KN_OK\n",
     /* KEYS term, batch, staged; ARGV term, id, begin, tasks, chunks, priority, created, the state active */
     [S_BEGIN] = FENCE
@@ -146,7 +202,7 @@ const char *const redis_script_text[S_COUNT] = {
     "return KN_OK\n",
     /* KEYS term, batches, staged, tombs, tomb, records, then the batch's others; ARGV term, id, 1 for at once.
      * The same id may have been removed before, with its objects not gone yet. */
-    [S_REMOVE] = FENCE
+    [S_REMOVE] = FENCE_AT_OOM
     "redis.call('ZREM', KEYS[2], ARGV[2])\n"
     "redis.call('SREM', KEYS[3], ARGV[2])\n"
     "if redis.call('EXISTS', KEYS[6]) == 1 then\n"
@@ -161,13 +217,13 @@ const char *const redis_script_text[S_COUNT] = {
     "for i = 7, #KEYS do redis.call('UNLINK', KEYS[i]) end\n"
     "return KN_OK\n",
     /* KEYS term, tombs, tomb; ARGV term, id, bytes that it has */
-    [S_BURY] = FENCE
+    [S_BURY] = FENCE_AT_OOM
     "if redis.call('STRLEN', KEYS[3]) > tonumber(ARGV[3]) then return KN_ESTATE end\n"
     "redis.call('HDEL', KEYS[2], ARGV[2])\n"
     "redis.call('UNLINK', KEYS[3])\n"
     "return KN_OK\n",
     /* KEYS term; ARGV term */
-    [S_CONFIRM] = FENCE "return KN_OK\n",
+    [S_CONFIRM] = FENCE_AT_OOM "return KN_OK\n",
 };
 
 void redis_keys_of(const kn_id id, struct keys *k) {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fs.h"
 #include "base/log.h"
 #include "coordinator/store/redis_parts.h"
 
@@ -32,9 +33,10 @@ redisReply *redis_ask_plain(redisContext *c, struct kn_err *err, int count, ...)
     } else if (r->type == REDIS_REPLY_ERROR) {
         bool password = strncmp(r->str, "NOAUTH", 6) == 0 || strncmp(r->str, "WRONGPASS", 9) == 0;
         kn_err_set(err,
-                   strncmp(r->str, "LOADING", 7) == 0 ? KN_EAGAIN
-                   : password                         ? KN_ECONFIG
-                                                      : KN_EIO,
+                   strncmp(r->str, "LOADING", 7) == 0     ? KN_EAGAIN
+                   : password                             ? KN_ECONFIG
+                   : strncmp(r->str, "WRONGTYPE", 9) == 0 ? KN_ECORRUPT
+                                                          : KN_EIO,
                    "Redis: %s: %s%s", w.v[0], r->str,
                    password ? " It wants a password, and kiln has none to give: use a Redis without one on a "
                               "Unix socket, or let kiln up start its own"
@@ -195,19 +197,69 @@ static void sleep_ms(long ms) {
     nanosleep(&t, NULL);
 }
 
+static int read_count(struct redis_store *s, struct kn_err *err) {
+    redisReply *r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:count");
+    if (!r) return err->code;
+    s->count = r->type == REDIS_REPLY_STRING ? strtoull(r->str, NULL, 10) : 0;
+    s->marked = ~s->count;
+    freeReplyObject(r);
+    redis_write_mark(s, true);
+    return 0;
+}
+
+/* The term and the count of the mark; 0 and 0: there is none. */
+static void read_mark(const struct redis_store *s, char term[24], char count[24]) {
+    char line[64] = "";
+    if (s->opt.mark && !s->opt.allow_volatile) first_line(s->opt.mark, line, sizeof line);
+    if (sscanf(line, "%20[0-9] %20[0-9]", term, count) == 2) return;
+    strcpy(term, "0");
+    strcpy(count, "0");
+}
+
+void redis_write_mark(struct redis_store *s, bool durable) {
+    char text[64];
+    struct kn_err err = {0};
+    if (!s->opt.mark || s->marked == s->count) return;
+    int n = snprintf(text, sizeof text, "%llu %llu\n", (unsigned long long)s->base.term, s->count);
+    if (kn_fs_replace(s->opt.mark, text, (size_t)n, durable, &err) != 0)
+        kn_warn("mark_not_written reason=\"%s\"", err.text);
+    else
+        s->marked = s->count;
+}
+
+static int went_back(const struct redis_store *s, const char *term, const char *count, struct kn_err *err) {
+    return kn_err_set(
+        err, KN_ESTATE,
+        "the Redis at %s has gone back: this farm's store had come to term %s and %s writes, and has "
+        "less now (an older copy, FLUSHALL, a file that was cut, or a repair that was interrupted). Put "
+        "the right data back. Or delete %s and start again: then the farm goes on with what Redis has, "
+        "and what it lacks is lost",
+        s->opt.address, term, count, s->opt.mark);
+}
+
 static int take_lead(struct redis_store *s, struct kn_err *err) {
-    char lifetime[16], replace[256] = "", seen[256] = "";
+    char least_term[24], least_count[24], lifetime[16], replace[256] = "", seen[256] = "";
     uint64_t since = kn_clock_ms();
+    bool told = false;
     snprintf(lifetime, sizeof lifetime, "%u", s->opt.lead_ms);
     for (;;) {
-        redisReply *r = redis_ask_plain(s->sync, err, 8, "EVALSHA", s->sha[S_LEAD], "2", "kiln:term",
-                                        "kiln:leader", s->me, lifetime, replace);
+        read_mark(s, least_term, least_count);
+        redisReply *r = redis_ask_plain(s->sync, err, 10, "EVALSHA", s->sha[S_LEAD], "2", "kiln:term",
+                                        "kiln:leader", s->me, lifetime, replace, least_term, least_count);
         if (!r) return err->code;
+        if (r->type == REDIS_REPLY_INTEGER && r->integer < 0) {
+            freeReplyObject(r);
+            int rc = went_back(s, least_term, least_count, err);
+            if (!s->opt.standby) return rc;
+            if (!told) kn_error("store_went_back reason=\"%s\"", err->text); /* who leads may repair it */
+            told = true;
+            sleep_ms(200);
+            continue;
+        }
         if (r->type == REDIS_REPLY_INTEGER) {
             s->base.term = (uint64_t)r->integer;
-            snprintf(s->term, sizeof s->term, "%lld", r->integer);
             freeReplyObject(r);
-            return 0;
+            return read_count(s, err);
         }
         if (r->type != REDIS_REPLY_STRING) {
             freeReplyObject(r);

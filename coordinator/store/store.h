@@ -63,8 +63,10 @@ struct store_batch {
 typedef void (*store_done)(void *ctx, int code, const void *data, size_t len);
 
 /* The callbacks of store_load(). For each batch it calls batch, then chunk, name, record, failure and charge
- * any number of times, then batch_end. Sealed batches come in the order of their sealing. A non-zero return
- * ends the load with it. */
+ * any number of times, then batch_end. Sealed batches come in the order of their sealing. Where one of these
+ * fails, or what is stored of the batch is not what the store writes, `aside` is called in place of the rest:
+ * what was told of that batch is void, and the load goes on with the next. Only a store that does not answer, and
+ * a failure of `aside` or `model`, end it. */
 struct store_reader {
     void *ctx;
     int (*batch)(void *ctx, const struct store_batch *b, struct kn_err *err);
@@ -78,9 +80,15 @@ struct store_reader {
      * NULL. */
     int (*tomb)(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
                 size_t count, struct kn_err *err);
+    int (*aside)(void *ctx, const kn_id id, bool sealed, const struct kn_err *why, struct kn_err *err);
     /* A model that some worker announced; may be NULL. */
     int (*model)(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err);
 };
+
+/* True for a failure to read that is the batch's own, and not the store's. */
+static inline bool store_is_batchs_own(int code) {
+    return code != KN_EIO && code != KN_EAGAIN && code != KN_ETERM;
+}
 
 struct store;
 
@@ -102,6 +110,7 @@ struct store_ops {
     int (*remove)(struct store *s, const kn_id id, bool now, store_done done, void *ctx);
     int (*bury)(struct store *s, const kn_id id, size_t records, store_done done, void *ctx);
     int (*confirm)(struct store *s, store_done done, void *ctx);
+    int (*records)(struct store *s, const kn_id id, uint32_t from, const void *records, size_t count);
     int (*model)(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
                  size_t len); /* NULL: none are kept */
     size_t (*backlog)(const struct store *s);
@@ -115,10 +124,14 @@ struct store {
     uint64_t term;                                       /* this coordinator's */
     void (*lost)(void *ctx, int code, const char *text); /* the lead is lost, or the store cannot be trusted
                                                             any more: end the process */
+    /* The store has gone back: what it had answered for is not there any more, or may be so. Everything that the
+     * coordinator knows is to be written again, inside this call; what waits for an answer follows behind it. Other
+     * than 0: not all of it was taken, and it is asked for again. NULL: nothing can be done. ctx: lost_ctx. */
+    int (*back)(void *ctx);
     void *lost_ctx;
 };
 
-/* Reads everything back. Synchronous; before any write. */
+/* Reads everything back. Synchronous; once, and before the loop runs. Its callbacks may write. */
 static inline int store_load(struct store *s, const struct store_reader *r, struct kn_err *err) {
     return s->ops->load(s, r, err);
 }
@@ -188,6 +201,12 @@ static inline int store_bury(struct store *s, const kn_id id, size_t records, st
 /* Changes nothing: 0 says that this coordinator led when the store was asked. */
 static inline int store_confirm(struct store *s, store_done done, void *ctx) {
     return s->ops->confirm(s, done, ctx);
+}
+/* Records of so many tasks, from that one on, packed: those that the store has stay as they are, and those without a
+ * record are all 0. For `back` alone. No answer. */
+static inline int store_records(struct store *s, const kn_id id, uint32_t from, const void *records,
+                                size_t count) {
+    return s->ops->records ? s->ops->records(s, id, from, records, count) : 0;
 }
 /* A worker announced this model: what is told of it (which the store does not look into), and when. No answer. */
 static inline int store_model(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,

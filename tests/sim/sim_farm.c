@@ -16,7 +16,7 @@
 #include "tests/sim/world.h"
 
 struct totals {
-    uint64_t steps, commits, fails, deaths, restarts, alarms, refused, asked, refusals, voided;
+    uint64_t steps, commits, fails, deaths, restarts, alarms, refused, asked, refusals, voided, answers;
 };
 
 struct options {
@@ -41,6 +41,7 @@ static uint64_t play(const struct options *o, unsigned long long seed, struct to
     sum->asked += w.asked;
     sum->refusals += w.refusals;
     sum->voided += w.voided;
+    sum->answers += w.answers;
     world_end(&w);
     return digest;
 }
@@ -93,9 +94,9 @@ static int play_all(const struct options *o) {
     printf("%llu histories, %" PRIu64 " steps: %" PRIu64 " images committed, %" PRIu64 " failed, %" PRIu64
            " workers died, %" PRIu64 " drained for faults, %" PRIu64 " restarts of the coordinator, %" PRIu64
            " allocations refused, %" PRIu64 " workers asked for their name, %" PRIu64
-           " newcomers refused, %" PRIu64 " objects lost\n",
+           " newcomers refused, %" PRIu64 " objects lost, %" PRIu64 " wishes answered\n",
            o->to - o->from + 1, sum.steps, sum.commits, sum.fails, sum.deaths, sum.alarms, sum.restarts,
-           sum.refused, sum.asked, sum.refusals, sum.voided);
+           sum.refused, sum.asked, sum.refusals, sum.voided, sum.answers);
     return 0;
 }
 

@@ -245,6 +245,25 @@ static void to_worker(struct world *w, const struct farm_effect *fx) {
     }
 }
 
+/* A person's wish is answered once the core says that it is settled: then the store has it, whatever dies next. */
+static void answer_wishes(struct world *w) {
+    for (int i = 0; i < W_BATCHES; i++) {
+        struct w_batch *b = &w->batches[i];
+        struct farm_batch_view v;
+        kn_id id;
+        if (!b->wished) continue;
+        world_id(w, i, id, sizeof id);
+        if (!farm_batch_settled(w->farm, id)) continue;
+        b->wished = false;
+        if (b->removed || farm_batch_view(w->farm, id, w->now, &v) != 0) continue;
+        w->answers++;
+        W_ASSERT(v.state == b->state, "batch %d: answered %s, and the store has %s", i,
+                 kn_batch_state_name(v.state), kn_batch_state_name(b->state));
+        W_ASSERT(v.priority == b->priority, "batch %d: answered priority %d, and the store has %d", i,
+                 v.priority, b->priority);
+    }
+}
+
 int world_step(struct world *w, const struct farm_event *ev) {
     if (!w->farm) return 0;
     farm_effects_clear(&w->fx);
@@ -287,6 +306,7 @@ int world_step(struct world *w, const struct farm_event *ev) {
             to_worker(w, e);
         }
     }
+    answer_wishes(w);
     return rc;
 }
 
@@ -294,6 +314,7 @@ static void coordinator_start(struct world *w) {
     struct farm_config c;
     farm_config_default(&c);
     c.term = ++w->term;
+    for (int i = 0; i < W_BATCHES; i++) w->batches[i].wished = false; /* nobody was answered, and nobody is */
     c.silence_ms = 3000;
     c.progress_ms = 4000;
     c.ask_ms = 1200;
@@ -373,8 +394,11 @@ static void person(struct world *w) {
     if (ev.type == EV_BATCH_REMOVE && !world_chance(w, 30)) return;
     world_id(w, i, ev.u.batch.id, sizeof ev.u.batch.id);
     ev.u.batch.priority = (int)world_below(w, 3) - 1;
+    bool waited = w->batches[i].wished;
+    w->batches[i].wished = ev.type != EV_BATCH_REMOVE;
     int rc = world_step(w, &ev);
     W_ASSERT(rc == 0 || rc == KN_ESTATE || rc == KN_ENOENT, "%d", rc);
+    if (rc != 0) w->batches[i].wished = waited;
 }
 
 static void worker_invent(struct world *w, uint32_t i) {

@@ -58,6 +58,7 @@ struct w_batch {
     uint32_t charges[W_TASKS];
     uint32_t log[W_TASKS], log_count;
     uint16_t commits[W_TASKS], voids[W_TASKS]; /* how often each happened to a task */
+    bool wished;                               /* a person waits for the answer to a wish about it */
 };
 
 /* ---- workers */
@@ -170,7 +171,7 @@ struct world {
     bool write_busy;
     uint64_t store_down_until;
     uint64_t hash; /* the history's digest: of every effect so far, in order, and of every step's result */
-    uint64_t steps, commits, fails, alarms, restarts, deaths, copies, asked, refusals, voided;
+    uint64_t steps, commits, fails, alarms, restarts, deaths, copies, asked, refusals, voided, answers;
 };
 
 /* world.c: time, randomness, the coordinator's shell, the person */

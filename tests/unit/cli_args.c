@@ -98,7 +98,7 @@ TEST(mistakes_are_named_and_near_misses_suggested) {
         {"render|--zzzzzz", "--zzzzzz: unknown option; see kiln render --help"},
         {"render|-Q", "-Q: unknown option; see kiln render --help"},
         {"status|--state=dnoe",
-         "--state: \"dnoe\" is not active, paused, done, cancelled or waiting; did you mean done?"},
+         "--state: \"dnoe\" is not active, paused, done, cancelled, aside or waiting; did you mean done?"},
         {"wait|x|--on-done=a 'b", "--on-done: a ' is not closed"},
         {"wait|x|--on-done= ", "--on-done: an empty command"},
         {"render|-o", "-o: needs a value"},

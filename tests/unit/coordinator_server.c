@@ -1,13 +1,16 @@
-/* The coordinator's shell, whole: real sockets, collector and core, with the store in memory, and a worker
- * and a client that this test plays on the same loop. */
+/* The coordinator's shell, whole: real sockets, collector and core, with the store in memory (or in a Redis that is
+ * stopped, killed and tampered with), and a worker and a client that this test plays on the same loop. */
 #include <semaphore.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
+#include "coordinator/store/redis.h"
 #include "tests/unit/check.h"
 #include "tests/unit/store_memory.h"
+#include "tests/unit/store_redis_server.h"
 
 #define INBOX_MAX 64
 
@@ -23,6 +26,9 @@ struct fixture {
     uv_loop_t loop;
     char dir[64], endpoint[80];
     struct store_disk *disk;
+    struct test_redis redis; /* in_redis: in place of the disk */
+    bool in_redis;
+    char mark[80];
     struct server *s;
     struct kn_wire *wire;
     struct end client, worker, data;
@@ -127,8 +133,14 @@ static void start(struct fixture *f) {
                                .no_scrub = f->scrub_first_ms == 0,
                                .scrub_first_ms = f->scrub_first_ms,
                                .trash_ms = f->trash_ms};
-    CHECK_INT(store_memory_open(f->disk, &f->loop, &store, &err), 0);
+    if (f->in_redis) {
+        struct store_redis_options r = {.address = f->redis.address, .lead_ms = 600, .mark = f->mark};
+        CHECK_MSG(store_redis_open(&r, &store, &err) == 0, "%s", err.text);
+    } else {
+        CHECK_INT(store_memory_open(f->disk, &f->loop, &store, &err), 0);
+    }
     CHECK_MSG(server_create(&f->loop, &o, store, &f->s, &err) == 0, "%s", err.text);
+    if (f->in_redis) CHECK_MSG(store_redis_start(store, &f->loop, &err) == 0, "%s", err.text);
     CHECK_MSG(server_recover(f->s, &err) == 0, "%s", err.text);
     CHECK_MSG(server_listen(f->s, &err) == 0, "%s", err.text);
     char data[96];
@@ -149,15 +161,22 @@ static void stop(struct fixture *f) {
     server_destroy(f->s);
 }
 
-static void setup(struct fixture *f) {
-    *f = (struct fixture){.disk = store_disk_create()};
+static void setup_with(struct fixture *f, bool in_redis) {
+    if (in_redis && !test_redis_installed()) SKIP("redis-server is not installed");
+    *f = (struct fixture){.in_redis = in_redis, .disk = store_disk_create()};
+    if (in_redis) test_redis_start(&f->redis, "always");
     kn_log_init("test", KN_LOG_ERROR);
     snprintf(f->dir, sizeof f->dir, "/tmp/kiln-server-XXXXXX");
     CHECK(mkdtemp(f->dir) != NULL);
     snprintf(f->endpoint, sizeof f->endpoint, "ipc://%s/s", f->dir);
+    snprintf(f->mark, sizeof f->mark, "%s/mark", f->dir);
     CHECK_INT(uv_loop_init(&f->loop), 0);
     CHECK_INT(kn_wire_create(&f->loop, &f->wire, NULL), 0);
     start(f);
+}
+
+static void setup(struct fixture *f) {
+    setup_with(f, false);
 }
 
 static void teardown(struct fixture *f) {
@@ -168,6 +187,7 @@ static void teardown(struct fixture *f) {
     store_disk_destroy(f->disk);
     snprintf(command, sizeof command, "rm -rf %s", f->dir);
     CHECK_INT(system(command), 0);
+    if (f->in_redis) test_redis_end(&f->redis);
 }
 
 /* ---- what they say */
@@ -198,12 +218,13 @@ static void hello(struct fixture *f) {
     await(f, &f->worker, KN_MSG_WELCOME);
 }
 
-static int begin(struct fixture *f, const kn_id id, uint32_t tasks, const char *model_name) {
+static int begin_pinned(struct fixture *f, const kn_id id, uint32_t tasks, const char *model_name,
+                        const char *pin) {
     struct kn_model_info models[1] = {{.name = ""}};
     struct kn_msg m = {.type = KN_MSG_SUBMIT_BEGIN};
     snprintf(models[0].name, sizeof models[0].name, "%s", model_name);
     m.u.submit_begin = (struct kn_submit_begin){.name = "n",
-                                                .pin_backend = "",
+                                                .pin_backend = pin,
                                                 .request = "{}",
                                                 .tasks = tasks,
                                                 .chunks = (tasks + 999) / 1000,
@@ -211,6 +232,10 @@ static int begin(struct fixture *f, const kn_id id, uint32_t tasks, const char *
                                                 .model_count = 1};
     memcpy(m.u.submit_begin.batch, id, sizeof(kn_id));
     return ask_code(f, &m);
+}
+
+static int begin(struct fixture *f, const kn_id id, uint32_t tasks, const char *model_name) {
+    return begin_pinned(f, id, tasks, model_name, "");
 }
 
 static int chunk(struct fixture *f, const kn_id id, uint32_t number, uint32_t count, uint32_t width) {
@@ -1030,5 +1055,535 @@ TEST(a_batch_that_runs_is_not_removed_and_a_cancelled_one_takes_no_picture) {
     stop(&f);
     start(&f);
     CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_CANCELLED);
+    teardown(&f);
+}
+
+/* ---- promise: what is refused is refused before it is durable, and one batch does not keep the farm */
+
+TEST(promise_admit_any_number_of_pins_is_taken_and_the_farm_starts_again) {
+    struct fixture f;
+    enum { PINS = 300 }; /* more than there are numbers for classes of workers */
+    setup(&f);
+    hello(&f);
+    for (int i = 0; i < PINS; i++) {
+        kn_id id = {0xc, (uint8_t)i, (uint8_t)(i >> 8)};
+        char pin[32];
+        snprintf(pin, sizeof pin, "some-class-%d", i);
+        CHECK_INT(begin_pinned(&f, id, 1, "m", pin), 0);
+        CHECK_INT(chunk(&f, id, 0, 1, 64), 0);
+        for (int k = 0; k < 2; k++) CHECK_INT(seal(&f, id), 0);
+    }
+    stop(&f);
+    start(&f);
+    struct kn_msg q = {.type = KN_MSG_BATCH_QUERY};
+    CHECK_INT((int)ask(&f, &q, KN_MSG_BATCH_LIST)->u.batch_list.count, PINS);
+    hello(&f);
+    submit(&f, batch_a, 1); /* and goes on */
+    await(&f, &f.worker, KN_MSG_SHARD_GRANT);
+    teardown(&f);
+}
+
+static const struct kn_batch_status *status_line(struct fixture *f, const kn_id id) {
+    struct kn_msg q = {.type = KN_MSG_BATCH_QUERY};
+    const struct kn_batch_list *l = &ask(f, &q, KN_MSG_BATCH_LIST)->u.batch_list;
+    for (size_t i = 0; i < l->count; i++)
+        if (memcmp(l->v[i].batch, id, sizeof(kn_id)) == 0) return &l->v[i];
+    return NULL;
+}
+
+/* The text of the answer to a seal, copied; its code in *code. */
+static void seal_said(struct fixture *f, const kn_id id, int *code, char text[256]) {
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_SEAL};
+    memcpy(m.u.submit_seal.batch, id, sizeof(kn_id));
+    const struct kn_reply *r = &ask(f, &m, KN_MSG_REPLY)->u.reply;
+    *code = r->code;
+    snprintf(text, 256, "%s", r->text);
+}
+
+static void redis_of(struct fixture *f, const char *verb, const kn_id id, const char *rest) {
+    char text[KN_UUID_TEXT], command[256];
+    kn_uuid_format(id, text);
+    snprintf(command, sizeof command, "%s kiln:b:%s%s", verb, text, rest);
+    test_redis_ask(&f->redis, command);
+}
+
+static int stored_state(struct fixture *f, const kn_id id) {
+    char text[KN_UUID_TEXT], command[128];
+    kn_uuid_format(id, text);
+    snprintf(command, sizeof command, "hget kiln:b:%s state", text);
+    return atoi(test_redis_ask(&f->redis, command));
+}
+
+TEST(promise_admit_a_batch_that_cannot_be_read_back_is_set_aside_and_the_rest_starts) {
+    struct fixture f;
+    static const kn_id other[] = {{0xd, 1}, {0xd, 2}, {0xd, 3}, {0xd, 4}, {0xd, 5}, {0xd, 6}};
+    static const struct {
+        const char *verb, *rest, *reason;
+    } damage[] = {
+        {"del", ":c", "1 of 1 chunks are missing"},
+        {"del", "", "is not there, or lacks a part"},
+        {"hset", ":c 0 garbage", "chunk 0"},
+        {"hset", " begin garbage", ""},
+        {"set", ":f text", "WRONGTYPE"},
+        {"setrange", ":r 0 x", "not what kiln writes there"},
+    };
+    enum { DAMAGES = sizeof damage / sizeof damage[0] };
+    setup_with(&f, true);
+    hello(&f);
+    for (int i = 0; i < DAMAGES; i++) submit(&f, other[i], 1);
+    submit(&f, batch_a, 2);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    for (int i = 0; i < DAMAGES; i++) redis_of(&f, damage[i].verb, other[i], damage[i].rest);
+    CHECK_STR(test_redis_ask(&f.redis, "zadd kiln:batches 99 nonsense"), "1");
+    stop(&f);
+    start(&f);
+    hello(&f);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 1);
+    for (int i = 0; i < DAMAGES; i++) {
+        const struct kn_batch_status *s = status_line(&f, other[i]);
+        CHECK(s != NULL);
+        CHECK_INT((int)s->state, KN_BATCH_ASIDE);
+        CHECK_MSG(s->wait_text[0] && strstr(s->wait_text, damage[i].reason), "%d: %s", i, s->wait_text);
+        CHECK_INT(seal(&f, other[i]), 0); /* it was accepted, and that is said again */
+        CHECK_INT(command(&f, other[i], KN_VERB_CANCEL), KN_ECORRUPT);
+    }
+    /* Nothing of them was changed, and a person may remove them. */
+    stop(&f);
+    start(&f);
+    for (int i = 0; i < DAMAGES; i++) {
+        CHECK(status_line(&f, other[i]) != NULL);
+        CHECK_INT(command(&f, other[i], KN_VERB_REMOVE), 0);
+        CHECK(status_line(&f, other[i]) == NULL);
+    }
+    CHECK_STR(test_redis_ask(&f.redis, "zcard kiln:batches"), "2"); /* the good one, and what is no id */
+    teardown(&f);
+}
+
+TEST(promise_admit_a_batch_whose_end_was_not_written_before_a_kill_is_read_back) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    stop(&f);
+    redis_of(&f, "hset", batch_a, " state 1");
+    start(&f); /* reading back finds something to write */
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    for (int i = 0; i < 1000 && stored_state(&f, batch_a) != KN_BATCH_DONE; i++) run_ms(&f, 10);
+    CHECK_INT(stored_state(&f, batch_a), KN_BATCH_DONE);
+    teardown(&f);
+}
+
+TEST(promise_admit_no_object_leaves_while_a_batch_is_set_aside) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    submit(&f, batch_b, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "shared", false), 0);
+    CHECK_INT(picture(&f, batch_b, 0, "shared", false), 0);
+    redis_of(&f, "del", batch_a, ":c");
+    stop(&f);
+    start(&f);
+    CHECK_INT((int)status_line(&f, batch_a)->state, KN_BATCH_ASIDE);
+    CHECK_INT(command(&f, batch_b, KN_VERB_REMOVE), 0);
+    struct kn_msg m = {.type = KN_MSG_REPAIR_COMMAND};
+    CHECK_U64(ask(&f, &m, KN_MSG_REPAIR_REPLY)->u.repair_reply.moved, 0);
+    CHECK(object_there(&f, "shared")); /* the batch that is set aside names it, and nobody can read that */
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), 0);
+    ask(&f, &m, KN_MSG_REPAIR_REPLY);
+    for (int i = 0; i < 1000 && object_there(&f, "shared"); i++) run_ms(&f, 10);
+    CHECK(!object_there(&f, "shared"));
+    teardown(&f);
+}
+
+TEST(promise_admit_what_was_only_begun_is_cleared_away_and_may_begin_again) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    CHECK_INT(begin(&f, batch_a, 2000, "m"), 0);
+    CHECK_INT(chunk(&f, batch_a, 0, 1000, 64), 0);
+    redis_of(&f, "hset", batch_a, ":c 0 garbage");
+    stop(&f);
+    start(&f);
+    hello(&f);
+    CHECK(status_line(&f, batch_a) == NULL); /* nobody was told that it is accepted */
+    CHECK_INT(seal(&f, batch_a), KN_ENOENT);
+    submit(&f, batch_a, 1500);
+    stop(&f);
+    start(&f);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.total, 1500);
+    teardown(&f);
+}
+
+TEST(promise_admit_a_refused_seal_is_refused_again_in_the_same_words) {
+    struct fixture f;
+    int code[2];
+    char text[2][256];
+    setup_with(&f, true);
+    hello(&f);
+    CHECK_INT(begin(&f, batch_a, 1, "m"), 0);
+    CHECK_INT(chunk(&f, batch_a, 0, 1, 64), 0);
+    redis_of(&f, "del", batch_a, ":c"); /* the store lost the chunk, and refuses */
+    for (int i = 0; i < 2; i++) seal_said(&f, batch_a, &code[i], text[i]);
+    CHECK_INT(code[0], KN_ESTATE);
+    CHECK_INT(code[1], code[0]);
+    CHECK_STR(text[1], text[0]);
+    CHECK_INT(chunk(&f, batch_a, 0, 1, 64), 0); /* sent again, it is as good as ever */
+    CHECK_INT(seal(&f, batch_a), 0);
+    /* Gone altogether: the client is told to begin again, each time. */
+    CHECK_INT(begin(&f, batch_b, 1, "m"), 0);
+    CHECK_INT(chunk(&f, batch_b, 0, 1, 64), 0);
+    redis_of(&f, "del", batch_b, "");
+    for (int i = 0; i < 2; i++) seal_said(&f, batch_b, &code[i], text[i]);
+    CHECK_INT(code[0], KN_ENOENT);
+    CHECK_INT(code[1], code[0]);
+    CHECK_STR(text[1], text[0]);
+    submit(&f, batch_b, 1);
+    teardown(&f);
+}
+
+TEST(promise_admit_what_is_staged_and_not_sealed_has_a_bound_and_the_farm_starts_again) {
+    struct fixture f;
+    int code = 0;
+    uint32_t begun = 0;
+    setup(&f);
+    hello(&f);
+    /* So many submissions of one client, none of them sealed. */
+    for (; begun < 1000 && code == 0; begun++) {
+        kn_id id = {0xe, (uint8_t)begun, (uint8_t)(begun >> 8)};
+        code = begin(&f, id, 1500, "m");
+    }
+    CHECK_INT(code, KN_ELIMIT);
+    CHECK_INT((int)begun, 65);
+    /* So many bytes of one client: the chunk that would go beyond is refused, and so is every other of its
+     * batches, until something is sealed. As if most of a very large one were here already: */
+    struct kept_batch *b = batches_find(&f.s->batches, (kn_id){0xe, 3});
+    const size_t most = ((size_t)512 << 20) - 100;
+    b->chunk_bytes += most;
+    f.s->batches.staged_bytes += most;
+    CHECK_INT(chunk(&f, b->id, 0, 1000, 64), KN_ELIMIT);
+    CHECK_INT(chunk(&f, (kn_id){0xe, 4}, 0, 1000, 64), KN_ELIMIT);
+    b->stager++; /* …of another */
+    CHECK_INT(chunk(&f, (kn_id){0xe, 4}, 0, 1000, 64), 0);
+    f.s->batches.staged_bytes += most; /* and so many of all */
+    CHECK_INT(chunk(&f, (kn_id){0xe, 4}, 1, 500, 64), KN_ELIMIT);
+    CHECK_INT(chunk(&f, (kn_id){0xe, 4}, 0, 1000, 64), 0); /* what is there already takes no room */
+    f.s->batches.staged_bytes -= 2 * most;
+    b->chunk_bytes -= most;
+    stop(&f);
+    start(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    teardown(&f);
+}
+
+/* ---- promise: an answer means that the store has it */
+
+static void wish(struct fixture *f, const kn_id id, enum kn_batch_verb verb) {
+    struct kn_msg m = {.type = KN_MSG_BATCH_COMMAND, .request = ++f->client.request};
+    m.u.batch_command.verb = verb;
+    m.u.batch_command.argument = 5;
+    memcpy(m.u.batch_command.batch, id, sizeof(kn_id));
+    tell(f, &f->client, &m, NULL);
+}
+
+/* Whatever was asked before has been heard, and was not answered: a question about the farm, which needs no store,
+ * is answered before it. */
+static void nothing_is_answered(struct fixture *f) {
+    struct kn_msg q = {.type = KN_MSG_FARM_QUERY, .request = ++f->client.request};
+    tell(f, &f->client, &q, NULL);
+    while (f->client.count == 0) uv_run(&f->loop, UV_RUN_ONCE);
+    CHECK_INT(f->client.count, 1);
+    CHECK_INT(f->client.inbox[0]->type, KN_MSG_FARM_STATUS);
+    forget(&f->client);
+}
+
+static void all_are_answered(struct fixture *f, int count) {
+    for (int i = 0; i < count; i++) CHECK_INT(await(f, &f->client, KN_MSG_REPLY)->u.reply.code, 0);
+}
+
+static void redis_stop(struct fixture *f) {
+    CHECK_INT(kill(f->redis.pid, SIGSTOP), 0);
+}
+
+TEST(promise_durable_a_wish_is_answered_when_the_store_has_it_and_a_repeated_one_waits_for_the_same_write) {
+    static const struct {
+        enum kn_batch_verb before, verb; /* before: 0 for none */
+        int state;
+    } v[] = {{0, KN_VERB_CANCEL, KN_BATCH_CANCELLED},
+             {0, KN_VERB_PAUSE, KN_BATCH_PAUSED},
+             {KN_VERB_PAUSE, KN_VERB_RESUME, KN_BATCH_ACTIVE},
+             {0, KN_VERB_PRIORITY, KN_BATCH_ACTIVE},
+             {KN_VERB_CANCEL, KN_VERB_RETRY, KN_BATCH_ACTIVE}};
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    for (size_t i = 0; i < sizeof v / sizeof v[0]; i++) {
+        kn_id id = {0xf, (uint8_t)i};
+        submit(&f, id, 2);
+        if (v[i].before) CHECK_INT(command(&f, id, v[i].before), 0);
+        int before = stored_state(&f, id);
+        redis_stop(&f);
+        for (int k = 0; k < 3; k++) wish(&f, id, v[i].verb);
+        nothing_is_answered(&f);
+        const struct kn_batch_status *s = status_line(&f, id);
+        CHECK(s != NULL);
+        CHECK_INT((int)s->state, before); /* what is shown is not taken back */
+        CHECK_INT(kill(f.redis.pid, SIGCONT), 0);
+        all_are_answered(&f, 3);
+        CHECK_INT(stored_state(&f, id), v[i].state);
+        CHECK_INT((int)status_line(&f, id)->state, v[i].state);
+    }
+    teardown(&f);
+}
+
+TEST(promise_durable_a_wish_that_was_not_answered_is_forgotten_or_kept_whole_after_a_kill) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    redis_stop(&f);
+    wish(&f, batch_a, KN_VERB_CANCEL);
+    wish(&f, batch_a, KN_VERB_CANCEL);
+    wish(&f, batch_a, KN_VERB_PAUSE); /* that it was cancelled is not to be said yet either */
+    nothing_is_answered(&f);
+    test_redis_kill(&f.redis); /* it never read the write */
+    stop(&f);
+    test_redis_again(&f.redis);
+    start(&f);
+    hello(&f);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_ACTIVE);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.cancelled, 0);
+    teardown(&f);
+}
+
+TEST(promise_durable_a_batch_is_there_until_the_store_has_forgotten_it) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    redis_stop(&f);
+    for (int i = 0; i < 3; i++) wish(&f, batch_a, KN_VERB_REMOVE);
+    nothing_is_answered(&f);
+    CHECK(status_line(&f, batch_a) != NULL);
+    CHECK_INT(command(&f, batch_a, KN_VERB_CANCEL), KN_ESTATE);
+    CHECK(object_there(&f, "p0"));
+    CHECK_INT(kill(f.redis.pid, SIGCONT), 0);
+    all_are_answered(&f, 3);
+    CHECK(status_line(&f, batch_a) == NULL);
+    CHECK_INT(command(&f, batch_a, KN_VERB_REMOVE), KN_ENOENT);
+    teardown(&f);
+}
+
+TEST(promise_durable_a_submission_is_answered_step_by_step_when_the_store_has_it) {
+    struct fixture f;
+    setup_with(&f, true);
+    hello(&f);
+    CHECK_INT(begin(&f, batch_a, 1, "m"), 0);
+    CHECK_INT(chunk(&f, batch_a, 0, 1, 64), 0);
+    redis_stop(&f);
+    struct kn_msg m = {.type = KN_MSG_SUBMIT_SEAL};
+    memcpy(m.u.submit_seal.batch, batch_a, sizeof(kn_id));
+    for (int i = 0; i < 3; i++) {
+        m.request = ++f.client.request;
+        tell(&f, &f.client, &m, NULL);
+    }
+    nothing_is_answered(&f);
+    CHECK(status_line(&f, batch_a) == NULL);
+    test_redis_kill(&f.redis);
+    test_redis_again(&f.redis); /* the coordinator lives, and writes it again */
+    all_are_answered(&f, 3);
+    CHECK(status_line(&f, batch_a) != NULL);
+    teardown(&f);
+}
+
+TEST(promise_durable_a_worker_is_drained_when_it_has_said_so) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    struct kn_msg m = {.type = KN_MSG_WORKER_COMMAND};
+    m.u.worker_command.worker = "w";
+    for (int i = 0; i < 2; i++) {
+        m.request = ++f.client.request;
+        tell(&f, &f.client, &m, NULL);
+    }
+    nothing_is_answered(&f);
+    struct kn_msg beat = {.type = KN_MSG_HEARTBEAT}; /* it has not heard of it yet */
+    tell(&f, &f.worker, &beat, NULL);
+    await(&f, &f.worker, KN_MSG_DRAIN_WORKER);
+    nothing_is_answered(&f);
+    beat.u.heartbeat.draining = true;
+    tell(&f, &f.worker, &beat, NULL);
+    all_are_answered(&f, 2);
+    teardown(&f);
+}
+
+/* ---- promise: a store that goes back is noticed, and told everything again */
+
+/* One batch of each kind: with an image done, cancelled, paused, half submitted. */
+static const kn_id half_done = {0x11, 1}, cancelled = {0x11, 2}, paused = {0x11, 3}, half_sent = {0x11, 4};
+
+static void fill(struct fixture *f) {
+    hello(f);
+    submit(f, half_done, 3);
+    CHECK_INT(picture(f, half_done, 1, "p1", false), 0);
+    submit(f, cancelled, 2);
+    CHECK_INT(picture(f, cancelled, 0, "c0", false), 0);
+    CHECK_INT(command(f, cancelled, KN_VERB_CANCEL), 0);
+    submit(f, paused, 1);
+    CHECK_INT(command(f, paused, KN_VERB_PAUSE), 0);
+    CHECK_INT(begin(f, half_sent, 1500, "m"), 0);
+    CHECK_INT(chunk(f, half_sent, 1, 500, 64), 0);
+}
+
+/* All of it is there, also for a coordinator that knows nothing but the store. */
+static void check_filled(struct fixture *f, uint32_t done) {
+    stop(f);
+    start(f);
+    hello(f);
+    CHECK_INT((int)results(f, half_done, 0, 0)->status.done, (int)done);
+    CHECK_INT((int)results(f, half_done, 0, 0)->status.total, 3);
+    const struct kn_results_reply *r = results(f, half_done, 0, 0);
+    CHECK_INT((int)r->v[0].index, 1);
+    CHECK_STR(r->v[0].worker, "w");
+    CHECK_INT((int)results(f, cancelled, 0, 0)->status.state, KN_BATCH_CANCELLED);
+    CHECK_INT((int)results(f, cancelled, 0, 0)->status.done, 1);
+    CHECK_INT((int)results(f, paused, 0, 0)->status.state, KN_BATCH_PAUSED);
+    CHECK_INT(chunk(f, half_sent, 0, 1000, 64), 0);
+    CHECK_INT(seal(f, half_sent), 0);
+}
+
+static bool store_note_says(struct fixture *f, const char *word) {
+    struct kn_msg q = {.type = KN_MSG_FARM_QUERY};
+    const struct kn_farm_status *s = &ask(f, &q, KN_MSG_FARM_STATUS)->u.farm_status;
+    return strstr(s->store_note, word) != NULL;
+}
+
+TEST(promise_backward_a_flushed_store_is_told_everything_again) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    CHECK_INT(picture(&f, half_done, 2, "p2", false), 0); /* is committed behind all that */
+    CHECK(store_note_says(&f, "had gone back"));
+    CHECK_STR(test_redis_ask(&f.redis, "exists kiln:repairing"), "0");
+    check_filled(&f, 2);
+    CHECK_INT((int)f.s->alarms, 0);
+    teardown(&f);
+}
+
+TEST(promise_backward_a_farm_that_writes_nothing_notices_too) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    for (int i = 0; i < 2000 && !store_note_says(&f, "had gone back"); i++) run_ms(&f, 5);
+    CHECK(store_note_says(&f, "had gone back"));
+    check_filled(&f, 1);
+    teardown(&f);
+}
+
+static void redis_files(struct fixture *f, const char *from, const char *to) {
+    char command[256];
+    snprintf(command, sizeof command, "rm -rf %s/%s && cp -r %s/%s %s/%s", f->redis.dir, to, f->redis.dir,
+             from, f->redis.dir, to);
+    CHECK_INT(system(command), 0);
+}
+
+TEST(promise_backward_an_older_copy_that_is_put_back_is_told_what_it_lacks) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    redis_files(&f, "appendonlydir", "copy");
+    CHECK_INT(picture(&f, half_done, 0, "p0", false), 0);
+    submit(&f, batch_b, 1);
+    test_redis_kill(&f.redis);
+    redis_files(&f, "copy", "appendonlydir");
+    test_redis_again(&f.redis);
+    CHECK_INT(picture(&f, half_done, 2, "p2", false), 0);
+    CHECK(store_note_says(&f, "had gone back"));
+    stop(&f);
+    start(&f);
+    hello(&f);
+    CHECK_INT((int)results(&f, half_done, 0, 0)->status.done, 3);
+    CHECK_INT((int)results(&f, batch_b, 0, 0)->status.total, 1);
+    teardown(&f);
+}
+
+TEST(promise_backward_a_store_that_is_behind_the_farms_folder_is_not_begun_with) {
+    struct fixture f;
+    struct kn_err err = {0};
+    struct store *store = NULL;
+    setup_with(&f, true);
+    fill(&f);
+    stop(&f);
+    redis_files(&f, "appendonlydir", "copy");
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    struct store_redis_options o = {.address = f.redis.address, .lead_ms = 600, .mark = f.mark};
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(store_redis_open(&o, &store, &err), KN_ESTATE);
+        CHECK_MSG(strstr(err.text, "has gone back") && strstr(err.text, f.mark), "%s", err.text);
+    }
+    CHECK_STR(test_redis_ask(&f.redis, "dbsize"), "0"); /* nothing was written into it */
+    test_redis_kill(&f.redis);
+    redis_files(&f, "copy", "appendonlydir"); /* the right data is put back */
+    test_redis_again(&f.redis);
+    start(&f);
+    check_filled(&f, 1);
+    stop(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    CHECK_INT(unlink(f.mark), 0); /* or a person accepts what there is */
+    start(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    teardown(&f);
+}
+
+TEST(promise_backward_settings_that_lose_writes_stop_them_until_they_are_mended) {
+    struct fixture f;
+    struct kn_msg q = {.type = KN_MSG_FARM_QUERY};
+    setup_with(&f, true);
+    fill(&f);
+    const struct kn_farm_status *s;
+    CHECK_STR(test_redis_ask(&f.redis, "config set appendonly no"), "OK");
+    for (int i = 0; i < 2000; i++) {
+        s = &ask(&f, &q, KN_MSG_FARM_STATUS)->u.farm_status;
+        if (s->store_text[0]) break;
+        run_ms(&f, 5);
+    }
+    CHECK_MSG(strstr(s->store_text, "appendonly yes (it is no)") != NULL, "%s", s->store_text);
+    wish(&f, paused, KN_VERB_RESUME);
+    wish(&f, half_done, KN_VERB_PAUSE);
+    nothing_is_answered(&f);
+    CHECK_STR(test_redis_ask(&f.redis, "config set appendonly yes"), "OK");
+    all_are_answered(&f, 2);
+    CHECK_INT(command(&f, paused, KN_VERB_PAUSE), 0);
+    CHECK_INT(command(&f, half_done, KN_VERB_RESUME), 0);
+    check_filled(&f, 1);
+    teardown(&f);
+}
+
+TEST(promise_backward_at_the_limit_of_memory_a_removal_is_taken_before_what_waits) {
+    struct fixture f;
+    setup_with(&f, true);
+    fill(&f);
+    submit(&f, batch_a, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    CHECK_STR(test_redis_ask(&f.redis, "config set maxmemory 1"), "OK");
+    wish(&f, paused, KN_VERB_RESUME);
+    nothing_is_answered(&f);
+    wish(&f, batch_a, KN_VERB_REMOVE);
+    CHECK_INT(await(&f, &f.client, KN_MSG_REPLY)->u.reply.code, 0);
+    CHECK(status_line(&f, batch_a) == NULL);
+    redis_of(&f, "exists", batch_a, "");
+    CHECK_INT((int)status_line(&f, paused)->state, KN_BATCH_PAUSED);
+    CHECK_STR(test_redis_ask(&f.redis, "config set maxmemory 0"), "OK");
+    all_are_answered(&f, 1);
+    CHECK_INT((int)status_line(&f, paused)->state, KN_BATCH_ACTIVE);
     teardown(&f);
 }

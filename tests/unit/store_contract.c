@@ -212,6 +212,12 @@ static int rd_end(void *ctx, struct kn_err *err) {
     return 0;
 }
 
+static int rd_aside(void *ctx, const kn_id id, bool sealed, const struct kn_err *why, struct kn_err *err) {
+    (void)err;
+    say(ctx, "aside %02x sealed=%d: %s.\n", id[0], sealed, why->text);
+    return 0;
+}
+
 /* As a coordinator that starts again would see it. The store under test is closed and opened. */
 static const char *read_back(struct fixture *f) {
     static struct reading r;
@@ -226,6 +232,7 @@ static const char *read_back(struct fixture *f) {
                               .failure = rd_failure,
                               .charge = rd_charge,
                               .batch_end = rd_end,
+                              .aside = rd_aside,
                               .tomb = rd_tomb,
                               .model = rd_model};
     store_close(f->s);

@@ -381,7 +381,10 @@ static int load_batch(const struct memory_batch *b, const struct store_reader *r
         const char *value = (const char *)i->data;
         rc = rd->charge(rd->ctx, i->number, (uint32_t)atoi(value), strchr(value, ' ') + 1, err);
     }
-    return rc == 0 ? rd->batch_end(rd->ctx, err) : rc;
+    if (rc == 0) rc = rd->batch_end(rd->ctx, err);
+    if (rc == 0 || !store_is_batchs_own(rc)) return rc;
+    struct kn_err why = *err;
+    return rd->aside(rd->ctx, b->b.id, b->b.sealed, &why, err);
 }
 
 static int memory_load(struct store *base, const struct store_reader *rd, struct kn_err *err) {

@@ -203,10 +203,12 @@ static void on_lost(void *ctx, int code, const char *text) {
     *(int *)ctx = code;
 }
 
-TEST(a_redis_that_comes_back_with_other_settings_ends_the_coordinator) {
+TEST(a_redis_that_comes_back_with_other_settings_is_told_nothing_until_they_are_mended) {
     struct test_redis r;
     uv_loop_t loop;
     struct store *s;
+    struct answers a = {0};
+    const char *why = "";
     int lost = 0;
     skip_without_redis();
     test_redis_start(&r, "always");
@@ -214,12 +216,22 @@ TEST(a_redis_that_comes_back_with_other_settings_ends_the_coordinator) {
     open_and_start(&r, &loop, &s);
     s->lost = on_lost;
     s->lost_ctx = &lost;
-    run(&loop, NULL, 0, 100);
+    submit(&loop, s, 9);
     test_redis_kill(&r);
     r.appendfsync = "no";
     test_redis_again(&r);
-    run(&loop, NULL, 0, 3000);
-    CHECK_INT(lost, KN_ECONFIG);
+    CHECK_INT(commit(s, 0, &a), 0);
+    for (int i = 0; i < 1000 && !strstr(why, "appendfsync always (it is no)"); i++) {
+        run(&loop, NULL, 0, 10);
+        (void)store_silent_ms(s, &why);
+    }
+    CHECK(strstr(why, "appendfsync always (it is no)") != NULL);
+    CHECK_INT(a.count, 0);
+    CHECK_STR(test_redis_ask(&r, "config set appendfsync always"), "OK");
+    run(&loop, &a, 1, 10000);
+    CHECK_INT(a.count, 1);
+    CHECK_INT(a.bad, 0);
+    CHECK_INT(lost, 0);
     end(&loop, s);
     test_redis_end(&r);
 }
