@@ -349,6 +349,7 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
         w->done = v.done;
         w->failed = v.failed;
         w->last_seen_ms = v.last_seen_ms;
+        w->hold_reason = v.hold_reason;
         w->images_per_s = v.images_per_s;
         w->steps_per_s = v.steps_per_s;
         w->loading = k && v.state != KN_WORKER_LOST ? k->loading : "";

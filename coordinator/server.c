@@ -24,6 +24,8 @@
 
 /* ---- flow and time */
 
+#define WANTED_EVERY_MS 2000 /* while the disk refuses pictures, workers are asked to send them again */
+
 static void on_tick(uv_timer_t *t) {
     struct server *s = t->data;
     struct farm_event ev = {.type = EV_TICK};
@@ -37,6 +39,11 @@ static void on_tick(uv_timer_t *t) {
         return;
     }
     server_step(s, &ev);
+    if (s->disk_refused_ms &&
+        now - s->wanted_ms >= WANTED_EVERY_MS) { /* only a picture shows that there is room again */
+        s->wanted_ms = now;
+        workers_want_pictures(s);
+    }
     now = kn_clock_ms();
     uint64_t next = farm_next_tick(s->farm, now), ms = next > now ? next - now : 1;
     uv_timer_start(t, on_tick, ms < TICK_MAX_MS ? ms : TICK_MAX_MS, 0);

@@ -9,6 +9,8 @@
 bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg);
 /* An ImageResult on the data socket, and the picture's bytes; takes both. */
 void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob);
+/* Tells all workers to send what is not acknowledged. */
+void workers_want_pictures(struct server *s);
 void workers_forget(struct server *s); /* those that the core has forgotten */
 void workers_fini(struct server *s);
 

@@ -108,6 +108,10 @@ bool batch_is_over(const struct kn_batch_status *s) {
     return s->done + s->failed + s->cancelled >= s->total;
 }
 
+bool batch_is_settled(const struct kn_batch_status *s) {
+    return s->held || batch_is_over(s);
+}
+
 int batch_results(struct client *c, struct batch_cursor *cur, struct kn_msg **reply, struct kn_err *err) {
     struct kn_msg m = {.type = KN_MSG_RESULTS_QUERY};
     memcpy(m.u.results_query.batch, cur->id, sizeof(kn_id));

@@ -23,6 +23,9 @@ const char *worker_state_text(const struct kn_worker_status *w, char out[32]);
 const char *batch_wait_text(const struct kn_batch_status *s, char out[32]);
 /* True when all its images have ended. */
 bool batch_is_over(const struct kn_batch_status *s);
+/* True when it is not to be waited for: all its images have ended, or every worker that could render the rest is held
+ * and likely to stay so. */
+bool batch_is_settled(const struct kn_batch_status *s);
 
 /* Asks for the results that came since the last call. The reply (KN_MSG_RESULTS_REPLY) is the caller's to
  * destroy. */

@@ -32,7 +32,7 @@ FOLDERS = {"base": "unit", "proto": "unit", "worker": "unit", "cli": "unit", "st
            "deploy": "../deploy", "core": "sim", "sim": "sim", "farm": "farm"}
 
 # Tests that share a program, and where it is.
-PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "sim.digests": "tests/sim/sim_farm.c",
+PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "sim.digests": "tests/sim/sim_farm.c", "sim.promise_sick": "tests/sim/sim_farm.c",
          "gpu.shim": "tests/gpu/shim/shim_test.cc", "gpu.shim.memory_bench": "tests/bench/cuda/memory_bench.cc",
          "gpu.shim.conv_versions": "tests/bench/cuda/conv_bench.cc", "gpu.shim.ops": "tests/bench/gpu_ops.c",
          "gpu.shim.attention_versions": "tests/bench/cuda/attention_bench.cc", "gpu.run": "tests/gpu/run_test.sh",
