@@ -77,8 +77,8 @@ json_object *worker_json(const struct kn_worker_status *w) {
     ADD(v, "loading", w->loading[0] ? json_object_new_string(w->loading) : NULL);
     ADD(v, "loading_bytes", w->loading[0] ? json_object_new_uint64(w->loading_bytes) : NULL);
     ADD(v, "steps_per_s", text_json_rate((double)w->steps_per_s));
-    ADD(v, "held", json_object_new_boolean(w->hold_reason[0] != '\0'));
-    ADD(v, "hold_reason", w->hold_reason[0] ? json_object_new_string(w->hold_reason) : NULL);
+    ADD(v, "held", json_object_new_boolean(worker_is_held(w)));
+    ADD(v, "hold_reason", worker_is_held(w) ? json_object_new_string(w->hold_reason) : NULL);
     return v;
 }
 

@@ -96,6 +96,10 @@ const char *batch_state_text(const struct kn_batch_status *s, char out[32]) {
     return or_number(kn_batch_state_name(s->state), "state", s->state, out);
 }
 
+bool worker_is_held(const struct kn_worker_status *w) {
+    return w->hold_reason && w->hold_reason[0];
+}
+
 const char *worker_state_text(const struct kn_worker_status *w, char out[32]) {
     return or_number(kn_worker_state_name(w->state), "state", w->state, out);
 }

@@ -50,6 +50,8 @@ struct batch_tasks {
 KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
 void batch_tasks_fini(struct batch_tasks *t);
 
+/* True when it gets no work since it is not believed to be well; w->hold_reason says why. */
+bool worker_is_held(const struct kn_worker_status *w);
 /* The readings of its device ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
  * when it is lost. */
 const char *worker_readings(const struct kn_worker_status *w, char out[64]);

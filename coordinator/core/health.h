@@ -8,7 +8,8 @@
  * picture where it is high time to know. `model` is the task's. */
 void health_fault(struct farm *f, struct worker *w, const struct batch *b, const struct model *model,
                   struct farm_effects *fx);
-/* A picture of the worker came. `after_fault`: its shard began after the worker's last fault. */
+/* A picture of the worker came. `after_fault`: its shard began after the worker's last fault, so that the worker is
+ * acquitted. */
 void health_picture(struct worker *w, bool after_fault);
 /* Asks the worker for a probe picture of this model, unless one is under way. One that renders none (an older
  * program) is taken to have passed. */
