@@ -24,7 +24,7 @@
 
 /* ---- flow and time */
 
-#define WANTED_EVERY_MS 2000 /* while the disk refuses pictures, workers are asked to send them again */
+#define WANTED_EVERY_MS 2000 /* workers are asked to send again what was refused */
 
 static void on_tick(uv_timer_t *t) {
     struct server *s = t->data;
@@ -39,9 +39,9 @@ static void on_tick(uv_timer_t *t) {
         return;
     }
     server_step(s, &ev);
-    if (s->disk_refused_ms &&
-        now - s->wanted_ms >= WANTED_EVERY_MS) { /* only a picture shows that there is room again */
+    if (s->some_refused && now - s->wanted_ms >= WANTED_EVERY_MS) {
         s->wanted_ms = now;
+        s->some_refused = s->disk_refused_ms != 0; /* only a picture shows that there is room again */
         workers_want_pictures(s);
     }
     now = kn_clock_ms();

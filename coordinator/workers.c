@@ -259,6 +259,7 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
 /* The disk took a picture (why NULL), or refused it: a person is told for as long as it is so (waits.c). */
 static void note_disk(struct server *s, const char *why) {
     s->disk_refused_ms = why ? kn_clock_ms() : 0;
+    s->some_refused |= why != NULL;
     if (why) snprintf(s->disk_why, sizeof s->disk_why, "%s", why);
 }
 
@@ -308,6 +309,7 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
             free(u);
         }
         kn_error("image_not_taken task=%u reason=\"out of memory\"", r->task);
+        s->some_refused = true;
     }
     kn_msg_destroy(msg);
 }
