@@ -505,6 +505,13 @@ static void do_hello_again(struct server *s, const struct farm_effect *e) {
     (void)server_tell(s, e->conn, &m);
 }
 
+static void do_probe(struct server *s, const struct farm_effect *e) {
+    struct kn_msg m = {.type = KN_MSG_PROBE};
+    m.u.probe.probe = e->u.probe.probe;
+    memcpy(m.u.probe.model_sha256, e->u.probe.model, sizeof m.u.probe.model_sha256);
+    server_tell(s, e->conn, &m);
+}
+
 static void do_drain(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_DRAIN_WORKER};
     m.u.drain_worker.exit = e->u.drain.exit;
@@ -592,6 +599,9 @@ static void carry_out(struct server *s) {
             break;
         case FX_DRAIN:
             do_drain(s, e);
+            break;
+        case FX_PROBE:
+            do_probe(s, e);
             break;
         case FX_ALARM:
             s->alarms++;

@@ -22,7 +22,7 @@
 #include "coordinator/waits.h"
 #include "coordinator/workers.h"
 
-#define STAGED_MS (60 * 60 * 1000ull)         /* a submission that nobody goes on with */
+#define STAGED_MS (60 * 60 * 1000ull)          /* a submission that nobody goes on with */
 #define STAGED_AGE_MS (24 * 60 * 60 * 1000ull) /* …and one that goes on for ever */
 
 #define BEING_REMOVED "it is being removed"
@@ -469,6 +469,7 @@ static void on_workers_query(struct server *s, struct reply_to *to) {
         w->done = v.done;
         w->failed = v.failed;
         w->last_seen_ms = v.last_seen_ms;
+        w->hold_reason = v.hold_reason;
         w->images_per_s = v.images_per_s;
         w->steps_per_s = v.steps_per_s;
         w->loading = k && v.state != KN_WORKER_LOST ? k->loading : "";

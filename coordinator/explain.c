@@ -53,6 +53,7 @@ void status_of(struct server *s, const struct kept_batch *b, const struct farm_b
                                   .wait_text = out->text};
     memcpy(r->batch, v->id, sizeof r->batch);
     r->wait = waits_batch(s, v, out->text);
+    r->held = v->held && r->wait == KN_WAIT_HELD;
     if (r->wait) { /* nothing moves: no speed and no time left would be true */
         r->images_per_s = r->steps_per_s = 0;
         r->eta_ms = -1;

@@ -28,6 +28,8 @@
 
 /* ---- flow and time */
 
+#define WANTED_EVERY_MS 2000 /* workers are asked to send again what was refused */
+
 static void on_tick(uv_timer_t *t) {
     struct server *s = t->data;
     struct farm_event ev = {.type = EV_TICK};
@@ -42,6 +44,11 @@ static void on_tick(uv_timer_t *t) {
         return;
     }
     server_step(s, &ev);
+    if (s->some_refused && now - s->wanted_ms >= WANTED_EVERY_MS) {
+        s->wanted_ms = now;
+        s->some_refused = s->disk_refused_ms != 0; /* only a picture shows that there is room again */
+        workers_want_pictures(s);
+    }
     now = kn_clock_ms();
     uint64_t next = farm_next_tick(s->farm, now), ms = next > now ? next - now : 1;
     uv_timer_start(t, on_tick, ms < TICK_MAX_MS ? ms : TICK_MAX_MS, 0);

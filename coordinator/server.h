@@ -127,6 +127,8 @@ struct server {
     uint64_t alarms;                    /* FX_ALARMs since the start */
     uint64_t disk_refused_ms;           /* when the disk refused a picture last; 0: it has taken one since */
     char disk_why[320];
+    bool some_refused;  /* pictures that workers have not been asked for since */
+    uint64_t wanted_ms; /* when they were asked last */
     bool closing;
     void (*stopped)(void *ctx, int exit_code); /* the lead is lost: end */
     void *stopped_ctx;

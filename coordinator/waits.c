@@ -42,7 +42,7 @@ bool waits_disk(const struct server *s, char out[KN_WAIT_TEXT_MAX]) {
     snprintf(
         out, KN_WAIT_TEXT_MAX,
         "the disk of the farm's folder takes no pictures: %.300s%s: make room; workers keep what they have "
-        "rendered, and it goes on by itself within a minute",
+        "rendered, and it goes on by itself within seconds",
         s->disk_why, room);
     return true;
 }
@@ -116,10 +116,10 @@ static void words(struct server *s, const struct farm_batch_view *v, char out[KN
     case KN_WAIT_HELD:
         snprintf(
             out, KN_WAIT_TEXT_MAX,
-            "%s, which %s the model %s, failed what others then did, and %s no more work: see %s log, and "
-            "start %s again",
-            who(v, some), many ? "have" : "has", model, many ? "get" : "gets", many ? "their" : "its",
-            many ? "them" : "it");
+            "%s, which %s the model %s, %s held, since %s pictures cannot be trusted (%.400s): see %s log and "
+            "mend %s; %s tried again by itself, at once after a restart",
+            who(v, some), many ? "have" : "has", model, many ? "are" : "is", many ? "their" : "its",
+            v->wait_reason, many ? "their" : "its", many ? "them" : "it", many ? "they are" : "it is");
         break;
     case KN_WAIT_CLASS:
         snprintf(out, KN_WAIT_TEXT_MAX,

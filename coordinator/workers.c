@@ -116,6 +116,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     e->batch_max = h->batch_max;
     e->features = kn_features_of_peer(h->features, h->feature_count);
     e->died_of_memory = h->died_of_memory;
+    e->probes = h->probes;
     e->models = (const kn_digest *)models;
     e->model_count = (uint32_t)h->model_count;
     e->held = held;
@@ -203,6 +204,12 @@ static void note_returned(struct known_worker *w, const struct kn_shard_returned
     if (r->code == KN_EUNSUPPORTED) snprintf(w->refused, sizeof w->refused, "%s", r->reason);
 }
 
+static void on_probed(struct server *s, uint64_t conn, const struct kn_probed *p) {
+    struct farm_event ev = {.type = EV_PROBED, .conn = conn};
+    ev.u.probed = (struct ev_probed){.probe = p->probe, .code = p->code, .reason = p->reason};
+    server_step(s, &ev);
+}
+
 static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
     struct farm_event ev = {.conn = conn};
     struct ev_shard *e = &ev.u.shard;
@@ -250,6 +257,7 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
     case KN_MSG_SHARD_RETURNED:
     case KN_MSG_SHARD_DONE:
     case KN_MSG_TASK_FAILED:
+    case KN_MSG_PROBED:
     case KN_MSG_WORKER_BYE:
         break;
     default:
@@ -263,6 +271,8 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
         on_heartbeat(s, w, &msg->u.heartbeat);
     } else if (msg->type == KN_MSG_TASK_FAILED) {
         on_task_failed(s, conn, &msg->u.task_failed);
+    } else if (msg->type == KN_MSG_PROBED) {
+        on_probed(s, conn, &msg->u.probed);
     } else if (msg->type == KN_MSG_WORKER_BYE) {
         on_bye(s, w, msg->u.worker_bye.reason);
     } else {
@@ -323,6 +333,7 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
 /* The disk took a picture (why NULL), or refused it: a person is told for as long as it is so (waits.c). */
 static void note_disk(struct server *s, const char *why) {
     s->disk_refused_ms = why ? kn_clock_ms() : 0;
+    s->some_refused |= why != NULL;
     if (why) snprintf(s->disk_why, sizeof s->disk_why, "%s", why);
 }
 
@@ -374,8 +385,19 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
             free(u);
         }
         kn_error("image_not_taken task=%u reason=\"out of memory\"", r->task);
+        s->some_refused = true;
     }
     kn_msg_destroy(msg);
+}
+
+void workers_want_pictures(struct server *s) {
+    struct kn_msg m = {.type = KN_MSG_PICTURES_WANTED};
+    uint64_t conns[KN_WORKERS_MAX];
+    size_t pos = 0, count = 0;
+    struct known_worker *w;
+    while (count < KN_WORKERS_MAX && (w = kn_map_next(s->workers, &pos)))
+        if (w->conn) conns[count++] = w->conn;
+    for (size_t i = 0; i < count; i++) server_tell(s, conns[i], &m); /* which may forget some */
 }
 
 /* ---- the models of all workers, and workers that are gone */

@@ -14,6 +14,8 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
 /* Answers the client once the worker itself has said that it drains, or has left: until then its coordinator's death
  * could take the wish with it. */
 void workers_await_drain(struct server *s, const char *worker, const struct reply_to *to);
+/* Tells all workers to send what is not acknowledged. */
+void workers_want_pictures(struct server *s);
 void workers_forget(struct server *s); /* those that the core has forgotten */
 void workers_fini(struct server *s);
 

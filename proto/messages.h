@@ -107,7 +107,8 @@ enum kn_batch_verb {
     F(FLOAT, progress)          /* 0 to 1: ended images, and the steps done of those that run */ \
     F(FLOAT, steps_per_s)       /* denoising steps of all its images, over the last 15 s */ \
     F(TEXT,  loading, KN_NAME_MAX) /* the model that a worker loads for it; "" for none */ \
-    F(U64,   loading_bytes)
+    F(U64,   loading_bytes)                          \
+    F(BOOL,  held)              /* wait is HELD, and none of its workers is likely to come back */
 
 #define KN_FIELDS_WORKER_STATUS(F)                   \
     F(TEXT,  worker,      KN_NAME_MAX)               \
@@ -131,7 +132,8 @@ enum kn_batch_verb {
     F(STATE, phase, kn_worker_phase, KN_PHASE_NONE, KN_PHASE_LOADING) \
     F(TEXT,  loading, KN_NAME_MAX) /* the model; "" unless it loads one */ \
     F(U64,   loading_bytes)                          \
-    F(FLOAT, steps_per_s)
+    F(FLOAT, steps_per_s)                            \
+    F(TEXT,  hold_reason, KN_REASON_MAX) /* why it is held; "" when it is not */
 
 #define KN_FIELDS_RESULT(F)                          \
     F(TASK, index)                                   \
@@ -198,7 +200,10 @@ enum kn_batch_verb {
     M(72, EXPLAIN_QUERY,  explain_query,  ExplainQuery)     \
     M(73, EXPLAIN_REPLY,  explain_reply,  ExplainReply)     \
     E(80, REPAIR_COMMAND, repair_command, RepairCommand)    \
-    M(81, REPAIR_REPLY,   repair_reply,   RepairReply)
+    M(81, REPAIR_REPLY,   repair_reply,   RepairReply)      \
+    M(90, PROBE,          probe,          Probe)            \
+    M(91, PROBED,         probed,         Probed)           \
+    E(92, PICTURES_WANTED, pictures_wanted, PicturesWanted)
 
 /* From workers. */
 
@@ -222,7 +227,8 @@ enum kn_batch_verb {
     F(BOOL,  died_of_memory)                         \
     F(KNOWN, model_info, models, models, model_count, KN_MODELS_PER_WORKER_MAX) \
     F(KNOWN, held_shard, held, held, held_count, KN_SHARDS_PER_WORKER_MAX * 4) \
-    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* none: those of KN_FEATURES_BEFORE */
+    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* none: those of KN_FEATURES_BEFORE */ \
+    F(BOOL,  probes)                      /* it answers Probe */
 
 #define KN_FIELDS_HEARTBEAT(F)                       \
     F(U64,   shard)             /* running now; 0: none */ \
@@ -321,6 +327,15 @@ enum kn_batch_verb {
 
 #define KN_FIELDS_STILL_THERE(F)                     \
     F(U64,  question)
+
+#define KN_FIELDS_PROBE(F)                           \
+    F(U64,    probe)                                 \
+    F(DIGEST, model_sha256)
+
+#define KN_FIELDS_PROBED(F)                          \
+    F(U64,  probe)                                   \
+    F(S32,  code)           /* 0: the picture is well */ \
+    F(TEXT, reason, KN_REASON_MAX)
 
 #define KN_FIELDS_DRAIN_WORKER(F)                    \
     F(BOOL, exit)                                    \

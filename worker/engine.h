@@ -26,13 +26,14 @@ struct engine_work {
     const struct kn_task *tasks;
     int count;
     uint32_t attempt;
+    bool probe; /* of nobody: it tells of the worker, so a simulated task's fate does not strike it */
 };
 
 struct engine_minibatch; /* some tasks of a work that go through an engine's stages together */
 
 struct engine_ops {
     /* As kiln_render() (kernels/kiln.h), of which it takes the callbacks and the errors; a model that is not
-     * in memory is loaded first. KN_EDEVICE: the engine is of no use any more. */
+     * in memory is loaded first. KN_EMODEL: it cannot be. KN_EDEVICE: the engine is of no use any more. */
     int (*render)(struct engine *e, const struct engine_work *w, const struct kiln_callbacks *cb,
                   struct kn_err *err);
     void (*close)(struct engine *e);
@@ -90,17 +91,26 @@ const struct kn_model_info *engine_model(const struct engine *e, const uint8_t s
  *
  * A task's picture depends on the task alone: not on the worker, the shard, the attempt or these options. A
  * task's fate (to crash, to hang, to come out as not-a-number) is a function of its key and the seed, so that
- * the same task meets it everywhere and each time: quarantine is made for such tasks. `flaky` depends on the
+ * the same task meets it everywhere and each time: quarantine is made for such tasks. A sickness is the worker's own. `flaky` depends on the
  * attempt too: the task does well later. */
+enum engine_sim_sickness {
+    SIM_SOUND,
+    SIM_SICK_NAN,   /* every picture comes out as not-a-number */
+    SIM_SICK_MODEL, /* the model's files are gone */
+    SIM_SICK_ERROR, /* every call fails at once */
+    SIM_SICK_CRASH, /* every picture ends the process */
+};
 struct engine_sim_options {
     double ms;                      /* how long a picture takes */
     double crash, hang, nan, flaky; /* shares of the tasks, 0 to 1 */
     uint64_t seed;
-    uint32_t size;   /* the default size of the model "sim", pixels */
-    uint32_t batch;  /* how many tasks it wants at once; 64, or 256 below 1 ms, when not given */
-    uint32_t oom;    /* more tasks at once than these do not fit in its memory; 0: all do */
-    double load;     /* how long the model takes to load before the first picture, ms */
-    uint32_t staged; /* not 0: it works in stages, so many tasks at a time, as a GPU does */
+    uint32_t size;  /* the default size of the model "sim", pixels */
+    uint32_t batch; /* how many tasks it wants at once; 64, or 256 below 1 ms, when not given */
+    uint32_t oom;   /* more tasks at once than these do not fit in its memory; 0: all do */
+    double load;    /* how long the model takes to load before the first picture, ms */
+    enum engine_sim_sickness sick; /* what is wrong with the worker itself, its probe pictures too */
+    uint32_t after;                /* …once it has rendered so many pictures */
+    uint32_t staged;               /* not 0: it works in stages, so many tasks at a time, as a GPU does */
 };
 bool engine_is_sim(const char *spec);
 KN_MUST_USE int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err);

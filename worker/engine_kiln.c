@@ -117,7 +117,10 @@ static int load(struct kiln *k, const struct kn_model_info *info, struct loaded 
     atomic_store(&k->engine.now.loading, NULL);
     if (rc != 0) {
         free(l);
-        return kn_err_prefix(err, "loading %s", info->name);
+        kn_err_prefix(err, "loading %s", info->name);
+        if (rc != KN_EDEVICE && err)
+            err->code = KN_EMODEL; /* the worker's, whatever it was: no task had a part in it */
+        return rc == KN_EDEVICE ? rc : KN_EMODEL;
     }
     kn_info("model_loaded model=%s bytes=%llu ms=%llu", info->name, (unsigned long long)l->bytes,
             (unsigned long long)(kn_clock_ms() - begun));

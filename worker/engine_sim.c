@@ -22,6 +22,7 @@ struct sim {
     struct engine engine; /* first: an engine * is a sim * */
     struct engine_sim_options opt;
     bool loaded;
+    atomic_uint rendered; /* pictures */
 };
 
 bool engine_is_sim(const char *spec) {
@@ -36,8 +37,9 @@ static bool number(const char *text, double min, double max, double *out) {
 }
 
 int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn_err *err) {
-    static const char *const names[] = {"ms",   "crash", "hang", "nan",    "flaky", "seed",
-                                        "size", "batch", "oom",  "staged", "load",  NULL};
+    static const char *const names[] = {"ms",    "crash", "hang",   "nan",  "flaky", "seed",  "size",
+                                        "batch", "oom",   "staged", "load", "sick",  "after", NULL};
+    static const char *const sicknesses[] = {"", "nan", "model", "error", "crash"};
     *out = (struct engine_sim_options){.ms = 50, .size = 64};
     char text[256] = "";
     if (strlen(spec) >= sizeof text) return kn_err_set(err, KN_ELIMIT, "%.40s…: too long", spec);
@@ -48,6 +50,14 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
         double v, whole = 0;
         if (!value) return kn_err_set(err, KN_EINVAL, "sim: %s: expected name=value", item);
         *value++ = '\0';
+        if (strcmp(item, "sick") == 0) {
+            int k = SIM_SICK_CRASH;
+            while (k > SIM_SOUND && strcmp(value, sicknesses[k]) != 0) k--;
+            if (k == SIM_SOUND)
+                return kn_err_set(err, KN_EINVAL, "sim: sick: %s is none of nan, model, error, crash", value);
+            out->sick = (enum engine_sim_sickness)k;
+            continue;
+        }
         double max = strcmp(item, "ms") == 0 || strcmp(item, "load") == 0 ? 3600e3 : 1;
         double *real = strcmp(item, "ms") == 0      ? &out->ms
                        : strcmp(item, "load") == 0  ? &out->load
@@ -63,10 +73,14 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
             continue;
         }
         bool size = strcmp(item, "size") == 0, batch = strcmp(item, "batch") == 0,
-             oom = strcmp(item, "oom") == 0, staged = strcmp(item, "staged") == 0;
+             oom = strcmp(item, "oom") == 0, staged = strcmp(item, "staged") == 0,
+             after = strcmp(item, "after") == 0;
         double low = size ? KN_SIZE_MIN : batch ? 1 : 0;
-        max = size ? KN_SIZE_MAX : batch || oom || staged ? KN_SHARD_TASKS_MAX : 9007199254740992.0;
-        if (!size && !batch && !oom && !staged && strcmp(item, "seed") != 0) {
+        max = size                     ? KN_SIZE_MAX
+              : batch || oom || staged ? KN_SHARD_TASKS_MAX
+              : after                  ? KN_TASKS_PER_BATCH_MAX
+                                       : 9007199254740992.0;
+        if (!size && !batch && !oom && !staged && !after && strcmp(item, "seed") != 0) {
             const char *near = kn_suggest(item, names);
             return kn_err_set(err, KN_EINVAL, "sim: %s: unknown%s%s%s", item, near ? ", did you mean " : "",
                               near ? near : "", near ? "?" : "");
@@ -82,6 +96,8 @@ int engine_sim_parse(const char *spec, struct engine_sim_options *out, struct kn
             out->oom = (uint32_t)v;
         else if (staged)
             out->staged = (uint32_t)v;
+        else if (after)
+            out->after = (uint32_t)v;
         else
             out->seed = (uint64_t)v;
     }
@@ -150,6 +166,22 @@ static void meet(enum engine_sim_fate fate) {
     for (;;) pause();
 }
 
+static enum engine_sim_sickness sickness(struct sim *s) {
+    return atomic_load(&s->rendered) >= s->opt.after ? s->opt.sick : SIM_SOUND;
+}
+
+/* What a sick worker says before it begins. */
+static int sick_from_the_start(struct sim *s, const struct kn_model_info *model, struct kn_err *err) {
+    switch (sickness(s)) {
+    case SIM_SICK_MODEL:
+        return kn_err_set(err, KN_EMODEL, "loading %s: its files are gone", model->name);
+    case SIM_SICK_ERROR:
+        return kn_err_set(err, KN_EIO, "sim: this worker is sick");
+    default:
+        return 0;
+    }
+}
+
 /* Takes the time that a model takes, once. */
 static void load(struct sim *s, const struct kn_model_info *model) {
     if (s->loaded) return;
@@ -166,19 +198,21 @@ static int render_one(struct sim *s, const struct engine_work *w, int i, uint8_t
     uint8_t key[KN_SHA256_BYTES];
     uint64_t begun = kn_clock_us();
     kn_task_key(t, w->model->sha256, key);
-    enum engine_sim_fate fate = engine_sim_fate(&s->opt, key, w->attempt);
+    enum engine_sim_fate fate = w->probe ? SIM_WELL : engine_sim_fate(&s->opt, key, w->attempt);
     for (uint32_t k = 1; k <= t->steps; k++) {
         if (s->opt.ms > 0) sleep_until_us(begun + (uint64_t)(s->opt.ms * 1000 * k / t->steps));
         if (cb->step && cb->step(cb->ctx, (int)k, (int)t->steps)) return KN_ECANCELED;
         if (k * 2 >= t->steps) meet(fate); /* on the way, when it has been seen to run */
     }
     struct kiln_image image = {.task = t, .index = i, .rgb = rgb};
-    if (fate == SIM_NAN) {
+    if (sickness(s) == SIM_SICK_CRASH) meet(SIM_CRASH);
+    if (fate == SIM_NAN || sickness(s) == SIM_SICK_NAN) {
         image.status = KN_ENAN;
         image.step = (int)t->steps / 2;
         image.rgb = NULL;
     } else {
         engine_sim_draw(key, t->width, t->height, rgb);
+        atomic_fetch_add(&s->rendered, 1);
     }
     image.render_ms = (double)(kn_clock_us() - begun) / 1000;
     return cb->image(cb->ctx, &image) ? KN_ECANCELED : 0;
@@ -191,7 +225,11 @@ static int sim_render(struct engine *e, const struct engine_work *w, const struc
         return kn_err_set(err, KN_EOOM, "sim: %d pictures at once, %u fit", w->count, s->opt.oom);
     uint8_t *rgb = malloc((size_t)w->tasks->width * w->tasks->height * 3);
     if (!rgb) return kn_err_set(err, KN_EOOM, "sim: out of memory");
-    int rc = 0;
+    int rc = sick_from_the_start(s, w->model, err);
+    if (rc) {
+        free(rgb);
+        return rc;
+    }
     load(s, w->model);
     for (int i = 0; i < w->count && rc == 0; i++) rc = render_one(s, w, i, rgb, cb);
     free(rgb);
@@ -212,6 +250,8 @@ static int sim_begin(struct engine *e, const struct engine_work *w, int first,
                      const struct kiln_callbacks *cb, struct engine_minibatch **out, int *count,
                      struct kn_err *err) {
     struct sim *s = (struct sim *)e;
+    int rc = sick_from_the_start(s, w->model, err);
+    if (rc) return rc;
     struct engine_minibatch *b = malloc(sizeof *b);
     if (!b) return kn_err_set(err, KN_EOOM, "sim: out of memory");
     load(s, w->model);
@@ -223,7 +263,7 @@ static int sim_begin(struct engine *e, const struct engine_work *w, int first,
 
 static enum engine_sim_fate fate_of(const struct engine_minibatch *b, int i, uint8_t key[KN_SHA256_BYTES]) {
     kn_task_key(&b->w->tasks[b->first + i], b->w->model->sha256, key);
-    return engine_sim_fate(&b->s->opt, key, b->w->attempt);
+    return b->w->probe ? SIM_WELL : engine_sim_fate(&b->s->opt, key, b->w->attempt);
 }
 
 /* All of the minibatch's tasks a step at a time. */
@@ -252,12 +292,14 @@ static int sim_finish(struct engine_minibatch *b, struct kn_err *err) {
     int rc = 0;
     for (int i = 0; i < b->count && !rc; i++) {
         struct kiln_image image = {.task = &t[i], .index = i, .rgb = rgb, .render_ms = b->ms};
-        if (fate_of(b, i, key) == SIM_NAN) {
+        if (sickness(b->s) == SIM_SICK_CRASH) meet(SIM_CRASH);
+        if (fate_of(b, i, key) == SIM_NAN || sickness(b->s) == SIM_SICK_NAN) {
             image.status = KN_ENAN;
             image.step = (int)t->steps / 2;
             image.rgb = NULL;
         } else {
             engine_sim_draw(key, t->width, t->height, rgb);
+            atomic_fetch_add(&b->s->rendered, 1);
         }
         if (b->cb->image(b->cb->ctx, &image)) rc = KN_ECANCELED;
     }

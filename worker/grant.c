@@ -2,6 +2,10 @@
 #include "worker/grant.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#define PROBE_STEPS 2
+#define PROBE_SEED 7
 
 struct grant *grant_create(struct kn_msg *msg, const struct kn_model_info *model) {
     struct grant *grant = calloc(1, sizeof *grant);
@@ -10,6 +14,45 @@ struct grant *grant_create(struct kn_msg *msg, const struct kn_model_info *model
     grant->msg = msg;
     grant->shard = &msg->u.shard_grant;
     grant->model = model;
+    return grant;
+}
+
+/* The smallest size that the model can do, and that a task may have. */
+static uint32_t probe_size(const struct kn_model_info *model) {
+    uint32_t multiple = model->size_multiple ? model->size_multiple : KN_SIZE_MULTIPLE;
+    return (KN_SIZE_MIN + multiple - 1) / multiple * multiple;
+}
+
+struct grant *grant_create_probe(const struct kn_model_info *model) {
+    char prompt[] = "a probe picture", negative[] = "";
+    uint32_t index = 0, size = probe_size(model);
+    struct kn_task task = {.prompt = prompt,
+                           .negative = negative,
+                           .seed = PROBE_SEED,
+                           .steps = PROBE_STEPS,
+                           .width = size,
+                           .height = size,
+                           .set = KN_SET_NEGATIVE | KN_SET_SEED | KN_SET_STEPS | KN_SET_SIZE};
+    if (model->defaults.sampler == KN_SAMPLER_UNSET) { /* the folder names none of ours */
+        task.sampler = KN_SAMPLER_EULER;
+        task.schedule = KN_SCHEDULE_NORMAL;
+        task.set |= KN_SET_SAMPLER | KN_SET_SCHEDULE;
+    }
+    struct kn_msg m = {.type = KN_MSG_SHARD_GRANT}, *owned = NULL;
+    struct kn_buf frame;
+    if (kn_task_resolve(&task, model, NULL)) return NULL;
+    m.u.shard_grant =
+        (struct kn_shard_grant){.shard = 1, .attempt = 1, .index = &index, .tasks = &task, .count = 1};
+    memcpy(m.u.shard_grant.model_sha256, model->sha256, sizeof m.u.shard_grant.model_sha256);
+    kn_buf_init(&frame, KN_FRAME_BYTES_MAX);
+    int rc = kn_msg_encode(&m, &frame, NULL);
+    if (!rc) rc = kn_msg_decode(frame.data, frame.len, &owned, NULL); /* so that it owns what it points to */
+    kn_buf_fini(&frame);
+    struct grant *grant = rc ? NULL : grant_create(owned, model);
+    if (grant)
+        grant->probe = true;
+    else
+        kn_msg_destroy(owned);
     return grant;
 }
 

@@ -12,10 +12,14 @@ struct grant {
     struct kn_msg *msg;                 /* owns */
     const struct kn_shard_grant *shard; /* in msg */
     const struct kn_model_info *model;  /* borrowed from the engine; NULL: this worker has no such model */
+    bool probe; /* a probe picture: a grant of its own making, whose shard is nobody's */
 };
 
 /* Takes the message on success (a shard_grant). NULL: out of memory. One reference, the caller's. */
 struct grant *grant_create(struct kn_msg *msg, const struct kn_model_info *model);
+/* One tiny picture of this model, in few steps: whether the engine is well shows in it. NULL: out of memory, or the
+ * model has settings of which none can be made. One reference, the caller's. */
+struct grant *grant_create_probe(const struct kn_model_info *model);
 struct grant *grant_ref(struct grant *grant);
 void grant_unref(struct grant *grant); /* NULL is fine */
 

@@ -63,7 +63,7 @@ struct stages {
     pthread_mutex_t lock;
     pthread_cond_t wake[THREADS]; /* something came for it, room was made for what it has, or stop */
     bool stop;
-    struct queued_grant grants[KN_SHARDS_PER_WORKER_MAX];
+    struct queued_grant grants[KN_SHARDS_PER_WORKER_MAX + 1]; /* and a probe picture */
     size_t grant_count;
     struct stage_run *runs;             /* taken, the oldest first */
     struct stage_run *running;          /* one of runs: the one that is denoised */
@@ -322,8 +322,11 @@ static struct stage_part *new_part(struct stages *s, struct stage_run *r, int fi
     if (!p) return NULL;
     const struct kn_shard_grant *g = r->q.grant->shard;
     *p = (struct stage_part){.s = s, .run = r, .first = first};
-    p->work = (struct engine_work){
-        .model = r->q.grant->model, .tasks = g->tasks, .count = (int)g->count, .attempt = g->attempt};
+    p->work = (struct engine_work){.model = r->q.grant->model,
+                                   .tasks = g->tasks,
+                                   .count = (int)g->count,
+                                   .attempt = g->attempt,
+                                   .probe = r->q.grant->probe};
     p->cb = (struct kiln_callbacks){.ctx = p, .step = on_step, .image = on_image};
     pthread_mutex_lock(&s->lock);
     r->parts++;
@@ -461,12 +464,16 @@ static int encode(struct stage_event *e, struct kn_err *err) {
 static void encode_event(struct stages *s, struct stage_event *e) {
     if (e->type != STAGE_IMAGE) return;
     struct kn_err err = {0};
-    int rc = encode(e, &err);
+    bool probe = e->grant->probe; /* it is only looked at, and nobody waits for its bytes */
+    int rc = probe ? 0 : encode(e, &err);
     free(e->rgb);
     e->rgb = NULL;
     pthread_mutex_lock(&s->lock);
     s->pixel_bytes -= (uint64_t)e->width * e->height * 3;
-    if (rc == 0) {
+    if (probe) {
+        upload_free(e->upload);
+        e->upload = NULL;
+    } else if (rc == 0) {
         s->unacked++;
         s->unacked_bytes += e->upload->png->len;
     }
@@ -564,10 +571,13 @@ int stages_submit(struct stages *s, struct grant *grant) {
                              .finished = new_event(STAGE_FINISHED, grant)};
     int rc = q.started && q.finished ? 0 : KN_ENOMEM;
     pthread_mutex_lock(&s->lock);
-    if (rc == 0 && s->grant_count == KN_SHARDS_PER_WORKER_MAX) rc = KN_ELIMIT;
+    if (rc == 0 && s->grant_count >= KN_SHARDS_PER_WORKER_MAX + (grant->probe ? 1u : 0u)) rc = KN_ELIMIT;
     if (rc == 0) {
         q.grant = grant_ref(grant);
-        s->grants[s->grant_count++] = q;
+        size_t at = grant->probe ? 0 : s->grant_count;
+        memmove(s->grants + at + 1, s->grants + at, (s->grant_count - at) * sizeof s->grants[0]);
+        s->grants[at] = q;
+        s->grant_count++;
         pthread_cond_signal(&s->wake[TEXTS]);
     }
     pthread_mutex_unlock(&s->lock);
@@ -629,10 +639,11 @@ void stages_progress(struct stages *s, struct stages_progress *out) {
     *out = (struct stages_progress){0};
     pthread_mutex_lock(&s->lock);
     if (s->runs) { /* what is denoised, or else the oldest */
-        const struct kn_shard_grant *g = (s->running ? s->running : s->runs)->q.grant->shard;
+        const struct grant *grant = (s->running ? s->running : s->runs)->q.grant;
+        const struct kn_shard_grant *g = grant->shard;
         uint64_t now = kn_clock_ms(), then = atomic_load(&s->alive_ms);
         out->busy = true;
-        out->shard = g->shard;
+        out->shard = grant->probe ? 0 : g->shard;
         memcpy(out->batch, g->batch, sizeof out->batch);
         out->tasks = (uint32_t)g->count;
         out->step = atomic_load(&s->step);

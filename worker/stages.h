@@ -49,7 +49,7 @@ struct stage_event {
 
 struct stages_progress {
     bool busy;
-    uint64_t shard;
+    uint64_t shard; /* 0: a probe picture */
     kn_id batch;
     uint32_t step, steps, tasks;
     uint32_t minibatch; /* images that the step is of; 0: not known */
@@ -63,7 +63,8 @@ KN_MUST_USE int stages_create(const struct stages_options *opt, struct stages **
  * _exit then). */
 void stages_destroy(struct stages *s);
 
-/* Takes a reference. KN_ELIMIT: the queue is full. KN_ENOMEM. */
+/* Takes a reference. A probe picture goes before what waits; its IMAGE has no upload. KN_ELIMIT: the queue is full.
+ * KN_ENOMEM. */
 KN_MUST_USE int stages_submit(struct stages *s, struct grant *grant);
 /* Takes a grant back. True: its denoising had not begun, and no event of it will come. */
 bool stages_withdraw(struct stages *s, const struct grant *grant);

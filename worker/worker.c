@@ -23,6 +23,7 @@
 #define ABORT_MS 5000
 #define FLUSH_MS 2000 /* for pictures that are ready, when the engine is given up */
 #define RATE_SECONDS 60
+#define PROBE_MS 300000 /* a model may have to be loaded for it */
 
 struct worker {
     struct worker_options opt;
@@ -34,6 +35,10 @@ struct worker {
     struct kn_model_info *infos; /* owns; as the hello wants them */
     struct connection connection;
     struct stages *stages;
+    struct grant *probing;    /* owns a reference; the probe picture that is being rendered, or NULL */
+    uint64_t probe, probe_ms; /* its number, and when it began */
+    int probe_code;
+    char probe_reason[KN_REASON_MAX + 1];
     struct shards shards;
     struct uploads uploads;
     uv_timer_t tick;
@@ -175,7 +180,35 @@ static void take_finished(struct worker *w, struct held_shard *x, const struct s
     }
 }
 
+static void tell_probed(struct worker *w, int code, const char *reason) {
+    struct kn_msg m = {.type = KN_MSG_PROBED,
+                       .u.probed = {.probe = w->probe, .code = code, .reason = reason}};
+    connection_tell(&w->connection, &m);
+    kn_info("probed probe=%llu code=%d reason=\"%s\"", (unsigned long long)w->probe, code, reason);
+}
+
+/* Of the probe picture. */
+static void take_probe(struct worker *w, const struct stage_event *e) {
+    bool ill = (e->type == STAGE_FAILED || e->type == STAGE_FINISHED) && e->code != 0;
+    if (ill && !w->probe_code) {
+        w->probe_code = e->code;
+        snprintf(w->probe_reason, sizeof w->probe_reason, "%s", e->reason);
+    }
+    if (e->type != STAGE_FINISHED) return;
+    tell_probed(w, w->probe_code, w->probe_reason);
+    grant_unref(w->probing);
+    w->probing = NULL;
+    if (w->probe_code != KN_EDEVICE) return;
+    w->engine_lost = true;
+    w->status = WORKER_EXIT_ENGINE;
+    worker_drain(w, true, FLUSH_MS, "its engine failed");
+}
+
 static void take_event(struct worker *w, struct stage_event *e) {
+    if (e->grant->probe) {
+        take_probe(w, e);
+        return;
+    }
     const struct kn_shard_grant *g = e->grant->shard;
     struct held_shard *x = shards_find(&w->shards, g->shard, g->term);
     assert(x && x->grant == e->grant); /* it is held until FINISHED */
@@ -240,6 +273,27 @@ static void on_grant(struct worker *w, struct kn_msg *m) {
         kn_msg_destroy(m);
 }
 
+/* One at a time: asked again while one is under way (a new connection, or a coordinator that waited in vain), the
+ * answer is for the last who asked. */
+static void on_probe(struct worker *w, const struct kn_probe *p) {
+    w->probe = p->probe;
+    if (w->probing) return;
+    const struct kn_model_info *model = engine_model(w->opt.engine, p->model_sha256);
+    w->probe_code = 0;
+    w->probe_reason[0] = '\0';
+    if (!model) {
+        tell_probed(w, KN_EMODEL, "this worker has no such model");
+        return;
+    }
+    w->probing = grant_create_probe(model);
+    int rc = w->probing ? stages_submit(w->stages, w->probing) : KN_ENOMEM;
+    w->probe_ms = kn_clock_ms();
+    if (rc == 0) return;
+    grant_unref(w->probing);
+    w->probing = NULL;
+    tell_probed(w, rc, kn_err_words(rc));
+}
+
 static void abort_shard(struct worker *w, struct held_shard *x) {
     if (x->abort) return;
     x->abort = true;
@@ -260,7 +314,17 @@ static void on_revoke(struct worker *w, const struct kn_shard_revoke *r) {
     }
 }
 
+/* True when the answer says what became of the picture. Others (the store is behind, another coordinator leads) mean
+ * not yet: the bytes stay, and are sent again. */
+static bool settles(int code) {
+    return code != KN_EAGAIN && code != KN_ETERM && code != KN_EIO && code != KN_ENOMEM && code != KN_EUNSURE;
+}
+
 static void on_acknowledged(struct worker *w, const struct kn_image_ack *a) {
+    if (!settles(a->code)) {
+        kn_debug("picture_not_taken_yet task=%u reason=\"%s\"", a->task, kn_err_words(a->code));
+        return;
+    }
     size_t len = uploads_acknowledged(&w->uploads, a->batch, a->task);
     if (a->code != 0 && a->code != KN_EEXIST)
         kn_debug("picture_not_wanted task=%u reason=\"%s\"", a->task, kn_err_words(a->code));
@@ -290,6 +354,13 @@ static void on_message(void *ctx, struct kn_msg *m) {
             kn_error("name_taken text=\"%s\"", m->u.reply.text);
             worker_leave_now(w, WORKER_EXIT_NAME, "its name is taken");
         }
+        break;
+    case KN_MSG_PROBE:
+        on_probe(w, &m->u.probe);
+        break;
+    case KN_MSG_PICTURES_WANTED:
+        uploads_again(&w->uploads);
+        pump_uploads(w);
         break;
     case KN_MSG_STILL_THERE:
         w->question = m->u.still_there.question;
@@ -329,6 +400,7 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
         .answers = true,
         .features = w->features,
         .feature_count = w->feature_count,
+        .probes = true,
     };
     memcpy(h->machine, w->opt.machine, sizeof h->machine);
     memcpy(h->instance, w->instance, sizeof h->instance);
@@ -458,6 +530,13 @@ static void settle(struct worker *w) {
 static void check_engine(struct worker *w, uint64_t now_ms) {
     uint32_t abort_ms = w->opt.abort_ms ? w->opt.abort_ms : ABORT_MS;
     struct held_shard *x = shards_running(&w->shards);
+    if (x) w->probe_ms = now_ms; /* the probe picture comes behind what runs */
+    if (!w->engine_lost && w->probing && now_ms - w->probe_ms >= PROBE_MS) {
+        kn_error("engine_hangs probe=%llu", (unsigned long long)w->probe);
+        w->engine_lost = true;
+        w->status = WORKER_EXIT_ENGINE;
+        worker_drain(w, true, FLUSH_MS, "its engine does not answer");
+    }
     if (w->engine_lost || !x || !x->abort || now_ms - x->abort_ms < abort_ms) return;
     kn_error("engine_hangs shard=%llu ms=%llu", (unsigned long long)x->grant->shard->shard,
              (unsigned long long)(now_ms - x->abort_ms));
@@ -556,6 +635,7 @@ bool worker_close(struct worker *w) {
 }
 
 void worker_free(struct worker *w) {
+    grant_unref(w->probing);
     shards_fini(&w->shards);
     uploads_fini(&w->uploads);
     free(w->infos);

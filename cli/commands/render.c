@@ -63,6 +63,9 @@ struct render {
     int workers, deaths[CLI_WORKERS_MAX], notes;
     uint64_t alive_ms;
 
+    bool held; /* no worker is well: the batch is not waited for any more, and this is why */
+    char held_text[KN_WAIT_TEXT_MAX + 1];
+
     bool sent; /* the batch `id` is on the farm and ours to cancel */
     kn_id id;
     char old_id[KN_UUID_TEXT]; /* of the run before, from batch.json */
@@ -338,7 +341,11 @@ static int follow(struct render *r, const kn_id id, const uint32_t *map, size_t 
         if (rc) return rc;
         const struct kn_results_reply *reply = &m->u.results_reply;
         size_t count = reply->count;
-        bool over = count == 0 && (now_only || batch_is_over(&reply->status));
+        bool over = count == 0 && (now_only || batch_is_settled(&reply->status));
+        if (over && reply->status.held && !now_only) {
+            r->held = true;
+            snprintf(r->held_text, sizeof r->held_text, "%s", reply->status.wait_text);
+        }
         r->out.images_per_s =
             over ? reply->status.images_per_s_mean : reply->status.images_per_s; /* the gallery's */
         r->out.eta_ms = reply->status.eta_ms;
@@ -476,10 +483,10 @@ static int render_rest(struct render *r, size_t *count, struct kn_err *err) {
 static int render_all(struct render *r, struct kn_err *err) {
     size_t count = 0;
     int rc = adopt(r, false, err);
-    for (int round = 0; rc == KN_OK; round++) {
+    for (int round = 0; rc == KN_OK && !r->held; round++) {
         r->lost = 0;
         rc = render_rest(r, &count, err);
-        if (rc || r->lost == 0) break;
+        if (rc || r->lost == 0 || r->held) break;
         if (round + 1 == ROUNDS_MAX)
             return kn_err_set(err, KN_ECORRUPT,
                               "%zu images: the farm committed them and has lost their bytes", r->lost);
@@ -535,6 +542,7 @@ static void tell(const struct render *r, const char *state) {
         cli_say("%zu image%s in %s, %.*f images/s", rendered, rendered == 1 ? "" : "s", took,
                 rate < 100 ? 2 : 0, rate);
     if (out->kept) cli_say("%zu image%s here already", out->kept, out->kept == 1 ? " was" : "s were");
+    if (r->held) cli_say("%s", r->held_text);
     if (left)
         cli_say("%zu of %zu images are still to be rendered; the same command goes on", left, out->count);
     cli_say("%s/index.html", out->dir);
@@ -711,11 +719,11 @@ static int run(const struct cli_options *o) {
     }
     if (prepared && !nothing_started) {
         tell(&r, rc == KN_ECANCELED                ? "interrupted"
-                 : rc                              ? "broken"
+                 : rc || r.held                    ? "broken"
                  : r.out.failed || r.out.cancelled ? "failed"
                                                    : "done");
         if (rc == KN_OK && r.out.done < r.out.count) status = CLI_FAILED;
-        if (rc == KN_OK)
+        if (rc == KN_OK && !r.held)
             on_done_run(o, r.out.id, r.out.dir,
                         r.out.done == r.out.count ? "done"
                         : r.out.cancelled         ? "cancelled"

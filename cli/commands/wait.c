@@ -66,7 +66,7 @@ static int run(const struct cli_options *o) {
         add_up(&s, &now);
         progress_update(&progress, &now);
         over = true;
-        for (size_t i = 0; i < s.count; i++) over = over && batch_is_over(&s.v[i]);
+        for (size_t i = 0; i < s.count; i++) over = over && batch_is_settled(&s.v[i]);
         late = !over && kn_clock_ms() >= end;
         if (!over && !late) rc = client_sleep(c, WAIT_POLL_MS, &err);
     }
@@ -79,6 +79,8 @@ static int run(const struct cli_options *o) {
                     now.done + now.failed + now.cancelled, now.total);
         else if (now.failed + now.cancelled)
             cli_say("%zu done, %zu failed, %zu cancelled", now.done, now.failed, now.cancelled);
+        for (size_t i = 0; i < s.count && !late; i++)
+            if (s.v[i].held) cli_say("%s: %s", s.v[i].name, s.v[i].wait_text);
         if (now.done < now.total) status = late ? CLI_ACCEPTED : CLI_FAILED;
         for (size_t i = 0; i < s.count; i++) {
             if (s.v[i].state != KN_BATCH_ASIDE) continue;
@@ -87,6 +89,7 @@ static int run(const struct cli_options *o) {
         }
     }
     for (size_t i = 0; rc == KN_OK && !late && i < s.count; i++) {
+        if (!batch_is_over(&s.v[i])) continue;
         const struct kn_batch_status *b = &s.v[i];
         char id[KN_UUID_TEXT];
         kn_uuid_format(b->batch, id);
@@ -106,8 +109,8 @@ const struct cli_command cmd_wait = {
     .usage = "ID… [options]",
     .words = "wait until batches have ended",
     .more =
-        "Waits until every image of the batches is done, failed or cancelled. Status 0 when all "
-        "are done, 2 when not, 4 when --timeout came first: they are accepted and go on.",
+        "Waits until every image of the batches is done, failed or cancelled, or until nothing can be expected: "
+        "every worker that could render the rest is held. Status 0 when all are done, 2 when not, 4 when --timeout came first: they are accepted and go on.",
     .examples = "  kiln wait 3f2a\n",
     .groups = CLI_G_FARM | CLI_G_TIMEOUT | CLI_G_JSON | CLI_G_QUIET | CLI_G_AT_END,
     .args_min = 1,

@@ -38,6 +38,7 @@ json_object *batch_json(const struct kn_batch_status *s) {
     ADD(v, "reason", reason ? json_object_new_string(reason) : NULL);
     ADD(v, "reason_text", s->wait_text[0] ? json_object_new_string(s->wait_text) : NULL);
     ADD(v, "loading", s->loading[0] ? json_object_new_string(s->loading) : NULL);
+    ADD(v, "held", json_object_new_boolean(s->held));
     ADD(v, "loading_bytes", s->loading[0] ? json_object_new_uint64(s->loading_bytes) : NULL);
     return v;
 }
@@ -76,6 +77,8 @@ json_object *worker_json(const struct kn_worker_status *w) {
     ADD(v, "loading", w->loading[0] ? json_object_new_string(w->loading) : NULL);
     ADD(v, "loading_bytes", w->loading[0] ? json_object_new_uint64(w->loading_bytes) : NULL);
     ADD(v, "steps_per_s", text_json_rate((double)w->steps_per_s));
+    ADD(v, "held", json_object_new_boolean(worker_is_held(w)));
+    ADD(v, "hold_reason", worker_is_held(w) ? json_object_new_string(w->hold_reason) : NULL);
     return v;
 }
 

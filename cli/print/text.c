@@ -106,12 +106,16 @@ static void workers(const struct kn_worker_list *l) {
                  model_width, 1, model, sizeof model);
         text_duration(w->last_seen_ms, seen);
         printf("%s  %s  %s  %-8s  %s  %-8.8s  %7s  %8.1f  %6u  %6u  ", name, host, backend,
-               worker_state_text(w, state), model, id, step, (double)w->images_per_s, w->done, w->failed);
+               worker_is_held(w) ? "held" : worker_state_text(w, state), model, id, step,
+               (double)w->images_per_s, w->done, w->failed);
         if (readings)
             printf("%-8s  %s\n", seen, worker_readings(w, device));
         else
             printf("%s\n", seen);
     }
+    for (size_t i = 0; i < l->count; i++)
+        if (worker_is_held(&l->v[i]))
+            text_print(stdout, "%s is held: %s\n", l->v[i].worker, l->v[i].hold_reason);
 }
 
 /* One look at the screen of kiln top, without its colours. */

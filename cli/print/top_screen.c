@@ -384,7 +384,7 @@ static void worker_row(struct row *r, const struct kn_worker_status *w, bool sel
                 : w->state == KN_WORKER_DRAINING ? TOP_WARN
                                                  : TOP_BAD);
     char state[32];
-    cell(r, 8, worker_state_text(w, state));
+    cell(r, 8, worker_is_held(w) ? "held" : worker_state_text(w, state));
     if (!selected) mark(r, TOP_PLAIN);
     bool loads = w->loading[0] && w->state != KN_WORKER_LOST;
     bool renders = !loads && w->has_batch && w->steps > 0 && w->state != KN_WORKER_LOST;

@@ -110,6 +110,10 @@ const char *batch_state_text(const struct kn_batch_status *s, char out[32]) {
     return or_number(kn_batch_state_name(s->state), "state", s->state, out);
 }
 
+bool worker_is_held(const struct kn_worker_status *w) {
+    return w->hold_reason && w->hold_reason[0];
+}
+
 const char *worker_state_text(const struct kn_worker_status *w, char out[32]) {
     return or_number(kn_worker_state_name(w->state), "state", w->state, out);
 }
@@ -120,6 +124,10 @@ const char *batch_wait_text(const struct kn_batch_status *s, char out[32]) {
 
 bool batch_is_over(const struct kn_batch_status *s) {
     return s->done + s->failed + s->cancelled >= s->total;
+}
+
+bool batch_is_settled(const struct kn_batch_status *s) {
+    return s->held || batch_is_over(s);
 }
 
 int batch_results(struct client *c, struct batch_cursor *cur, struct kn_msg **reply, struct kn_err *err) {

@@ -27,6 +27,9 @@ const char *worker_state_text(const struct kn_worker_status *w, char out[32]);
 const char *batch_wait_text(const struct kn_batch_status *s, char out[32]);
 /* True when all its images have ended. */
 bool batch_is_over(const struct kn_batch_status *s);
+/* True when it is not to be waited for: all its images have ended, or every worker that could render the rest is held
+ * and likely to stay so. */
+bool batch_is_settled(const struct kn_batch_status *s);
 
 /* Asks for the results that came since the last call. The reply (KN_MSG_RESULTS_REPLY) is the caller's to
  * destroy. */
@@ -51,6 +54,8 @@ struct batch_tasks {
 KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
 void batch_tasks_fini(struct batch_tasks *t);
 
+/* True when it gets no work since it is not believed to be well; w->hold_reason says why. */
+bool worker_is_held(const struct kn_worker_status *w);
 /* The readings of its device ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or
  * when it is lost. */
 const char *worker_readings(const struct kn_worker_status *w, char out[64]);

@@ -6,22 +6,26 @@
  * or one that the worker named. An innocent task therefore shares at most log2(256) = 8 bad ends with a
  * killer and is charged for none of them.
  *
- * A charged task is tried on another worker than the one that failed it, as long as another can render it,
- * and fails after charges_max charges, of two workers where two can. NaN is a property of the task and the
- * backend class (an image is a pure function of its request): it is tried once on each other class, and
- * fails when there is none.
+ * A charged task is tried on another worker than the one that failed it, as long as another can render it. What is
+ * enough for a verdict depends on the failure (`enough`): a death or a hang costs a worker, so charges_max of them,
+ * of two workers where two can, are enough. A failure that the worker merely reports costs little: charges_max, and
+ * nobody may be left who has not tried. NaN is a property of the task and the backend class (an image is a pure
+ * function of its request): each class tries it, with two of its workers where there are two.
+ *
+ * And a verdict needs workers that are well (health.c): each that charged the task must be acquitted since, or have
+ * gone for good. Until then nobody is given the task, and they are asked for probe pictures. What a worker charged
+ * that turns out to be sick is void, so that nothing durable is ever taken back.
  *
  * Every bad end is also held against its worker, as a `fault` that remembers which tasks were concerned. When
  * all of them were then rendered by others, the fault is disproved: it was not the task. After
- * worker_faults_max disproved faults in a row, with no result of its own between them, the worker is drained
- * and its charges are taken back. A worker of one class that gives NaN all the time has no tasks that others
- * would do; it is drained after twice as many, if its class does well meanwhile. */
+ * worker_faults_max disproved faults in a row, with no picture of its own between them, the worker is held. */
 #include "coordinator/core/blame.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
+#include "coordinator/core/health.h"
 #include "coordinator/core/pending.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
@@ -43,55 +47,69 @@ void blame_attempt(struct farm *f, struct batch *b, uint32_t t, const struct wor
     e->u.charge.charged = charged;
 }
 
-/* Drains a worker for its faults, and takes its charges back. */
-static void blame_bar(struct farm *f, struct worker *w, const char *why, struct farm_effects *fx) {
-    w->barred = true;
-    w->barred_until = f->now + BARRED_MS;
-    worker_recount(f, w);
-    if (w->conn && fx_reserve(fx, 8) == 0) {
-        struct farm_effect *e = fx_add(fx, FX_DRAIN);
-        e->conn = w->conn;
-        e->u.drain.reason = fx_text(fx, why);
-    }
-    fx_note(fx, FX_ALARM, NULL, "worker_drained worker=%s: %u faults in a row: %s", w->name, w->faults, why);
-    for (uint32_t i = 0; i < f->troubles.total; i++) {
-        struct trouble *x = slab_at(&f->troubles, i);
-        if (!x->batch || x->batch->tasks[x->task].state >= TASK_COMMITTING || fx_reserve(fx, 8)) continue;
-        if (!trouble_refund(x, w)) continue;
-        struct farm_effect *e = fx_add(fx, FX_CHARGE);
-        memcpy(e->batch, x->batch->id, sizeof e->batch);
-        e->task = x->task;
-        e->u.charge.charges = x->batch->tasks[x->task].charges;
-        e->u.charge.reason = "charged by a worker that was drained for its faults";
-        e->u.charge.worker = fx_text(fx, w->name);
-    }
+static const struct model *model_of(const struct batch *b, uint32_t t) {
+    return b->lanes[b->groups[b->tasks[t].group].lane].pool->model;
 }
 
-/* The outcome of a task is known as far as its fault is concerned; enough disproved faults drain their
- * worker. */
+/* The outcome of a task is known as far as its fault is concerned; enough disproved faults hold their worker. */
 static void settle(struct farm *f, struct trouble *x, bool other_did_it, struct farm_effects *fx) {
     struct fault fault;
     if (!fault_settle(f, x, other_did_it, &fault)) return;
     struct worker *w = worker_by_uid(f, fault.worker);
-    if (!w || w->run != fault.run || w->barred) return;
+    if (!w || w->proved != fault.run || w->on_hold) return;
     w->disproved++;
-    if (w->disproved >= f->config.worker_faults_max) blame_bar(f, w, "it failed what others then did", fx);
+    if (w->disproved >= f->config.worker_faults_max) health_hold(f, w, "it failed what others then did", fx);
 }
 
 /* ---- what becomes of a task */
 
-/* True when nobody should try the task any more. */
-static bool task_is_over(struct farm *f, struct batch *b, uint32_t t) {
-    const struct trouble *x = trouble_of(f, b, t);
+enum outcome {
+    VERDICT_OPEN,  /* it is to be tried (again) */
+    VERDICT_WAITS, /* enough have tried it, and some of them are not known to be well */
+    VERDICT_FAILED
+};
+
+/* True when nobody should try the task any more, if its charges hold. */
+static bool enough(const struct farm *f, const struct batch *b, uint32_t t, const struct trouble *x) {
+    if (x->by_count == 0) return false; /* charges of before a restart alone are nobody's */
+    if (x->by_count == CHARGERS_MAX) return true;
     if (trouble_any_nan(x) && !worker_other_can(f, b, t, NULL, 0)) return true;
     if (b->tasks[t].charges < f->config.charges_max) return false;
-    return x->by_count != 1 || !worker_other_can(f, b, t, x->by, 1);
+    if (x->deadly && x->by_count != 1) return true;
+    uint32_t uids[CHARGERS_MAX];
+    for (uint32_t i = 0; i < x->by_count; i++) uids[i] = x->by[i].worker;
+    return !worker_other_can(f, b, t, uids, x->by_count);
+}
+
+static enum outcome task_verdict(const struct farm *f, const struct batch *b, uint32_t t) {
+    const struct trouble *x = trouble_of(f, b, t);
+    if (!enough(f, b, t, x)) return VERDICT_OPEN;
+    for (uint32_t i = 0; i < x->by_count; i++)
+        if (worker_charge(f, b, &x->by[i]) <= CHARGE_GONE) return VERDICT_WAITS;
+    return VERDICT_FAILED;
+}
+
+/* Does what can be done that the verdict need not wait: voids the charges of those who are gone, asks the others for
+ * a probe picture. */
+static void press(struct farm *f, struct batch *b, uint32_t t, struct farm_effects *fx) {
+    struct trouble *x = trouble_of(f, b, t);
+    for (uint32_t i = x->by_count; i-- > 0;) {
+        enum charge_weight weight = worker_charge(f, b, &x->by[i]);
+        struct worker *w = worker_by_uid(f, x->by[i].worker);
+        if (weight == CHARGE_GONE) {
+            (void)trouble_refund(x, x->by[i].worker);
+            f->work_arrived = true;
+        } else if (weight == CHARGE_OPEN && w) {
+            health_probe(f, w, model_of(b, t)->digest, fx);
+        }
+    }
 }
 
 /* A task with charges, in no queue and no shard: queued to be rendered alone, or failed. */
 static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_effects *fx) {
     struct trouble *x = trouble_of(f, b, t);
-    if (task_is_over(f, b, t)) {
+    enum outcome v = task_verdict(f, b, t);
+    if (v == VERDICT_FAILED) {
         struct worker *w = worker_by_uid(f, x->avoid);
         char words[128];
         snprintf(words, sizeof words, "failed %u times: %s", b->tasks[t].charges, kn_err_words(x->code));
@@ -99,50 +117,60 @@ static void task_judge(struct farm *f, struct batch *b, uint32_t t, struct farm_
         return;
     }
     task_queue_piece(f, b, &t, 1);
-    if (trouble_any_nan(x) || b->tasks[t].charges >= f->config.charges_max) trouble_wait(f, x);
+    if (v == VERDICT_WAITS) press(f, b, t, fx);
+    if (v == VERDICT_WAITS || trouble_any_nan(x) || b->tasks[t].charges >= f->config.charges_max)
+        trouble_wait(f, x);
+}
+
+/* Notes that this worker failed the task. run: its acquittals before. */
+static void charge(struct batch *b, uint32_t t, struct trouble *x, const struct worker *w, uint32_t run,
+                   int code, const char *reason) {
+    struct charger *c = trouble_charger(x, w->uid);
+    if (!c && x->by_count < CHARGERS_MAX) {
+        c = &x->by[x->by_count++];
+        *c = (struct charger){.worker = w->uid, .nan = BACKEND_NONE};
+    }
+    if (c) {
+        c->run = run;
+        c->proved = w->proved;
+        c->done = b->done_here;
+        c->firm = w->done > 0 && w->faults == 1;
+        if (c->charges < UINT8_MAX) c->charges++;
+        if (code == KN_ENAN) c->nan = (uint8_t)w->backend;
+    }
+    x->deadly |= w->lost || code == KN_ETIMEOUT;
+    if (b->tasks[t].charges < UINT8_MAX) b->tasks[t].charges++;
+    x->code = (int16_t)code;
+    char *copy = strdup(reason && *reason ? reason : kn_err_words(code));
+    if (!copy) return;
+    free(x->reason);
+    x->reason = copy;
 }
 
 void blame_task(struct farm *f, struct batch *b, uint32_t t, struct worker *w, int code, const char *reason,
                 struct farm_effects *fx) {
-    struct task *task = &b->tasks[t];
     struct trouble *x = trouble_get(f, b, t);
     /* An earlier fault is explained: it is the task, or the same worker again. */
     settle(f, x, false, fx);
-    x->fault = fault_create(f, w, 1);
     x->avoid = w->uid;
-    uint32_t k = 0;
-    while (k < x->by_count && x->by[k] != w->uid) k++;
-    if (k == x->by_count && k < CHARGERS_MAX) {
-        x->by[x->by_count] = w->uid;
-        x->by_nan[x->by_count] = BACKEND_NONE;
-        x->by_charges[x->by_count++] = 0;
-    }
-    if (k < CHARGERS_MAX && x->by_charges[k] < UINT8_MAX) x->by_charges[k]++;
-    if (task->charges < UINT8_MAX) task->charges++;
-    x->code = (int16_t)code;
-    char *copy = strdup(reason && *reason ? reason : kn_err_words(code));
-    if (copy) {
-        free(x->reason);
-        x->reason = copy;
-    }
     w->failed++;
-    blame_attempt(f, b, t, w, code, reason, true, fx);
-    if (code == KN_ENAN) {
-        if (k < CHARGERS_MAX) x->by_nan[k] = (uint8_t)w->backend;
-        uint32_t enough = 2 * f->config.worker_faults_max;
-        /* A task that gave NaN elsewhere before says nothing about this worker. */
-        if (x->by_count == 1) w->nans++;
-        if (w->nans >= enough && f->backends[w->backend].done - w->class_done >= enough && !w->barred)
-            blame_bar(f, w, "not a number in every picture, others of its class do well", fx);
+    uint32_t run = w->run; /* one that renders no probe pictures is acquitted at once */
+    health_fault(f, w, b, model_of(b, t), fx);
+    if (!w->on_hold) {
+        x->fault = fault_create(f, w, 1);
+        charge(b, t, x, w, run, code, reason);
     }
-    if (task->a == NONE) task_judge(f, b, t, fx);
+    blame_attempt(f, b, t, w, code, reason, !w->on_hold, fx);
+    if (b->tasks[t].a == NONE) task_judge(f, b, t, fx);
 }
 
 void blame_shard(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count, struct worker *w,
                  int code, const char *reason, struct farm_effects *fx) {
     uint32_t charged[KN_SHARD_TASKS_MAX], suspects[KN_SHARD_TASKS_MAX], charged_count = 0, suspect_count = 0;
     for (uint32_t i = 0; i < count; i++) settle(f, trouble_get(f, b, tasks[i]), false, fx);
-    uint32_t fault = fault_create(f, w, count);
+    if (count == 0) return;
+    health_fault(f, w, b, model_of(b, tasks[0]), fx);
+    uint32_t fault = w->on_hold ? NONE : fault_create(f, w, count);
     for (uint32_t i = 0; i < count; i++) {
         struct trouble *x = trouble_of(f, b, tasks[i]);
         x->fault = fault;
@@ -176,9 +204,9 @@ void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint3
 
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w) {
     const struct trouble *x = trouble_of(f, b, t);
-    if (trouble_nan(x, w->backend)) return false;
-    uint32_t failed[CHARGERS_MAX + 1], count = x->by_count;
-    memcpy(failed, x->by, count * sizeof *failed);
+    if (x->by_count > 0 && (enough(f, b, t, x) || worker_nan(f, b, x, w))) return false;
+    uint32_t failed[CHARGERS_MAX + 1], count = 0;
+    for (uint32_t i = 0; i < x->by_count; i++) failed[count++] = x->by[i].worker;
     failed[count++] = x->avoid;
     bool once = false;
     for (uint32_t i = 0; i < count; i++) once |= failed[i] == w->uid;
@@ -187,18 +215,14 @@ bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct work
     return x->avoid != w->uid || !worker_other_can(f, b, t, &w->uid, 1);
 }
 
-void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, struct farm_effects *fx) {
+void blame_result(struct farm *f, struct batch *b, uint32_t t, struct worker *by, bool after_fault,
+                  struct farm_effects *fx) {
     struct trouble *x = trouble_of(f, b, t);
     if (x && x->fault != NONE) {
         const struct fault *fault = slab_at(&f->faults, x->fault);
         settle(f, x, by && by->uid != fault->worker, fx);
     }
-    if (!by) return;
-    by->returns = 0;
-    if (by->faults > 0) {
-        by->run++;
-        by->faults = by->disproved = by->nans = 0;
-    }
+    if (by) health_picture(by, after_fault);
 }
 
 void blame_sweep(struct farm *f, struct farm_effects *fx) {
@@ -211,7 +235,10 @@ void blame_sweep(struct farm *f, struct farm_effects *fx) {
         struct batch *b = x->batch;
         uint32_t t = x->task;
         trouble_wait(f, x); /* moves it to the end */
-        if (b->tasks[t].state != TASK_QUEUED || !batch_live(b) || !task_is_over(f, b, t)) continue;
+        if (b->tasks[t].state != TASK_QUEUED || !batch_live(b)) continue;
+        enum outcome v = task_verdict(f, b, t);
+        if (v == VERDICT_WAITS) press(f, b, t, fx);
+        if (v != VERDICT_FAILED) continue;
         task_unqueue(f, b, t);
         task_judge(f, b, t, fx);
         first = NONE; /* the first one may be out of the list now */

@@ -130,8 +130,8 @@ static void check_worker(const struct farm *f, const struct worker *w) {
         else
             held++;
         assert((s->batch != NULL) == (s->left > 0));
-        if (s->state == SHARD_REVOKED || s->state == SHARD_SENT)
-            assert(s->state == SHARD_SENT || s->left == 0);
+        if (s->state == SHARD_REVOKED) assert(s->left == 0);
+        if (s->state == SHARD_OWED) assert(s->left > 0);
         uint32_t left = 0;
         for (uint32_t i = 0; s->batch && i < s->count; i++) {
             left += shard_holds(s, s->tasks[i]);
@@ -142,7 +142,7 @@ static void check_worker(const struct farm *f, const struct worker *w) {
     assert(w->shards_last == before);
     assert(held == w->held && sent == w->sent && held <= w->credit);
     if (w->lost) assert(!w->shards && !w->conn);
-    bool takes = w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred;
+    bool takes = w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->on_hold;
     assert(w->counted == takes);
     if (w->conn) assert(worker_by_conn(f, w->conn) == w);
 }

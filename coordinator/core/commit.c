@@ -69,11 +69,12 @@ static void result_unwanted(struct farm *f, uint64_t conn, struct batch *b, cons
 /* The first result of a task: no worker need render it any more, and the store is asked to keep it. */
 static void result_first(struct farm *f, uint64_t conn, struct batch *b, struct worker *w,
                          const struct ev_result *r, struct farm_effects *fx) {
+    bool after_fault = false;
     if (b->tasks[r->task].state == TASK_QUEUED)
         task_unqueue(f, b, r->task);
     else
-        shard_result(f, b, r->task, w, fx);
-    blame_result(f, b, r->task, w, fx);
+        after_fault = shard_result(f, b, r->task, w, fx);
+    blame_result(f, b, r->task, w, after_fault, fx);
     struct pending *p = pending_create(f, b, r->task, false);
     p->attempt = r->attempt;
     p->render_ms = r->render_ms;
@@ -129,7 +130,6 @@ static void commit_done(struct farm *f, struct batch *b, struct pending *p, stru
         w->done++;
         rate_add(&w->rate, f->now, 1);
     }
-    f->backends[p->backend].done++;
     rate_add(&f->rate, f->now, 1);
     rate_add(&b->rate, f->now, 1);
     b->done_here++;

@@ -10,6 +10,7 @@
 #include "coordinator/core/commit.h"
 #include "coordinator/core/control.h"
 #include "coordinator/core/fleet.h"
+#include "coordinator/core/health.h"
 #include "coordinator/core/name.h"
 #include "coordinator/core/pending.h"
 #include "coordinator/core/report.h"
@@ -102,6 +103,7 @@ static int tick(struct farm *f, struct farm_effects *fx) {
     fleet_sweep(f, fx);
     pending_retry(f, fx);
     batch_state_retry(f, fx);
+    health_sweep(f, fx);
     blame_sweep(f, fx);
     f->work_arrived = true; /* workers that were not worth a shard may be now */
     return KN_OK;
@@ -140,7 +142,12 @@ static int worker_event(struct farm *f, const struct farm_event *ev, struct farm
     }
     if (ev->type == EV_WORKER_GONE) return fleet_gone(f, w, ev->u.gone.bye, ev->u.gone.reason, fx);
     w->seen_ms = f->now;
+    int rc;
     switch (ev->type) {
+    case EV_PROBED:
+        rc = health_probed(f, w, &ev->u.probed, fx);
+        blame_sweep(f, fx); /* verdicts waited for it */
+        return rc;
     case EV_WORKER_HEARTBEAT:
         return fleet_heartbeat(f, w, &ev->u.heartbeat, fx);
     case EV_SHARD_STARTED:
@@ -201,6 +208,7 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
     case EV_SHARD_RETURNED:
     case EV_SHARD_DONE:
     case EV_TASK_FAILED:
+    case EV_PROBED:
         rc = worker_event(f, ev, fx);
         break;
     case EV_RESULT:
@@ -213,6 +221,7 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
         rc = objects_lost(f, &ev->u.objects_lost, fx);
         break;
     }
+    fleet_holds(f, fx);
     fleet_rivals(f, fx);
     sched_run(f, fx);
     tail_run(f, fx);

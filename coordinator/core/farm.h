@@ -25,8 +25,8 @@
  *    granted: a late image is as good as any. A second result of the same backend class with other pixels is
  *    an alarm.
  *  - A shard that ends without a result queues its tasks again. Only tasks that were executing are charged,
- *    and a task with charges_max charges fails with its reason. So does a queued one that nobody is left to
- *    render.
+ *    and a task with charges_max charges fails with its reason (blame.c), once the workers that charged it are
+ *    known to be well (health.c).
  *  - Cancelling a batch turns queued and granted into cancelled. A task that is committing or failing waits
  *    for the store's answer, and is cancelled if the store was told of the cancelling first.
  *  - A done task whose object is lost or damaged is queued again, or cancelled where its batch is, once the
@@ -65,7 +65,7 @@ struct farm_config {
     uint32_t progress_ms;
     uint32_t shard_target_ms;   /* a shard should take so long on its worker (4,000) */
     uint32_t charges_max;       /* charges after which a task fails (3) */
-    uint32_t worker_faults_max; /* disproved faults in a row after which a worker is drained (5) */
+    uint32_t worker_faults_max; /* faults in a row that others disprove, after which a worker is held (5) */
 };
 void farm_config_default(struct farm_config *c);
 
@@ -91,6 +91,7 @@ enum farm_event_type {
     EV_SHARD_RETURNED,   /* the worker hands it back; nobody is charged */
     EV_SHARD_DONE,       /* every image of it was sent or reported */
     EV_TASK_FAILED,      /* the worker could not render this task */
+    EV_PROBED,           /* …or this probe picture, or could */
     EV_RESULT,           /* the bytes of an image are durable under their digest, but not yet committed */
     EV_STORED,           /* the store answers an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
     EV_OBJECTS_LOST, /* the records of these done tasks are void, durably: their objects are lost or damaged */
@@ -167,6 +168,7 @@ struct ev_worker_hello {
     uint32_t credit, batch_max;
     uint64_t features;       /* KN_FEATURE_…: what it knows */
     bool died_of_memory;     /* a new instance: the kernel killed the old one for want of memory */
+    bool probes;             /* it renders probe pictures (FX_PROBE) */
     const kn_digest *models; /* copied */
     uint32_t model_count;
     /* Shards that it kept over a lost connection: adopted whatever their term, if they are still of use. */
@@ -196,6 +198,12 @@ struct ev_task_failed {
     uint32_t task;
     uint64_t shard, term;
     int code;
+    const char *reason;
+};
+
+struct ev_probed {
+    uint64_t probe; /* the number in FX_PROBE */
+    int code;       /* 0: the picture is well */
     const char *reason;
 };
 
@@ -236,6 +244,7 @@ struct farm_event {
         struct ev_worker_heartbeat heartbeat;
         struct ev_shard shard;
         struct ev_task_failed task_failed;
+        struct ev_probed probed;
         struct ev_result result;
         struct ev_stored stored;
         struct ev_objects_lost objects_lost;
@@ -269,13 +278,14 @@ enum farm_effect_type {
     FX_ASK,     /* another process wants this worker's name: let it show that it is there */
     FX_HELLO_AGAIN, /* this connection is not known (any more): let it say hello */
     FX_DRAIN,       /* tell a worker to finish what it holds; with `exit`, to end then */
+    FX_PROBE,       /* let this worker render a probe picture; answered by EV_PROBED */
     FX_ALARM,       /* a promise is in doubt, the text says which: log, count and show it */
     FX_NOTE,        /* worth a line in the log */
 };
 
 struct farm_effect {
     enum farm_effect_type type;
-    uint64_t conn; /* of grant, revoke, ack, welcome, refuse, ask, hello_again, drain */
+    uint64_t conn; /* of grant, revoke, ack, welcome, refuse, ask, hello_again, drain, probe */
     kn_id batch;
     uint32_t task;
     union {
@@ -327,6 +337,10 @@ struct farm_effect {
             bool exit;
             const char *reason;
         } drain;
+        struct {
+            uint64_t probe;
+            kn_digest model;
+        } probe;
         struct {
             const char *text;
         } note;
@@ -381,6 +395,8 @@ struct farm_batch_view {
     const char *wait_class;  /* CLASS: what the batch is pinned to; borrowed */
     kn_id wait_batch;        /* PRIORITY, TURN: what they render */
     uint64_t wait_lacks;     /* FEATURE: what that worker does not know; 0: it refused such tasks */
+    const char *wait_reason; /* HELD: of wait_worker; borrowed */
+    bool held;               /* HELD, and none of them is likely to come back: not to be waited for */
 };
 KN_MUST_USE int farm_batch_view(const struct farm *f, const kn_id id, uint64_t now_ms,
                                 struct farm_batch_view *out);
@@ -420,7 +436,8 @@ struct farm_worker_view {
     const char *worker, *backend; /* borrowed until the next step */
     uint64_t conn;                /* 0: lost */
     enum kn_worker_state state;
-    bool drains; /* it says so itself */
+    bool drains;             /* it says so itself */
+    const char *hold_reason; /* why it is held; "" when it is not; borrowed */
     bool has_batch, has_model;
     kn_id batch;
     kn_digest model;

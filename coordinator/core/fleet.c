@@ -14,6 +14,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
+#include "coordinator/core/health.h"
 #include "coordinator/core/name.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/shard.h"
@@ -76,11 +77,20 @@ static enum shard_fate fate_of_memory(struct worker *w, const struct shard *s) {
     return FATE_GUILTY;
 }
 
+/* The worker is at something else than its probe picture, or was told to stop it: if it ends now, that is why. */
+static bool worker_busy(const struct worker *w) {
+    for (const struct shard *s = w->shards; s; s = s->worker_next)
+        if (s->state == SHARD_STARTED || s->state == SHARD_REVOKED) return true;
+    return false;
+}
+
 /* All its shards end. code: what the one that was executing is charged with; 0: its process did not die, and nothing
  * is. Room is reserved by the caller. */
 static void worker_lose(struct farm *f, struct worker *w, bool bye, int code, const char *reason,
                         struct farm_effects *fx) {
     struct shard *executing = code ? worker_executing(w) : NULL;
+    if (code && !bye && !worker_busy(w)) health_ended(f, w, fx);
+    w->probe = 0;
     worker_disconnect(f, w);
     w->lost = true;
     w->lost_ms = f->now;
@@ -111,6 +121,7 @@ void fleet_worker_destroy(struct farm *f, struct worker *w) {
 static void worker_forget(struct farm *f, size_t i) {
     struct worker *w = f->workers[i];
     assert(w->lost && !w->shards && !w->counted && !w->conn);
+    if (w->hold_fresh) f->holds_fresh--;
     for (struct worker **at = &f->woken; w->woken && *at; at = &(*at)->woken_next)
         if (*at == w) {
             *at = w->woken_next;
@@ -325,11 +336,7 @@ static void hello_new_process(struct farm *f, struct worker *w, const struct ev_
     }
     memcpy(w->instance, h->instance, sizeof w->instance);
     w->drain_wish = w->drain_said = false;
-    if (w->barred && f->now >= w->barred_until) {
-        w->barred = false;
-        w->run++;
-        w->faults = w->disproved = w->nans = 0;
-    }
+    health_restarted(f, w, fx);
 }
 
 /* A worker that can hold fewer shards than it holds keeps the first ones; of the others only images are
@@ -359,6 +366,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
         if (before) kn_map_remove(f->worker_by_conn, &before, sizeof before);
         w->conn = conn;
     }
+    w->can_probe = h->probes;
     bool known = memcmp(w->instance, h->instance, sizeof w->instance) == 0;
     /* Said twice over one connection (two FX_HELLO_AGAIN crossed it): shards granted between the two are on
      * their way and cannot be in its list, so the list is not looked at. */
@@ -381,11 +389,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     hello_fit_credit(w);
     for (uint32_t i = 0; i < h->held_count && !again; i++)
         if (!shard_find(w, h->held[i].shard, h->held[i].term)) hello_adopt(f, w, &h->held[i], fx);
-    if (w->barred) {
-        struct farm_effect *e = fx_add(fx, FX_DRAIN);
-        e->conn = conn;
-        e->u.drain.reason = "drained for its faults";
-    }
+    if (x.moved) health_arrived(f, w, fx);
     worker_recount(f, w);
     worker_wake(f, w);
     return KN_OK;
@@ -400,6 +404,7 @@ static bool heartbeat_of_shard(struct farm *f, struct worker *w, const struct ev
         if (s->state == SHARD_WAITING) shard_started(f, s);
         uint64_t age = h->progress_age_ms < f->now ? h->progress_age_ms : f->now;
         if (f->now - age > s->alive_ms) s->alive_ms = f->now - age;
+        if (s->alive_ms > w->moved_ms) w->moved_ms = s->alive_ms;
         s->step = h->step;
         s->steps = h->steps;
         s->minibatch = h->minibatch ? h->minibatch : 1;
@@ -453,6 +458,7 @@ int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, s
         w->left = true;
         return KN_OK;
     }
+    if (worker_busy(w)) w->probe = 0; /* asked for again when it is back */
     worker_disconnect(f, w);
     struct shard *next;
     for (struct shard *s = w->shards; s; s = next) {
@@ -475,6 +481,24 @@ int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects
     e->u.drain.exit = exit;
     e->u.drain.reason = "asked to";
     return KN_OK;
+}
+
+void fleet_holds(struct farm *f, struct farm_effects *fx) {
+    for (size_t i = 0; f->holds_fresh > 0 && i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        if (!w->hold_fresh) continue;
+        if (worker_reserve(f, fx, w, 0)) return; /* the next step tries again */
+        w->hold_fresh = false;
+        f->holds_fresh--;
+        struct shard *next;
+        for (struct shard *s = w->shards; s; s = next) {
+            next = s->worker_next;
+            if (s->state == SHARD_OWED)
+                shard_end(f, s, FATE_LOST, 0, NULL, fx);
+            else if (s->state == SHARD_WAITING || s->state == SHARD_STARTED)
+                shard_withdraw(f, s, true, FATE_REQUEUE, fx);
+        }
+    }
 }
 
 void fleet_rivals(struct farm *f, struct farm_effects *fx) {

@@ -14,6 +14,8 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
 int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, struct farm_effects *fx);
 /* EV_WORKER_DRAIN. KN_ENOENT: nobody of this name is connected. */
 int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects *fx);
+/* Takes their shards back from workers that were put on hold. Part of each step. */
+void fleet_holds(struct farm *f, struct farm_effects *fx);
 /* Newcomers that want a name which another worker has: tells them what became of it. Part of each step. */
 void fleet_rivals(struct farm *f, struct farm_effects *fx);
 /* Gives up workers that were silent too long, forgets those lost long ago, and looks at the shards of the

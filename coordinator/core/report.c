@@ -1,7 +1,10 @@
 /* Reports of workers about their shards. The contract is report.h. */
 #include "coordinator/core/report.h"
 
+#include <stdio.h>
+
 #include "coordinator/core/blame.h"
+#include "coordinator/core/health.h"
 #include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/worker.h"
@@ -55,10 +58,10 @@ int report_done(struct farm *f, struct worker *w, const struct ev_shard *e, stru
         note_unknown(fx, w, "done", e->shard);
         return KN_OK;
     }
-    if (s->state == SHARD_SENT) return KN_OK; /* said twice */
+    if (s->state == SHARD_SENT || s->state == SHARD_OWED) return KN_OK; /* said twice */
     int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
-    speed_measured(w, s, e->render_ms, e->images);
+    speed_measured(f, w, s, e->render_ms);
     shard_done(f, s, fx);
     return KN_OK;
 }
@@ -74,6 +77,14 @@ int report_failed(struct farm *f, struct worker *w, const struct ev_task_failed 
     if (rc) return rc;
     uint32_t t = e->task;
     s->alive_ms = f->now;
+    if (e->code == KN_EMODEL) { /* it cannot load the model: no task had a part in that */
+        char reason[KN_REASON_MAX + 1];
+        snprintf(reason, sizeof reason, "%.*s", KN_REASON_MAX,
+                 e->reason && *e->reason ? e->reason : kn_err_words(e->code));
+        memcpy(w->probe_model, s->model->digest, sizeof w->probe_model);
+        health_hold(f, w, reason, fx);
+        return KN_OK; /* its shards go back before the step ends */
+    }
     bool memory = e->code == KN_EOOM;
     if (memory) speed_out_of_memory(w, s->shape_uid, s->count);
     bool alone = s->count == 1;
@@ -83,6 +94,7 @@ int report_failed(struct farm *f, struct worker *w, const struct ev_task_failed 
     } else {
         blame_task(f, b, t, w, e->code ? e->code : KN_EINTERNAL, e->reason, fx);
     }
-    if (s->left == 0 && s->state == SHARD_SENT) shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
+    if (s->left == 0 && (s->state == SHARD_SENT || s->state == SHARD_OWED))
+        shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
     return KN_OK;
 }

@@ -23,7 +23,7 @@
 #include "coordinator/core/worker.h"
 
 #define PIECES_LOOKED_AT 16
-#define PROBE_IMAGES 4    /* first shard of a shape when the model's speed is known from another */
+#define FIRST_IMAGES 4    /* first shard of a shape when the model's speed is known from another */
 #define GROWTH 4          /* from one shard to the next */
 #define GUESS_US 1000000u /* cost of an image while nothing is known at all */
 
@@ -46,7 +46,7 @@ uint32_t sched_size(struct farm *f, struct worker *w, const struct lane *lane, c
     if (us == 0) return 1;
     uint64_t n = (uint64_t)f->config.shard_target_ms * 1000 / us;
     uint64_t measured = ws ? ws->last_count : 0;
-    if (measured == 0 && n > PROBE_IMAGES) n = PROBE_IMAGES;
+    if (measured == 0 && n > FIRST_IMAGES) n = FIRST_IMAGES;
     if (measured > 0 && n > measured * GROWTH) n = measured * GROWTH;
     uint64_t speed = shape->units * 1000000 / us, all = pool_speed(p);
     if (speed > 0 && all > 0) { /* half of its share of what is left */
@@ -166,7 +166,7 @@ static struct lane *loaded_first(struct farm *f, struct worker *w, struct cursor
 
 bool sched_grant(struct farm *f, struct worker *w, struct farm_effects *fx) {
     if (slab_used(&f->pendings) >= PENDING_PAUSE) return false; /* the store does not keep up */
-    if (f->deposed || !worker_takes(w) || w->held >= w->credit || f->now < w->cool_until) return false;
+    if (f->deposed || !worker_ready(f, w)) return false;
     struct cursor v[2 * KN_MODELS_PER_WORKER_MAX];
     uint32_t count = cursors_open(f, w, false, v);
     struct lane *lane = cursors_next(v, count, NULL);
@@ -203,11 +203,10 @@ static void grant_all(struct farm *f, struct farm_effects *fx) {
     size_t count = 0;
     if (f->work_arrived) {
         for (size_t i = 0; i < f->worker_count; i++)
-            if (worker_takes(f->workers[i]) && f->workers[i]->held < f->workers[i]->credit)
-                f->order[count++] = f->workers[i];
+            if (worker_ready(f, f->workers[i])) f->order[count++] = f->workers[i];
     } else {
         for (struct worker *w = f->woken; w; w = w->woken_next)
-            if (worker_takes(w) && w->held < w->credit) f->order[count++] = w;
+            if (worker_ready(f, w)) f->order[count++] = w;
     }
     while (f->woken) {
         f->woken->woken = false;

@@ -10,6 +10,7 @@
 
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
+#include "coordinator/core/health.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/worker.h"
@@ -182,7 +183,8 @@ void shard_started(struct farm *f, struct shard *s) {
     s->alive_ms = f->now;
     if (s->state != SHARD_WAITING) return;
     s->state = SHARD_STARTED;
-    s->started_ms = f->now;
+    s->started_ms = s->worker->moved_ms = f->now;
+    s->began = ++f->turn;
     worker_heard(s->worker, s->shape_uid);
 }
 
@@ -234,7 +236,7 @@ void shard_end(struct farm *f, struct shard *s, enum shard_fate fate, int code, 
 
 static void shard_revoke(struct farm *f, struct shard *s, bool abort, struct farm_effects *fx) {
     assert(s->left == 0);
-    if (s->state == SHARD_SENT || !s->worker->conn) {
+    if (s->state == SHARD_SENT || s->state == SHARD_OWED || !s->worker->conn) {
         shard_close(f, s);
         return;
     }
@@ -260,34 +262,36 @@ void shard_withdraw_guilty(struct farm *f, struct shard *s, int code, const char
 }
 
 void shard_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
+    (void)fx;
+    s->worker->ended_ms = f->now;
     if (s->left == 0) {
         shard_close(f, s);
         return;
     }
-    if (s->worker->sent > 2 * s->worker->credit) { /* it never sends the images that it says are done */
-        shard_end(f, s, FATE_LOST, 0, NULL, fx);
-        return;
-    }
-    shard_take_credit(f, s, false);
-    s->state = SHARD_SENT;
-    s->worker->sent++;
+    s->state = SHARD_OWED;
     s->alive_ms = f->now;
 }
 
-void shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
+bool shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
                   struct farm_effects *fx) {
+    bool after_fault = false;
     while (b->tasks[t].a != NONE) {
         struct shard *s = slab_at(&f->shards, b->tasks[t].a);
         shard_drop(f, s, t);
         s->minibatch_step = 0; /* whose step it was is not known any more */
-        if (s->worker == by) speed_steps(f, b, s);
-        if (s->worker == by) s->alive_ms = f->now;
+        if (s->worker == by) {
+            speed_steps(f, b, s);
+            s->delivered++;
+            s->alive_ms = s->worker->moved_ms = f->now;
+            after_fault = s->began > by->fault;
+        }
         if (s->left > 0) continue;
-        if (s->state == SHARD_SENT)
+        if (s->state == SHARD_SENT || s->state == SHARD_OWED)
             shard_close(f, s);
         else if (s->worker != by)
             shard_revoke(f, s, true, fx); /* all its images came from elsewhere */
     }
+    return after_fault;
 }
 
 /* How long a shard that runs may be without a sign of life. Before its first step a model may be loading,
@@ -316,6 +320,13 @@ void shard_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
             else if (running && quiet >= patience_ms(f, s) &&
                      w->conn) /* it was to end by itself, and hangs */
                 shard_revoke(f, s, true, fx);
+            break;
+        case SHARD_OWED:
+            if (quiet < DELIVER_MS) break;
+            fx_note(fx, FX_NOTE, s->batch->id, "not_delivered worker=%s shard=%llu images=%u", w->name,
+                    (unsigned long long)s->id, s->left);
+            shard_end(f, s, FATE_LOST, 0, NULL, fx);
+            health_undelivered(f, w, fx);
             break;
         case SHARD_SENT:
             if (quiet >= SENT_MS) shard_end(f, s, FATE_LOST, 0, NULL, fx);

@@ -33,10 +33,11 @@ void shard_started(struct farm *f, struct shard *s);
 /* Takes one task out of a shard; another copy stays where it is. */
 void shard_drop(struct farm *f, struct shard *s, uint32_t t);
 /* A result of a granted task came, from `by` or (NULL) from nobody that is known: no shard holds the task any
- * more. A shard that is left without tasks by another's work is taken back. At most COPIES_MAX effects. */
-void shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
+ * more. A shard that is left without tasks by another's work is taken back. At most COPIES_MAX effects. True when
+ * `by` began its shard after its last fault. */
+bool shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
                   struct farm_effects *fx);
-/* The worker is through with it; images may still come. */
+/* The worker says that it is through with it. Images may still come; if they do not, shard_sweep() ends it. */
 void shard_done(struct farm *f, struct shard *s, struct farm_effects *fx);
 /* The worker does not have it any more. `code` and `reason` are for FATE_GUILTY. */
 void shard_end(struct farm *f, struct shard *s, enum shard_fate fate, int code, const char *reason,

@@ -1,13 +1,21 @@
-/* How fast workers are: measured for each worker and shape, from its reports of what a shard took. The
- * contract is speed.h. */
+/* How fast workers are: measured for each worker and shape, from the images that came of a shard and the time that
+ * it took. The contract is speed.h. */
 #include "coordinator/core/speed.h"
 
 #include "coordinator/core/pool.h"
 #include "coordinator/core/worker.h"
 
-void speed_measured(struct worker *w, const struct shard *s, uint32_t render_ms, uint32_t images) {
-    if (images == 0 || images > s->count) return;
-    uint64_t us = (uint64_t)render_ms * 1000 / images;
+#define BELIEVED                                                                                             \
+    4 /* a worker may be so much faster than we have seen: images wait for the disk and the store */
+
+void speed_measured(struct farm *f, struct worker *w, const struct shard *s, uint32_t render_ms) {
+    uint32_t images = s->delivered;
+    if (images == 0) return;
+    uint64_t since = s->started_ms > w->ended_ms ? s->started_ms : w->ended_ms;
+    uint64_t seen = s->state == SHARD_STARTED ? (f->now - since) * 1000 / BELIEVED : 0;
+    uint64_t us = (uint64_t)render_ms * 1000;
+    if (us < seen) us = seen;
+    us /= images;
     if (us < 1) us = 1;
     if (us > UINT32_MAX) us = UINT32_MAX;
     struct worker_shape *ws = worker_shape_of(w, s->shape_uid, true);

@@ -4,8 +4,9 @@
 
 #include "coordinator/core/state.h"
 
-/* A shard of so many images took so long. */
-void speed_measured(struct worker *w, const struct shard *s, uint32_t render_ms, uint32_t images);
+/* The worker is through with a shard, and says how long it took. The images that came of it count; its word
+ * on the time is taken as far as our own clock bears it out. To be called before shard_done(). */
+void speed_measured(struct farm *f, struct worker *w, const struct shard *s, uint32_t render_ms);
 /* So many images of this shape at a time were too many for the worker's memory. */
 void speed_out_of_memory(struct worker *w, uint32_t shape_uid, uint32_t images);
 /* Microseconds that an image of this shape will take: as measured, else by the worker's speed for the model,

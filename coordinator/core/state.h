@@ -17,6 +17,7 @@
  *   task.c      the states of tasks, and the queues that they wait in
  *   batch.c     the life of a batch: opening, its state in the store, its end, its share of time
  *   pending.c   results and failures on their way to the store
+ *   health.c    the health of workers: who is well, who is held, and the probe pictures that tell
  *   blame.c     who is guilty when something fails: the task or the worker
  *   shard.c     shards: how they begin, lose tasks and end; a bad end is judged by blame.c
  *   commit.c    results, and answers of the store
@@ -32,7 +33,8 @@
  * Where a lower floor must cause something above it, it leaves a note in the state, and farm_step works it
  * off before it returns: a task that was queued (work_arrived, outranked) or credit that came free (woken)
  * brings sched.c to hand out work; a refused state (states_due), a refused commit (wait_head) and a suspect
- * that nobody may be left for (trouble_head) are looked after by the tick.
+ * that nobody may be left for (trouble_head) are looked after by the tick. A worker that was put on hold
+ * (holds_fresh) is relieved of its shards by fleet.c.
  *
  * A task knows where it is through two numbers, `a` and `b`, so that a million of them stay small: links of a
  * queue, or slots of the shards that render it, or the slot of the commit that is under way. Everything with
@@ -54,7 +56,7 @@
 #define COPIES_MAX 2       /* shards that may hold a task at a time */
 #define RIVALS_MAX 64      /* newcomers at a time whose names others have */
 #define ACKS_MAX 4         /* connections that wait for one commit */
-#define CHARGERS_MAX 4     /* workers whose charges a task remembers, for refunds */
+#define CHARGERS_MAX 8     /* workers whose charges a task remembers: more do not try it */
 #define LOSSES_MAX 8       /* losses of a task after which a shard that never began counts as executing */
 #define SPEEDS_MAX 64      /* shapes whose speed is remembered for a worker */
 #define PENDING_MAX 65536  /* results and failures on their way to the store */
@@ -65,7 +67,8 @@
 #define AFFINITY_MS 10000      /* a batch waits no longer for workers that have another model loaded */
 #define TAIL_EVERY_MS 100      /* how often the tail is looked at */
 #define TAIL_MIN_MS 300        /* shards expected to end sooner are not rendered twice */
-#define SENT_MS 30000          /* the images of a shard said to be done must have come by then */
+#define SENT_MS 30000          /* the images of an adopted shard must have come by then */
+#define DELIVER_MS 5000        /* those of a shard that its worker said to be done: it has seen them arrive */
 #define STEP_PATIENCE_MS 15000 /* the least that a shard may take for its next step, see shard.c */
 #define REVOKE_MS 5000         /* a revoke has arrived by then */
 #define UNHEARD_MAX 6 /* a worker that took so many grants of a shape without a word gets no more of it */
@@ -76,8 +79,9 @@
 #define STORE_TRIES_MAX 8 /* then a result is given up and its task queued again */
 #define SILENT_MS 4000    /* a worker not heard of for so long is not believed to render; not given up yet */
 #define LOST_KEEP_MS 3600000 /* a lost worker is shown so long */
-#define BARRED_MS 60000      /* a worker drained for its faults stays away at least so long */
-#define RIVAL_MS 10000       /* a newcomer that was told to say hello again has so long to do it */
+#define HOLD_MS 2000         /* first pause before a held worker gets another probe; doubles */
+#define HOLD_MS_MAX 600000
+#define RIVAL_MS 10000 /* a newcomer that was told to say hello again has so long to do it */
 
 /* ---- batches and their tasks */
 
@@ -96,19 +100,25 @@ struct task {           /* 28 bytes, and 4 in the log of ends: see farm.h */
     bool lost;        /* within control_lost() only: it leaves its end */
 };
 
-struct trouble {                      /* of a task under suspicion */
-    uint32_t piece;                   /* slot of the piece that it is queued in, or NONE */
-    uint32_t fault;                   /* slot of the fault that is to be explained, or NONE */
-    uint32_t avoid;                   /* uid of the worker that failed it last: others are tried first */
-    uint32_t by[CHARGERS_MAX];        /* workers that charged it, each once */
-    uint8_t by_charges[CHARGERS_MAX]; /* how often each did */
+struct trouble {              /* of a task under suspicion */
+    uint32_t piece;           /* slot of the piece that it is queued in, or NONE */
+    uint32_t fault;           /* slot of the fault that is to be explained, or NONE */
+    uint32_t avoid;           /* uid of the worker that failed it last: others are tried first */
+    struct charger {          /* the workers that charged it, each once */
+        uint32_t worker;      /* its uid */
+        uint32_t run, proved; /* its acquittals when it charged the task last: see struct worker */
+        uint32_t done;        /* images of the batch by then */
+        uint8_t charges;      /* how often it did */
+        uint8_t nan;          /* its class, if it got NaN; else BACKEND_NONE */
+        bool firm;            /* it was well until then: the charge stands if it never comes back */
+    } by[CHARGERS_MAX];
     uint8_t by_count;
-    uint8_t by_nan[CHARGERS_MAX]; /* class of that worker if it got NaN; else BACKEND_NONE */
-    bool waits;                   /* in the list of tasks that may be left with nobody to render them */
-    int16_t code;                 /* of the last charge */
-    char *reason;                 /* owns; of the last charge; may be NULL */
-    uint32_t prev, next;          /* in that list */
-    struct batch *batch;          /* NULL: this slot is free */
+    bool deadly;         /* it is charged with a death or a hang: no more workers than needed try it */
+    bool waits;          /* in the list of tasks that wait for their verdict, or may be left with nobody */
+    int16_t code;        /* of the last charge */
+    char *reason;        /* owns; of the last charge; may be NULL */
+    uint32_t prev, next; /* in that list */
+    struct batch *batch; /* NULL: this slot is free */
     uint32_t task;
 };
 
@@ -208,7 +218,8 @@ enum shard_state {
     SHARD_WAITING, /* granted, not begun as far as we know */
     SHARD_STARTED, /* being rendered */
     SHARD_REVOKED, /* taken back: holds no task any more, but uses credit until the worker answers */
-    SHARD_SENT, /* the worker is through with it and has its credit back; images may still be on their way */
+    SHARD_OWED, /* the worker says that it is through, and images are missing: uses credit until they are there */
+    SHARD_SENT, /* adopted over the credit: uses none; its images are on their way */
 };
 
 struct shard {
@@ -221,6 +232,8 @@ struct shard {
     const struct model *model; /* only to be compared: it may be gone */
     uint64_t units;            /* work of one image */
     enum shard_state state;
+    uint64_t began;       /* in the order of all beginnings and faults; 0: not yet */
+    uint32_t delivered;   /* images of it that came from its worker */
     bool suspect;         /* a piece: its tasks go back as one */
     bool copy;            /* the second of two that hold the same tasks */
     uint32_t *tasks;      /* owns; as granted. Those that it still holds are in TASK_GRANTED and point here */
@@ -290,7 +303,7 @@ struct worker {
     bool left;                   /* …and not to be expected back: it said bye */
     bool drain_wish;             /* a person wants it drained */
     bool drain_said;             /* its heartbeats say that it drains */
-    bool barred;                 /* drained for its faults */
+    bool can_probe;              /* it renders probe pictures */
     uint16_t backend;            /* class: index in farm.backends */
     uint32_t credit;             /* shards that it may hold */
     uint32_t batch_max;          /* images that it may be granted in a shard */
@@ -316,13 +329,25 @@ struct worker {
     struct worker *woken_next;
     uint64_t cool_until; /* it handed something back: nothing is given to it before */
     uint32_t returns;    /* shards it handed back since its last result */
-    /* faults */
-    uint32_t run;          /* number of its run of faults; a result of its own begins another */
-    uint32_t faults;       /* in this run */
-    uint32_t disproved;    /* faults of this run that others did without fault */
-    uint32_t nans;         /* NaN in this run */
-    uint32_t class_done;   /* results of its class when the run began */
-    uint64_t barred_until; /* a new process under its name is barred until then too */
+    uint64_t ended_ms;   /* when it was through with a shard last */
+    uint64_t moved_ms;   /* its last sign of progress */
+    /* health */
+    uint64_t fault;        /* its last bad end, in the order of shard.began; 0: acquitted since */
+    uint32_t run;          /* acquittals, by a picture that it began after its last fault, or by a probe */
+    uint32_t proved;       /* those by a picture */
+    uint32_t faults;       /* bad ends since its last picture */
+    uint32_t disproved;    /* those of them that others did without fault */
+    uint32_t undelivered;  /* shards since its last picture that it said were done, and were not */
+    uint64_t streak_batch; /* its faults in a row in one batch: the batch's seq, */
+    uint32_t streak, streak_done; /* how many, and images of the batch when they began */
+    uint64_t probe;               /* number of the probe picture that it renders now; 0: none */
+    uint64_t probe_ms;            /* that was asked for, or the worker was busy with something else, last */
+    kn_digest probe_model;
+    bool on_hold;                  /* it is not believed to be well: nothing is granted to it */
+    bool hold_fresh;               /* fleet.c has not taken its shards back yet */
+    uint32_t hold_tries;           /* how often it was found wanting since its last picture */
+    uint64_t hold_pause, hold_due; /* before it gets another probe, and when */
+    char hold_reason[KN_REASON_MAX + 1];
     /* for the views */
     struct rate rate;
     struct step_rate steps_made;
@@ -365,8 +390,7 @@ struct rival {
 };
 
 struct backend {
-    char *name;    /* owns */
-    uint32_t done; /* images committed */
+    char *name; /* owns */
 };
 
 /* A class that batches are pinned to, which no worker need ever have had. Pins are not counted among the
@@ -398,7 +422,9 @@ struct farm {
     struct kn_map *model_by_digest, *shape_by_key;
     struct slab shapes, shards, pieces, troubles, faults, pendings;
     uint32_t shape_uid;
-    uint64_t shard_seq;
+    uint64_t shard_seq, probe_seq;
+    uint64_t turn;                       /* counts beginnings of shards and faults of workers */
+    uint32_t holds_fresh;                /* workers with hold_fresh */
     uint32_t shard_count;                /* shards that hold tasks */
     uint32_t wait_head, wait_tail;       /* pendings to be asked again */
     uint32_t trouble_head, trouble_tail; /* tasks that may be left with nobody */

@@ -1,7 +1,7 @@
 /* The tail of the work. The contract is tail.h.
  *
- * Shards that wait at a busy worker are taken back and given to the idle one. Tasks that a slow or silent
- * worker executes are rendered a second time on the fastest idle worker that is expected to be sooner: the
+ * Shards that wait at a busy (or frozen) worker are taken back and given to the idle one. Tasks that a slow or silent
+ * worker executes, or whose pictures are owed, are rendered a second time on the fastest idle worker that is expected to be sooner: the
  * last images first, so that the two meet. The first bytes win, and a worker that has nothing left to win is
  * told to stop. Suspects are never rendered twice at a time: one killer should not take two workers with
  * it. */
@@ -24,17 +24,27 @@ struct tail_shard {
     uint64_t remaining_us;
 };
 
-/* Expected time until the shard is through. A shard that took longer than expected is expected to take longer
- * still. */
+/* True when the worker missed two heartbeats: it may be frozen, or its machine gone. */
+static bool is_silent(const struct farm *f, const struct worker *w) {
+    return !w->conn || f->now - w->seen_ms >= f->config.ask_ms + f->config.ask_ms / 4;
+}
+
+/* Expected time until the shard is through. A shard that took longer than expected, or that did not begin when it
+ * should have, is expected to take longer still; so are pictures that their worker said it had sent. */
 static uint64_t remaining_us(const struct farm *f, const struct shard *s) {
     const struct worker *w = s->worker;
-    if (!w->conn) return UNREACHABLE_US;
+    if (is_silent(f, w)) return UNREACHABLE_US;
+    if (s->state == SHARD_OWED) return (f->now - s->alive_ms) * 1000;
     uint64_t before = 0;
     for (const struct shard *x = w->shards; x != s; x = x->worker_next)
         if (x->state == SHARD_WAITING || x->state == SHARD_STARTED)
             before += speed_shard_us(x) / x->count * x->left;
     uint64_t cost = speed_shard_us(s);
-    if (s->state == SHARD_WAITING) return before + cost;
+    if (s->state == SHARD_WAITING) {
+        uint64_t moved = s->granted_ms > w->moved_ms ? s->granted_ms : w->moved_ms;
+        uint64_t idle = (f->now - moved) * 1000;
+        return before + cost + (idle > before ? idle - before : 0);
+    }
     uint64_t spent = (f->now - s->started_ms) * 1000, left = cost / s->count * s->left;
     if (spent <= cost) return left < cost - spent ? left : cost - spent;
     return spent - cost > left / 4 ? spent - cost : left / 4;
@@ -53,7 +63,7 @@ static bool copyable(const struct shard *s, uint32_t t) {
 
 static bool tail_candidate(const struct shard *s) {
     if (!s->batch || s->batch->state != KN_BATCH_ACTIVE || s->suspect || s->copy) return false;
-    if (s->state == SHARD_STARTED) {
+    if (s->state == SHARD_STARTED || s->state == SHARD_OWED) {
         for (uint32_t i = 0; i < s->count; i++)
             if (copyable(s, s->tasks[i])) return true;
         return false;
@@ -138,7 +148,7 @@ void tail_run(struct farm *f, struct farm_effects *fx) {
     uint32_t idle_count = 0;
     for (size_t i = 0; i < f->worker_count && idle_count < TAIL_WORKERS; i++) {
         struct worker *w = f->workers[i];
-        if (!worker_takes(w) || w->held > 0 || f->now < w->cool_until) continue;
+        if (!worker_ready(f, w) || w->held > 0 || is_silent(f, w)) continue;
         if (!collected && !tail_collect(f, &count)) return;
         collected = true;
         if (count == 0) return;

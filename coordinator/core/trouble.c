@@ -47,12 +47,11 @@ void trouble_wait(struct farm *f, struct trouble *x) {
 
 /* ---- faults of workers */
 
-uint32_t fault_create(struct farm *f, struct worker *w, uint32_t tasks) {
-    if (w->faults++ == 0) w->class_done = f->backends[w->backend].done;
+uint32_t fault_create(struct farm *f, const struct worker *w, uint32_t tasks) {
     if (tasks == 0) return NONE;
     uint32_t slot = slab_take(&f->faults);
     *(struct fault *)slab_at(&f->faults, slot) =
-        (struct fault){.worker = w->uid, .run = w->run, .left = tasks};
+        (struct fault){.worker = w->uid, .run = w->proved, .left = tasks};
     return slot;
 }
 
@@ -76,7 +75,7 @@ void trouble_forget(struct farm *f, struct batch *b, uint32_t t) {
     (void)fault_settle(f, x, false, &disproved); /* explained, so never disproved */
     trouble_unwait(f, x);
     free(x->reason);
-    x->batch = NULL; /* blame_bar looks at every slot, and tells free ones by this */
+    x->batch = NULL; /* health_hold looks at every slot, and tells free ones by this */
     slab_give(&f->troubles, b->tasks[t].trouble);
     b->tasks[t].trouble = NONE;
 }
@@ -92,28 +91,24 @@ void trouble_restore(struct farm *f, struct batch *b, uint32_t t, uint32_t charg
 
 /* ---- charges, and who made them */
 
-bool trouble_nan(const struct trouble *x, uint16_t backend) {
+struct charger *trouble_charger(struct trouble *x, uint32_t worker) {
     for (uint32_t i = 0; i < x->by_count; i++)
-        if (x->by_nan[i] == backend) return true;
-    return false;
+        if (x->by[i].worker == worker) return &x->by[i];
+    return NULL;
 }
 
 bool trouble_any_nan(const struct trouble *x) {
     for (uint32_t i = 0; i < x->by_count; i++)
-        if (x->by_nan[i] != BACKEND_NONE) return true;
+        if (x->by[i].nan != BACKEND_NONE) return true;
     return false;
 }
 
-bool trouble_refund(struct trouble *x, const struct worker *w) {
+bool trouble_refund(struct trouble *x, uint32_t worker) {
     struct task *task = &x->batch->tasks[x->task];
-    uint32_t k = 0;
-    while (k < x->by_count && x->by[k] != w->uid) k++;
-    if (k == x->by_count) return false;
-    uint32_t back = x->by_charges[k] < task->charges ? x->by_charges[k] : task->charges;
-    x->by_count--;
-    x->by[k] = x->by[x->by_count];
-    x->by_charges[k] = x->by_charges[x->by_count];
-    x->by_nan[k] = x->by_nan[x->by_count];
+    struct charger *c = trouble_charger(x, worker);
+    if (!c) return false;
+    uint32_t back = c->charges < task->charges ? c->charges : task->charges;
+    *c = x->by[--x->by_count];
     task->charges = (uint8_t)(task->charges - back);
     return back > 0;
 }

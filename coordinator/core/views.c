@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "coordinator/core/batch.h"
+#include "coordinator/core/health.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
@@ -47,6 +48,7 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
     const struct pool *p = lane->pool;
     const struct batch *b = lane->batch;
     const struct worker *lost = NULL, *other_class = NULL, *unfit = NULL;
+    bool hopeless = true; /* nobody of them is likely to come back */
     memcpy(v->wait_model, p->model->digest, sizeof v->wait_model);
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
@@ -65,17 +67,20 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
         }
         /* Of several reasons the one that is nearest to an end is told: a worker that is busy comes free, one
          * that is silent may be heard of again, one that drains will not render. */
-        if (!heard(w, now)) {
+        hopeless = hopeless && health_hopeless(w);
+        if (w->on_hold) {
+            if (v->wait != KN_WAIT_SILENT) wait_for_worker(v, KN_WAIT_HELD, w, now);
+            if (v->wait == KN_WAIT_HELD) v->wait_reason = w->hold_reason;
+        } else if (!heard(w, now)) {
             if (v->wait != KN_WAIT_DRAINING && v->wait != KN_WAIT_HELD)
                 wait_for_worker(v, KN_WAIT_SILENT, w, now);
-        } else if (w->barred) {
-            if (v->wait != KN_WAIT_SILENT) wait_for_worker(v, KN_WAIT_HELD, w, now);
         } else if (w->drain_wish || w->drain_said) {
             if (v->wait != KN_WAIT_SILENT && v->wait != KN_WAIT_HELD)
                 wait_for_worker(v, KN_WAIT_DRAINING, w, now);
         } else {
             const struct shard *s = w->shards;
             while (s && !s->batch) s = s->worker_next;
+            v->held = false;
             v->wait = !s ? (only_suspects(b, lane) ? KN_WAIT_OTHER : KN_WAIT_NONE)
                       : s->batch->level->priority > b->level->priority ? KN_WAIT_PRIORITY
                                                                        : KN_WAIT_TURN;
@@ -84,6 +89,7 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
             return;
         }
     }
+    v->held = v->held && v->wait == KN_WAIT_HELD && hopeless;
     if (v->wait) return;
     if (unfit) {
         wait_for_worker(v, KN_WAIT_FEATURE, unfit, now);
@@ -103,7 +109,7 @@ static void lane_wait(const struct farm *f, const struct lane *lane, uint64_t no
 
 static void batch_wait(const struct farm *f, const struct batch *b, uint64_t now, struct farm_batch_view *v) {
     const struct worker *silent = NULL;
-    v->wait_worker = v->wait_class = "";
+    v->wait_worker = v->wait_class = v->wait_reason = "";
     if (!batch_live(b) || b->counts[TASK_COMMITTING] + b->counts[TASK_FAILING] > 0) return;
     for (const struct shard *s = b->shards; s; s = s->batch_next) {
         if (heard(s->worker, now)) return;
@@ -114,12 +120,14 @@ static void batch_wait(const struct farm *f, const struct batch *b, uint64_t now
     } else if (b->state == KN_BATCH_PAUSED) {
         v->wait = KN_WAIT_PAUSED;
     } else {
+        v->held = true; /* unless one of the lanes may go on */
         for (uint32_t l = 0; l < b->lane_count; l++) {
             if (b->lanes[l].queued == 0) continue;
             v->wait = KN_WAIT_NONE;
             lane_wait(f, &b->lanes[l], now, v);
-            if (v->wait == KN_WAIT_NONE) return; /* something of it is about to run */
+            if (v->wait == KN_WAIT_NONE) break; /* something of it is about to run */
         }
+        v->held = v->held && v->wait == KN_WAIT_HELD;
     }
 }
 
@@ -298,6 +306,7 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
         .steps = w->steps,
         .done = w->done,
         .failed = w->failed,
+        .hold_reason = w->hold_reason,
         .last_seen_ms = (uint32_t)(now_ms - w->seen_ms),
         .images_per_s = rate_per_s(&w->rate, now_ms, 0),
         .steps_per_s = speed_steps_per_s(&w->steps_made, now_ms),
@@ -321,7 +330,7 @@ int farm_worker_at(const struct farm *f, size_t i, uint64_t now_ms, struct farm_
     }
     if (w->lost || !w->conn)
         out->state = KN_WORKER_LOST;
-    else if (w->drain_wish || w->drain_said || w->barred)
+    else if (w->drain_wish || w->drain_said || w->on_hold)
         out->state = KN_WORKER_DRAINING;
     else
         out->state = shards > 0 ? KN_WORKER_BUSY : KN_WORKER_IDLE;

@@ -91,13 +91,57 @@ void worker_wake(struct farm *f, struct worker *w) {
 }
 
 void worker_recount(struct farm *f, struct worker *w) {
-    if (w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->barred) {
+    if (w->conn && !w->lost && !w->drain_wish && !w->drain_said && !w->on_hold) {
         if (w->counted) return;
         pool_worker_enter(w);
         worker_wake(f, w);
     } else {
         pool_worker_leave(w);
     }
+}
+
+#define ONLY_FAILED 3 /* tasks of a batch in a row */
+
+/* True when it may be given work, or is expected back soon. */
+static bool is_around(const struct farm *f, const struct worker *w) {
+    if (w->left || w->drain_wish || w->drain_said || w->on_hold) return false;
+    return w->conn || f->now - w->seen_ms <= 2 * (uint64_t)f->config.silence_ms;
+}
+
+/* True when all workers that could render of this batch only failed of it: then a probe is all that can be had. */
+static bool nobody_renders(const struct farm *f, const struct batch *b) {
+    for (size_t i = 0; i < f->worker_count; i++) {
+        struct worker *w = f->workers[i];
+        if (!is_around(f, w) || (w->streak_batch == b->seq && w->streak >= ONLY_FAILED)) continue;
+        for (uint32_t l = 0; l < b->lane_count; l++)
+            if (pool_serves(b->lanes[l].pool, w) && worker_model_of(w, b->lanes[l].pool->model)) return false;
+    }
+    return true;
+}
+
+enum charge_weight worker_charge(const struct farm *f, const struct batch *b, const struct charger *c) {
+    const struct worker *w = worker_by_uid(f, c->worker);
+    if (!w) return c->firm ? CHARGE_HOLDS : CHARGE_GONE;
+    if (w->proved != c->proved) return CHARGE_PROVED;
+    if (w->run != c->run)
+        return b->done_here == c->done && nobody_renders(f, b) ? CHARGE_PROVED : CHARGE_HOLDS;
+    if (w->conn || f->now - w->seen_ms <= 2 * (uint64_t)f->config.silence_ms) return CHARGE_OPEN;
+    return c->firm ? CHARGE_HOLDS : CHARGE_GONE;
+}
+
+bool worker_nan(const struct farm *f, const struct batch *b, const struct trouble *x,
+                const struct worker *w) {
+    uint32_t gave = 0;
+    bool settled = false;
+    for (uint32_t i = 0; i < x->by_count; i++) {
+        const struct charger *c = &x->by[i];
+        if (c->nan != w->backend) continue;
+        if (c->worker == w->uid) return true;
+        gave++;
+        enum charge_weight weight = worker_charge(f, b, c);
+        settled |= weight == CHARGE_PROVED || weight == CHARGE_OPEN; /* what is open is about to be known */
+    }
+    return gave >= 2 && settled;
 }
 
 bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
@@ -109,12 +153,11 @@ bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, c
     const struct trouble *x = task->trouble == NONE ? NULL : slab_at(&f->troubles, task->trouble);
     for (size_t i = 0; i < f->worker_count; i++) {
         struct worker *w = f->workers[i];
-        bool excluded = w->left || w->drain_wish || w->drain_said || w->barred;
+        bool excluded = !is_around(f, w);
         for (uint32_t k = 0; k < count; k++) excluded |= w->uid == uids[k];
         if (excluded) continue;
-        if (!w->conn && f->now - w->seen_ms > 2 * (uint64_t)f->config.silence_ms) continue;
         if (!pool_serves(p, w) || !worker_model_of(w, p->model) || !worker_can(w, shape)) continue;
-        bool nan = x && trouble_nan(x, w->backend);
+        bool nan = x && trouble_any_nan(x) && worker_nan(f, b, x, w);
         const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
         if (!nan && !(ws && ws->limit == 0)) return true;
     }

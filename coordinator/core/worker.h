@@ -22,7 +22,7 @@ void worker_wake(struct farm *f, struct worker *w);
 /* Enters the worker into the sums of its pools while it may be given work, and takes it out of them
  * otherwise. To be called after every change of what that depends on. */
 void worker_recount(struct farm *f, struct worker *w);
-/* True when the worker may be given work. */
+/* True when the worker may be given work, at least in a while. */
 static inline bool worker_takes(const struct worker *w) {
     return w->counted;
 }
@@ -35,11 +35,26 @@ void worker_refuses(struct worker *w, uint32_t shape_uid);
 /* It took a grant of this shape without a word. True: too often in a row, so that it counts as refused from now on. */
 bool worker_unheard(struct worker *w, uint32_t shape_uid);
 void worker_heard(struct worker *w, uint32_t shape_uid); /* it began one */
-void worker_said_hello(
-    struct worker *w); /* another process, or another connection: what it refused is asked anew */
-/* True when a worker other than these could render this task: one that is there or expected back soon, of a
- * class that did not give NaN for it, with memory for one image. Looks at the whole fleet, so it is asked for
- * suspects only. */
+/* Another process, or another connection: what it refused is asked anew. */
+void worker_said_hello(struct worker *w);
+/* True when it may be given work now: a probe picture comes first, and what it handed back cools off. */
+static inline bool worker_ready(const struct farm *f, const struct worker *w) {
+    return w->counted && w->held < w->credit && !w->probe && f->now >= w->cool_until;
+}
+/* How far what a worker charged a task can be relied on. */
+enum charge_weight {
+    CHARGE_OPEN, /* not known: the worker was not found to be well since */
+    CHARGE_GONE, /* it never will be known: the worker is gone, and had done nothing since its fault before */
+    CHARGE_HOLDS,  /* the worker is well, as far as its probe tells */
+    CHARGE_PROVED, /* it rendered others since; or a probe, and nobody at all renders anything of the batch */
+};
+enum charge_weight worker_charge(const struct farm *f, const struct batch *b, const struct charger *c);
+/* True when this worker need not try a task that gave NaN: it did, or its class is settled, by two workers of whom
+ * one is known to be well, or not known yet. */
+bool worker_nan(const struct farm *f, const struct batch *b, const struct trouble *x, const struct worker *w);
+/* True when a worker other than these could render this task: one that is there or expected back soon, for which
+ * worker_nan() does not hold, with memory for one image. Looks at the whole fleet, so it is asked for suspects
+ * only. */
 bool worker_other_can(const struct farm *f, const struct batch *b, uint32_t t, const uint32_t *uids,
                       uint32_t count);
 

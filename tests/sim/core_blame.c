@@ -161,41 +161,64 @@ TEST(slow_but_alive_is_no_hang) {
     talk_end(&t);
 }
 
-TEST(nan_fails_at_once_where_there_is_one_class) {
+TEST(nan_is_final_at_once_where_there_is_one_worker_that_is_well) {
     struct talk t;
     talk_begin(&t);
+    t.probes_silent = true;
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7);
-    HELLO(&t, .name = "b", .conn = 8);
-    /* Worker a has the task; b, of the same class, would give the same NaN. */
-    struct farm_worker_view v;
-    CHECK_INT(farm_worker_at(t.farm, 0, t.now, &v), 0);
-    CHECK_INT(v.shards, 1);
     STARTED(&t, .conn = 7, .shard = 1);
     FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 1, .code = KN_ENAN);
+    /* Nobody else is there to try it; but is it the task, or the worker? */
+    CHECK_INT(talk_count(&t, FX_FAIL), 0);
+    PROBED(&t, .conn = 7, .probe = talk_must(&t, FX_PROBE, 0)->u.probe.probe);
     CHECK_INT(talk_must(&t, FX_FAIL, 0)->u.fail.code, KN_ENAN);
     talk_end(&t);
 }
 
-TEST(nan_is_tried_once_on_another_class) {
+TEST(nan_is_tried_once_on_another_worker_of_the_class) {
+    struct talk t;
+    talk_begin(&t);
+    t.probes_silent = true;
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    HELLO(&t, .name = "b", .conn = 8, .credit = 1);
+    struct talk_shard other = talk_shard(talk_grant(&t, 8, 0));
+    STARTED(&t, .conn = 7, .shard = 1);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 1, .code = KN_ENAN);
+    DONE(&t, .conn = 7, .shard = 1);
+    RENDER(&t, .conn = 8, .worker = "b", .batch = 1, .shard = other);
+    struct talk_shard again = talk_shard(talk_grant(&t, 8, 0));
+    CHECK_INT(again.tasks[0], 0);
+    /* The first one is well: a picture of another batch shows it, that was begun behind the failure. */
+    OPEN(&t, .id = 2, .tasks = 1);
+    RENDER(&t, .conn = 7, .worker = "a", .batch = 2, .shard = talk_shard(talk_grant(&t, 7, 0)));
+    HELLO(&t, .name = "c", .conn = 9, .credit = 1);
+    STARTED(&t, .conn = 8, .shard = again.id);
+    FAILED(&t, .conn = 8, .batch = 1, .task = 0, .shard = again.id, .code = KN_ENAN);
+    /* The other one got NaN too, and a third is spared. Is the other one well? */
+    CHECK_INT(talk_count(&t, FX_GRANT) + talk_count(&t, FX_FAIL), 0);
+    PROBED(&t, .conn = 8, .probe = talk_must(&t, FX_PROBE, 0)->u.probe.probe);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
+    talk_end(&t);
+}
+
+TEST(nan_is_tried_on_another_class) {
     struct talk t;
     talk_begin(&t);
     OPEN(&t, .id = 1, .tasks = 1);
     HELLO(&t, .name = "a", .conn = 7, .backend = "cpu-a");
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
-    /* One more of the same class comes, and one of another. */
-    HELLO(&t, .name = "a2", .conn = 8, .backend = "cpu-a");
     HELLO(&t, .name = "b", .conn = 9, .backend = "cuda-b");
     STARTED(&t, .conn = 7, .shard = s.id);
-    /* NaN: it goes to the other class, and not to the worker of the same. */
     FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
     CHECK_INT(talk_count(&t, FX_FAIL), 0);
-    CHECK(!talk_grant(&t, 8, 0));
     s = talk_shard(talk_grant(&t, 9, 0));
     STARTED(&t, .conn = 9, .shard = s.id);
-    /* NaN there too: no class is left. */
+    /* NaN there too: no class is left, and both workers are well. */
     FAILED(&t, .conn = 9, .batch = 1, .task = 0, .shard = s.id, .code = KN_ENAN);
-    CHECK_INT(talk_count(&t, FX_FAIL), 1);
+    talk_wait(&t, 200);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
     talk_end(&t);
 }
 
@@ -320,42 +343,115 @@ TEST(a_worker_without_memory_for_a_shape_leaves_it_to_others) {
     talk_end(&t);
 }
 
-TEST(a_worker_that_fails_what_others_do_is_drained_and_its_charges_are_taken_back) {
+TEST(a_sick_worker_is_held_and_its_charges_are_taken_back) {
     struct talk t;
     talk_begin(&t);
-    OPEN(&t, .id = 1, .tasks = 30);
+    t.probes_silent = true;
+    OPEN(&t, .id = 1, .tasks = 3);
+    HELLO(&t, .name = "bad", .conn = 7, .credit = 3);
+    for (uint64_t shard = 1; shard <= 2; shard++) {
+        STARTED(&t, .conn = 7, .shard = shard);
+        CHECK_INT(talk_count(&t, FX_PROBE), 0);
+        FAILED(&t, .conn = 7, .batch = 1, .task = (uint32_t)shard - 1, .shard = shard, .code = KN_EDEVICE);
+    }
+    /* Two failures in a row: high time to know. Nothing is granted to it meanwhile. */
+    CHECK_INT(talk_count(&t, FX_GRANT), 0);
+    PROBED(&t, .conn = 7, .probe = talk_must(&t, FX_PROBE, 0)->u.probe.probe, .code = KN_ENAN);
+    CHECK_STR(talk_worker(&t, "bad").hold_reason, "its probe picture failed: it went wrong");
+    CHECK_INT(talk_must(&t, FX_CHARGE, 0)->u.charge.charges, 0);
+    CHECK_INT(talk_must(&t, FX_CHARGE, 1)->u.charge.charges, 0);
+    CHECK_INT(talk_view(&t, 1).queued, 3);
+    CHECK_INT(talk_view(&t, 1).wait, KN_WAIT_HELD);
+    talk_end(&t);
+}
+
+TEST(a_worker_that_passes_its_probe_and_fails_what_others_do_is_held) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 40);
     HELLO(&t, .name = "bad", .conn = 7, .credit = 1);
     struct talk_shard bad = talk_shard(talk_grant(&t, 7, 0));
     HELLO(&t, .name = "good", .conn = 8, .credit = 1);
     struct talk_shard good = talk_shard(talk_grant(&t, 8, 0));
     /* The bad one fails each task that it gets; the good one then renders it, among others. */
-    bool drained = false;
-    for (int i = 0; i < 12 && !drained; i++) {
+    for (int i = 0; i < 12 && !talk_worker(&t, "bad").hold_reason[0]; i++) {
         STARTED(&t, .conn = 7, .shard = bad.id);
         FAILED(&t, .conn = 7, .batch = 1, .task = bad.tasks[0], .shard = bad.id, .code = KN_EDEVICE);
         DONE(&t, .conn = 7, .shard = bad.id);
         if (talk_grant(&t, 7, 0)) bad = talk_shard(talk_grant(&t, 7, 0));
-        for (int k = 0; k < 3 && !drained; k++) {
-            STARTED(&t, .conn = 8, .shard = good.id);
-            for (uint32_t n = 0; n < good.count && !drained; n++) {
-                RESULT(&t, .conn = 8, .worker = "good", .batch = 1, .task = good.tasks[n]);
-                drained = talk_fx(&t, FX_DRAIN, 0) != NULL;
-            }
-            if (drained) break;
-            t.now += 20000;
-            HEARTBEAT(&t, .conn = 7);
-            /* So slow that its shards stay at one image. */
-            DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000, .images = good.count);
-            if (talk_grant(&t, 8, 0)) good = talk_shard(talk_grant(&t, 8, 0));
-        }
+        STARTED(&t, .conn = 8, .shard = good.id);
+        for (uint32_t n = 0; n < good.count; n++)
+            RESULT(&t, .conn = 8, .worker = "good", .batch = 1, .task = good.tasks[n]);
+        t.now += 20000;
+        HEARTBEAT(&t, .conn = 7);
+        /* So slow that its shards stay at one image. */
+        DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000, .images = good.count);
+        if (talk_grant(&t, 8, 0)) good = talk_shard(talk_grant(&t, 8, 0));
     }
-    /* Five times in a row it was not the task. */
-    CHECK(drained);
-    CHECK_INT(talk_must(&t, FX_DRAIN, 0)->conn, 7);
-    CHECK_INT(talk_count(&t, FX_ALARM), 1);
+    CHECK(talk_worker(&t, "bad").hold_reason[0]);
     CHECK_INT(talk_view(&t, 1).failed, 0);
-    const struct farm_effect *refund = talk_fx(&t, FX_CHARGE, 0);
-    CHECK(!refund || refund->u.charge.charges == 0);
+    talk_end(&t);
+}
+
+TEST(a_held_worker_comes_back_with_a_probe_that_comes_out_well) {
+    struct talk t;
+    talk_begin(&t);
+    t.probes_silent = true;
+    OPEN(&t, .id = 1, .tasks = 3);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    STARTED(&t, .conn = 7, .shard = 1);
+    /* It cannot load the model: no task is charged for that. */
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 1, .code = KN_EMODEL);
+    CHECK_INT(talk_count(&t, FX_CHARGE), 0);
+    CHECK_STR(talk_worker(&t, "a").hold_reason, "it went wrong");
+    RETURNED(&t, .conn = 7, .shard = 1);
+    /* Its files are away still … */
+    talk_wait(&t, 2000);
+    CHECK(!talk_view(&t, 1).held);
+    PROBED(&t, .conn = 7, .probe = talk_must(&t, FX_PROBE, 0)->u.probe.probe, .code = KN_EMODEL);
+    CHECK(talk_view(&t, 1).held);
+    /* … and after twice the pause they are there again. */
+    talk_wait(&t, 3900);
+    CHECK_INT(talk_count(&t, FX_PROBE), 0);
+    talk_wait(&t, 100);
+    PROBED(&t, .conn = 7, .probe = talk_must(&t, FX_PROBE, 0)->u.probe.probe);
+    CHECK_INT(talk_count(&t, FX_GRANT), 1);
+    CHECK_STR(talk_worker(&t, "a").hold_reason, "");
+    talk_end(&t);
+}
+
+TEST(a_worker_that_dies_at_its_probe_is_held) {
+    struct talk t;
+    talk_begin(&t);
+    t.probes_silent = true;
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1);
+    for (uint64_t conn = 7; conn < 9; conn++) {
+        STARTED(&t, .conn = conn, .shard = conn - 6);
+        GONE(&t, .conn = conn);
+        HELLO(&t, .name = "a", .conn = conn + 1, .instance = (int)conn, .credit = 1);
+    }
+    CHECK_INT(talk_count(&t, FX_PROBE), 1);
+    GONE(&t, .conn = 9);
+    HELLO(&t, .name = "a", .conn = 10, .instance = 9, .credit = 1);
+    CHECK_STR(talk_worker(&t, "a").hold_reason, "it ended at its probe picture");
+    CHECK_INT(talk_task(&t, 1, 0), TASK_QUEUED);
+    /* Another process is looked at without a pause. */
+    talk_wait(&t, 100);
+    CHECK_INT(talk_count(&t, FX_PROBE), 1);
+    talk_end(&t);
+}
+
+TEST(a_worker_of_an_older_kind_is_believed) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 1);
+    HELLO(&t, .name = "a", .conn = 7, .no_probes = true);
+    STARTED(&t, .conn = 7, .shard = 1);
+    FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 1, .code = KN_ENAN);
+    CHECK_INT(talk_count(&t, FX_PROBE), 0);
+    talk_wait(&t, 200);
+    CHECK_INT(talk_task(&t, 1, 0), TASK_FAILED);
     talk_end(&t);
 }
 

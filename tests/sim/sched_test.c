@@ -27,6 +27,7 @@ struct sched_worker {
     } queue[QUEUE_MAX]; /* the first one runs */
     uint32_t queued;
     bool joined, begun;
+    bool frozen;              /* it is there, and says and does nothing */
     double next_ms, began_ms; /* when the running image (or minibatch) is through */
     uint32_t images;
 };
@@ -102,6 +103,7 @@ static void carry_out(struct fleet *t, size_t from) {
             struct sched_worker *w = worker_of(t, e.conn);
             for (uint32_t k = 0; k < w->queued; k++) {
                 if (w->queue[k].id != e.u.revoke.shard || (k == 0 && w->begun && !e.u.revoke.abort)) continue;
+                if (w->frozen) break; /* it does not hear */
                 if (k == 0) w->begun = false;
                 w->queued--;
                 memmove(&w->queue[k], &w->queue[k + 1], (w->queued - k) * sizeof w->queue[0]);
@@ -220,7 +222,7 @@ static void run(struct fleet *t, uint64_t until_ms) {
         struct sched_worker *at = NULL;
         for (uint32_t i = 0; i < t->count; i++) {
             struct sched_worker *w = &t->workers[i];
-            double when = !w->joined ? (double)w->joins_ms : w->begun ? w->next_ms : next;
+            double when = !w->joined ? (double)w->joins_ms : w->begun && !w->frozen ? w->next_ms : next;
             if (when >= next) continue;
             next = when;
             at = w;
@@ -230,7 +232,7 @@ static void run(struct fleet *t, uint64_t until_ms) {
         if (!at) {
             for (uint32_t i = 0; i < t->count; i++) { /* heartbeats, with the tick for simplicity */
                 struct sched_worker *w = &t->workers[i];
-                if (!w->joined) continue;
+                if (!w->joined || w->frozen) continue;
                 struct farm_event beat = {.type = EV_WORKER_HEARTBEAT, .conn = i + 1};
                 if (w->begun) beat.u.heartbeat.shard = w->queue[0].id;
                 step(t, beat);
@@ -245,7 +247,7 @@ static void run(struct fleet *t, uint64_t until_ms) {
         }
         for (uint32_t i = 0; i < t->count; i++) {
             struct sched_worker *w = &t->workers[i];
-            if (!w->joined || w->begun || w->queued == 0) continue;
+            if (!w->joined || w->frozen || w->begun || w->queued == 0) continue;
             begin(t, w);
             struct farm_event ev = {.type = EV_SHARD_STARTED, .conn = i + 1};
             ev.u.shard.shard = w->queue[0].id;
@@ -331,6 +333,31 @@ TEST(a_small_batch_is_spread_over_all) {
     for (int i = 0; i < 4; i++) fleet_add(&t, 1000, 0, 64);
     CHECK(efficiency(&t, 48) < 1.15);
     fleet_end(&t);
+}
+
+/* The time of a batch of four seconds' work for four workers, of whom one freezes: before it comes, or in its middle. */
+static uint32_t frozen_ms(uint64_t at_ms) {
+    struct fleet t;
+    fleet_begin(&t);
+    for (int i = 0; i < 4; i++) hello(&t, fleet_add(&t, 50, 0, 64));
+    open_batch(&t, 1, 320, 0, 0); /* all are known to be equally fast */
+    run(&t, UINT64_MAX);
+    if (at_ms == 0) t.workers[3].frozen = true;
+    uint64_t from = (uint64_t)t.now;
+    open_batch(&t, 2, 320, 0, 0);
+    if (at_ms > 0) run(&t, from + at_ms);
+    t.workers[3].frozen = true;
+    run(&t, UINT64_MAX);
+    uint32_t took = (uint32_t)(t.ended_ms[2] - from);
+    printf("  frozen after %u ms: %u ms, with all four 4000\n", (unsigned)at_ms, took);
+    fleet_end(&t);
+    return took;
+}
+
+TEST(a_frozen_worker_holds_a_batch_no_longer_than_its_shards_would_take) {
+    CHECK(frozen_ms(0) < 7500); /* three alone take 5333 */
+    CHECK(frozen_ms(500) < 8000);
+    CHECK(frozen_ms(2500) < 8000);
 }
 
 TEST(random_fleets_stay_within_a_quarter_of_the_best) {

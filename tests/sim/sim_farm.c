@@ -1,6 +1,7 @@
 /* Random histories from a seed, with the core's promises checked after every step:
  *
  *     sim-farm --seeds 1..200 --steps 3000      each seed twice: both must have the same effects, bit for bit
+ *     sim-farm --sick --seeds 1..5000           fleets with sick workers, and guilty tasks
  *     sim-farm --workers 2000 --steps 50000     a crowd
  *     sim-farm --seeds 17..17 --trace           tells the story of one
  *     sim-farm --seeds 1..40 --digests          a line a history: its seed and the digest of all its effects
@@ -21,7 +22,7 @@ struct totals {
 
 struct options {
     unsigned long long from, to, steps, workers;
-    bool trace, digests;
+    bool trace, digests, sick;
     const char *compare;
 };
 
@@ -29,7 +30,10 @@ static struct world w;
 
 /* Plays one history and gives its digest. */
 static uint64_t play(const struct options *o, unsigned long long seed, struct totals *sum) {
-    world_run(&w, seed, o->steps, (uint32_t)o->workers, o->trace);
+    if (o->sick)
+        world_sick(&w, seed, o->trace);
+    else
+        world_run(&w, seed, o->steps, (uint32_t)o->workers, o->trace);
     uint64_t digest = w.hash;
     sum->steps += w.steps;
     sum->commits += w.commits;
@@ -92,7 +96,7 @@ static int play_all(const struct options *o) {
     }
     if (o->digests) return 0;
     printf("%llu histories, %" PRIu64 " steps: %" PRIu64 " images committed, %" PRIu64 " failed, %" PRIu64
-           " workers died, %" PRIu64 " drained for faults, %" PRIu64 " restarts of the coordinator, %" PRIu64
+           " workers died, %" PRIu64 " held for faults, %" PRIu64 " restarts of the coordinator, %" PRIu64
            " allocations refused, %" PRIu64 " workers asked for their name, %" PRIu64
            " newcomers refused, %" PRIu64 " objects lost, %" PRIu64 " wishes answered\n",
            o->to - o->from + 1, sum.steps, sum.commits, sum.fails, sum.deaths, sum.alarms, sum.restarts,
@@ -114,6 +118,8 @@ int main(int argc, char **argv) {
             o.compare = argv[++i];
         } else if (strcmp(argv[i], "--digests") == 0) {
             o.digests = true;
+        } else if (strcmp(argv[i], "--sick") == 0) {
+            o.sick = true;
         } else if (strcmp(argv[i], "--trace") == 0) {
             o.trace = true;
         } else {
@@ -124,7 +130,7 @@ int main(int argc, char **argv) {
     return o.compare ? compare(&o) : play_all(&o);
 usage:
     fprintf(stderr,
-            "usage: sim-farm [--seeds A..B] [--steps N] [--workers N] [--trace | --digests]\n"
+            "usage: sim-farm [--sick] [--seeds A..B] [--steps N] [--workers N] [--trace | --digests]\n"
             "       sim-farm --compare FILE [--steps N] [--workers N]\n");
     return 1;
 }

@@ -30,15 +30,24 @@ int talk_number(const kn_id id) {
     return n;
 }
 
-/* The store says yes to what is asked, in the order of the effects, and the effects of that come behind. */
-static void store_answers(struct talk *t) {
+/* The store says yes to what is asked, and probe pictures come out well, in the order of the effects; the effects of
+ * that come behind. */
+static void others_answer(struct talk *t) {
     for (size_t i = 0; i < t->fx.count; i++) {
         const struct farm_effect *e = &t->fx.v[i];
-        if (e->type != FX_COMMIT && e->type != FX_FAIL && e->type != FX_BATCH_STATE) continue;
         struct farm_event ev = {.type = EV_STORED};
-        ev.u.stored.what = e->type;
-        ev.u.stored.task = e->task;
-        memcpy(ev.u.stored.batch, e->batch, sizeof e->batch);
+        if (e->type == FX_PROBE && !t->probes_silent) {
+            ev.type = EV_PROBED;
+            ev.conn = e->conn;
+            ev.u.probed.probe = e->u.probe.probe;
+        } else if ((e->type == FX_COMMIT || e->type == FX_FAIL || e->type == FX_BATCH_STATE) &&
+                   !t->store_silent) {
+            ev.u.stored.what = e->type;
+            ev.u.stored.task = e->task;
+            memcpy(ev.u.stored.batch, e->batch, sizeof e->batch);
+        } else {
+            continue;
+        }
         CHECK_INT(farm_step(t->farm, &ev, t->now, &t->fx), 0);
         farm_check(t->farm);
     }
@@ -48,7 +57,7 @@ int talk_step(struct talk *t, struct farm_event ev) {
     farm_effects_clear(&t->fx);
     t->rc = farm_step(t->farm, &ev, t->now, &t->fx);
     farm_check(t->farm);
-    if (!t->store_silent) store_answers(t);
+    others_answer(t);
     return t->rc;
 }
 
@@ -64,7 +73,7 @@ void talk_wait(struct talk *t, uint64_t ms) {
     } while (t->now < end);
     farm_effects_fini(&t->fx);
     t->fx = all;
-    if (!t->store_silent) store_answers(t);
+    others_answer(t);
 }
 
 int talk_open(struct talk *t, struct talk_batch b) {
@@ -123,6 +132,7 @@ int talk_hello(struct talk *t, struct talk_worker w) {
         .has_machine = w.machine != 0,
         .named_by_farm = w.named,
         .answers = !w.mute,
+        .probes = !w.no_probes,
     };
     talk_id(w.machine, ev.u.hello.machine, sizeof ev.u.hello.machine);
     talk_id(w.instance ? w.instance : 1, ev.u.hello.instance, sizeof ev.u.hello.instance);
@@ -170,6 +180,12 @@ void talk_failed(struct talk *t, struct talk_failure e) {
         .reason = "it went wrong",
     };
     talk_id(e.batch, ev.u.task_failed.batch, sizeof ev.u.task_failed.batch);
+    CHECK_INT(talk_step(t, ev), 0);
+}
+
+void talk_probed(struct talk *t, struct talk_probed p) {
+    struct farm_event ev = {.type = EV_PROBED, .conn = p.conn};
+    ev.u.probed = (struct ev_probed){.probe = p.probe, .code = p.code, .reason = "it went wrong"};
     CHECK_INT(talk_step(t, ev), 0);
 }
 
@@ -226,6 +242,16 @@ const struct farm_effect *talk_must_grant(const struct talk *t, uint64_t conn, u
     const struct farm_effect *e = talk_grant(t, conn, n);
     CHECK_MSG(e, "no grant %d to connection %d", (int)n, (int)conn);
     return e;
+}
+
+struct farm_worker_view talk_worker(const struct talk *t, const char *name) {
+    struct farm_worker_view v;
+    for (size_t i = 0; i < farm_worker_count(t->farm); i++) {
+        CHECK_INT(farm_worker_at(t->farm, i, t->now, &v), 0);
+        if (strcmp(v.worker, name) == 0) return v;
+    }
+    CHECK_MSG(false, "no worker %s", name);
+    return v;
 }
 
 struct farm_batch_view talk_view(const struct talk *t, int batch) {

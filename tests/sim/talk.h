@@ -19,6 +19,8 @@ struct talk {
     struct farm_effects fx; /* of the last event, and of the store's answers to it */
     uint64_t now;
     bool store_silent; /* the test answers for the store, with STORED; else the store says yes at once */
+    bool
+        probes_silent; /* the test answers for probe pictures, with PROBED; else they come out well at once */
     int rc;            /* of the last event */
 };
 
@@ -55,6 +57,7 @@ struct talk_worker {
     bool named;       /* with base: the farm gave `name` before */
     bool mute;        /* of an older kind: it cannot be asked */
     uint64_t features;
+    bool no_probes; /* of an older kind: it renders no probe pictures */
 };
 
 void talk_begin(struct talk *t);
@@ -103,6 +106,10 @@ struct talk_result {
     uint32_t task;
     int pixels; /* what is in the picture; 0: the picture that every worker makes of this task */
 };
+struct talk_probed {
+    uint64_t conn, probe;
+    int code;
+};
 struct talk_stored {
     int batch;
     uint32_t task;
@@ -116,6 +123,7 @@ struct talk_stored {
 #define RETURNED(t, ...) talk_shard_event(t, EV_SHARD_RETURNED, (struct talk_shard_event){__VA_ARGS__})
 #define DONE(t, ...) talk_shard_event(t, EV_SHARD_DONE, (struct talk_shard_event){__VA_ARGS__})
 #define FAILED(t, ...) talk_failed(t, (struct talk_failure){__VA_ARGS__})
+#define PROBED(t, ...) talk_probed(t, (struct talk_probed){__VA_ARGS__})
 #define GONE(t, ...) talk_gone(t, (struct talk_gone){__VA_ARGS__})
 #define RESULT(t, ...) talk_result(t, (struct talk_result){__VA_ARGS__})
 /* A person's wish: BATCH(&t, EV_BATCH_PRIORITY, .id = 1, .priority = 3). */
@@ -130,6 +138,7 @@ int talk_wish(struct talk *t, enum farm_event_type type, struct talk_wish w);
 void talk_heartbeat(struct talk *t, struct talk_heartbeat h);
 void talk_shard_event(struct talk *t, enum farm_event_type type, struct talk_shard_event e);
 void talk_failed(struct talk *t, struct talk_failure e);
+void talk_probed(struct talk *t, struct talk_probed p);
 void talk_gone(struct talk *t, struct talk_gone g);
 void talk_result(struct talk *t, struct talk_result r);
 void talk_stored(struct talk *t, enum farm_effect_type what, struct talk_stored s);
@@ -142,6 +151,7 @@ const struct farm_effect *talk_grant(const struct talk *t, uint64_t conn, uint32
 /* The same, and the test fails where there is none. */
 const struct farm_effect *talk_must(const struct talk *t, enum farm_effect_type type, uint32_t n);
 const struct farm_effect *talk_must_grant(const struct talk *t, uint64_t conn, uint32_t n);
+struct farm_worker_view talk_worker(const struct talk *t, const char *name);
 struct farm_batch_view talk_view(const struct talk *t, int batch);
 enum farm_task_state talk_task(const struct talk *t, int batch, uint32_t task);
 

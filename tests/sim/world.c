@@ -192,6 +192,10 @@ static void hash_effect(struct world *w, const struct farm_effect *e) {
     case FX_ASK:
         hash_number(w, e->u.ask.question);
         break;
+    case FX_PROBE:
+        hash_number(w, e->u.probe.probe);
+        hash_bytes(w, e->u.probe.model, sizeof e->u.probe.model);
+        break;
     case FX_ALARM:
     case FX_NOTE:
         hash_text(w, e->u.note.text);
@@ -203,9 +207,9 @@ static void hash_effect(struct world *w, const struct farm_effect *e) {
 }
 
 static void trace_effect(const struct world *w, const struct farm_effect *e) {
-    static const char *names[] = {"grant", "revoke",      "commit", "fail",    "charge",
-                                  "state", "remove",      "ack",    "welcome", "refuse",
-                                  "ask",   "hello_again", "drain",  "alarm",   "note"};
+    static const char *names[] = {"grant",  "revoke", "commit",  "fail",   "charge", "state",
+                                  "remove", "ack",    "welcome", "refuse", "ask",    "hello_again",
+                                  "drain",  "probe",  "alarm",   "note"};
     int number;
     memcpy(&number, e->batch, sizeof number);
     printf("%8llu   -> %s conn=%llu batch=%d task=%u", (unsigned long long)w->now, names[e->type],
@@ -293,7 +297,6 @@ int world_step(struct world *w, const struct farm_event *ev) {
         case FX_ALARM:
             w->alarms++;
             W_ASSERT(strncmp(e->u.note.text, "duplicate", 9) != 0, "%s", e->u.note.text);
-            W_ASSERT(w->broken, "%s", e->u.note.text);
             break;
         case FX_NOTE:
             break;
@@ -302,6 +305,7 @@ int world_step(struct world *w, const struct farm_event *ev) {
             break;
         default:
             w->asked += e->type == FX_ASK;
+            w->grants += e->type == FX_GRANT;
             w->refusals += e->type == FX_REFUSE;
             to_worker(w, e);
         }
@@ -422,7 +426,7 @@ static void worker_invent(struct world *w, uint32_t i) {
     bool any = false;
     for (uint32_t m = 0; m < W_MODELS; m++) any |= v->models[m] = i < 4 || world_chance(w, 60);
     if (!any) v->models[0] = true;
-    if (w->broken && i == 4) v->defect = world_chance(w, 50) ? CRASHES : GIVES_NAN;
+    if (w->broken && i == 4) v->defect = (enum defect)(1 + world_below(w, DEFECTS - 1));
     if (v->memory < 4) v->memory = 4; /* one image of 128x128 */
     worker_begin(w, i);
 }
@@ -477,6 +481,9 @@ static void happen(struct world *w, struct w_event *e) {
         break;
     case W_IMAGE:
         if (v->alive && v->instance == e->instance && v->serial == e->serial) worker_image(w, e->worker);
+        break;
+    case W_PROBE:
+        if (v->alive && v->instance == e->instance && v->probing) worker_probe(w, e->worker);
         break;
     case W_BEAT:
         if (!v->alive || v->instance != e->instance) break;
@@ -568,9 +575,7 @@ static void check_batch(struct world *w, int i) {
         if (b->end[t] == TASK_CANCELLED) {
             W_ASSERT(b->state == KN_BATCH_CANCELLED, "batch %d task %u: cancelled by nobody", i, t);
         } else if (b->end[t] == TASK_FAILED) {
-            /* NaN is taken for the task's own where no other class can be asked, whatever gave it. */
-            uint32_t enough = b->code[t] == KN_ENAN && w->broken ? 1 : 3;
-            W_ASSERT(b->nature[t] != GOOD || b->unlucky[t] >= enough,
+            W_ASSERT(b->nature[t] != GOOD || (b->unlucky[t] >= 3 && !w->clinic),
                      "batch %d task %u: innocent, failed with %d", i, t, b->code[t]);
             W_ASSERT(b->code[t] < 0, "batch %d task %u: no reason", i, t);
         } else {
@@ -642,6 +647,82 @@ void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers,
     }
     for (int i = 0; i < W_BATCHES; i++)
         if (w->batches[i].used && !w->batches[i].removed) check_batch(w, i);
+}
+
+/* ---- sick fleets */
+
+static void sick_batch(struct world *w, uint32_t tasks, uint32_t guilty) {
+    struct w_batch *b = &w->batches[w->batch_number];
+    *b = (struct w_batch){.used = true, .number = w->batch_number + 1, .state = KN_BATCH_ACTIVE, .pin = -1};
+    w->batch_number++;
+    b->tasks = tasks;
+    b->group_count = 1;
+    b->groups[0] = (struct w_group){.size = 64, .steps = 10};
+    for (uint32_t t = 0; t < tasks; t++)
+        if (world_below(w, 1000) < guilty) b->nature[t] = (enum nature)(1 + world_below(w, NAN_EVERYWHERE));
+    store_open(w, (int)(b - w->batches));
+}
+
+/* Every batch has ended, or (held) is not to be waited for. */
+static bool all_settled(struct world *w, bool held) {
+    bool all = w->write_head == w->write_tail;
+    for (int i = 0; i < w->batch_number && all; i++) {
+        kn_id id;
+        struct farm_batch_view v;
+        world_id(w, i, id, sizeof id);
+        W_ASSERT(farm_batch_view(w->farm, id, w->now, &v) == 0, "batch %d", i);
+        all = v.state == KN_BATCH_DONE ? w->batches[i].state == KN_BATCH_DONE : held && v.held;
+        w->held_batches += v.held;
+    }
+    return all;
+}
+
+void world_sick(struct world *w, uint64_t seed, bool trace) {
+    static const uint32_t fleets[][2] = {{1, 0}, {1, 1}, {16, 1}, {6, 3}, {5, 3}, {4, 1}, {4, 4}, {2, 1}};
+    *w = (struct world){.seed = seed, .rng = seed * 2654435761u + 54321, .clinic = true, .trace = trace};
+    failing = w;
+    w->broken = true;
+    w->worker_max = fleets[seed % 8][0];
+    w->workers = calloc(w->worker_max, sizeof *w->workers);
+    W_ASSERT(w->workers, "memory");
+    w->now = 1000;
+    uint32_t sick = fleets[seed % 8][1];
+    bool all_sick = sick == w->worker_max, mixed = world_chance(w, 30);
+    enum defect kind = (enum defect)(1 + world_below(w, DEFECTS - 1));
+    coordinator_start(w);
+    for (uint32_t i = 0; i < w->worker_max; i++) {
+        struct w_worker *v = &w->workers[i];
+        *v = (struct w_worker){.used = true, .instance = (int)(i * 1000)};
+        snprintf(v->name, sizeof v->name, "w%u", i);
+        v->us_per_image = 5000 + world_below(w, 40000);
+        v->credit = 1 + world_below(w, 4);
+        v->batch_max = 1u << world_below(w, 6);
+        v->memory = 256;
+        v->whole = world_chance(w, 50);
+        v->models[0] = true;
+        if (i < sick) {
+            v->defect = mixed ? (enum defect)(1 + world_below(w, DEFECTS - 1)) : kind;
+            v->sly = !all_sick && world_chance(w, 25);
+            v->sick_ms = world_chance(w, 50) ? 0 : world_below(w, 3000);
+        }
+        worker_begin(w, i);
+    }
+    uint32_t guilty = world_chance(w, 50) ? 0 : world_chance(w, 80) ? 1 + world_below(w, 40) : 1000;
+    for (int k = 0; k < 2; k++) sick_batch(w, 1 + world_below(w, guilty == 1000 ? 12 : 300), guilty);
+    uint64_t limit = w->now + 1800000;
+    while (!all_settled(w, all_sick)) {
+        if (w->now >= limit) tell_open(w), tell_workers(w);
+        W_ASSERT(w->now < limit, "a batch neither ends nor is told to be held");
+        happen(w, next_event(w));
+    }
+    for (uint32_t i = 0; i < w->worker_max; i++) w->workers[i].sound_ms = w->now; /* all are mended */
+    limit = w->now + 1800000;
+    while (!all_settled(w, false)) {
+        if (w->now >= limit) tell_open(w), tell_workers(w);
+        W_ASSERT(w->now < limit, "a batch does not end though all workers are well again");
+        happen(w, next_event(w));
+    }
+    for (int i = 0; i < w->batch_number; i++) check_batch(w, i);
 }
 
 void world_end(struct world *w) {

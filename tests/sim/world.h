@@ -86,10 +86,16 @@ struct w_shard {
     uint64_t order, begun_ms;
 };
 
-enum defect {
-    SOUND,
-    CRASHES,   /* with every task */
-    GIVES_NAN, /* for every task */
+enum defect { /* a worker's own, with every task and, unless it is sly, with its probe pictures too */
+              SOUND,
+              CRASHES,
+              GIVES_NAN,
+              NO_MODEL, /* the model's files are gone */
+              ERRS,     /* reports each task as failed, after the time of an image */
+              ERRS_AT_ONCE,
+              FREEZES,        /* its engine hangs */
+              BRINGS_NOTHING, /* says that its shards are done */
+              DEFECTS
 };
 
 struct w_worker {
@@ -108,6 +114,10 @@ struct w_worker {
     bool models[W_MODELS];
     bool whole; /* results come at the end of the shard, as on a GPU; else one by one */
     enum defect defect;
+    bool sly;                   /* its probe pictures are well all the same */
+    uint64_t sick_ms, sound_ms; /* from when to when (0: for ever) it has its defect */
+    uint64_t probe;             /* number of the probe picture to render; 0: none */
+    bool probing;
     bool draining, exits, hung;
     uint64_t progress_ms;
     struct w_shard held[W_HELD];
@@ -121,6 +131,7 @@ enum w_event_type {
     W_TO_FARM,   /* a message arrives at the coordinator */
     W_TO_WORKER, /* an effect arrives at a worker */
     W_IMAGE,     /* a worker is through with an image */
+    W_PROBE,     /* …or with a probe picture */
     W_BEAT,
     W_CONNECT,
     W_START, /* a worker process begins */
@@ -149,9 +160,11 @@ struct w_write {
 
 struct world {
     uint64_t seed, rng, now, seq;
-    bool chaos;   /* things go wrong; at the end they do not any more */
-    bool lossy;   /* single messages are lost too, not only connections */
-    bool broken;  /* one worker has a defect */
+    bool chaos;  /* things go wrong; at the end they do not any more */
+    bool lossy;  /* single messages are lost too, not only connections */
+    bool broken; /* one worker has a defect */
+    bool clinic; /* nothing goes wrong but with sick workers and guilty tasks: innocents never fail */
+    uint64_t held_batches, grants;
     bool starved; /* memory runs out now and then */
     uint64_t memory_rng, refused;
     bool trace;
@@ -183,6 +196,9 @@ int world_step(struct world *w, const struct farm_event *ev);
 int world_find(const struct world *w, const kn_id id);
 void world_id(const struct world *w, int batch, uint8_t *id, size_t size);
 void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers, bool trace);
+/* A fleet in which some or all workers are sick, and batches in which some tasks are guilty. No innocent task may fail,
+ * and everything ends, or is told to be held as long as nobody is well. */
+void world_sick(struct world *w, uint64_t seed, bool trace);
 void world_end(struct world *w);
 
 /* world_memory.c: from now on allocations fail now and then; NULL: no more */
@@ -204,6 +220,8 @@ void worker_cut(struct world *w, uint32_t i, bool tell);
 void worker_connect(struct world *w, uint32_t i);
 void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx);
 void worker_image(struct world *w, uint32_t i);
+void worker_probe(struct world *w, uint32_t i);
+bool worker_sick(const struct world *w, const struct w_worker *v);
 void worker_beat(struct world *w, uint32_t i);
 
 #endif

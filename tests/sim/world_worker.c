@@ -75,9 +75,43 @@ static uint64_t image_ms(const struct world *w, const struct w_worker *v, const 
     return us / 1000 + 1;
 }
 
+bool worker_sick(const struct world *w, const struct w_worker *v) {
+    return v->defect != SOUND && w->now >= v->sick_ms && (v->sound_ms == 0 || w->now < v->sound_ms);
+}
+
+static void run_next(struct world *w, uint32_t i);
+
+/* The probe picture is ready, or is not to be. */
+void worker_probe(struct world *w, uint32_t i) {
+    struct w_worker *v = &w->workers[i];
+    enum defect defect = worker_sick(w, v) && !v->sly ? v->defect : SOUND;
+    v->probing = false;
+    if (defect == CRASHES || defect == FREEZES) { /* one whose engine hangs leaves after a while */
+        worker_die(w, i, false, true);
+        return;
+    }
+    static const int codes[DEFECTS] = {
+        [GIVES_NAN] = KN_ENAN, [NO_MODEL] = KN_EMODEL, [ERRS] = KN_EIO, [ERRS_AT_ONCE] = KN_EIO};
+    if (v->conn) {
+        struct w_event *e = send(w, i, EV_PROBED);
+        e->ev.u.probed.probe = v->probe;
+        e->ev.u.probed.code = codes[defect];
+        e->ev.u.probed.reason = "it is sick";
+    }
+    v->probe = 0;
+    run_next(w, i);
+}
+
 static void run_next(struct world *w, uint32_t i) {
     struct w_worker *v = &w->workers[i];
-    if (shard_running(v) || v->hung) return;
+    if (shard_running(v) || v->hung || v->probing) return;
+    if (v->probe) {
+        v->probing = true;
+        struct w_event *e = world_at(w, w->now + 20, W_PROBE);
+        e->worker = i;
+        e->instance = v->instance;
+        return;
+    }
     struct w_shard *s = NULL;
     int unacknowledged = 0;
     for (int k = 0; k < W_HELD; k++) unacknowledged += v->held[k].used && v->held[k].phase == PHASE_THROUGH;
@@ -120,7 +154,11 @@ static void run_next(struct world *w, uint32_t i) {
         run_next(w, i);
         return;
     }
-    struct w_event *e = world_at(w, w->now + image_ms(w, v, s) * (v->whole ? s->count : 1), W_IMAGE);
+    uint64_t ms = worker_sick(w, v) &&
+                          (v->defect == ERRS_AT_ONCE || v->defect == NO_MODEL || v->defect == BRINGS_NOTHING)
+                      ? 0
+                      : image_ms(w, v, s);
+    struct w_event *e = world_at(w, w->now + ms * (v->whole ? s->count : 1), W_IMAGE);
     e->worker = i;
     e->instance = v->instance;
     e->serial = v->serial;
@@ -130,18 +168,23 @@ static void run_next(struct world *w, uint32_t i) {
 static bool render(struct world *w, uint32_t i, struct w_shard *s, uint32_t k) {
     struct w_worker *v = &w->workers[i];
     enum nature nature = w->batches[s->batch].nature[s->tasks[k]];
-    if (v->defect == CRASHES || nature == KILLS) {
-        worker_die(w, i, v->defect == CRASHES, true);
+    enum defect defect = worker_sick(w, v) ? v->defect : SOUND;
+    if (defect == BRINGS_NOTHING) {
+        s->images[k] = IMAGE_OVER;
+        return true;
+    }
+    if (defect == CRASHES || (nature == KILLS && defect == SOUND)) {
+        worker_die(w, i, defect == CRASHES, true);
         return false;
     }
-    if (nature == HANGS) {
+    if (defect == FREEZES || (nature == HANGS && defect == SOUND)) {
         v->hung = true;
         return false;
     }
     bool nan =
-        v->defect == GIVES_NAN || nature == NAN_EVERYWHERE || (nature == NAN_ON_CLASS_0 && v->backend == 0);
-    if (nan || nature == FAILS) {
-        if (v->defect != SOUND) w->batches[s->batch].unlucky[s->tasks[k]]++;
+        defect == GIVES_NAN || nature == NAN_EVERYWHERE || (nature == NAN_ON_CLASS_0 && v->backend == 0);
+    if (nan || nature == FAILS || defect != SOUND) {
+        if (defect != SOUND) w->batches[s->batch].unlucky[s->tasks[k]]++;
         if (v->conn) {
             struct w_event *e = send(w, i, EV_TASK_FAILED);
             struct ev_task_failed *f = &e->ev.u.task_failed;
@@ -149,7 +192,9 @@ static bool render(struct world *w, uint32_t i, struct w_shard *s, uint32_t k) {
             f->task = s->tasks[k];
             f->shard = s->id;
             f->term = s->term;
-            f->code = nan ? KN_ENAN : KN_EDEVICE;
+            f->code = defect == NO_MODEL                                ? KN_EMODEL
+                      : nan && defect != ERRS && defect != ERRS_AT_ONCE ? KN_ENAN
+                                                                        : KN_EIO;
             f->reason = nan ? "not a number" : "device failed";
         }
         s->images[k] = IMAGE_OVER;
@@ -169,7 +214,7 @@ void worker_image(struct world *w, uint32_t i) {
     if (v->whole) /* one bad image of a batch ends it before any of them is there */
         for (uint32_t k = 0; k < s->count; k++) {
             enum nature nature = w->batches[s->batch].nature[s->tasks[k]];
-            if (nature != KILLS && nature != HANGS) continue;
+            if ((nature != KILLS && nature != HANGS) || worker_sick(w, v)) continue;
             (void)render(w, i, s, k);
             return;
         }
@@ -213,6 +258,7 @@ static void hello(struct world *w, uint32_t i) {
     h->has_machine = v->base[0];
     memcpy(h->machine, &v->machine, sizeof v->machine);
     h->answers = !v->mute;
+    h->probes = !v->mute;
     memcpy(h->instance, &v->instance, sizeof v->instance);
     h->backend = v->backend == 0 ? "class-0" : "class-1";
     h->credit = v->credit;
@@ -284,7 +330,8 @@ void worker_die(struct world *w, uint32_t i, bool unlucky, bool comes_back) {
     w->deaths++;
     if (unlucky) pity(w, v);
     worker_cut(w, i, world_chance(w, 50));
-    v->alive = v->hung = v->draining = v->exits = false;
+    v->alive = v->hung = v->draining = v->exits = v->probing = false;
+    v->probe = 0;
     memset(v->held, 0, sizeof v->held);
     v->serial++;
     if (comes_back) world_at(w, w->now + 100 + world_below(w, 3000), W_START)->worker = i;
@@ -373,6 +420,9 @@ void worker_receive(struct world *w, uint32_t i, const struct farm_effect *fx) {
         }
         break;
     }
+    case FX_PROBE:
+        v->probe = fx->u.probe.probe;
+        break;
     case FX_ASK:
         v->question = fx->u.ask.question;
         if (!v->mute) worker_beat(w, i);

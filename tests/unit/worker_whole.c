@@ -415,6 +415,64 @@ TEST(a_worker_answers_a_question_at_once) {
     finish();
 }
 
+static const struct kn_probed *probe(uint64_t number) {
+    struct kn_msg m = {.type = KN_MSG_PROBE, .u.probe = {.probe = number}};
+    memcpy(m.u.probe.model_sha256, t.engine->models[0].info.sha256, KN_SHA256_BYTES);
+    say(&m);
+    return &expect(KN_MSG_PROBED)->m->u.probed;
+}
+
+TEST(a_probe_picture_is_rendered_for_nobody_and_tells_of_the_worker) {
+    start_simply("sim:ms=0,nan=1"); /* a fate of tasks is no sickness of the worker */
+    CHECK(expect(KN_MSG_WORKER_HELLO)->m->u.worker_hello.probes);
+    expect(KN_MSG_HEARTBEAT);
+    const struct kn_probed *p = probe(5);
+    CHECK_U64(p->probe, 5);
+    CHECK_INT(p->code, 0);
+    CHECK_INT(probe(6)->code, 0); /* nothing of the first is left in the way of another */
+    finish();
+}
+
+TEST(a_sick_worker_says_so_of_its_probe_picture) {
+    static const struct {
+        const char *spec;
+        int code;
+        const char *reason;
+    } v[] = {
+        {"sim:ms=0,sick=nan", KN_ENAN, "not a number"},
+        {"sim:ms=0,sick=model", KN_EMODEL, "its files are gone"},
+        {"sim:ms=0,sick=error", KN_EIO, "sick"},
+    };
+    for (size_t i = 0; i < sizeof v / sizeof v[0]; i++) {
+        start_simply(v[i].spec);
+        expect(KN_MSG_WORKER_HELLO);
+        expect(KN_MSG_HEARTBEAT);
+        const struct kn_probed *p = probe(1);
+        CHECK_INT(p->code, v[i].code);
+        CHECK_MSG(strstr(p->reason, v[i].reason), "%s", p->reason);
+        finish();
+    }
+}
+
+TEST(an_answer_that_settles_nothing_frees_no_picture) {
+    start_simply("sim:ms=0");
+    expect(KN_MSG_WORKER_HELLO);
+    t.acknowledges = false;
+    turn(50);
+    grant(1, 0, 1);
+    expect_started(1);
+    const struct kn_image_result *r = expect_image(0);
+    static const int unsettled[] = {KN_EAGAIN, KN_ETERM, KN_EIO, KN_ENOMEM};
+    for (size_t i = 0; i < sizeof unsettled / sizeof unsettled[0]; i++) say_ack(r, unsettled[i]);
+    /* The coordinator takes pictures again, and asks for what it has not. */
+    struct kn_msg m = {.type = KN_MSG_PICTURES_WANTED};
+    say(&m);
+    r = expect_image(0);
+    say_ack(r, 0);
+    expect_done(1, 1);
+    finish();
+}
+
 TEST(a_worker_whose_name_is_taken_ends_and_says_so) {
     start_simply("sim:ms=0");
     t.welcomes = false;
