@@ -236,6 +236,8 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     }
     b->state = ev->paused ? KN_BATCH_PAUSED : KN_BATCH_ACTIVE;
     if (ev->paused) b->paused_since = f->now;
+    if (ev->done)
+        batch_state_send(f, b, fx); /* an image was voided when its end was on the way to the store */
     pool_batch_ready(f, b);
     f->outranked = true;
     return KN_OK;

@@ -360,7 +360,8 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
     struct worker *w = x.worker;
     struct farm_effect *welcome = fx_add(fx, FX_WELCOME);
     welcome->conn = conn;
-    welcome->u.welcome.worker = fx_text(fx, w->name);
+    welcome->u.welcome.worker =
+        w->name; /* not a copy, for which memory may be lacking: the name is an answer */
     if (x.moved) {
         uint64_t before = w->conn;
         if (before) kn_map_remove(f->worker_by_conn, &before, sizeof before);

@@ -91,8 +91,8 @@ static void take_name(struct world *w, const struct farm_effect *e) {
     for (uint32_t i = 0; i < w->worker_max; i++)
         if (w->workers[i].alive && w->workers[i].conn == e->conn) taken = &w->workers[i];
     if (!taken) return; /* it is gone meanwhile */
-    W_ASSERT(taken->base[0] || strcmp(taken->name, e->u.welcome.worker) == 0, "%s: another name was chosen",
-             taken->name);
+    W_ASSERT(taken->base[0] || strcmp(taken->name, e->u.welcome.worker) == 0,
+             "%s: another name was chosen: %s", taken->name, e->u.welcome.worker);
     if (taken->base[0]) {
         W_ASSERT(strncmp(e->u.welcome.worker, taken->base, strlen(taken->base)) == 0, "%s of %s",
                  e->u.welcome.worker, taken->base);
