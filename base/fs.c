@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -245,6 +246,14 @@ int kn_fs_join(char *out, size_t out_max, const char *a, const char *b) {
 bool kn_fs_exists(const char *path) {
     struct stat st;
     return stat(path, &st) == 0;
+}
+
+size_t kn_fs_files_max(bool raise) {
+    struct rlimit r, most;
+    if (getrlimit(RLIMIT_NOFILE, &r) != 0) return 0;
+    most = (struct rlimit){r.rlim_max, r.rlim_max};
+    if (raise && setrlimit(RLIMIT_NOFILE, &most) == 0) r = most;
+    return r.rlim_cur == RLIM_INFINITY ? SIZE_MAX : (size_t)r.rlim_cur;
 }
 
 void kn_fs_standard(void) {

@@ -36,6 +36,8 @@ KN_MUST_USE int kn_fs_sync_dir(const char *path, struct kn_err *err);
 /* out = a "/" b; KN_ELIMIT when it does not fit. */
 KN_MUST_USE int kn_fs_join(char *out, size_t out_max, const char *a, const char *b);
 bool kn_fs_exists(const char *path);
+/* The most files that this process may have open at once. raise: the limit is first set as high as it may be. */
+size_t kn_fs_files_max(bool raise);
 /* Opens /dev/null as standard input, output or error where they are closed, so that no file or socket of ours
  * takes their number (libuv aborts on it, and a message would end up in a file). First thing in main(). */
 void kn_fs_standard(void);

@@ -597,6 +597,7 @@ static void on_farm_query(struct server *s, struct reply_to *to) {
     struct kn_farm_status *f = &m.u.farm_status;
     f->version = KILN_VERSION;
     f->pid = (uint32_t)getpid();
+    f->workers_fit = s->opt.workers_fit;
     f->store_silent_ms = waits_store(s, store);
     f->store_text = store;
     waits_disk(s, disk);

@@ -12,6 +12,7 @@
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "coordinator/store/redis.h"
+#include "proto/gate.h"
 
 static const char usage_head[] =
     "usage: kiln-coordinator --dir DIR --redis WHERE --listen ENDPOINT [options]\n"
@@ -172,6 +173,9 @@ int main(int argc, char **argv) {
     kn_log_rotate(LOG_FILE_BYTES_MAX);
     signal(SIGPIPE, SIG_IGN);
     setenv("UV_THREADPOOL_SIZE", "8", 0); /* they wait for the disk */
+    struct kn_gate_plan plan = kn_gate_plan(kn_fs_files_max(true));
+    if (kn_gate_set(&plan) != 0) return fail("out of memory");
+    o.server.workers_fit = (uint32_t)plan.workers;
 
     char mark[KN_PATH_MAX];
     rc = kn_fs_mkdirs(o.server.dir, 0777, &err);

@@ -19,6 +19,7 @@
 #include "coordinator/send.h"
 #include "coordinator/trash.h"
 #include "coordinator/workers.h"
+#include "proto/gate.h"
 
 #define TICK_MAX_MS 100
 #define STALL_MS 2000
@@ -54,8 +55,19 @@ static void on_tick(uv_timer_t *t) {
     uv_timer_start(t, on_tick, ms < TICK_MAX_MS ? ms : TICK_MAX_MS, 0);
 }
 
+static void tell_gate(struct server *s) {
+    struct kn_gate_counts n = kn_gate_counts();
+    if (n.put_out + n.refused == s->gate_told) return;
+    s->gate_told = n.put_out + n.refused;
+    kn_warn(
+        "connections_full put_out=%llu refused=%llu text=\"%u workers fit by the limit of open files; kiln "
+        "doctor tells more\"",
+        (unsigned long long)n.put_out, (unsigned long long)n.refused, s->opt.workers_fit);
+}
+
 static void on_sweep(uv_timer_t *t) {
     struct server *s = t->data;
+    tell_gate(s);
     kn_log_flush(false);
     workers_forget(s);
     clients_sweep(s);

@@ -46,6 +46,7 @@ struct server_options {
     const char *ready_file;            /* NULL: none */
     bool no_scrub;                     /* pictures are not read back */
     uint64_t scrub_first_ms, trash_ms; /* for tests; 0: a minute, an hour */
+    uint32_t workers_fit;              /* by the limit of open files; 0: not known */
     const char *default_model;         /* its name, for clients that name none; NULL: the model that ships */
 };
 
@@ -127,6 +128,7 @@ struct server {
     uint64_t alarms;                    /* FX_ALARMs since the start */
     uint64_t disk_refused_ms;           /* when the disk refused a picture last; 0: it has taken one since */
     char disk_why[320];
+    uint64_t gate_told; /* connections that were put out or refused, as the log has them */
     bool some_refused;  /* pictures that workers have not been asked for since */
     uint64_t wanted_ms; /* when they were asked last */
     bool closing;

@@ -451,7 +451,8 @@ enum kn_batch_verb {
     F(U64,  store_silent_ms)                         \
     F(TEXT, store_text, KN_WAIT_TEXT_MAX)            \
     F(TEXT, disk_text,  KN_WAIT_TEXT_MAX) \
-    F(TEXT, store_note, KN_WAIT_TEXT_MAX) /* it answers, and something happened to it that a person should know */
+    F(TEXT, store_note, KN_WAIT_TEXT_MAX) /* it answers, and something happened to it that a person should know */ \
+    F(U32,  workers_fit)    /* that may be connected at once; 0: not known */
 
 #define KN_FIELDS_EXPLAIN_REPLY(F)                   \
     F(PART, batch_status, status)                    \

@@ -21,6 +21,12 @@
 
 #define PUMP_MAX 64
 #define LINGER_MS 1000
+#define BACKLOG 1024 /* connections that wait to be accepted */
+/* A connection over which nothing comes is broken after PING_MS and QUIET_MS together. What a ROUTER has not taken stays
+ * unread in the kernel, which is no sign of a broken connection: with pictures it is more patient, and so is TCP. */
+#define PING_MS 2000
+#define QUIET_MS 5000
+#define QUIET_BLOBS_MS 60000
 #define RETRY_MS 10 /* between two tries to send where the last one still found no room */
 
 /* Bytes that ZeroMQ has and has not sent yet. A ROUTER counts those of each peer: one that asks and does not read must
@@ -63,6 +69,8 @@ struct kn_sock {
     struct kn_sock_options opt;
     void *z;         /* owns; NULL once destroyed */
     uv_poll_t *poll; /* owns; a handle of its own, since a reconnect brings a new descriptor */
+    void *watch;     /* owns; a DEALER's, where it is told of the end of its connection; NULL: nobody asked */
+    uv_poll_t *watch_poll; /* owns; the same of it */
     uv_idle_t again;
     uv_timer_t
         retry; /* a ROUTER counts as writable when any of its peers is: without a pause the loop would spin */
@@ -276,6 +284,59 @@ static int set_int(struct kn_sock *s, int option, int value) {
     return zmq_setsockopt(s->z, option, &value, sizeof value);
 }
 
+/* ---- the end of a connection */
+
+static void watch_close(void *watch, uv_poll_t *poll) {
+    if (poll) uv_close((uv_handle_t *)poll, on_poll_closed);
+    if (watch) zmq_close(watch);
+}
+
+/* True when ZeroMQ has told of an end. It does in two frames, of which none is read: it is asked for nothing else. Its
+ * descriptor tells of the next one only when all are taken. */
+static bool watch_take(void *watch) {
+    bool ended = false;
+    for (;;) {
+        zmq_msg_t part;
+        zmq_msg_init(&part);
+        int rc = zmq_msg_recv(&part, watch, ZMQ_DONTWAIT);
+        int error = errno;
+        zmq_msg_close(&part);
+        if (rc < 0 && error != EINTR) return ended;
+        ended = ended || rc >= 0;
+    }
+}
+
+static void on_watch(uv_poll_t *h, int status, int uv_events) {
+    struct kn_sock *s = h->data;
+    (void)status;
+    (void)uv_events;
+    if (s->watch && watch_take(s->watch)) s->opt.broken(s, s->opt.ctx);
+}
+
+/* Has ZeroMQ tell of ends of s->z's connections. */
+static int watch_open(struct kn_sock *s) {
+    static atomic_uint serial;
+    char name[64];
+    int fd = -1;
+    size_t len = sizeof fd;
+    snprintf(name, sizeof name, "inproc://ends-%u", atomic_fetch_add(&serial, 1));
+    void *watch = zmq_socket(s->wire->ctx, ZMQ_PAIR);
+    uv_poll_t *poll = malloc(sizeof *poll);
+    if (watch && poll && zmq_socket_monitor(s->z, name, ZMQ_EVENT_DISCONNECTED) == 0 &&
+        zmq_connect(watch, name) == 0 && zmq_getsockopt(watch, ZMQ_FD, &fd, &len) == 0 &&
+        uv_poll_init(s->wire->loop, poll, fd) == 0) {
+        poll->data = s;
+        uv_poll_start(poll, UV_READABLE, on_watch);
+        s->watch = watch;
+        s->watch_poll = poll;
+        watch_take(watch);
+        return 0;
+    }
+    free(poll);
+    watch_close(watch, NULL);
+    return -1;
+}
+
 static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     s->z = zmq_socket(s->wire->ctx, s->opt.router ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!s->z) return zmq_err(err, "zmq_socket");
@@ -284,8 +345,10 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     rc |= set_int(s, ZMQ_LINGER, LINGER_MS);
     rc |= set_int(s, ZMQ_RECONNECT_IVL, 100);
     rc |= set_int(s, ZMQ_RECONNECT_IVL_MAX, 2000);
-    rc |= set_int(s, ZMQ_HEARTBEAT_IVL, 5000);
-    rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 15000);
+    rc |= set_int(s, ZMQ_BACKLOG, BACKLOG);
+    rc |= set_int(s, ZMQ_HEARTBEAT_IVL, PING_MS);
+    rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, s->opt.blobs && s->opt.router ? QUIET_BLOBS_MS : QUIET_MS);
+    rc |= set_int(s, ZMQ_TCP_MAXRT, s->opt.blobs ? QUIET_BLOBS_MS : PING_MS + QUIET_MS);
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
     rc |= set_int(s, ZMQ_IPV6, 1);
     /* Acknowledgements come in bursts, hence long queues where messages are short. What a ROUTER has not taken yet
@@ -297,6 +360,8 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
                                   : SEND_COUNT_MAX);
     if (s->opt.router) {
         rc |= set_int(s, ZMQ_ROUTER_MANDATORY, 1);
+        /* A peer that connects anew takes the place of its connection that broke unseen. */
+        rc |= set_int(s, ZMQ_ROUTER_HANDOVER, 1);
     } else {
         uint8_t id[KN_PEER_BYTES];
         if (getrandom(id, sizeof id, 0) != (ssize_t)sizeof id) {
@@ -326,10 +391,13 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     }
     s->poll->data = s;
     uv_poll_start(s->poll, UV_READABLE, on_readable);
+    if (s->opt.broken && watch_open(s) != 0) kn_warn("watch_failed reason=\"%s\"", zmq_strerror(errno));
     return 0;
 }
 
 static void close_zmq(struct kn_sock *s) {
+    watch_close(s->watch, s->watch_poll);
+    s->watch = s->watch_poll = NULL;
     uv_close((uv_handle_t *)s->poll, on_poll_closed); /* leaves epoll at once, so the descriptor may go */
     s->poll = NULL;
     zmq_close(s->z);
@@ -414,13 +482,18 @@ int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err) {
     assert(!s->opt.router && s->endpoint[0]);
     set_int(s, ZMQ_LINGER, 0);
     void *old_z = s->z;
-    uv_poll_t *old_poll = s->poll;
+    uv_poll_t *old_poll = s->poll, *old_watch_poll = s->watch_poll;
+    void *old_watch = s->watch;
+    s->watch = s->watch_poll = NULL;
     int rc = open_zmq(s, err);
     if (rc != 0) { /* the old connection stays */
         s->z = old_z;
         s->poll = old_poll;
+        s->watch = old_watch;
+        s->watch_poll = old_watch_poll;
         return rc;
     }
+    watch_close(old_watch, old_watch_poll);
     uv_close((uv_handle_t *)old_poll, on_poll_closed);
     zmq_close(old_z);
     if (zmq_connect(s->z, s->endpoint) != 0) return zmq_err(err, s->endpoint);

@@ -35,6 +35,9 @@ typedef void (*kn_sock_recv)(struct kn_sock *s, void *ctx, const struct kn_peer 
 /* Room to send again after a KN_EAGAIN (DEALER: the connection). May be NULL. */
 typedef void (*kn_sock_writable)(struct kn_sock *s, void *ctx);
 
+/* A DEALER's connection has ended; ZeroMQ makes another by itself, and what was sent over this one may be lost. */
+typedef void (*kn_sock_broken)(struct kn_sock *s, void *ctx);
+
 /* A message came that could not be decoded; g and its text are the socket's. */
 typedef void (*kn_sock_garbled)(struct kn_sock *s, void *ctx, const struct kn_peer *peer,
                                 const struct kn_garbled *g);
@@ -45,6 +48,7 @@ struct kn_sock_options {
     kn_sock_recv recv;
     kn_sock_writable writable;
     kn_sock_garbled garbled; /* NULL: nobody answers */
+    kn_sock_broken broken;   /* NULL: nobody is told */
     void *ctx;
 };
 

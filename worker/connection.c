@@ -21,6 +21,8 @@ static void on_data(struct kn_sock *s, void *ctx, const struct kn_peer *peer, st
 static void on_garbled(struct kn_sock *s, void *ctx, const struct kn_peer *peer, const struct kn_garbled *g);
 static void on_control_writable(struct kn_sock *s, void *ctx);
 static void on_data_writable(struct kn_sock *s, void *ctx);
+static void on_control_broken(struct kn_sock *s, void *ctx);
+static void on_data_broken(struct kn_sock *s, void *ctx);
 
 static void enter(struct connection *c, enum connection_state state, uint64_t now_ms) {
     if (state == CONNECTION_CONNECTING && c->state != state) c->complain_at_ms = now_ms + COMPLAIN_MS;
@@ -40,8 +42,11 @@ static void drop_sockets(struct connection *c) {
 
 /* Makes a new control connection. The data connection follows with the welcome. */
 static int dial(struct connection *c, uint64_t now_ms, struct kn_err *err) {
-    struct kn_sock_options opt = {
-        .recv = on_control, .writable = on_control_writable, .garbled = on_garbled, .ctx = c};
+    struct kn_sock_options opt = {.recv = on_control,
+                                  .writable = on_control_writable,
+                                  .garbled = on_garbled,
+                                  .broken = on_control_broken,
+                                  .ctx = c};
     drop_sockets(c);
     int rc = kn_endpoint_resolve(c->join, c->endpoint, err);
     if (rc == 0) rc = kn_sock_create(c->wire, &opt, &c->control, err);
@@ -128,9 +133,11 @@ int connection_send_data(struct connection *c, const struct kn_msg *m, struct kn
 }
 
 static int open_data(struct connection *c, struct kn_err *err) {
-    struct kn_sock_options opt = {.blobs = true, .recv = on_data, .writable = on_data_writable, .ctx = c};
+    struct kn_sock_options opt = {
+        .blobs = true, .recv = on_data, .writable = on_data_writable, .broken = on_data_broken, .ctx = c};
     kn_sock_destroy(c->data);
     c->data = NULL;
+    c->data_up = false;
     int rc = kn_sock_create(c->wire, &opt, &c->data, err);
     if (rc == 0) rc = kn_sock_connect(c->data, c->data_endpoint, err);
     if (rc != 0) {
@@ -249,7 +256,25 @@ static void on_control_writable(struct kn_sock *s, void *ctx) {
 
 static void on_data_writable(struct kn_sock *s, void *ctx) {
     struct connection *c = ctx;
-    if (s == c->data) c->on.data_writable(c->on.ctx);
+    if (s != c->data) return;
+    c->data_up = true;
+    c->on.data_writable(c->on.ctx);
+}
+
+/* A connection that never stood is ZeroMQ's to try again, with its growing pause. */
+static void on_control_broken(struct kn_sock *s, void *ctx) {
+    struct connection *c = ctx;
+    if (s != c->control || c->state == CONNECTION_CONNECTING) return;
+    kn_info("connection_broken endpoint=%s", c->endpoint);
+    redial(c, kn_clock_ms());
+}
+
+static void on_data_broken(struct kn_sock *s, void *ctx) {
+    struct connection *c = ctx;
+    if (s != c->data || !c->data_up) return;
+    kn_info("connection_broken endpoint=%s", c->data_endpoint);
+    connection_renew_data(c);
+    c->on.data_renewed(c->on.ctx);
 }
 
 /* ---- time */

@@ -9,7 +9,9 @@
  *                 older coordinator that dropped the hello answers that, and a person is told
  *     JOINED      welcomed: heartbeats go out
  *
- * A coordinator that says nothing for three times silence_ms is asked with another hello. If that is not
+ * A connection that breaks, or over which nothing comes any more (proto/wire.c), is made anew at once, with a new
+ * hello; the data connection alone where only that breaks. A coordinator that says nothing for three times silence_ms
+ * over one that stands is asked with another hello. If that is not
  * answered, the worker makes a new connection with a new routing id: ZeroMQ mends broken connections by
  * itself, but a coordinator that has not noticed the break yet refuses the old routing id. After any doubt (a
  * new connection, a HelloAgain, another term), the welcome says `again`: all that was sent and not
@@ -30,6 +32,8 @@ struct connection_handler {
     /* Every other message; owned by the callee. */
     void (*message)(void *ctx, struct kn_msg *m);
     void (*data_writable)(void *ctx);
+    /* The data connection broke and was made anew: everything must be sent again. */
+    void (*data_renewed)(void *ctx);
     void *ctx;
 };
 
@@ -44,6 +48,7 @@ struct connection {
     bool hello_due; /* as soon as the rate allows it */
     uint64_t term;  /* of the last welcome */
     uint32_t heartbeat_ms, silence_ms;
+    bool data_up;      /* the data connection has stood */
     bool deaf;         /* the coordinator answers, and cannot read the hello: it is older */
     uint64_t since_ms; /* of the state */
     uint64_t probe_ms; /* when a heartbeat asked whether anybody is there, since the last hello; 0: not yet */

@@ -413,6 +413,13 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
     }
 }
 
+static void on_data_renewed(void *ctx) {
+    struct worker *w = ctx;
+    if (w->uploads.count) kn_info("sending_again pictures=%zu", w->uploads.count);
+    uploads_again(&w->uploads);
+    pump_uploads(w);
+}
+
 static void on_welcome(void *ctx, const struct kn_welcome *welcome, bool again) {
     struct worker *w = ctx;
     if (welcome->worker && welcome->worker[0]) { /* an older coordinator leaves it as it was said */
@@ -584,7 +591,8 @@ static int prepare(struct worker *w, struct kn_err *err) {
         .wake = wake,
         .ctx = w,
     };
-    struct connection_handler on = {on_hello, on_heartbeat, on_welcome, on_message, on_data_room, w};
+    struct connection_handler on = {on_hello,     on_heartbeat,    on_welcome, on_message,
+                                    on_data_room, on_data_renewed, w};
     if (gethostname(w->host, sizeof w->host - 1) != 0) strcpy(w->host, "?");
     kn_uuid_random(w->instance);
     snprintf(w->name, sizeof w->name, "%s", w->opt.name);

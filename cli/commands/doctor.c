@@ -17,8 +17,10 @@
 #include "cli/talk/batch.h"
 #include "cli/talk/model.h"
 #include "cli/text.h"
+#include "proto/gate.h"
 
 #define REDIS_MAJOR_MIN 7 /* scripts that begin with #!lua */
+#define FILES_MIN 1024
 #define DISK_MIB_MIN 1024
 #define MEMORY_MIB_MIN 1024
 #define FARM_STATUS_MS 3000 /* an older coordinator does not know the question */
@@ -137,6 +139,10 @@ static void check_machine(struct doctor *d) {
     line(d, enough, "memory", "%s, %s can be had%s%s", kn_bytes_text(m->memory_total, total),
          kn_bytes_text(m->memory_free, can), m->memory_limited ? " within the control group's limit" : "",
          enough ? "" : "; that is little");
+    size_t files = kn_fs_files_max(true);
+    line(d, files >= FILES_MIN, "open files",
+         "%zu at most: a coordinator started here can have %zu workers%s", files, kn_gate_plan(files).workers,
+         files >= FILES_MIN ? "" : "; raise the hard limit (ulimit -Hn, LimitNOFILE=)");
     glob_t g = {0};
     size_t gpus = glob("/dev/nvidia[0-9]*", 0, NULL, &g) == 0 ? g.gl_pathc : 0;
     globfree(&g);
@@ -169,6 +175,11 @@ static void check_moving(struct doctor *d, struct client *c, const char *redis) 
         line(d, !f->store_text[0], "farm's store", "%s", f->store_text[0] ? f->store_text : "answers");
         if (f->store_note[0]) line(d, true, "farm's store", "%s", f->store_note);
         line(d, !f->disk_text[0], "farm's disk", "%s", f->disk_text[0] ? f->disk_text : "takes pictures");
+        if (f->workers_fit)
+            line(
+                d, f->workers < f->workers_fit, "farm's connections",
+                "%u of %u workers that fit; the limit of open files of the coordinator (ulimit -n, LimitNOFILE=) decides",
+                f->workers, f->workers_fit);
     }
     kn_msg_destroy(r);
     if (batch_query(c, NULL, &r, &err) != KN_OK) return;
