@@ -336,6 +336,10 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
         add_arg(p, "%s", c->redis);
     else
         add_arg(p, "unix:%s", s->f->redis_socket);
+    if (c->pictures) { /* they may be copied to another place, and Redis is not there then */
+        add_arg(p, "--store-mark");
+        add_arg(p, "%s/store.mark", s->f->dir);
+    }
     add_arg(p, "--listen");
     add_arg(p, "%s", s->f->endpoint);
     for (size_t i = 0; i < c->listen_count; i++) {

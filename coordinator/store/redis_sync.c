@@ -104,19 +104,14 @@ static int check_redis(struct redis_store *s, struct kn_err *err) {
 }
 
 /* A farm's data says how it is laid out. A later layout is not read at all: what is not known of it could be lost, or
- * rendered otherwise than it was asked for. */
+ * rendered otherwise than it was asked for. Nothing is written: that is for who has the lead. */
 static int check_format(struct redis_store *s, struct kn_err *err) {
-    char format[16];
-    snprintf(format, sizeof format, "%d", STORE_FORMAT);
-    redisReply *r =
-        redis_ask_plain(s->sync, err, 4, "SET", "kiln:format", format, "NX"); /* the first start */
+    redisReply *r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:format");
     if (!r) return err->code;
-    freeReplyObject(r);
-    r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:format");
-    if (!r) return err->code;
+    bool none = r->type == REDIS_REPLY_NIL; /* the first start, or the first of a program that writes it */
     long have = r->type == REDIS_REPLY_STRING ? strtol(r->str, NULL, 10) : 0;
     freeReplyObject(r);
-    if (have == STORE_FORMAT) return 0;
+    if (none || have == STORE_FORMAT) return 0;
     if (have > STORE_FORMAT)
         return kn_err_set(
             err, KN_ECONFIG,
@@ -126,6 +121,15 @@ static int check_format(struct redis_store *s, struct kn_err *err) {
             have, KILN_VERSION, STORE_FORMAT);
     return kn_err_set(err, KN_ECORRUPT,
                       "this farm's data is of no format that is known: kiln:format in Redis is %ld", have);
+}
+
+static int write_format(struct redis_store *s, struct kn_err *err) {
+    char format[16];
+    snprintf(format, sizeof format, "%d", STORE_FORMAT);
+    redisReply *r = redis_ask_plain(s->sync, err, 4, "SET", "kiln:format", format, "NX");
+    if (!r) return err->code;
+    freeReplyObject(r);
+    return 0;
 }
 
 static int load_scripts(struct redis_store *s, struct kn_err *err) {
@@ -309,6 +313,7 @@ int redis_open_sync(struct redis_store *s, struct kn_err *err) {
         if (rc == 0) rc = check_format(s, err);
         if (rc == 0) rc = load_scripts(s, err);
         if (rc == 0) rc = take_lead(s, err);
+        if (rc == 0) rc = write_format(s, err);
         if (rc != KN_EAGAIN) break;
         bool loading = strstr(err->text, "LOADING");
         if (!loading && kn_clock_ms() - begun > START_MS) {
