@@ -196,7 +196,7 @@ static void on_task_failed(struct server *s, uint64_t conn, const struct kn_task
     server_step(s, &ev);
 }
 
-/* What a worker says that it cannot do is remembered for people. */
+/* Remembers for people what a worker says that it cannot do. */
 static void note_returned(struct known_worker *w, const struct kn_shard_returned *r) {
     if (r->code == 0 && !r->reason[0]) return;
     kn_warn("shard_returned worker=%s shard=%llu code=%d reason=\"%s\"", w->name,

@@ -111,7 +111,7 @@ static void read_last_words(struct local_farm *s, size_t i) {
     kn_supervise_last_words(log, s->v[i].log_at, s->processes[i].words, sizeof s->processes[i].words);
 }
 
-/* What an earlier Redis of this farm left: its socket, and the files that it was writing when it was killed.
+/* Removes what an earlier Redis of this farm left: its socket, and the files that it was writing when it was killed.
  * None runs, since its folder is ours alone. */
 static void clear_redis(const struct local_farm *s) {
     static const char *const folders[] = {"redis", "redis/appendonlydir"};

@@ -64,7 +64,7 @@ static struct shard *worker_executing(struct worker *w) {
     return found;
 }
 
-/* What a kill for want of memory means for the shard that was executing: nobody is to blame, and the worker is given
+/* A kill for want of memory, as it is for the shard that was executing: nobody is to blame, and the worker is given
  * fewer images at once from now on, as if it had handed the shard back. A single image leaves nothing to halve: it
  * is tried again, for it may have been another program that took the memory, but not for ever. */
 static enum shard_fate fate_of_memory(struct worker *w, const struct shard *s) {
