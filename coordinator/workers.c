@@ -586,4 +586,10 @@ void workers_fini(struct server *s) {
         if (!w->name[0]) workers_free(w); /* the others are in the table of names too */
     pos = 0;
     while (s->workers && (w = kn_map_next(s->workers, &pos))) workers_free(w);
+    while (s->arrivals) { /* the collector has gone before, and calls nobody for those that it was keeping */
+        struct arrival *u = (struct arrival *)((char *)s->arrivals - offsetof(struct arrival, link));
+        unlink_arrival(u);
+        kn_msg_destroy(u->msg);
+        free(u);
+    }
 }
