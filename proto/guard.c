@@ -88,7 +88,8 @@ static void decide(struct kn_guard *g, const struct frame f[FRAMES], int n) {
         in = g->admit(g->ctx, &key, address);
         if (in) kn_hex(key.bytes, KN_KEY_BYTES, user);
     }
-    if (!in) kn_warn("key_refused address=%s key=%s", address, name);
+    if (!in)
+        kn_warn_of(kn_hash64(address, strlen(address), 0), "key_refused address=%s key=%s", address, name);
     answer(g, &f[F_REQUEST], in, user);
 }
 

@@ -372,8 +372,10 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     return 0;
 }
 
-static void monitor_close(struct kn_sock *s) {
+/* z is the socket that it watches. libzmq would wait for ever to tell a watcher that has gone, so it is stopped first. */
+static void monitor_close(struct kn_sock *s, void *z) {
     if (!s->monitor) return;
+    zmq_socket_monitor(z, NULL, 0);
     uv_close((uv_handle_t *)s->monitor_poll, on_poll_closed);
     zmq_close(s->monitor);
     s->monitor = NULL;
@@ -382,7 +384,7 @@ static void monitor_close(struct kn_sock *s) {
 }
 
 static void close_zmq(struct kn_sock *s) {
-    monitor_close(s);
+    monitor_close(s, s->z);
     uv_close((uv_handle_t *)s->poll, on_poll_closed); /* leaves epoll at once, so the descriptor may go */
     s->poll = NULL;
     zmq_close(s->z);
@@ -611,7 +613,7 @@ int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err) {
         return rc;
     }
     uv_close((uv_handle_t *)old_poll, on_poll_closed);
-    monitor_close(s); /* it is the old connection's */
+    monitor_close(s, old_z);
     zmq_close(old_z);
     uv_timer_stop(&s->refused);
     if ((rc = use_keys_of_client(s, err)) != 0) return rc;
