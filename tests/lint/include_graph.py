@@ -45,7 +45,7 @@ WITHOUT_CIRCLES = ("cli/",)
 
 # library: (what its headers look like, the only files that may include them)
 LIBRARIES = {
-    "zmq": (r"^zmq", r"^proto/wire\.c$"),
+    "zmq": (r"^zmq", r"^proto/(wire|guard)\.c$"),
     "protobuf-c": (r"^(protobuf-c/|google/protobuf-c/)|\.pb-c\.h$", r"^proto/(codec\.c|codec_\w+\.[ch]|arena\.[ch])$"),
     "hiredis": (r"^hiredis/", r"^coordinator/store/[^/]*\.c$"),
     "libuv": (r"^(uv\.h$|uv/)", r"^(proto|worker|cli)/|^coordinator/(?!core/)"),
