@@ -17,6 +17,7 @@
  *     send.c        answers to clients, the welcome
  *     batches.c     what is kept of each batch beside the core
  *     history.c     the story of a task's attempts, as a text
+ *     ticket.c      proof that a shard was granted
  *     collect.c     keeps pictures, as files
  *     objects.c     the folder of these files: all that changes anything in it
  *     store/        keeps the state, in Redis

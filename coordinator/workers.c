@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/send.h"
+#include "coordinator/ticket.h"
 #include "coordinator/trash.h"
 
 #define NEWCOMER_MS 60000
@@ -79,6 +80,15 @@ void workers_garbled(struct listener *l, const struct kn_peer *peer, const struc
     refuse(l, peer, g->code, text);
 }
 
+static bool held_is_proven(const struct server *s, const struct kn_worker_hello *h,
+                           const struct kn_held_shard *x) {
+    struct ticket_grant g = {x->batch, x->shard, x->term, h->worker};
+    bool proven = ticket_is_good(s->store->secret, &g, x->ticket, x->ticket_len);
+    for (size_t i = 0; proven && i < x->task_count; i++)
+        proven = ticket_names(x->ticket, x->ticket_len, x->tasks[i]);
+    return proven;
+}
+
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     struct known_worker *w;
     uint64_t conn = send_conn(peer);
@@ -98,6 +108,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
         memcpy(held[i].batch, h->held[i].batch, sizeof held[i].batch);
         held[i].tasks = h->held[i].tasks;
         held[i].task_count = (uint32_t)h->held[i].task_count;
+        held[i].unproven = !held_is_proven(s, h, &h->held[i]);
     }
     for (size_t i = 0; i < h->model_count; i++) workers_remember_model(s, &h->models[i], 0);
     kn_info("worker_hello worker=%s host=%s pid=%u backend=%s models=%zu held=%zu credit=%u", h->worker,
@@ -362,11 +373,42 @@ static void on_collected(void *ctx, int code, const char *why) {
     free(u);
 }
 
+/* The picture was asked for. Its ticket shows it; a program of before tickets has none to bring, and is believed
+ * for what this coordinator knows that it holds. */
+static bool is_granted(const struct server *s, const struct kn_image_result *r) {
+    struct ticket_grant g = {r->batch, r->shard, r->term, r->worker};
+    if (r->ticket_len == 0) {
+        const struct known_worker *w = kn_map_get(s->workers, r->worker, strlen(r->worker));
+        return w && !(kn_features_of_peer(w->hello->features, w->hello->feature_count) & KN_FEATURE_TICKET) &&
+               farm_holds(s->farm, r->worker, r->shard, r->term, r->batch, r->task);
+    }
+    return ticket_is_good(s->store->secret, &g, r->ticket, r->ticket_len) &&
+           ticket_names(r->ticket, r->ticket_len, r->task);
+}
+
+/* What to say of a picture that nobody can be shown to have asked for. One that is on its way to the store may be
+ * the very same, sent again by a program of before tickets: it keeps the bytes. */
+static int refusal(const struct server *s, const struct kn_image_result *r) {
+    enum farm_task_state state;
+    int wanted = farm_wants(s->farm, r->batch, r->task);
+    if (wanted != 0) return wanted;
+    bool waits = farm_task_state(s->farm, r->batch, r->task, &state) == 0 && state == TASK_COMMITTING;
+    return waits && r->ticket_len == 0 ? KN_EAGAIN : KN_EPERM;
+}
+
 void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
     const struct kn_image_result *r = &msg->u.image_result;
     uint64_t conn = send_conn(peer);
     int wanted = farm_wants(s->farm, r->batch, r->task);
-    if (wanted == KN_EEXIST) {
+    if (!is_granted(s, r)) {
+        int code = refusal(s, r);
+        if (code == KN_EPERM)
+            kn_warn("result_refused worker=%s shard=%llu term=%llu task=%u reason=\"%s\"", r->worker,
+                    (unsigned long long)r->shard, (unsigned long long)r->term, r->task,
+                    r->ticket_len ? "its ticket is not for this"
+                                  : "no ticket, and not granted by this coordinator");
+        server_ack(s, conn, r->batch, r->task, code);
+    } else if (wanted == KN_EEXIST) {
         feed_result(s, conn, r); /* the core compares it with the one that is there */
     } else if (wanted != 0) {
         server_ack(s, conn, r->batch, r->task, wanted);

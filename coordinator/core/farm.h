@@ -150,6 +150,8 @@ struct farm_held { /* a shard that a worker says it holds when it says hello */
     kn_id batch;
     const uint32_t *tasks; /* not yet acknowledged */
     uint32_t task_count;
+    bool
+        unproven; /* nothing shows that it was granted: it goes on if the core knows it, and is never adopted */
 };
 
 /* A hello of another process under the name of a worker that is connected takes nothing from it: the older
@@ -428,6 +430,9 @@ KN_MUST_USE int farm_task_view(const struct farm *f, const kn_id id, uint32_t ta
 /* 0 if a result for this task is wanted at all, so that the shell can refuse the bytes early. KN_EEXIST: it
  * is done already. KN_EGONE: the task or its batch is over or unknown. */
 KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
+/* This worker holds this task by a grant that the core knows. */
+bool farm_holds(const struct farm *f, const char *worker, uint64_t shard, uint64_t term, const kn_id batch,
+                uint32_t task);
 /* Calls `each` for the objects of results that wait for the store to be asked again: they are about to be
  * named. */
 void farm_each_waiting(const struct farm *f, void (*each)(void *ctx, const kn_digest sha256), void *ctx);

@@ -8,6 +8,7 @@
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "coordinator/store/redis.h"
+#include "coordinator/ticket.h"
 #include "tests/unit/check.h"
 #include "tests/unit/store_memory.h"
 #include "tests/unit/store_redis_server.h"
@@ -201,7 +202,9 @@ static struct kn_model_info model(void) {
     return m;
 }
 
-static void hello(struct fixture *f) {
+/* With what it says that it holds, or NULL; `before`: a program of before features were told. */
+static void hello_with(struct fixture *f, struct kn_held_shard *held, bool before) {
+    static const char *features[KN_FEATURES_MAX];
     struct kn_model_info models[] = {model()};
     struct kn_msg m = {.type = KN_MSG_WORKER_HELLO};
     m.u.worker_hello = (struct kn_worker_hello){.worker = "w",
@@ -212,10 +215,18 @@ static void hello(struct fixture *f) {
                                                 .credit = 1,
                                                 .batch_max = 8,
                                                 .models = models,
-                                                .model_count = 1};
+                                                .model_count = 1,
+                                                .held = held,
+                                                .held_count = held != NULL,
+                                                .features = features};
+    if (!before) m.u.worker_hello.feature_count = kn_features_list(kn_features(), features);
     m.u.worker_hello.instance[0] = 1;
     tell(f, &f->worker, &m, NULL);
     await(f, &f->worker, KN_MSG_WELCOME);
+}
+
+static void hello(struct fixture *f) {
+    hello_with(f, NULL, false);
 }
 
 static int begin_pinned(struct fixture *f, const kn_id id, uint32_t tasks, const char *model_name,
@@ -290,20 +301,45 @@ static void free_data(void *data, void *hint) {
     free(data);
 }
 
+/* A result of the worker's, with the ticket of a grant of this task alone: in `ticket`, which must outlive it. */
+static struct kn_image_result result(struct fixture *f, const kn_id id, uint32_t task, const char *text,
+                                     uint8_t ticket[TICKET_BYTES_MAX]) {
+    struct kn_image_result r = {.task = task,
+                                .attempt = 1,
+                                .render_ms = 5,
+                                .shard = 1000 + task,
+                                .term = f->s->store->term,
+                                .worker = "w",
+                                .backend = "class-1",
+                                .engine = "kiln 0",
+                                .ticket = ticket};
+    struct ticket_grant g = {id, r.shard, r.term, r.worker};
+    memcpy(r.batch, id, sizeof(kn_id));
+    kn_sha256(text, strlen(text), r.sha256);
+    kn_sha256(text, 1, r.pixels_sha256);
+    r.ticket_len = ticket_make(f->s->store->secret, &g, &task, 1, ticket);
+    return r;
+}
+
+static void bring(struct fixture *f, const struct kn_image_result *r, const char *text) {
+    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT, .u.image_result = *r};
+    struct kn_blob blob = {strdup(text), strlen(text), free_data, NULL};
+    tell(f, &f->data, &m, &blob);
+}
+
+static int answer_to(struct fixture *f, const struct kn_image_result *r, const char *text) {
+    bring(f, r, text);
+    const struct kn_msg *a = await(f, &f->data, KN_MSG_IMAGE_ACK);
+    CHECK_INT((int)a->u.image_ack.task, (int)r->task);
+    return a->u.image_ack.code;
+}
+
 /* Sends a picture (whose digest may be made wrong) and returns the acknowledgement's code. */
 static int picture(struct fixture *f, const kn_id id, uint32_t task, const char *text, bool corrupt) {
-    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
-    struct kn_blob blob = {strdup(text), strlen(text), free_data, NULL};
-    m.u.image_result = (struct kn_image_result){
-        .task = task, .attempt = 1, .render_ms = 5, .worker = "w", .backend = "class-1", .engine = "kiln 0"};
-    memcpy(m.u.image_result.batch, id, sizeof(kn_id));
-    kn_sha256(text, strlen(text), m.u.image_result.sha256);
-    kn_sha256(text, 1, m.u.image_result.pixels_sha256);
-    if (corrupt) m.u.image_result.sha256[0] ^= 1;
-    tell(f, &f->data, &m, &blob);
-    const struct kn_msg *a = await(f, &f->data, KN_MSG_IMAGE_ACK);
-    CHECK_INT((int)a->u.image_ack.task, (int)task);
-    return a->u.image_ack.code;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    struct kn_image_result r = result(f, id, task, text, ticket);
+    if (corrupt) r.sha256[0] ^= 1;
+    return answer_to(f, &r, text);
 }
 
 static bool object_there(struct fixture *f, const char *text) {
@@ -900,14 +936,9 @@ TEST(a_picture_that_waits_for_the_store_is_neither_moved_to_the_trash_nor_delete
     struct store_ops busy = *before;
     busy.commit = refuse_commit;
     f.s->store->ops = &busy;
-    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
-    struct kn_blob blob = {strdup("shared"), 6, free_data, NULL};
-    m.u.image_result = (struct kn_image_result){
-        .attempt = 1, .render_ms = 5, .worker = "w", .backend = "class-1", .engine = "kiln 0"};
-    memcpy(m.u.image_result.batch, batch_b, sizeof(kn_id));
-    kn_sha256("shared", 6, m.u.image_result.sha256);
-    kn_sha256("shared", 1, m.u.image_result.pixels_sha256);
-    tell(&f, &f.data, &m, &blob);
+    uint8_t ticket[TICKET_BYTES_MAX];
+    struct kn_image_result again = result(&f, batch_b, 0, "shared", ticket);
+    bring(&f, &again, "shared");
     for (int i = 0; i < 2000 && collect_count(f.s->collect) == 0; i++) run_ms(&f, 1);
     for (int i = 0; i < 2000 && collect_count(f.s->collect) > 0; i++) run_ms(&f, 1);
     struct kn_msg rm = {.type = KN_MSG_BATCH_COMMAND};
@@ -1585,5 +1616,172 @@ TEST(promise_backward_at_the_limit_of_memory_a_removal_is_taken_before_what_wait
     CHECK_STR(test_redis_ask(&f.redis, "config set maxmemory 0"), "OK");
     all_are_answered(&f, 1);
     CHECK_INT((int)status_line(&f, paused)->state, KN_BATCH_ACTIVE);
+    teardown(&f);
+}
+
+/* ---- tickets */
+
+static const char *const other_pixels = "another picture";
+
+/* The result of the next grant, which is of one task, as its worker sends it. */
+static struct kn_image_result result_of_grant(struct fixture *f, const char *text,
+                                              uint8_t ticket[TICKET_BYTES_MAX]) {
+    const struct kn_shard_grant *g = &await(f, &f->worker, KN_MSG_SHARD_GRANT)->u.shard_grant;
+    struct kn_image_result r = {.task = g->index[0],
+                                .attempt = g->attempt,
+                                .shard = g->shard,
+                                .term = g->term,
+                                .worker = "w",
+                                .backend = "class-1",
+                                .engine = "kiln 0",
+                                .ticket = ticket,
+                                .ticket_len = g->ticket_len};
+    CHECK_INT((int)g->count, 1);
+    CHECK_INT((int)g->ticket_len, KN_SHA256_BYTES + 8);
+    memcpy(ticket, g->ticket, g->ticket_len);
+    memcpy(r.batch, g->batch, sizeof(kn_id));
+    kn_sha256(text, strlen(text), r.sha256);
+    kn_sha256(text, 1, r.pixels_sha256);
+    return r;
+}
+
+/* What a hello says of it while its picture is not acknowledged. */
+static struct kn_held_shard held_of(struct kn_image_result *r) {
+    struct kn_held_shard h = {.shard = r->shard,
+                              .term = r->term,
+                              .tasks = &r->task,
+                              .task_count = 1,
+                              .ticket = r->ticket,
+                              .ticket_len = r->ticket_len};
+    memcpy(h.batch, r->batch, sizeof h.batch);
+    return h;
+}
+
+TEST(promise_ticket_a_result_that_nobody_was_granted_is_refused) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX + 8] = {0};
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    const struct kn_image_result good = result_of_grant(&f, "p0", ticket);
+    submit(&f, batch_b, 2);
+    struct kn_image_result r = good;
+    r.ticket_len = 0; /* its worker knows of tickets */
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    r.shard++;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    r.term++;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    r.worker = "w2";
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    memcpy(r.batch, batch_b, sizeof(kn_id));
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r.task = 1;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    for (size_t i = 0; i < good.ticket_len; i++) { /* any bit of it, and any length */
+        r = good;
+        ticket[i] ^= 1;
+        CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+        ticket[i] ^= 1;
+        r.ticket_len = i;
+        if (i > 0) CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    }
+    r.ticket_len = good.ticket_len + 8;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    CHECK(!object_there(&f, "p0"));
+    CHECK_INT(answer_to(&f, &good, "p0"), 0);
+    CHECK(object_there(&f, "p0"));
+    /* Nor does a stranger's raise an alarm by other pixels. */
+    r = good;
+    r.ticket_len = 0;
+    kn_sha256(other_pixels, 1, r.pixels_sha256);
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EEXIST);
+    CHECK_U64(f.s->alarms, 0);
+    teardown(&f);
+}
+
+TEST(promise_ticket_a_late_result_is_taken_by_any_later_coordinator) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    const struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+    for (int i = 0; i < 3; i++) {
+        stop(&f);
+        start(&f);
+    }
+    CHECK_INT(answer_to(&f, &r, "p0"), 0); /* its worker has not even said hello to this one */
+    teardown(&f);
+}
+
+TEST(promise_ticket_what_a_worker_holds_goes_on_where_a_ticket_shows_it) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+    struct kn_held_shard held = held_of(&r);
+    stop(&f);
+    start(&f);
+    hello_with(&f, &held, false);
+    CHECK(farm_holds(f.s->farm, "w", r.shard, r.term, batch_a, 0));
+    stop(&f);
+    start(&f);
+    held.ticket_len = 0;
+    hello_with(&f, &held, false);
+    CHECK_U64(await(&f, &f.worker, KN_MSG_SHARD_REVOKE)->u.shard_revoke.shard, r.shard);
+    CHECK(!farm_holds(f.s->farm, "w", r.shard, r.term, batch_a, 0));
+    teardown(&f);
+}
+
+TEST(promise_ticket_a_worker_of_before_tickets_is_believed_for_what_this_coordinator_granted_it) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello_with(&f, NULL, true);
+    submit(&f, batch_a, 1);
+    struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+    r.ticket_len = 0;
+    r.shard++;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r.shard--;
+    CHECK_INT(answer_to(&f, &r, "p0"), 0);
+    /* Another coordinator does not know what it holds, and has it rendered again. */
+    submit(&f, batch_b, 1);
+    struct kn_msg done = {.type = KN_MSG_SHARD_DONE, .u.shard_done = {r.shard, r.term, 5, 1}};
+    tell(&f, &f.worker, &done, NULL);
+    r = result_of_grant(&f, "p1", ticket);
+    r.ticket_len = 0;
+    stop(&f);
+    start(&f);
+    CHECK_INT(answer_to(&f, &r, "p1"), KN_EPERM);
+    struct kn_held_shard held = held_of(&r);
+    hello_with(&f, &held, true);
+    CHECK_U64(await(&f, &f.worker, KN_MSG_SHARD_REVOKE)->u.shard_revoke.shard, r.shard);
+    r = result_of_grant(&f, "p1", ticket);
+    r.ticket_len = 0;
+    CHECK_INT(answer_to(&f, &r, "p1"), 0);
+    teardown(&f);
+}
+
+TEST(promise_ticket_the_secret_outlives_coordinators_and_a_store_that_goes_back) {
+    struct fixture f;
+    kn_digest before;
+    setup_with(&f, true);
+    memcpy(before, f.s->store->secret, sizeof before);
+    stop(&f);
+    start(&f);
+    CHECK(memcmp(before, f.s->store->secret, sizeof before) == 0);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    for (int i = 0; i < 2000 && !store_note_says(&f, "had gone back"); i++) run_ms(&f, 5);
+    stop(&f);
+    start(&f);
+    CHECK(memcmp(before, f.s->store->secret, sizeof before) == 0);
     teardown(&f);
 }
