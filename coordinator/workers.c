@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/inspect.h"
 #include "coordinator/send.h"
 #include "coordinator/ticket.h"
 #include "coordinator/trash.h"
@@ -301,6 +302,7 @@ struct arrival {
     struct commit link; /* in the server's arrivals */
     struct kn_msg *msg; /* owns */
     uint64_t conn;
+    bool decoded;
 };
 
 static void link_arrival(struct arrival *u) {
@@ -341,6 +343,19 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
     server_step(s, &ev);
 }
 
+/* The core has the task rendered again, elsewhere if it can. */
+static void feed_bad(struct server *s, const struct kn_image_result *r, const char *why) {
+    struct farm_event ev = {.type = EV_RESULT_BAD};
+    struct ev_result_bad *e = &ev.u.result_bad;
+    memcpy(e->batch, r->batch, sizeof e->batch);
+    e->task = r->task;
+    e->shard = r->shard;
+    e->term = r->term;
+    e->worker = r->worker;
+    e->reason = why;
+    server_step(s, &ev);
+}
+
 /* The disk took a picture (why NULL), or refused it: a person is told for as long as it is so (waits.c). */
 static void note_disk(struct server *s, const char *why) {
     s->disk_refused_ms = why ? kn_clock_ms() : 0;
@@ -359,13 +374,18 @@ static void on_collected(void *ctx, int code, const char *why) {
         if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
                              memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
             trash_orphan(u->s, r->sha256); /* somebody was faster, or the batch is over */
+        if (u->decoded) inspect_good(u->s, r->worker);
         feed_result(u->s, u->conn, r);
     } else {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code,
                  why ? why : "");
         /* Corrupt bytes will not get better. What the disk refused stays with the worker, which tries again.
          */
-        if (code == KN_ECORRUPT) server_ack(u->s, u->conn, r->batch, r->task, code);
+        if (code == KN_ECORRUPT) {
+            inspect_bad(u->s, r->worker);
+            server_ack(u->s, u->conn, r->batch, r->task, code);
+            feed_bad(u->s, r, why);
+        }
     }
     unlink_arrival(u);
     server_flow(u->s);
@@ -418,8 +438,11 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
     } else {
         struct arrival *u = malloc(sizeof *u);
         if (u) {
-            *u = (struct arrival){.s = s, .msg = msg, .conn = conn};
-            if (collect_put(s->collect, r->sha256, blob, on_collected, u) == 0) {
+            struct kn_picture want = {.decoded = inspect_wanted(s, r->worker, r->sha256)};
+            memcpy(want.pixels, r->pixels_sha256, sizeof want.pixels);
+            farm_task_size(s->farm, r->batch, r->task, &want.width, &want.height);
+            *u = (struct arrival){.s = s, .msg = msg, .conn = conn, .decoded = want.decoded};
+            if (collect_put(s->collect, r->sha256, blob, &want, on_collected, u) == 0) {
                 link_arrival(u);
                 server_flow(s);
                 return;

@@ -289,6 +289,14 @@ bool farm_holds(const struct farm *f, const char *worker, uint64_t shard, uint64
            shard_holds(s, task);
 }
 
+void farm_task_size(const struct farm *f, const kn_id id, uint32_t task, uint32_t *width, uint32_t *height) {
+    const struct batch *b = batch_find(f, id);
+    const struct shape *x = NULL;
+    if (b && task < b->total) x = slab_at(&f->shapes, b->groups[b->tasks[task].group].shape);
+    *width = x ? x->key.width : 0;
+    *height = x ? x->key.height : 0;
+}
+
 void farm_each_waiting(const struct farm *f, void (*each)(void *ctx, const kn_digest sha256), void *ctx) {
     for (uint32_t slot = f->wait_head; slot != NONE;) {
         const struct pending *p = slab_at(&f->pendings, slot);

@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "coordinator/inspect.h"
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "coordinator/store/redis.h"
 #include "coordinator/ticket.h"
 #include "tests/unit/check.h"
+#include "tests/unit/png_of.h"
 #include "tests/unit/store_memory.h"
 #include "tests/unit/store_redis_server.h"
 
@@ -301,6 +303,20 @@ static void free_data(void *data, void *hint) {
     free(data);
 }
 
+/* The pictures of this test: of one grey, by the first letter of their name. */
+static void name_picture(struct kn_image_result *r, const char *text) {
+    struct png_of png;
+    png_of(text, 64, 64, &png);
+    memcpy(r->sha256, png.sha256, sizeof r->sha256);
+    memcpy(r->pixels_sha256, png.pixels, sizeof r->pixels_sha256);
+}
+
+static void digest_of(const char *text, uint8_t out[KN_SHA256_BYTES]) {
+    struct kn_image_result r;
+    name_picture(&r, text);
+    memcpy(out, r.sha256, sizeof r.sha256);
+}
+
 /* A result of the worker's, with the ticket of a grant of this task alone: in `ticket`, which must outlive it. */
 static struct kn_image_result result(struct fixture *f, const kn_id id, uint32_t task, const char *text,
                                      uint8_t ticket[TICKET_BYTES_MAX]) {
@@ -315,15 +331,17 @@ static struct kn_image_result result(struct fixture *f, const kn_id id, uint32_t
                                 .ticket = ticket};
     struct ticket_grant g = {id, r.shard, r.term, r.worker};
     memcpy(r.batch, id, sizeof(kn_id));
-    kn_sha256(text, strlen(text), r.sha256);
-    kn_sha256(text, 1, r.pixels_sha256);
+    name_picture(&r, text);
     r.ticket_len = ticket_make(f->s->store->secret, &g, &task, 1, ticket);
     return r;
 }
 
 static void bring(struct fixture *f, const struct kn_image_result *r, const char *text) {
     struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT, .u.image_result = *r};
-    struct kn_blob blob = {strdup(text), strlen(text), free_data, NULL};
+    struct png_of png;
+    png_of(text, 64, 64, &png);
+    struct kn_blob blob = {malloc(png.len), png.len, free_data, NULL};
+    memcpy(blob.data, png.bytes, png.len);
     tell(f, &f->data, &m, &blob);
 }
 
@@ -345,7 +363,7 @@ static int picture(struct fixture *f, const kn_id id, uint32_t task, const char 
 static bool object_there(struct fixture *f, const char *text) {
     char path[KN_PATH_MAX];
     uint8_t d[KN_SHA256_BYTES];
-    kn_sha256(text, strlen(text), d);
+    digest_of(text, d);
     objects_path(f->s->objects, d, path);
     return kn_fs_exists(path);
 }
@@ -664,12 +682,14 @@ TEST(an_object_is_fetched_by_its_digest) {
     hello(&f);
     submit(&f, batch_a, 1);
     CHECK_INT(picture(&f, batch_a, 0, "picture", false), 0);
-    kn_sha256("picture", 7, m.u.object_get.sha256);
+    digest_of("picture", m.u.object_get.sha256);
     tell(&f, &f.data, &m, NULL);
     const struct kn_msg *r = await(&f, &f.data, KN_MSG_OBJECT_REPLY);
     CHECK_INT(r->u.object_reply.code, 0);
     CHECK_U64(r->request, 5);
-    CHECK_INT((int)f.data.blob_len, 7);
+    struct png_of png;
+    png_of("picture", 64, 64, &png);
+    CHECK_INT((int)f.data.blob_len, (int)png.len);
     m.u.object_get.sha256[3] ^= 1;
     tell(&f, &f.data, &m, NULL);
     CHECK_INT(await(&f, &f.data, KN_MSG_OBJECT_REPLY)->u.object_reply.code, KN_ENOENT);
@@ -725,7 +745,7 @@ TEST(a_removed_batch_takes_the_pictures_that_nobody_else_names) {
 
 static void object_path(struct fixture *f, const char *text, char path[KN_PATH_MAX]) {
     uint8_t d[KN_SHA256_BYTES];
-    kn_sha256(text, strlen(text), d);
+    digest_of(text, d);
     objects_path(f->s->objects, d, path);
 }
 
@@ -841,7 +861,7 @@ TEST(a_scrub_that_misses_everything_blames_the_disk_and_voids_few) {
 static void move_to_trash(struct fixture *f, const char *text) {
     char from[KN_PATH_MAX], to[2 * KN_PATH_MAX], hex[KN_SHA256_HEX];
     uint8_t d[KN_SHA256_BYTES];
-    kn_sha256(text, strlen(text), d);
+    digest_of(text, d);
     kn_hex(d, sizeof d, hex);
     object_path(f, text, from);
     snprintf(to, sizeof to, "%s/trash/%.2s", f->s->objects, hex);
@@ -863,7 +883,7 @@ TEST(whoever_misses_an_object_finds_it_in_the_trash) {
     /* A client that fetches. */
     move_to_trash(&f, "p0");
     struct kn_msg m = {.type = KN_MSG_OBJECT_GET};
-    kn_sha256("p0", 2, m.u.object_get.sha256);
+    digest_of("p0", m.u.object_get.sha256);
     tell(&f, &f.data, &m, NULL);
     CHECK_INT(await(&f, &f.data, KN_MSG_OBJECT_REPLY)->u.object_reply.code, 0);
     CHECK(object_there(&f, "p0"));
@@ -1621,8 +1641,6 @@ TEST(promise_backward_at_the_limit_of_memory_a_removal_is_taken_before_what_wait
 
 /* ---- tickets */
 
-static const char *const other_pixels = "another picture";
-
 /* The result of the next grant, which is of one task, as its worker sends it. */
 static struct kn_image_result result_of_grant(struct fixture *f, const char *text,
                                               uint8_t ticket[TICKET_BYTES_MAX]) {
@@ -1640,8 +1658,7 @@ static struct kn_image_result result_of_grant(struct fixture *f, const char *tex
     CHECK_INT((int)g->ticket_len, KN_SHA256_BYTES + 8);
     memcpy(ticket, g->ticket, g->ticket_len);
     memcpy(r.batch, g->batch, sizeof(kn_id));
-    kn_sha256(text, strlen(text), r.sha256);
-    kn_sha256(text, 1, r.pixels_sha256);
+    name_picture(&r, text);
     return r;
 }
 
@@ -1698,7 +1715,7 @@ TEST(promise_ticket_a_result_that_nobody_was_granted_is_refused) {
     /* Nor does a stranger's raise an alarm by other pixels. */
     r = good;
     r.ticket_len = 0;
-    kn_sha256(other_pixels, 1, r.pixels_sha256);
+    r.pixels_sha256[0] ^= 1;
     CHECK_INT(answer_to(&f, &r, "p0"), KN_EEXIST);
     CHECK_U64(f.s->alarms, 0);
     teardown(&f);
@@ -1783,5 +1800,116 @@ TEST(promise_ticket_the_secret_outlives_coordinators_and_a_store_that_goes_back)
     stop(&f);
     start(&f);
     CHECK(memcmp(before, f.s->store->secret, sizeof before) == 0);
+    teardown(&f);
+}
+
+/* ---- pictures that are none */
+
+/* Brings these bytes under their own digest, as the picture of the task. */
+static int answer_to_bytes(struct fixture *f, const kn_id id, uint32_t task, const void *bytes, size_t len,
+                           const kn_digest pixels) {
+    uint8_t ticket[TICKET_BYTES_MAX];
+    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
+    struct kn_blob blob = {malloc(len), len, free_data, NULL};
+    m.u.image_result = result(f, id, task, "x", ticket);
+    memcpy(blob.data, bytes, len);
+    kn_sha256(bytes, len, m.u.image_result.sha256);
+    memcpy(m.u.image_result.pixels_sha256, pixels, sizeof(kn_digest));
+    tell(f, &f->data, &m, &blob);
+    return await(f, &f->data, KN_MSG_IMAGE_ACK)->u.image_ack.code;
+}
+
+static size_t objects_kept(struct fixture *f) {
+    char line[KN_PATH_MAX + 64], count[32] = "";
+    snprintf(line, sizeof line, "find %s -type f | wc -l", f->s->objects);
+    FILE *p = popen(line, "r");
+    CHECK(p && fgets(count, sizeof count, p) != NULL);
+    pclose(p);
+    return (size_t)atoi(count);
+}
+
+TEST(promise_picture_what_is_no_picture_as_asked_is_not_kept) {
+    struct fixture f;
+    struct png_of png, small;
+    uint8_t bytes[sizeof png.bytes + 1] = {0};
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    png_of("p0", 64, 64, &png);
+    png_of("p0", 64, 56, &small);
+    /* A picture of this worker was decoded: from now on most are parsed alone. */
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, "no picture", 10, png.pixels), KN_ECORRUPT);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, small.bytes, small.len, small.pixels), KN_ECORRUPT);
+    memcpy(bytes, png.bytes, png.len);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, bytes, png.len + 1, png.pixels), KN_ECORRUPT);
+    for (size_t i = 0; i < png.len; i += 3) {
+        bytes[i] ^= 0x10;
+        CHECK_INT(answer_to_bytes(&f, batch_a, 0, bytes, png.len, png.pixels), KN_ECORRUPT);
+        bytes[i] ^= 0x10;
+        if (i > 0) CHECK_INT(answer_to_bytes(&f, batch_a, 0, bytes, i, png.pixels), KN_ECORRUPT);
+    }
+    CHECK_INT((int)objects_kept(&f), 1);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.failed, 0);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, png.bytes, png.len, png.pixels), 0);
+    teardown(&f);
+}
+
+TEST(promise_picture_the_first_of_a_worker_is_decoded_and_all_of_one_that_was_wrong) {
+    struct fixture f;
+    struct png_of bad, good;
+    char noise[48];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 4);
+    png_of("p0", 64, 64, &good);
+    /* Whole by its chunks, and no picture; one that is not in the sample. */
+    int n = 0;
+    do {
+        snprintf(noise, sizeof noise, "nothing that was deflated %d", n++);
+        png_of_bytes(noise, strlen(noise), 64, 64, &bad);
+    } while (kn_hash64(bad.sha256, sizeof bad.sha256, *(uint64_t *)(void *)f.s->store->secret) %
+                 INSPECT_ONE_IN ==
+             0);
+    CHECK(inspect_wanted(f.s, "w", bad.sha256));
+    inspect_good(f.s, "w");
+    CHECK(!inspect_wanted(f.s, "w", bad.sha256));
+    inspect_bad(f.s, "w");
+    CHECK(inspect_wanted(f.s, "w", bad.sha256));
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, bad.bytes, bad.len, bad.pixels), KN_ECORRUPT);
+    /* Other pixels than were told: it was wrong once, and is looked at for ever. */
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, good.bytes, good.len, bad.pixels), KN_ECORRUPT);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, good.bytes, good.len, good.pixels), 0);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 1, bad.bytes, bad.len, bad.pixels), KN_ECORRUPT);
+    /* Of a worker that is well, what the sample leaves out is parsed alone. */
+    inspect_fini(f.s);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 1, bad.bytes, bad.len, bad.pixels), KN_ECORRUPT);
+    inspect_fini(f.s);
+    inspect_good(f.s, "w");
+    CHECK_INT(answer_to_bytes(&f, batch_a, 1, bad.bytes, bad.len, bad.pixels), 0);
+    teardown(&f);
+}
+
+TEST(promise_picture_a_bad_one_goes_back_at_once_and_three_in_a_row_hold_its_worker) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    for (int i = 0; i < 3; i++) {
+        struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+        struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT, .u.image_result = r};
+        struct kn_blob blob = {strdup("no picture"), 10, free_data, NULL};
+        kn_sha256("no picture", 10, m.u.image_result.sha256);
+        CHECK_U64(f.s->alarms, 0);
+        tell(&f, &f.data, &m, &blob);
+        CHECK_INT(await(&f, &f.data, KN_MSG_IMAGE_ACK)->u.image_ack.code, KN_ECORRUPT);
+        CHECK(!farm_holds(f.s->farm, "w", r.shard, r.term, batch_a, 0));
+        struct kn_msg done = {.type = KN_MSG_SHARD_DONE, .u.shard_done = {r.shard, r.term, 5, 1}};
+        tell(&f, &f.worker, &done, NULL);
+    }
+    for (int i = 0; i < 2000 && f.s->alarms == 0; i++) run_ms(&f, 1);
+    CHECK_U64(f.s->alarms, 1); /* it is held */
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.failed, 0);
     teardown(&f);
 }
