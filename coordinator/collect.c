@@ -186,6 +186,8 @@ static void on_look(struct objects *o, void *ctx) {
         void *data = NULL;
         v->code = l->whole ? objects_read(o, v->sha256, &data, &v->len, &v->restored)
                            : objects_look(o, v->sha256, &v->restored);
+        int bad = data && v->code == 0 && v->picture ? kn_picture_check(data, v->len, &v->want, NULL) : 0;
+        if (bad) v->code = bad == KN_ENOMEM ? bad : KN_ECORRUPT;
         free(data);
     }
 }

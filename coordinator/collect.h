@@ -39,12 +39,14 @@ void collect_destroy(struct collect *c);
  * KN_ENOMEM. */
 KN_MUST_USE int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
                             const struct kn_picture *want, collect_done done, void *ctx);
-/* Looks whether objects are there, and with `whole` whether their bytes are theirs; fills in the codes, as
- * collect_got has them. v (malloc) is taken on success; in `done` it is borrowed. KN_EAGAIN, KN_ENOMEM. */
+/* Looks whether objects are there, and with `whole` whether their bytes are theirs, and such a picture where `picture`
+ * says so; fills in the codes, as collect_got has them. v (malloc) is taken on success; in `done` it is borrowed. KN_EAGAIN, KN_ENOMEM. */
 struct collect_look {
     uint8_t sha256[KN_SHA256_BYTES];
     uint32_t tag; /* the caller's */
     int code;
+    bool picture; /* it must be `want` */
+    struct kn_picture want;
     bool restored; /* it was in the trash */
     size_t len;    /* of the bytes that were read */
 };

@@ -204,7 +204,8 @@ enum kn_batch_verb {
     M(81, REPAIR_REPLY,   repair_reply,   RepairReply)      \
     M(90, PROBE,          probe,          Probe)            \
     M(91, PROBED,         probed,         Probed)           \
-    E(92, PICTURES_WANTED, pictures_wanted, PicturesWanted)
+    E(92, PICTURES_WANTED, pictures_wanted, PicturesWanted) \
+    M(110, PICTURE_REPORT, picture_report, PictureReport)
 
 /* From workers. */
 
@@ -405,6 +406,11 @@ enum kn_batch_verb {
     F(RANGE, part, 0, KN_CHUNK_PARTS_MAX - 1)
 
 #define KN_FIELDS_OBJECT_GET(F)                      \
+    F(DIGEST, sha256)
+
+#define KN_FIELDS_PICTURE_REPORT(F) /* it is not the picture that its record tells of */ \
+    F(ID,     batch)                                 \
+    F(TASK,   task)                                  \
     F(DIGEST, sha256)
 
 #define KN_FIELDS_EXPLAIN_QUERY(F)                   \
