@@ -214,6 +214,9 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
     case EV_RESULT:
         rc = commit_result(f, ev->conn, &ev->u.result, fx);
         break;
+    case EV_RESULT_BAD:
+        rc = report_bad(f, &ev->u.result_bad, fx);
+        break;
     case EV_STORED:
         rc = stored(f, &ev->u.stored, fx);
         break;

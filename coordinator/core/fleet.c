@@ -256,11 +256,11 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
 }
 
 /* A shard that is not known here: of another term, or ended while the worker was away. Those of its tasks
- * that are still wanted are adopted. */
+ * that are still wanted are adopted, if it was granted at all. */
 static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held *held,
                         struct farm_effects *fx) {
     uint32_t tasks[KN_SHARD_TASKS_MAX], count = 0, group = 0;
-    struct batch *b = batch_find(f, held->batch);
+    struct batch *b = held->unproven ? NULL : batch_find(f, held->batch);
     for (uint32_t i = 0; b && batch_live(b) && i < held->task_count && count < KN_SHARD_TASKS_MAX; i++) {
         uint32_t t = held->tasks[i];
         if (t >= b->total) continue;

@@ -23,7 +23,7 @@
 #include "coordinator/core/worker.h"
 
 #define FAULTS_PROBED 2    /* in a row: then it is asked for a probe, and again at twice as many */
-#define UNDELIVERED_HELD 3 /* shards in a row */
+#define UNDELIVERED_HELD 3 /* shards, or bad pictures, in a row */
 #define HOPELESS_TRIES 2   /* how often a worker was found wanting before a batch is not waited for */
 
 static void acquit(struct worker *w) {
@@ -170,12 +170,11 @@ void health_picture(struct worker *w, bool after_fault) {
     w->hold_pause = w->hold_tries = 0;
 }
 
-void health_undelivered(struct farm *f, struct worker *w, struct farm_effects *fx) {
+void health_undelivered(struct farm *f, struct worker *w, const char *reason, struct farm_effects *fx) {
     uint64_t cool_ms = (uint64_t)COOL_MS << (w->returns < 6 ? w->returns : 6);
     w->returns++;
     w->cool_until = f->now + (cool_ms < COOL_MS_MAX ? cool_ms : COOL_MS_MAX);
-    if (++w->undelivered >= UNDELIVERED_HELD && !w->on_hold)
-        health_hold(f, w, "it says that shards are done, and their pictures do not come", fx);
+    if (++w->undelivered >= UNDELIVERED_HELD && !w->on_hold) health_hold(f, w, reason, fx);
 }
 
 /* ---- as time passes */

@@ -326,7 +326,7 @@ void shard_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
             fx_note(fx, FX_NOTE, s->batch->id, "not_delivered worker=%s shard=%llu images=%u", w->name,
                     (unsigned long long)s->id, s->left);
             shard_end(f, s, FATE_LOST, 0, NULL, fx);
-            health_undelivered(f, w, fx);
+            health_undelivered(f, w, "it says that shards are done, and their pictures do not come", fx);
             break;
         case SHARD_SENT:
             if (quiet >= SENT_MS) shard_end(f, s, FATE_LOST, 0, NULL, fx);

@@ -55,7 +55,7 @@ LIBRARIES = {
 
 # The coordinator's files from the top down. server.h is not server.c's alone: it is the state that all share.
 FLOORS = ["main", "server", "recover", "clients", "repair", "scrub", "lost", "explain", "waits", "workers", "carry_out", "trash", "aside",
-          "send", "history", "batches", "collect", "objects"]
+          "send", "inspect", "history", "batches", "ticket", "collect", "objects"]
 FLOORS_SHARED = {"coordinator/server.h"}
 
 # Headers that are one folder's own affair, though the folder is everyone's.
