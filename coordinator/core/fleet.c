@@ -252,6 +252,8 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
             shard_drop(f, s, t);
             if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
         }
+        if (s->left == 0 && (s->state == SHARD_SENT || s->state == SHARD_OWED))
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx); /* nothing of it is awaited any more */
     }
 }
 
