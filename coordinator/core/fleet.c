@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/health.h"
@@ -96,7 +97,9 @@ static void worker_lose(struct farm *f, struct worker *w, bool bye, int code, co
     w->lost_ms = f->now;
     while (w->shards) {
         struct shard *s = w->shards;
-        enum shard_fate fate = s == executing ? FATE_GUILTY : bye ? FATE_REQUEUE : FATE_LOST;
+        enum shard_fate fate = s == executing || (code && KN_PLANTED(DEATH_BLAMES_ALL)) ? FATE_GUILTY
+                               : bye                                                    ? FATE_REQUEUE
+                                                                                        : FATE_LOST;
         if (s == executing && code == KN_EOOM) fate = fate_of_memory(w, s);
         shard_end(f, s, fate, code, reason, fx);
     }
@@ -252,6 +255,8 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
             shard_drop(f, s, t);
             if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
         }
+        if (s->left == 0 && (s->state == SHARD_SENT || s->state == SHARD_OWED))
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx); /* nothing of it is awaited any more */
     }
 }
 
@@ -524,7 +529,7 @@ void fleet_sweep(struct farm *f, struct farm_effects *fx) {
             if (f->now - w->lost_ms >= LOST_KEEP_MS) worker_forget(f, i--);
             continue;
         }
-        if (f->now - w->seen_ms >= f->config.silence_ms) {
+        if (f->now - w->seen_ms >= f->config.silence_ms && !KN_PLANTED(SILENCE_IGNORED)) {
             if (worker_reserve(f, fx, w, 0)) return; /* the next tick tries again */
             char reason[KN_REASON_MAX];
             snprintf(reason, sizeof reason, "worker %s fell silent while it rendered this image", w->name);

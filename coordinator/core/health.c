@@ -19,6 +19,7 @@
 
 #include <stdio.h>
 
+#include "base/planted.h"
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
 
@@ -65,7 +66,7 @@ void health_hold(struct farm *f, struct worker *w, const char *reason, struct fa
     if (w->hold_pause > HOLD_MS_MAX) w->hold_pause = HOLD_MS_MAX;
     w->hold_due = f->now + w->hold_pause;
     w->probe = 0;
-    refund(f, w, fx);
+    if (!KN_PLANTED(SICK_BLAMES_TASK)) refund(f, w, fx);
 }
 
 static void release(struct farm *f, struct worker *w, struct farm_effects *fx) {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/health.h"
@@ -242,6 +243,7 @@ static void shard_revoke(struct farm *f, struct shard *s, bool abort, struct far
     }
     s->state = SHARD_REVOKED;
     s->alive_ms = f->now;
+    if (KN_PLANTED(LOST_RETRACT)) return;
     struct farm_effect *e = fx_add(fx, FX_REVOKE);
     e->conn = s->worker->conn;
     e->u.revoke.shard = s->id;

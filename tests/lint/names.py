@@ -38,6 +38,7 @@ PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "worker.promise_ver
          "coordinator.promise_bounds": "tests/unit/coordinator_server.c", "store.promise_format": "tests/unit/store_redis.c",
          "farm.promise_upgrade": "tests/farm/upgrade.py",
          "sim.digests": "tests/sim/sim_farm.c", "sim.promise_sick": "tests/sim/sim_farm.c",
+         "sim.promise_hostile": "tests/sim/sim_farm.c", "promise.planted": "tests/sim/planted.sh",
          "gpu.shim": "tests/gpu/shim/shim_test.cc", "gpu.shim.memory_bench": "tests/bench/cuda/memory_bench.cc",
          "gpu.shim.conv_versions": "tests/bench/cuda/conv_bench.cc", "gpu.shim.ops": "tests/bench/gpu_ops.c",
          "gpu.shim.attention_versions": "tests/bench/cuda/attention_bench.cc", "gpu.run": "tests/gpu/run_test.sh",
