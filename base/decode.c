@@ -44,7 +44,7 @@ static const char *guess_wide(const char *bytes, size_t len) {
     return NULL;
 }
 
-/* Whether text that is no UTF-8 looks like one byte a character in Latin letters: its bytes above ASCII
+/* True when text that is no UTF-8 looks like one byte a character in Latin letters: its bytes above ASCII
  * stand mostly alone ("café", “so”), where other scripts and the encodings of East Asia have runs of them.
  * Five bytes mean nothing in Windows-1252; a file that has whole UTF-8 characters too is damaged, or
  * joined from two. */

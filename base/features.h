@@ -18,7 +18,9 @@
 #define KN_FEATURE_SCHEDULE(value) (UINT64_C(1) << (32 + (value))) /* 33 to 39 */
 
 /* The others: X(id, bit from 40 to 63, name, in words). */
-#define KN_FEATURE_TABLE(X) X(PARTS, 40, "submit.parts", "chunks in several parts")
+#define KN_FEATURE_TABLE(X)                                                                                  \
+    X(PARTS, 40, "submit.parts", "chunks in several parts")                                                  \
+    X(TICKET, 41, "grant.ticket", "tickets of grants")
 
 enum {
 #define KN_FEATURE_BIT(id, bit, name, words) KN_FEATURE_BIT_##id = (bit),
@@ -26,6 +28,7 @@ enum {
 #undef KN_FEATURE_BIT
 };
 #define KN_FEATURE_PARTS (UINT64_C(1) << KN_FEATURE_BIT_PARTS)
+#define KN_FEATURE_TICKET (UINT64_C(1) << KN_FEATURE_BIT_TICKET)
 
 /* The features of the programs that said nothing of features yet: version 0.1.0, with the samplers DDIM, PNDM, Euler,
  * Euler a and DPM++ 2M and the schedules normal and karras. Never changed: a peer that lists none is one of them. */

@@ -3,7 +3,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -38,6 +40,17 @@ void kn_sha256(const void *data, size_t len, uint8_t out[KN_SHA256_BYTES]) {
     unsigned n = 0;
     int ok = EVP_Digest(len ? data : "", len, out, &n, EVP_sha256(), NULL);
     assert(ok == 1 && n == KN_SHA256_BYTES);
+}
+
+void kn_hmac_sha256(const uint8_t *key, size_t key_len, const void *data, size_t len,
+                    uint8_t out[KN_SHA256_BYTES]) {
+    unsigned n = 0;
+    bool ok = HMAC(EVP_sha256(), key, (int)key_len, data, len, out, &n) != NULL;
+    assert(ok && n == KN_SHA256_BYTES);
+}
+
+bool kn_same_secret(const void *a, const void *b, size_t len) {
+    return CRYPTO_memcmp(a, b, len) == 0;
 }
 
 int kn_sha256_file(const char *path, uint8_t out[KN_SHA256_BYTES], struct kn_err *err) {

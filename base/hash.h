@@ -1,7 +1,8 @@
-/* SHA-256 (FIPS 180-4, by libcrypto), hex, UUIDs and a fast non-cryptographic hash for tables. */
+/* SHA-256 (FIPS 180-4) and HMAC by libcrypto, hex, UUIDs and a fast non-cryptographic hash for tables. */
 #ifndef KN_BASE_HASH_H
 #define KN_BASE_HASH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/err.h"
@@ -22,6 +23,12 @@ void kn_sha256_final(struct kn_sha256 *h, uint8_t out[KN_SHA256_BYTES]); /* also
 void kn_sha256(const void *data, size_t len, uint8_t out[KN_SHA256_BYTES]);
 /* Digest of a file's bytes, opened by kn_fs_open. KN_ENOENT, KN_EIO, KN_ELIMIT. */
 KN_MUST_USE int kn_sha256_file(const char *path, uint8_t out[KN_SHA256_BYTES], struct kn_err *err);
+
+/* HMAC-SHA-256 (FIPS 198-1). */
+void kn_hmac_sha256(const uint8_t *key, size_t key_len, const void *data, size_t len,
+                    uint8_t out[KN_SHA256_BYTES]);
+/* Compares in a time that does not tell where they differ. */
+bool kn_same_secret(const void *a, const void *b, size_t len);
 
 void kn_hex(const void *data, size_t len, char *out); /* writes 2*len lower-case digits and a 0 */
 KN_MUST_USE int kn_unhex(const char *text, void *out, size_t len); /* exactly 2*len digits, else KN_EPARSE */

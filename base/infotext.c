@@ -104,7 +104,7 @@ static int set_sampler(const struct kn_reader *r, struct kn_record *rec, const c
     return kn_record_set(r, rec, KN_IN_SAMPLER, key, text);
 }
 
-/* What the schedule is: the one that is named; with "Automatic" the sampler's own in A1111; where none is
+/* The schedule: the one that is named; with "Automatic" the sampler's own in A1111; where none is
  * named, the one that A1111 used when it did not write it: the model's own spacing. */
 static int set_schedule(const struct kn_reader *r, struct kn_record *rec, const char *named, bool karras) {
     static const char key[] = "Schedule type";

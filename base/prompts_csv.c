@@ -22,7 +22,7 @@ struct csv {
     size_t count;
 };
 
-/* Whether the field at c->p, which begins with a quote, is a quoted one. In .csv always (or it is a mistake);
+/* True when the field at c->p, which begins with a quote, is a quoted one. In .csv always (or it is a mistake);
  * many a .tsv is written without any quoting ("G I G G L E" painted on a wall): there the closing quote must
  * end the field. */
 static bool csv_quoted(const struct csv *c) {

@@ -160,7 +160,7 @@ static size_t word_len(const char *p, const char *end) {
     return 0;
 }
 
-/* What stands at p instead of a value of the wanted kind. */
+/* Names the kind of value at p, where another was wanted. */
 static int fail_value(const struct json *j, const char *p, const char *end, const char *wanted) {
     size_t n = 0;
     while (p + n < end && n < KN_SHOWN_MAX && !strchr(",}] \t\n", p[n])) n++;

@@ -40,7 +40,7 @@ static const struct {
 };
 #define IN_NAMES (sizeof in_names / sizeof *in_names)
 
-/* What A1111's prompts-from-file knows and kiln does not do: better refused than ignored. */
+/* Names that A1111's prompts-from-file knows and kiln does not: better refused than ignored. */
 static const char *const unsupported_names[] = {
     "outpath_samples",
     "outpath_grids",

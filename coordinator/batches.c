@@ -102,7 +102,7 @@ struct kept_batch *batches_next(const struct batches *bs, size_t *pos, enum batc
     return b;
 }
 
-/* What one connection has staged. */
+/* The batches, and their bytes, that one connection has staged. */
 static void staged_of(const struct batches *bs, uint64_t stager, size_t *count, size_t *bytes) {
     size_t pos = 0;
     struct kept_batch *b;

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "coordinator/history.h"
 #include "coordinator/send.h"
+#include "coordinator/ticket.h"
 #include "coordinator/trash.h"
 
 #define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
@@ -386,6 +387,13 @@ static void do_charge(struct server *s, const struct farm_effect *e) {
     if (rc != 0) kn_warn("charge_not_stored code=%d", rc);
 }
 
+/* The proof of the grant, by whom it is for; returns its length. */
+static size_t ticket_of(struct server *s, const struct farm_effect *e, uint8_t out[TICKET_BYTES_MAX]) {
+    const struct known_worker *w = kn_map_get(s->conns, &e->conn, sizeof e->conn);
+    struct ticket_grant t = {e->batch, e->u.grant.shard, s->store->term, w ? w->name : ""};
+    return ticket_make(s->store->secret, &t, e->u.grant.tasks, e->u.grant.task_count, out);
+}
+
 static void do_grant(struct server *s, const struct farm_effect *e) {
     struct kn_msg m = {.type = KN_MSG_SHARD_GRANT};
     struct kn_shard_grant *g = &m.u.shard_grant;
@@ -393,6 +401,7 @@ static void do_grant(struct server *s, const struct farm_effect *e) {
     struct kept_batch *b = batches_find(&s->batches, e->batch);
     struct kn_task tasks[KN_SHARD_TASKS_MAX];
     uint32_t index[KN_SHARD_TASKS_MAX];
+    uint8_t ticket[TICKET_BYTES_MAX];
     struct kn_buf text; /* strings of one chunk do not outlive the unpacking of another */
     size_t n = e->u.grant.task_count;
     assert(n <= KN_SHARD_TASKS_MAX);
@@ -427,6 +436,8 @@ static void do_grant(struct server *s, const struct farm_effect *e) {
         g->index = index;
         g->tasks = tasks;
         g->count = n;
+        g->ticket = ticket;
+        g->ticket_len = ticket_of(s, e, ticket);
         rc = server_tell(s, e->conn, &m);
     }
     if (rc != 0 && rc != KN_EGONE) { /* it goes elsewhere, or there again after a pause */

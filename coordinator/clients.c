@@ -726,6 +726,9 @@ void clients_message(struct server *s, struct listener *l, const struct kn_peer 
     case KN_MSG_FARM_QUERY:
         on_farm_query(s, &to);
         break;
+    case KN_MSG_PICTURE_REPORT:
+        lost_report(s, &to, &msg->u.picture_report);
+        break;
     case KN_MSG_REPAIR_COMMAND:
         trash_repair(s, &to);
         break;

@@ -25,6 +25,8 @@ struct collect_item {
     struct collect_item *next; /* in its list: waiting, or the group's */
     uint8_t sha256[KN_SHA256_BYTES];
     struct kn_blob blob;
+    bool picture; /* it must be `want` */
+    struct kn_picture want;
     collect_done done;
     void *ctx;
     int code;
@@ -100,6 +102,12 @@ static void write_item(struct collect *c, struct collect_item *i, bool sync) {
     kn_sha256(i->blob.data, i->blob.len, digest);
     if (memcmp(digest, i->sha256, sizeof digest) != 0) {
         item_fail(i, KN_ECORRUPT, "the bytes are not those of the digest");
+        return;
+    }
+    struct kn_err err = {0};
+    int bad = i->picture ? kn_picture_check(i->blob.data, i->blob.len, &i->want, &err) : 0;
+    if (bad) {
+        item_fail(i, bad == KN_ENOMEM ? bad : KN_ECORRUPT, err.text);
         return;
     }
     if (objects_has(c->objects, i->sha256, i->blob.data, i->blob.len)) return;
@@ -178,6 +186,8 @@ static void on_look(struct objects *o, void *ctx) {
         void *data = NULL;
         v->code = l->whole ? objects_read(o, v->sha256, &data, &v->len, &v->restored)
                            : objects_look(o, v->sha256, &v->restored);
+        int bad = data && v->code == 0 && v->picture ? kn_picture_check(data, v->len, &v->want, NULL) : 0;
+        if (bad) v->code = bad == KN_ENOMEM ? bad : KN_ECORRUPT;
         free(data);
     }
 }
@@ -351,12 +361,14 @@ void collect_on_restored(struct collect *c, collect_restored restored, void *ctx
 }
 
 int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
-                collect_done done, void *ctx) {
+                const struct kn_picture *want, collect_done done, void *ctx) {
     struct collect_item *i = calloc(1, sizeof *i);
     if (!i) return KN_ENOMEM;
     memcpy(i->sha256, sha256, sizeof i->sha256);
     i->blob = *blob;
     blob->data = NULL;
+    i->picture = want != NULL;
+    if (want) i->want = *want;
     i->done = done;
     i->ctx = ctx;
     c->count++;

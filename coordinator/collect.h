@@ -1,7 +1,7 @@
 /* Image bytes become durable files, each named by its SHA-256 (objects.h), and are read again.
  *
- * collect_put() takes bytes; on a thread of libuv's pool their digest is checked, they are written to
- * incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with 0. Whoever
+ * collect_put() takes bytes; on a thread of libuv's pool their digest is checked and that they are the picture that
+ * was asked for, they are written to incoming/, synced, renamed to their name, and the folder is synced; then `done` is called with 0. Whoever
  * comes late with the same bytes finds them there and changes nothing. Pictures that arrive while others are
  * being synced are worked off together, so that one sync serves many.
  *
@@ -17,12 +17,13 @@
 #include "base/err.h"
 #include "base/fs.h"
 #include "base/hash.h"
+#include "base/picture.h"
 #include "coordinator/objects.h"
 #include "proto/wire.h"
 
 struct collect;
 
-/* code: 0; KN_ECORRUPT: not the bytes of that digest; KN_EIO (a full disk …): nothing was kept. */
+/* code: 0; KN_ECORRUPT: not the bytes of that digest, or not such a picture; KN_EIO (a full disk …): nothing was kept. */
 typedef void (*collect_done)(void *ctx, int code, const char *why);
 /* code 0: data is the callee's (free), and these are the bytes of that digest; KN_ENOENT; KN_ECORRUPT: it is
  * damaged; KN_EIO, KN_ENOMEM: it cannot be read now. */
@@ -34,15 +35,18 @@ KN_MUST_USE int collect_create(uv_loop_t *loop, const char *dir, uint64_t term, 
 /* Work that runs is waited for; no callback is called any more. NULL is fine. */
 void collect_destroy(struct collect *c);
 
-/* Takes the blob on success (sets blob->data to NULL). KN_ENOMEM. */
+/* Takes the blob on success (sets blob->data to NULL). It must be such a picture; `want` NULL: any bytes are taken.
+ * KN_ENOMEM. */
 KN_MUST_USE int collect_put(struct collect *c, const uint8_t sha256[KN_SHA256_BYTES], struct kn_blob *blob,
-                            collect_done done, void *ctx);
-/* Looks whether objects are there, and with `whole` whether their bytes are theirs; fills in the codes, as
- * collect_got has them. v (malloc) is taken on success; in `done` it is borrowed. KN_EAGAIN, KN_ENOMEM. */
+                            const struct kn_picture *want, collect_done done, void *ctx);
+/* Looks whether objects are there, and with `whole` whether their bytes are theirs, and such a picture where `picture`
+ * says so; fills in the codes, as collect_got has them. v (malloc) is taken on success; in `done` it is borrowed. KN_EAGAIN, KN_ENOMEM. */
 struct collect_look {
     uint8_t sha256[KN_SHA256_BYTES];
     uint32_t tag; /* the caller's */
     int code;
+    bool picture; /* it must be `want` */
+    struct kn_picture want;
     bool restored; /* it was in the trash */
     size_t len;    /* of the bytes that were read */
 };

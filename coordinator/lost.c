@@ -1,8 +1,8 @@
 /* See lost.h.
  *
  * A retry looks at a batch's objects in turns: a few hundred of them on a thread of the collector's, then the
- * loop goes on. For the first WHOLE_MS each file is read and its digest compared; a batch too large for that
- * has the rest looked at for being there only (what is damaged among them is found when it is fetched). What
+ * loop goes on. For the first WHOLE_MS each file is read, its digest compared, and the picture decoded; a batch too large
+ * for that has the rest looked at for being there only (what is damaged among them is found when it is fetched). What
  * is lost is voided in the store at once, by its record: a task that was rendered again meanwhile has another.
  * The core hears of all of them together, once the store has answered. */
 #include "coordinator/lost.h"
@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/inspect.h"
 #include "coordinator/send.h"
 
 #define LOOKS_A_TURN 256
@@ -140,6 +141,22 @@ static void void_one(struct retry *r, struct kept_batch *b, const struct collect
     r->open++;
 }
 
+/* How the picture of that record must be. */
+static void look_for(const struct server *s, const kn_id batch, uint32_t task, const struct store_record *rec,
+                     struct collect_look *v) {
+    memcpy(v->sha256, rec->sha256, sizeof v->sha256);
+    v->tag = task;
+    v->picture = v->want.decoded = true;
+    farm_task_size(s->farm, batch, task, &v->want.width, &v->want.height);
+    memcpy(v->want.pixels, rec->pixels, sizeof v->want.pixels);
+}
+
+/* Whoever rendered a picture that is bad is looked at closely from now on: it may have brought it so. */
+static void note_bad(struct server *s, const struct kept_batch *b, uint32_t task) {
+    struct store_record rec;
+    if (batch_record(b, task, &rec)) inspect_bad(s, batch_name_text(b, rec.worker));
+}
+
 static void look_on(struct retry *r);
 
 static void on_looked(void *ctx, const struct collect_look *v, size_t count) {
@@ -148,6 +165,7 @@ static void on_looked(void *ctx, const struct collect_look *v, size_t count) {
     r->looking = false;
     r->looked += count;
     for (size_t i = 0; b && b->phase == BATCH_SEALED && i < count; i++) {
+        if (v[i].code == KN_ECORRUPT) note_bad(r->s, b, v[i].tag);
         if (v[i].code == KN_ENOENT || v[i].code == KN_ECORRUPT)
             void_one(r, b, &v[i]);
         else if (v[i].code != 0)
@@ -173,8 +191,7 @@ static void look_on(struct retry *r) {
     for (; v && r->at < b->tasks && r->at - from < TASKS_A_TURN && n < LOOKS_A_TURN; r->at++) {
         struct store_record rec;
         if (!batch_record(b, r->at, &rec)) continue;
-        memcpy(v[n].sha256, rec.sha256, sizeof v[n].sha256);
-        v[n++].tag = r->at;
+        look_for(r->s, r->batch, r->at, &rec, &v[n++]);
     }
     bool whole = kn_clock_ms() - r->begun_ms < WHOLE_MS;
     r->looking = true;
@@ -254,6 +271,56 @@ void lost_void(struct server *s, const kn_id batch, uint32_t task, const uint8_t
     bool is_it = batch_record(b, task, &x->record) && memcmp(x->record.sha256, sha256, KN_SHA256_BYTES) == 0;
     if (is_it) kn_warn("object_lost batch=%s task=%u reason=\"lost or damaged: rendered again\"", id, task);
     if (!is_it || store_void(s->store, batch, task, &x->record, on_single, x) != 0) free(x);
+}
+
+/* ---- told by a client */
+
+struct reported {
+    struct server *s;
+    struct reply_to to;
+    kn_id batch;
+};
+
+static void on_reported(void *ctx, const struct collect_look *v, size_t count) {
+    struct reported *x = ctx;
+    struct kept_batch *b = batches_find(&x->s->batches, x->batch);
+    bool bad = v->code == KN_ENOENT || v->code == KN_ECORRUPT;
+    (void)count;
+    if (b && b->phase == BATCH_SEALED && bad) {
+        note_bad(x->s, b, v->tag);
+        lost_void(x->s, x->batch, v->tag, v->sha256);
+    }
+    send_reply(x->s, &x->to,
+               bad       ? 0
+               : v->code ? v->code
+                         : KN_ESTATE,
+               bad       ? ""
+               : v->code ? kn_err_words(v->code)
+                         : "the farm's picture is as it should be");
+    free(x);
+}
+
+void lost_report(struct server *s, struct reply_to *to, const struct kn_picture_report *p) {
+    struct kept_batch *b = batches_find(&s->batches, p->batch);
+    struct store_record rec;
+    if (!b || b->phase != BATCH_SEALED || !batch_record(b, p->task, &rec) ||
+        memcmp(rec.sha256, p->sha256, sizeof rec.sha256) != 0) {
+        send_reply(s, to, KN_ENOENT, "the farm names no such picture (any more)");
+        return;
+    }
+    struct reported *x = malloc(sizeof *x);
+    struct collect_look *v = calloc(1, sizeof *v);
+    int rc = x && v ? 0 : KN_ENOMEM;
+    if (rc == 0) {
+        *x = (struct reported){.s = s, .to = *to};
+        memcpy(x->batch, p->batch, sizeof x->batch);
+        look_for(s, p->batch, p->task, &rec, v);
+        rc = collect_look(s->collect, v, 1, true, on_reported, x);
+    }
+    if (rc == 0) return;
+    free(x);
+    free(v);
+    send_reply(s, to, rc, kn_err_words(rc));
 }
 
 void lost_note(struct server *s, const uint8_t sha256[KN_SHA256_BYTES], int code) {

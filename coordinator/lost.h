@@ -12,6 +12,9 @@ void lost_retry(struct server *s, struct reply_to *to, const kn_id batch);
 /* The object of that task's record was found lost or damaged: the record is void, and the task is rendered
  * again. Nothing happens if the task names another object by now. */
 void lost_void(struct server *s, const kn_id batch, uint32_t task, const uint8_t sha256[KN_SHA256_BYTES]);
+/* A client found that task's picture bad. It is looked at here, and voided if it is so; the answer comes then: 0, or
+ * KN_ESTATE: it is as it should be. */
+void lost_report(struct server *s, struct reply_to *to, const struct kn_picture_report *p);
 /* Somebody came for an object that is lost: counted, and logged with the others at the next sweep. */
 void lost_note(struct server *s, const uint8_t sha256[KN_SHA256_BYTES], int code);
 void lost_sweep(struct server *s);

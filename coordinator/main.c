@@ -73,6 +73,9 @@ static const struct kn_option option_table[] = {
     {"dir", 0, "DIR", 1, "the farm's folder: pictures are kept in DIR/objects", INTO(server.dir)},
     {"redis", 0, "WHERE", 1,
      "unix:/path or HOST:PORT of the Redis (7.0 or newer) that keeps the farm's state", INTO(redis.address)},
+    {"store-mark", 0, "FILE", 1,
+     "how far that state had come, to notice a Redis that went back (default: DIR/store.mark)",
+     INTO(redis.mark)},
     {"listen", 0, "ENDPOINT", 1,
      "tcp://HOST:PORT or ipc:///path, for workers and commands; may be given again", .kind = KN_OPTION_OWN,
      .read = read_listen},
@@ -181,7 +184,7 @@ int main(int argc, char **argv) {
     rc = kn_fs_mkdirs(o.server.dir, 0777, &err);
     if (rc == 0) rc = kn_fs_join(mark, sizeof mark, o.server.dir, "store.mark");
     if (rc != 0) return fail("--dir: %s", err.text[0] ? err.text : kn_err_words(rc));
-    o.redis.mark = mark;
+    if (!o.redis.mark) o.redis.mark = mark;
     rc = store_redis_open(&o.redis, &store, &err);
     if (rc != 0) {
         kn_error("store_unusable reason=\"%s\"", err.text);

@@ -13,6 +13,7 @@
 #include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
+#include "coordinator/inspect.h"
 #include "coordinator/lost.h"
 #include "coordinator/repair.h"
 #include "coordinator/scrub.h"
@@ -244,6 +245,7 @@ void server_destroy(struct server *s) {
     if (!s) return;
     kn_wire_destroy(s->wire);
     workers_fini(s);
+    inspect_fini(s);
     aside_fini(s);
     batches_fini(&s->batches);
     farm_effects_fini(&s->fx);

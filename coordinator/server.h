@@ -16,7 +16,9 @@
  *     trash.c       moves pictures that nobody names to the trash, and deletes them there
  *     send.c        answers to clients, the welcome
  *     batches.c     what is kept of each batch beside the core
+ *     inspect.c     which pictures are decoded
  *     history.c     the story of a task's attempts, as a text
+ *     ticket.c      proof that a shard was granted
  *     collect.c     keeps pictures, as files
  *     objects.c     the folder of these files: all that changes anything in it
  *     store/        keeps the state, in Redis
@@ -110,7 +112,8 @@ struct server {
         struct reply_to to;
     } drains[DRAINS_MAX];
     int drain_count;
-    struct kn_map *conns; /* number -> struct known_worker */
+    struct kn_map *inspected; /* inspect.c: name -> how its pictures were; NULL: none */
+    struct kn_map *conns;     /* number -> struct known_worker */
     uv_timer_t tick, sweep;
     uint64_t ticked_ms;         /* when the last tick came */
     struct commit *commits;     /* those that the store has not answered */

@@ -372,7 +372,7 @@ static void on_confirmed(void *ctx, int code, const void *data, size_t len) {
         give_up(t, "too many reads wait");
 }
 
-/* What is left after the look: does anything have to be done? */
+/* The entries that are left after the look: does anything have to be done? */
 static void on_looked_at(struct trash *t) {
     size_t count = 0;
     uint64_t bytes = 0;

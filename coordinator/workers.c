@@ -12,7 +12,9 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/inspect.h"
 #include "coordinator/send.h"
+#include "coordinator/ticket.h"
 #include "coordinator/trash.h"
 
 #define NEWCOMER_MS 60000
@@ -79,6 +81,15 @@ void workers_garbled(struct listener *l, const struct kn_peer *peer, const struc
     refuse(l, peer, g->code, text);
 }
 
+static bool held_is_proven(const struct server *s, const struct kn_worker_hello *h,
+                           const struct kn_held_shard *x) {
+    struct ticket_grant g = {x->batch, x->shard, x->term, h->worker};
+    bool proven = ticket_is_good(s->store->secret, &g, x->ticket, x->ticket_len);
+    for (size_t i = 0; proven && i < x->task_count; i++)
+        proven = ticket_names(x->ticket, x->ticket_len, x->tasks[i]);
+    return proven;
+}
+
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
     struct known_worker *w;
     uint64_t conn = send_conn(peer);
@@ -98,6 +109,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
         memcpy(held[i].batch, h->held[i].batch, sizeof held[i].batch);
         held[i].tasks = h->held[i].tasks;
         held[i].task_count = (uint32_t)h->held[i].task_count;
+        held[i].unproven = !held_is_proven(s, h, &h->held[i]);
     }
     for (size_t i = 0; i < h->model_count; i++) workers_remember_model(s, &h->models[i], 0);
     kn_info("worker_hello worker=%s host=%s pid=%u backend=%s models=%zu held=%zu credit=%u", h->worker,
@@ -196,7 +208,7 @@ static void on_task_failed(struct server *s, uint64_t conn, const struct kn_task
     server_step(s, &ev);
 }
 
-/* What a worker says that it cannot do is remembered for people. */
+/* Remembers for people what a worker says that it cannot do. */
 static void note_returned(struct known_worker *w, const struct kn_shard_returned *r) {
     if (r->code == 0 && !r->reason[0]) return;
     kn_warn("shard_returned worker=%s shard=%llu code=%d reason=\"%s\"", w->name,
@@ -290,6 +302,7 @@ struct arrival {
     struct commit link; /* in the server's arrivals */
     struct kn_msg *msg; /* owns */
     uint64_t conn;
+    bool decoded;
 };
 
 static void link_arrival(struct arrival *u) {
@@ -330,6 +343,19 @@ static void feed_result(struct server *s, uint64_t conn, const struct kn_image_r
     server_step(s, &ev);
 }
 
+/* The core has the task rendered again, elsewhere if it can. */
+static void feed_bad(struct server *s, const struct kn_image_result *r, const char *why) {
+    struct farm_event ev = {.type = EV_RESULT_BAD};
+    struct ev_result_bad *e = &ev.u.result_bad;
+    memcpy(e->batch, r->batch, sizeof e->batch);
+    e->task = r->task;
+    e->shard = r->shard;
+    e->term = r->term;
+    e->worker = r->worker;
+    e->reason = why;
+    server_step(s, &ev);
+}
+
 /* The disk took a picture (why NULL), or refused it: a person is told for as long as it is so (waits.c). */
 static void note_disk(struct server *s, const char *why) {
     s->disk_refused_ms = why ? kn_clock_ms() : 0;
@@ -348,13 +374,18 @@ static void on_collected(void *ctx, int code, const char *why) {
         if (wanted != 0 && !(b && batch_record(b, r->task, &have) &&
                              memcmp(have.sha256, r->sha256, sizeof have.sha256) == 0))
             trash_orphan(u->s, r->sha256); /* somebody was faster, or the batch is over */
+        if (u->decoded) inspect_good(u->s, r->worker);
         feed_result(u->s, u->conn, r);
     } else {
         kn_error("image_not_kept task=%u worker=%s code=%d reason=\"%s\"", r->task, r->worker, code,
                  why ? why : "");
         /* Corrupt bytes will not get better. What the disk refused stays with the worker, which tries again.
          */
-        if (code == KN_ECORRUPT) server_ack(u->s, u->conn, r->batch, r->task, code);
+        if (code == KN_ECORRUPT) {
+            inspect_bad(u->s, r->worker);
+            server_ack(u->s, u->conn, r->batch, r->task, code);
+            feed_bad(u->s, r, why);
+        }
     }
     unlink_arrival(u);
     server_flow(u->s);
@@ -362,11 +393,42 @@ static void on_collected(void *ctx, int code, const char *why) {
     free(u);
 }
 
+/* The picture was asked for. Its ticket shows it; a program of before tickets has none to bring, and is believed
+ * for what this coordinator knows that it holds. */
+static bool is_granted(const struct server *s, const struct kn_image_result *r) {
+    struct ticket_grant g = {r->batch, r->shard, r->term, r->worker};
+    if (r->ticket_len == 0) {
+        const struct known_worker *w = kn_map_get(s->workers, r->worker, strlen(r->worker));
+        return w && !(kn_features_of_peer(w->hello->features, w->hello->feature_count) & KN_FEATURE_TICKET) &&
+               farm_holds(s->farm, r->worker, r->shard, r->term, r->batch, r->task);
+    }
+    return ticket_is_good(s->store->secret, &g, r->ticket, r->ticket_len) &&
+           ticket_names(r->ticket, r->ticket_len, r->task);
+}
+
+/* What to say of a picture that nobody can be shown to have asked for. One that is on its way to the store may be
+ * the very same, sent again by a program of before tickets: it keeps the bytes. */
+static int refusal(const struct server *s, const struct kn_image_result *r) {
+    enum farm_task_state state;
+    int wanted = farm_wants(s->farm, r->batch, r->task);
+    if (wanted != 0) return wanted;
+    bool waits = farm_task_state(s->farm, r->batch, r->task, &state) == 0 && state == TASK_COMMITTING;
+    return waits && r->ticket_len == 0 ? KN_EAGAIN : KN_EPERM;
+}
+
 void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *msg, struct kn_blob *blob) {
     const struct kn_image_result *r = &msg->u.image_result;
     uint64_t conn = send_conn(peer);
     int wanted = farm_wants(s->farm, r->batch, r->task);
-    if (wanted == KN_EEXIST) {
+    if (!is_granted(s, r)) {
+        int code = refusal(s, r);
+        if (code == KN_EPERM)
+            kn_warn("result_refused worker=%s shard=%llu term=%llu task=%u reason=\"%s\"", r->worker,
+                    (unsigned long long)r->shard, (unsigned long long)r->term, r->task,
+                    r->ticket_len ? "its ticket is not for this"
+                                  : "no ticket, and not granted by this coordinator");
+        server_ack(s, conn, r->batch, r->task, code);
+    } else if (wanted == KN_EEXIST) {
         feed_result(s, conn, r); /* the core compares it with the one that is there */
     } else if (wanted != 0) {
         server_ack(s, conn, r->batch, r->task, wanted);
@@ -376,8 +438,11 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
     } else {
         struct arrival *u = malloc(sizeof *u);
         if (u) {
-            *u = (struct arrival){.s = s, .msg = msg, .conn = conn};
-            if (collect_put(s->collect, r->sha256, blob, on_collected, u) == 0) {
+            struct kn_picture want = {.decoded = inspect_wanted(s, r->worker, r->sha256)};
+            memcpy(want.pixels, r->pixels_sha256, sizeof want.pixels);
+            farm_task_size(s->farm, r->batch, r->task, &want.width, &want.height);
+            *u = (struct arrival){.s = s, .msg = msg, .conn = conn, .decoded = want.decoded};
+            if (collect_put(s->collect, r->sha256, blob, &want, on_collected, u) == 0) {
                 link_arrival(u);
                 server_flow(s);
                 return;
@@ -586,4 +651,10 @@ void workers_fini(struct server *s) {
         if (!w->name[0]) workers_free(w); /* the others are in the table of names too */
     pos = 0;
     while (s->workers && (w = kn_map_next(s->workers, &pos))) workers_free(w);
+    while (s->arrivals) { /* the collector has gone before, and calls nobody for those that it was keeping */
+        struct arrival *u = (struct arrival *)((char *)s->arrivals - offsetof(struct arrival, link));
+        unlink_arrival(u);
+        kn_msg_destroy(u->msg);
+        free(u);
+    }
 }

@@ -43,7 +43,7 @@ static void pass_over(const struct token *t, int n, bool *next) {
         if (next[i] && (t[i].times == '?' || t[i].times == '*')) next[i + 1] = true;
 }
 
-/* Whether the tokens are the whole of s. All ways are followed side by side, so that no pattern takes long. */
+/* True when the tokens are the whole of s. All ways are followed side by side, so that no pattern takes long. */
 static bool is_whole(const struct token *t, int n, const char *s) {
     bool next[PATTERN_MAX + 1] = {true};
     pass_over(t, n, next);
@@ -74,7 +74,7 @@ int kx_lora_pattern(const char *pattern, const char *name, bool *fits) {
 
 /* ---- the config */
 
-/* What PEFT itself passes over once a LoRA is trained, and what says only which layers there are: the file's
+/* Keys that PEFT itself passes over once a LoRA is trained, and those that say only which layers there are: the file's
  * keys say that. fan_in_fan_out is about layers that these models do not have. */
 static const char *const harmless[] = {
     "task_type",         "auto_mapping",    "peft_version",

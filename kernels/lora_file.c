@@ -1,4 +1,4 @@
-/* What files are read. Two families: kohya's
+/* Reads LoRA files. Two families of names: kohya's
  * (lora_unet_down_blocks_1_attentions_0_…_to_q.lora_down.weight, with an alpha; also with the block names of
  * the original Stable Diffusion code, as SDXL's trainers write them) and diffusers'/PEFT's, whose spelling
  * changed over the years:

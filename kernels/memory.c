@@ -1,4 +1,4 @@
-/* What a model takes of a CPU's memory, from its folder alone, and how many images at once fit in what may be
+/* Computes what a model takes of a CPU's memory, from its folder alone, and how many images at once fit in what may be
  * used. The same account is told to people (kiln_model_describe), asked before a model is loaded, and kept to
  * while it renders, so that the three agree.
  *

@@ -262,7 +262,7 @@ static const char *name(struct dec *d, const char *field, const char *s, size_t 
     return text(d, field, s, max);
 }
 
-/* What can be shown of a text: nothing where it is no UTF-8. Cut in place. */
+/* The part of a text that can be shown: nothing where it is no UTF-8. Cut in place. */
 static const char *cut(char *s, size_t max) {
     size_t len = strlen(s);
     if (kn_utf8_span(s, len) != len) return "";

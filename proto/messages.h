@@ -75,7 +75,8 @@ enum kn_batch_verb {
     F(ID,      batch)                                \
     F(U64,     shard)                                \
     F(U64,     term)                                 \
-    F(NUMBERS, tasks, task_count, KN_SHARD_TASKS_MAX) /* those not yet acknowledged */
+    F(NUMBERS, tasks, task_count, KN_SHARD_TASKS_MAX) /* those not yet acknowledged */ \
+    F(BYTES,   ticket, ticket_len) /* of the grant */
 
 #define KN_FIELDS_READINGS(F) /* of a device; 0: not known */ \
     F(RANGE64, memory_used,   0, KN_DEVICE_BYTES_MAX) \
@@ -203,7 +204,8 @@ enum kn_batch_verb {
     M(81, REPAIR_REPLY,   repair_reply,   RepairReply)      \
     M(90, PROBE,          probe,          Probe)            \
     M(91, PROBED,         probed,         Probed)           \
-    E(92, PICTURES_WANTED, pictures_wanted, PicturesWanted)
+    E(92, PICTURES_WANTED, pictures_wanted, PicturesWanted) \
+    M(110, PICTURE_REPORT, picture_report, PictureReport)
 
 /* From workers. */
 
@@ -287,7 +289,8 @@ enum kn_batch_verb {
     F(BOOL,   flat)                                  \
     F(TEXT,   worker,  KN_NAME_MAX)                  \
     F(NAME,   backend, KN_BACKEND_MAX)               \
-    F(TEXT,   engine,  KN_NAME_MAX)
+    F(TEXT,   engine,  KN_NAME_MAX)                  \
+    F(BYTES,  ticket, ticket_len) /* of the grant */
 
 /* To workers; clients get a Welcome too. */
 
@@ -313,7 +316,8 @@ enum kn_batch_verb {
     F(ID,      batch)                                \
     F(DIGEST,  model_sha256)                         \
     F(TASKS,        tasks, count, KN_SHARD_TASKS_MAX) \
-    F(TASK_NUMBERS, index, tasks, count)
+    F(TASK_NUMBERS, index, tasks, count)             \
+    F(BYTES,   ticket, ticket_len) /* results and hellos bring it back */
 
 #define KN_FIELDS_SHARD_REVOKE(F)                    \
     F(U64,  shard)                                   \
@@ -402,6 +406,11 @@ enum kn_batch_verb {
     F(RANGE, part, 0, KN_CHUNK_PARTS_MAX - 1)
 
 #define KN_FIELDS_OBJECT_GET(F)                      \
+    F(DIGEST, sha256)
+
+#define KN_FIELDS_PICTURE_REPORT(F) /* it is not the picture that its record tells of */ \
+    F(ID,     batch)                                 \
+    F(TASK,   task)                                  \
     F(DIGEST, sha256)
 
 #define KN_FIELDS_EXPLAIN_QUERY(F)                   \

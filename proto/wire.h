@@ -3,13 +3,18 @@
  * One message on the wire is [routing id, ROUTER only][frame: kiln.pb.Envelope][optional frame: raw bytes].
  * Each connection has a random routing id; who a peer *is* stands in its hello. ZMQ_FD is edge-triggered:
  * wire.c re-reads ZMQ_EVENTS after every send and receive and bounds how long one wake-up may work. A message
- * that cannot be decoded is logged and dropped, and counted; `garbled` may answer the peer. All calls and callbacks
- * on the loop's thread. Not for use after fork. */
+ * that cannot be decoded is logged and dropped, and counted; `garbled` may answer the peer.
+ *
+ * A wire that has a key pair speaks CURVE on every TCP connection, both ways, and never without: a peer that has no key, or
+ * one that the guard does not admit, is refused, and so is a coordinator with another key than the one expected. Unix sockets
+ * have no keys: the mode of their file says who may use them. All calls and callbacks on the loop's thread. Not for use after fork. */
 #ifndef KN_PROTO_WIRE_H
 #define KN_PROTO_WIRE_H
 
 #include <uv.h>
+#include "base/keys.h"
 #include "proto/codec.h"
+#include "proto/guard.h"
 
 struct kn_wire; /* a ZeroMQ context on a loop */
 struct kn_sock;
@@ -50,23 +55,36 @@ struct kn_sock_options {
     kn_sock_garbled garbled; /* NULL: nobody answers */
     kn_sock_broken broken;   /* NULL: nobody is told */
     void *ctx;
+    const struct kn_public_key
+        *server; /* whom a DEALER expects at a tcp endpoint, on a wire with keys; copied */
 };
 
 KN_MUST_USE int kn_wire_create(uv_loop_t *loop, struct kn_wire **out, struct kn_err *err);
 void kn_wire_destroy(struct kn_wire *w); /* after its sockets; lingers 1 s at most */
+
+/* Gives it a key pair, before its first socket. */
+void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own);
+/* Has admit decide who may connect to what this wire binds; without, a wire that has keys binds no tcp endpoint. */
+KN_MUST_USE int kn_wire_guard(struct kn_wire *w, kn_guard_admit admit, void *ctx, struct kn_err *err);
+void kn_wire_unguard(struct kn_wire *w); /* from here on nobody comes in; before the loop ends */
 
 KN_MUST_USE int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct kn_sock **out,
                                struct kn_err *err);
 void kn_sock_destroy(struct kn_sock *s); /* safe inside its own callbacks (deferred); NULL is fine */
 /* Binds; a socket may bind several endpoints. tcp port "*" or 0 takes a free one: *port gets it (may be
  * NULL). ipc files are made with mode 0600 in a folder that exists; a stale one is replaced. Non-loopback tcp
- * needs `insecure`. */
+ * needs a wire with keys, or `insecure`. */
 KN_MUST_USE int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port,
                              struct kn_err *err);
 /* Connects (returns at once; ZeroMQ connects and reconnects in the background, pausing up to 2 s). */
 KN_MUST_USE int kn_sock_connect(struct kn_sock *s, const char *endpoint, struct kn_err *err);
 /* Drops the connection and makes a new one with a new routing id (a DEALER that lost faith in its peer). */
 KN_MUST_USE int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err);
+/* Why the other end was refused, or refused this one, in words; NULL: it was not. */
+const char *kn_sock_refusal(const struct kn_sock *s);
+/* The key by which the sender of the message came in that recv or garbled is being called with; NULL: it came without,
+ * through a Unix socket or on a wire that has no keys. */
+const struct kn_public_key *kn_sock_sender(const struct kn_sock *s);
 /* While paused, nothing is received: messages wait in bounded queues here (a few a connection) and then at their senders. So a receiver bounds the memory of what it has taken. */
 void kn_sock_pause(struct kn_sock *s, bool paused);
 /* Sends m, and blob behind it if not NULL. 0: taken (blob too). KN_EAGAIN: no room now, nobody connected

@@ -170,7 +170,7 @@ static enum engine_sim_sickness sickness(struct sim *s) {
     return atomic_load(&s->rendered) >= s->opt.after ? s->opt.sick : SIM_SOUND;
 }
 
-/* What a sick worker says before it begins. */
+/* The failure of a worker that is sick before it begins. */
 static int sick_from_the_start(struct sim *s, const struct kn_model_info *model, struct kn_err *err) {
     switch (sickness(s)) {
     case SIM_SICK_MODEL:

@@ -119,6 +119,8 @@ static int send_upload(struct worker *w, const struct upload *up) {
         .worker = w->name,
         .backend = w->opt.engine->backend,
         .engine = w->opt.engine->version,
+        .ticket = g->ticket,
+        .ticket_len = g->ticket_len,
     };
     memcpy(m.u.image_result.batch, g->batch, sizeof g->batch);
     memcpy(m.u.image_result.sha256, up->sha256, sizeof up->sha256);
@@ -406,9 +408,13 @@ static void on_hello(void *ctx, struct kn_worker_hello *h) {
     memcpy(h->instance, w->instance, sizeof h->instance);
     for (size_t i = 0; i < w->shards.count; i++) {
         const struct held_shard *x = &w->shards.v[i];
-        w->held[i] = (struct kn_held_shard){
-            .shard = x->grant->shard->shard, .term = x->grant->shard->term, .tasks = w->held_tasks[i]};
-        memcpy(w->held[i].batch, x->grant->shard->batch, sizeof w->held[i].batch);
+        const struct kn_shard_grant *g = x->grant->shard;
+        w->held[i] = (struct kn_held_shard){.shard = g->shard,
+                                            .term = g->term,
+                                            .tasks = w->held_tasks[i],
+                                            .ticket = g->ticket,
+                                            .ticket_len = g->ticket_len};
+        memcpy(w->held[i].batch, g->batch, sizeof w->held[i].batch);
         w->held[i].task_count = shard_outstanding(x, w->held_tasks[i]);
     }
 }

@@ -166,7 +166,7 @@ static void existing(const char *path, char out[KN_PATH_MAX]) {
     }
 }
 
-/* What keeps the farm, or a batch of it, from going on. redis: the socket of its Redis, for commands. */
+/* Tells what keeps the farm, or a batch of it, from going on. redis: the socket of its Redis, for commands. */
 static void check_moving(struct doctor *d, struct client *c, const char *redis) {
     struct kn_err err = {0};
     struct kn_msg q = {.type = KN_MSG_FARM_QUERY}, *r = NULL;
@@ -204,7 +204,7 @@ static void check_moving(struct doctor *d, struct client *c, const char *redis) 
     kn_msg_destroy(r);
 }
 
-/* What nothing on the farm needs any more; the farm does that by itself too, once a day. */
+/* Asks the farm to remove what nothing needs any more; it does that by itself too, once a day. */
 static void repair_farm(struct doctor *d, struct client *c) {
     struct kn_err err = {0};
     struct kn_msg q = {.type = KN_MSG_REPAIR_COMMAND}, *m = NULL;

@@ -180,7 +180,7 @@ static int await_models(struct render *r, struct kn_err *err) {
     }
 }
 
-/* What the farm's workers will have to hold. Sizes are the tasks', which are resolved. */
+/* The models and sizes that the farm's workers will have to hold. Sizes are the tasks', which are resolved. */
 static struct farm_load load_of(const struct submission *s) {
     struct farm_load load = {.models = s->models, .model_count = s->model_count};
     for (size_t i = 0; i < s->tasks.count; i++) {
@@ -192,7 +192,7 @@ static struct farm_load load_of(const struct submission *s) {
     return load;
 }
 
-/* What was asked of the farm: one of another plan is no use to this command. */
+/* The plan that the farm was asked for: one of another plan is no use to this command. */
 static int describe_plan(const struct cli_options *o, const struct supervise_config *c, struct kn_buf *out) {
     int rc = kn_buf_appendf(out, "kiln %s\nworkers %d\nthreads %d\nengine %s\npictures %s\n", KILN_VERSION,
                             o->workers, o->threads, c->engine ? c->engine : "", c->pictures);

@@ -6,7 +6,7 @@
 #include "cli/print/print.h"
 #include "cli/talk/statuses.h"
 
-/* What is asked for, newest first: the farm tells of the oldest first. */
+/* The batches that are asked for, newest first: the farm tells of the oldest first. */
 static void pick(struct statuses *s, const struct cli_options *o) {
     size_t n = 0;
     for (size_t i = 0, z = s->count; o->arg_count == 0 && i + 1 < z; i++) {

@@ -148,7 +148,7 @@ void run_close(struct run *r) {
     r->users_fd = -1;
 }
 
-/* What cannot be removed stays for `kiln doctor`: it is no reason to call a run that ended well a failure. */
+/* A file that cannot be removed stays for `kiln doctor`: that is no reason to call a run that ended well a failure. */
 void run_remove(struct run *r) {
     struct kn_err err = {0};
     if (farmdir_remove_tree(r->pictures, &err) || farmdir_remove_tree(r->dir.dir, &err) ||

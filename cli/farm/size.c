@@ -6,7 +6,7 @@
 
 #define DEFAULT_WORKERS_MAX 64
 
-/* What workers may have: a twentieth is left to Redis, the coordinator and everybody else. */
+/* The memory that workers may have: a twentieth is left to Redis, the coordinator and everybody else. */
 static uint64_t usable(const struct kn_machine *m) {
     return m->memory_free / 20 * 19;
 }

@@ -111,7 +111,7 @@ static void read_last_words(struct local_farm *s, size_t i) {
     kn_supervise_last_words(log, s->v[i].log_at, s->processes[i].words, sizeof s->processes[i].words);
 }
 
-/* What an earlier Redis of this farm left: its socket, and the files that it was writing when it was killed.
+/* Removes what an earlier Redis of this farm left: its socket, and the files that it was writing when it was killed.
  * None runs, since its folder is ours alone. */
 static void clear_redis(const struct local_farm *s) {
     static const char *const folders[] = {"redis", "redis/appendonlydir"};
@@ -336,6 +336,10 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
         add_arg(p, "%s", c->redis);
     else
         add_arg(p, "unix:%s", s->f->redis_socket);
+    if (c->pictures) { /* they may be copied to another place, and Redis is not there then */
+        add_arg(p, "--store-mark");
+        add_arg(p, "%s/store.mark", s->f->dir);
+    }
     add_arg(p, "--listen");
     add_arg(p, "%s", s->f->endpoint);
     for (size_t i = 0; i < c->listen_count; i++) {

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/map.h"
+#include "base/picture.h"
 #include "cli/cli.h"
 #include "cli/folder/earlier.h"
 #include "cli/folder/gallery.h"
@@ -248,17 +249,63 @@ static int note(struct folder *o, uint32_t index, const struct kn_result *r, str
     return rc ? kn_err_set(err, rc, "image %u: %s", index, kn_err_words(rc)) : KN_OK;
 }
 
+/* ---- pictures that are none */
+
+#define REPORT_MS 10000
+
+/* These are not the bytes of a picture as image i and its result tell it. */
+static bool is_bad(const struct folder *o, size_t i, const struct kn_result *r, const void *data,
+                   size_t len) {
+    struct kn_picture want = {.width = o->tasks[i].width, .height = o->tasks[i].height, .decoded = true};
+    struct kn_err err = {0};
+    memcpy(want.pixels, r->pixels_sha256, sizeof want.pixels);
+    if (kn_picture_check(data, len, &want, &err) != KN_EPARSE) return false;
+    cli_say("image %zu is bad on the farm (%s): it is told, and renders it again", i, err.text);
+    return true;
+}
+
+/* The same of the file in its place, which then goes. */
+static bool is_bad_here(const struct folder *o, size_t i, const struct kn_result *r) {
+    char path[PLACE_PATH_MAX];
+    struct kn_buf file;
+    place_path(o, NULL, i, path);
+    kn_buf_init(&file, KN_IMAGE_BYTES_MAX);
+    bool bad = kn_fs_read(path, &file, NULL) == 0 && is_bad(o, i, r, file.data ? file.data : "", file.len);
+    kn_buf_fini(&file);
+    if (bad) unlink(path);
+    return bad;
+}
+
+/* The farm looks for itself. An older one does not know the message: there, a retry has to be asked for. */
+static int report_bad(const struct folder *o, struct client *c, const struct kn_result *r,
+                      struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_PICTURE_REPORT, .u.picture_report = {.task = r->index}}, *reply = NULL;
+    struct kn_err why = {0};
+    if (kn_uuid_parse(o->id, m.u.picture_report.batch)) return KN_OK;
+    memcpy(m.u.picture_report.sha256, r->sha256, sizeof(kn_digest));
+    int rc = client_call(c, &m, KN_MSG_REPLY, REPORT_MS, &reply, &why);
+    kn_msg_destroy(reply);
+    return rc == KN_ECANCELED ? kn_err_set(err, rc, "%s", why.text) : KN_OK;
+}
+
+/* ---- those that come */
+
 struct fetching {
     struct folder *o;
     const struct kn_result *v;
     const uint32_t *index;
     const uint32_t *which; /* of v */
-    size_t lost;
+    uint32_t *bad;         /* of v: pictures that are none */
+    size_t bad_count, lost;
 };
 
 static int got_object(void *ctx, size_t i, const void *data, size_t len, struct kn_err *err) {
     struct fetching *f = ctx;
     uint32_t k = f->which[i];
+    if (is_bad(f->o, f->index[k], &f->v[k], data, len)) {
+        f->bad[f->bad_count++] = k;
+        return KN_OK;
+    }
     int rc = place_data(f->o, f->index[k], data, len, err);
     if (rc == KN_OK) rc = note(f->o, f->index[k], &f->v[k], err);
     return rc;
@@ -290,7 +337,9 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
                 size_t count, size_t *lost, struct kn_err *err) {
     kn_digest *digests = calloc(count + 1, sizeof *digests);
     uint32_t *which = calloc(count + 1, sizeof *which);
-    int rc = digests && which ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    uint32_t *bad = calloc(count + 1, sizeof *bad);
+    int rc = digests && which && bad ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    struct fetching f = {.o = o, .v = v, .index = index, .which = which, .bad = bad};
     size_t n = 0;
     for (size_t i = 0; rc == KN_OK && i < count; i++) {
         if (index[i] >= o->count) {
@@ -300,7 +349,10 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
         } else if (o->entries[index[i]].status == KN_RESULT_DONE) {
             continue; /* here already */
         } else if ((rc = put_here(o, client_welcome(c)->objects_dir, index[i], v[i].sha256, err)) == KN_OK) {
-            rc = note(o, index[i], &v[i], err);
+            if (is_bad_here(o, index[i], &v[i]))
+                bad[f.bad_count++] = (uint32_t)i;
+            else
+                rc = note(o, index[i], &v[i], err);
         } else if (rc == KN_ENOENT) {
             rc = KN_OK;
             memcpy(digests[n], v[i].sha256, sizeof(kn_digest));
@@ -308,17 +360,18 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
         }
     }
     if (rc == KN_OK && n > 0) {
-        struct fetching f = {.o = o, .v = v, .index = index, .which = which};
         struct client_objects objects = {.digests = (const kn_digest *)digests,
                                          .count = n,
                                          .got = got_object,
                                          .missing = missing_object,
                                          .ctx = &f};
         rc = client_fetch(c, &objects, err);
-        *lost += f.lost;
     }
+    for (size_t i = 0; rc == KN_OK && i < f.bad_count; i++) rc = report_bad(o, c, &v[bad[i]], err);
+    *lost += f.lost + f.bad_count;
     free(digests);
     free(which);
+    free(bad);
     return rc;
 }
 

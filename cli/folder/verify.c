@@ -19,11 +19,11 @@
 #include <unistd.h>
 
 #include "base/map.h"
+#include "base/picture.h"
 #include "cli/cli.h"
 #include "cli/folder/images.h"
 #include "cli/folder/manifest.h"
 #include "cli/folder/names.h"
-#include "cli/folder/pixels.h"
 #include "cli/text.h"
 
 #define THREADS_MAX 32
@@ -261,7 +261,7 @@ static char *check_bytes(const struct manifest_line *l, const void *data, size_t
     struct kn_err err = {0};
     kn_sha256(data, len, bytes_sha);
     bool same = memcmp(bytes_sha, l->sha256, sizeof bytes_sha) == 0;
-    if (pixels_digest(data, len, pixels_sha, &width, &height, &err)) {
+    if (kn_picture_digest(data, len, pixels_sha, &width, &height, &err)) {
         if (same) return words("does not decode: %s", err.text);
         return words("has another SHA-256 than its line says, and does not decode: %s", err.text);
     }

@@ -106,7 +106,7 @@ static void silence_say(const char *text) {
     snprintf(silence, sizeof silence, "%s", text);
 }
 
-/* What is at the other end of an ipc endpoint. KN_EPERM: it may not be used. */
+/* Looks at the other end of an ipc endpoint. KN_EPERM: it may not be used. */
 static int look_at_peer(const char *path, char *out, size_t out_max, struct kn_err *err) {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
     struct ucred who = {0};
@@ -323,7 +323,7 @@ static int await_first(struct client *c, int timeout_ms, struct kn_err *err) {
     return KN_OK;
 }
 
-/* What the answer to m says. */
+/* Reads the answer to m. */
 static int heed_reply(struct client *c, const struct kn_msg *m, const struct kn_msg *r, enum kn_msg_type want,
                       struct kn_err *err) {
     if (c->told) cli_say("the farm answers again");

@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/pool.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
@@ -58,7 +59,7 @@ void batch_refund_time(struct batch *b, uint64_t us) {
 
 void batch_state_send(struct farm *f, struct batch *b, struct farm_effects *fx) {
     if (b->state_sent || b->state_due) {
-        b->state_dirty = true;
+        b->state_dirty = !KN_PLANTED(WISH_DROPPED);
         return;
     }
     if (f->deposed) return;
@@ -81,7 +82,7 @@ void batch_state_stored(struct farm *f, struct batch *b, int code, struct farm_e
         b->state_tries++;
         b->state_due = f->now + ((uint64_t)RETRY_MS << doubled);
         f->states_due++;
-        b->retried |= b->retried_sent;
+        if (!KN_PLANTED(RETRY_FORGOTTEN)) b->retried |= b->retried_sent;
         return;
     }
     b->state_tries = 0;
@@ -236,7 +237,7 @@ int batch_open(struct farm *f, const struct ev_batch_open *ev, struct farm_effec
     }
     b->state = ev->paused ? KN_BATCH_PAUSED : KN_BATCH_ACTIVE;
     if (ev->paused) b->paused_since = f->now;
-    if (ev->done)
+    if (ev->done && !KN_PLANTED(VOID_LOST_AT_END))
         batch_state_send(f, b, fx); /* an image was voided when its end was on the way to the store */
     pool_batch_ready(f, b);
     f->outranked = true;

@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/health.h"
 #include "coordinator/core/pending.h"
@@ -85,7 +86,8 @@ static enum outcome task_verdict(const struct farm *f, const struct batch *b, ui
     const struct trouble *x = trouble_of(f, b, t);
     if (!enough(f, b, t, x)) return VERDICT_OPEN;
     for (uint32_t i = 0; i < x->by_count; i++)
-        if (worker_charge(f, b, &x->by[i]) <= CHARGE_GONE) return VERDICT_WAITS;
+        if (worker_charge(f, b, &x->by[i]) <= CHARGE_GONE && !KN_PLANTED(CHARGE_UNACQUITTED))
+            return VERDICT_WAITS;
     return VERDICT_FAILED;
 }
 
@@ -140,6 +142,7 @@ static void charge(struct batch *b, uint32_t t, struct trouble *x, const struct 
     }
     x->deadly |= w->lost || code == KN_ETIMEOUT;
     if (b->tasks[t].charges < UINT8_MAX) b->tasks[t].charges++;
+    if (KN_PLANTED(CHARGE_TWICE) && b->tasks[t].charges < UINT8_MAX) b->tasks[t].charges++;
     x->code = (int16_t)code;
     char *copy = strdup(reason && *reason ? reason : kn_err_words(code));
     if (!copy) return;

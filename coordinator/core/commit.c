@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/pending.h"
@@ -84,7 +85,10 @@ static void result_first(struct farm *f, uint64_t conn, struct batch *b, struct 
     p->flat = r->flat;
     snprintf(p->worker, sizeof p->worker, "%s", r->worker ? r->worker : "");
     snprintf(p->engine, sizeof p->engine, "%s", r->engine ? r->engine : "");
-    if (conn) p->acks[p->ack_count++] = conn;
+    if (KN_PLANTED(ACK_BEFORE_COMMIT))
+        pending_ack(fx, conn, b, NULL, r->task, KN_OK);
+    else if (conn)
+        p->acks[p->ack_count++] = conn;
     pending_ask(p, fx);
 }
 
@@ -98,7 +102,8 @@ int commit_result(struct farm *f, uint64_t conn, const struct ev_result *r, stru
         pending_ack(fx, conn, NULL, r->batch, r->task, KN_EGONE);
         return KN_OK;
     }
-    if (r->task >= b->total || r->backend >= f->backend_count || (b->pin && b->pin->backend != r->backend)) {
+    if (r->task >= b->total || r->backend >= f->backend_count ||
+        (b->pin && b->pin->backend != r->backend && !KN_PLANTED(PIN_IGNORED))) {
         pending_ack(fx, conn, b, NULL, r->task, KN_EINVAL);
         fx_note(fx, FX_NOTE, b->id,
                 "result_dropped task=%u worker=%s: no such task, or not of the class asked for", r->task,
@@ -165,11 +170,12 @@ int commit_stored(struct farm *f, const struct ev_stored *s, struct farm_effects
     int rc = farm_reserve(f, fx, 16, 1, 1);
     if (rc) return rc;
     p->flying = false;
-    if (s->code == KN_ETERM) {
+    if (s->code == KN_ETERM && !KN_PLANTED(TERM_NOT_HEEDED)) {
         f->deposed = true;
         return KN_OK;
     }
-    if (p->voided && batch_live(b) && s->code != KN_EEXIST) { /* whatever the answer, the retry came later */
+    if (p->voided && !KN_PLANTED(RETRY_OVERTAKEN) && batch_live(b) &&
+        s->code != KN_EEXIST) { /* whatever the answer, the retry came later */
         pending_requeue(f, b, s->task);
         return KN_OK;
     }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/commit.h"
@@ -167,7 +168,7 @@ static int stored(struct farm *f, const struct ev_stored *s, struct farm_effects
     if (!b) return KN_OK;
     int rc = fx_reserve(fx, 4);
     if (rc) return rc;
-    if (s->code == KN_ETERM) f->deposed = true;
+    if (s->code == KN_ETERM && !KN_PLANTED(TERM_NOT_HEEDED)) f->deposed = true;
     batch_state_stored(f, b, s->code, fx);
     return KN_OK;
 }
@@ -213,6 +214,9 @@ int farm_step(struct farm *f, const struct farm_event *ev, uint64_t now_ms, stru
         break;
     case EV_RESULT:
         rc = commit_result(f, ev->conn, &ev->u.result, fx);
+        break;
+    case EV_RESULT_BAD:
+        rc = report_bad(f, &ev->u.result_bad, fx);
         break;
     case EV_STORED:
         rc = stored(f, &ev->u.stored, fx);

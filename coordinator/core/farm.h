@@ -94,6 +94,7 @@ enum farm_event_type {
     EV_PROBED,           /* …or this probe picture, or could */
     EV_RESULT,           /* the bytes of an image are durable under their digest, but not yet committed */
     EV_STORED,           /* the store answers an FX_COMMIT, FX_FAIL or FX_BATCH_STATE */
+    EV_RESULT_BAD, /* what a worker brought is not the picture that was asked for: that is the worker's fault */
     EV_OBJECTS_LOST, /* the records of these done tasks are void, durably: their objects are lost or damaged */
 };
 
@@ -150,6 +151,8 @@ struct farm_held { /* a shard that a worker says it holds when it says hello */
     kn_id batch;
     const uint32_t *tasks; /* not yet acknowledged */
     uint32_t task_count;
+    bool
+        unproven; /* nothing shows that it was granted: it goes on if the core knows it, and is never adopted */
 };
 
 /* A hello of another process under the name of a worker that is connected takes nothing from it: the older
@@ -218,6 +221,13 @@ struct ev_result {
     const char *worker, *engine; /* for the record; the worker may be unknown by now */
 };
 
+struct ev_result_bad {
+    kn_id batch;
+    uint32_t task;
+    uint64_t shard, term;
+    const char *worker, *reason;
+};
+
 struct ev_objects_lost {
     kn_id batch;
     const uint32_t *tasks; /* those that are not done are passed over */
@@ -246,6 +256,7 @@ struct farm_event {
         struct ev_task_failed task_failed;
         struct ev_probed probed;
         struct ev_result result;
+        struct ev_result_bad result_bad;
         struct ev_stored stored;
         struct ev_objects_lost objects_lost;
         struct {
@@ -428,6 +439,11 @@ KN_MUST_USE int farm_task_view(const struct farm *f, const kn_id id, uint32_t ta
 /* 0 if a result for this task is wanted at all, so that the shell can refuse the bytes early. KN_EEXIST: it
  * is done already. KN_EGONE: the task or its batch is over or unknown. */
 KN_MUST_USE int farm_wants(const struct farm *f, const kn_id id, uint32_t task);
+/* This worker holds this task by a grant that the core knows. */
+bool farm_holds(const struct farm *f, const char *worker, uint64_t shard, uint64_t term, const kn_id batch,
+                uint32_t task);
+/* The size of the task's picture; 0 and 0: no such task. */
+void farm_task_size(const struct farm *f, const kn_id id, uint32_t task, uint32_t *width, uint32_t *height);
 /* Calls `each` for the objects of results that wait for the store to be asked again: they are about to be
  * named. */
 void farm_each_waiting(const struct farm *f, void (*each)(void *ctx, const kn_digest sha256), void *ctx);

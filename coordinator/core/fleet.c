@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/health.h"
@@ -64,7 +65,7 @@ static struct shard *worker_executing(struct worker *w) {
     return found;
 }
 
-/* What a kill for want of memory means for the shard that was executing: nobody is to blame, and the worker is given
+/* A kill for want of memory, as it is for the shard that was executing: nobody is to blame, and the worker is given
  * fewer images at once from now on, as if it had handed the shard back. A single image leaves nothing to halve: it
  * is tried again, for it may have been another program that took the memory, but not for ever. */
 static enum shard_fate fate_of_memory(struct worker *w, const struct shard *s) {
@@ -96,7 +97,9 @@ static void worker_lose(struct farm *f, struct worker *w, bool bye, int code, co
     w->lost_ms = f->now;
     while (w->shards) {
         struct shard *s = w->shards;
-        enum shard_fate fate = s == executing ? FATE_GUILTY : bye ? FATE_REQUEUE : FATE_LOST;
+        enum shard_fate fate = s == executing || (code && KN_PLANTED(DEATH_BLAMES_ALL)) ? FATE_GUILTY
+                               : bye                                                    ? FATE_REQUEUE
+                                                                                        : FATE_LOST;
         if (s == executing && code == KN_EOOM) fate = fate_of_memory(w, s);
         shard_end(f, s, fate, code, reason, fx);
     }
@@ -252,15 +255,17 @@ static void hello_reconcile(struct farm *f, struct worker *w, const struct ev_wo
             shard_drop(f, s, t);
             if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
         }
+        if (s->left == 0 && (s->state == SHARD_SENT || s->state == SHARD_OWED))
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx); /* nothing of it is awaited any more */
     }
 }
 
 /* A shard that is not known here: of another term, or ended while the worker was away. Those of its tasks
- * that are still wanted are adopted. */
+ * that are still wanted are adopted, if it was granted at all. */
 static void hello_adopt(struct farm *f, struct worker *w, const struct farm_held *held,
                         struct farm_effects *fx) {
     uint32_t tasks[KN_SHARD_TASKS_MAX], count = 0, group = 0;
-    struct batch *b = batch_find(f, held->batch);
+    struct batch *b = held->unproven ? NULL : batch_find(f, held->batch);
     for (uint32_t i = 0; b && batch_live(b) && i < held->task_count && count < KN_SHARD_TASKS_MAX; i++) {
         uint32_t t = held->tasks[i];
         if (t >= b->total) continue;
@@ -524,7 +529,7 @@ void fleet_sweep(struct farm *f, struct farm_effects *fx) {
             if (f->now - w->lost_ms >= LOST_KEEP_MS) worker_forget(f, i--);
             continue;
         }
-        if (f->now - w->seen_ms >= f->config.silence_ms) {
+        if (f->now - w->seen_ms >= f->config.silence_ms && !KN_PLANTED(SILENCE_IGNORED)) {
             if (worker_reserve(f, fx, w, 0)) return; /* the next tick tries again */
             char reason[KN_REASON_MAX];
             snprintf(reason, sizeof reason, "worker %s fell silent while it rendered this image", w->name);

@@ -19,11 +19,12 @@
 
 #include <stdio.h>
 
+#include "base/planted.h"
 #include "coordinator/core/trouble.h"
 #include "coordinator/core/worker.h"
 
 #define FAULTS_PROBED 2    /* in a row: then it is asked for a probe, and again at twice as many */
-#define UNDELIVERED_HELD 3 /* shards in a row */
+#define UNDELIVERED_HELD 3 /* shards, or bad pictures, in a row */
 #define HOPELESS_TRIES 2   /* how often a worker was found wanting before a batch is not waited for */
 
 static void acquit(struct worker *w) {
@@ -65,7 +66,7 @@ void health_hold(struct farm *f, struct worker *w, const char *reason, struct fa
     if (w->hold_pause > HOLD_MS_MAX) w->hold_pause = HOLD_MS_MAX;
     w->hold_due = f->now + w->hold_pause;
     w->probe = 0;
-    refund(f, w, fx);
+    if (!KN_PLANTED(SICK_BLAMES_TASK)) refund(f, w, fx);
 }
 
 static void release(struct farm *f, struct worker *w, struct farm_effects *fx) {
@@ -170,12 +171,11 @@ void health_picture(struct worker *w, bool after_fault) {
     w->hold_pause = w->hold_tries = 0;
 }
 
-void health_undelivered(struct farm *f, struct worker *w, struct farm_effects *fx) {
+void health_undelivered(struct farm *f, struct worker *w, const char *reason, struct farm_effects *fx) {
     uint64_t cool_ms = (uint64_t)COOL_MS << (w->returns < 6 ? w->returns : 6);
     w->returns++;
     w->cool_until = f->now + (cool_ms < COOL_MS_MAX ? cool_ms : COOL_MS_MAX);
-    if (++w->undelivered >= UNDELIVERED_HELD && !w->on_hold)
-        health_hold(f, w, "it says that shards are done, and their pictures do not come", fx);
+    if (++w->undelivered >= UNDELIVERED_HELD && !w->on_hold) health_hold(f, w, reason, fx);
 }
 
 /* ---- as time passes */

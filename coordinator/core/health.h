@@ -31,8 +31,9 @@ void health_arrived(struct farm *f, struct worker *w, struct farm_effects *fx);
 void health_hold(struct farm *f, struct worker *w, const char *reason, struct farm_effects *fx);
 /* A held worker that was given another chance, and was found wanting again; or cannot be given one. */
 bool health_hopeless(const struct worker *w);
-/* The worker was through with a shard and owed pictures of it that never came. */
-void health_undelivered(struct farm *f, struct worker *w, struct farm_effects *fx);
+/* The worker was through with a shard and owed pictures of it that never came, or what came was bad: several times in
+ * a row, and it is held for that reason. */
+void health_undelivered(struct farm *f, struct worker *w, const char *reason, struct farm_effects *fx);
 
 /* Probe pictures that take too long, and held workers whose pause is over. Part of the tick. */
 void health_sweep(struct farm *f, struct farm_effects *fx);

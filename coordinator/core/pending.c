@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/task.h"
 #include "coordinator/core/trouble.h"
@@ -125,7 +126,7 @@ void pending_later(struct farm *f, struct pending *p, uint32_t slot) {
     uint64_t pause = (uint64_t)RETRY_MS << (p->tries < 4 ? p->tries : 4);
     p->tries++;
     p->due_ms = f->now + (pause < RETRY_MS_MAX ? pause : RETRY_MS_MAX);
-    waiting_append(f, slot);
+    if (!KN_PLANTED(RESEND_LOST)) waiting_append(f, slot);
 }
 
 void pending_retry(struct farm *f, struct farm_effects *fx) {

@@ -98,3 +98,23 @@ int report_failed(struct farm *f, struct worker *w, const struct ev_task_failed 
         shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
     return KN_OK;
 }
+
+int report_bad(struct farm *f, const struct ev_result_bad *e, struct farm_effects *fx) {
+    struct worker *w = worker_by_name(f, e->worker);
+    struct shard *s = w ? shard_find(w, e->shard, e->term) : NULL;
+    struct batch *b = s ? s->batch : NULL;
+    uint32_t t = e->task;
+    if (!w) return KN_OK;
+    if (b && (memcmp(b->id, e->batch, sizeof b->id) != 0 || t >= b->total || !shard_holds(s, t))) b = NULL;
+    int rc = b ? shard_reserve(f, fx, s) : fx_reserve(fx, 8);
+    if (rc) return rc;
+    if (b) {
+        blame_attempt(f, b, t, w, KN_ECORRUPT, e->reason, false, fx);
+        shard_drop(f, s, t);
+        if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
+        if (s->left == 0 && (s->state == SHARD_SENT || s->state == SHARD_OWED))
+            shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);
+    }
+    health_undelivered(f, w, "it brings pictures that are none, or not those that were asked for", fx);
+    return KN_OK;
+}

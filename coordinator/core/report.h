@@ -14,5 +14,7 @@ int report_returned(struct farm *f, struct worker *w, const struct ev_shard *e, 
 int report_done(struct farm *f, struct worker *w, const struct ev_shard *e, struct farm_effects *fx);
 /* EV_TASK_FAILED: charged, unless it was stopped or shared memory with others. */
 int report_failed(struct farm *f, struct worker *w, const struct ev_task_failed *e, struct farm_effects *fx);
+/* EV_RESULT_BAD: uncharged; the task is rendered again, and the worker is held when nothing else comes from it. */
+int report_bad(struct farm *f, const struct ev_result_bad *e, struct farm_effects *fx);
 
 #endif

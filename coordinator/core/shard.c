@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/planted.h"
 #include "coordinator/core/batch.h"
 #include "coordinator/core/blame.h"
 #include "coordinator/core/health.h"
@@ -242,6 +243,7 @@ static void shard_revoke(struct farm *f, struct shard *s, bool abort, struct far
     }
     s->state = SHARD_REVOKED;
     s->alive_ms = f->now;
+    if (KN_PLANTED(LOST_RETRACT)) return;
     struct farm_effect *e = fx_add(fx, FX_REVOKE);
     e->conn = s->worker->conn;
     e->u.revoke.shard = s->id;
@@ -326,7 +328,7 @@ void shard_sweep(struct farm *f, struct worker *w, struct farm_effects *fx) {
             fx_note(fx, FX_NOTE, s->batch->id, "not_delivered worker=%s shard=%llu images=%u", w->name,
                     (unsigned long long)s->id, s->left);
             shard_end(f, s, FATE_LOST, 0, NULL, fx);
-            health_undelivered(f, w, fx);
+            health_undelivered(f, w, "it says that shards are done, and their pictures do not come", fx);
             break;
         case SHARD_SENT:
             if (quiet >= SENT_MS) shard_end(f, s, FATE_LOST, 0, NULL, fx);

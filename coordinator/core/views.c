@@ -4,6 +4,7 @@
 #include "coordinator/core/batch.h"
 #include "coordinator/core/health.h"
 #include "coordinator/core/pool.h"
+#include "coordinator/core/shard.h"
 #include "coordinator/core/speed.h"
 #include "coordinator/core/state.h"
 #include "coordinator/core/worker.h"
@@ -278,6 +279,22 @@ int farm_wants(const struct farm *f, const kn_id id, uint32_t task) {
     default:
         return KN_OK;
     }
+}
+
+bool farm_holds(const struct farm *f, const char *worker, uint64_t shard, uint64_t term, const kn_id batch,
+                uint32_t task) {
+    const struct worker *w = worker_by_name(f, worker);
+    const struct shard *s = w ? shard_find(w, shard, term) : NULL;
+    return s && s->batch && memcmp(s->batch->id, batch, sizeof s->batch->id) == 0 && task < s->batch->total &&
+           shard_holds(s, task);
+}
+
+void farm_task_size(const struct farm *f, const kn_id id, uint32_t task, uint32_t *width, uint32_t *height) {
+    const struct batch *b = batch_find(f, id);
+    const struct shape *x = NULL;
+    if (b && task < b->total) x = slab_at(&f->shapes, b->groups[b->tasks[task].group].shape);
+    *width = x ? x->key.width : 0;
+    *height = x ? x->key.height : 0;
 }
 
 void farm_each_waiting(const struct farm *f, void (*each)(void *ctx, const kn_digest sha256), void *ctx) {

@@ -198,7 +198,10 @@ static void on_greeted(void *ctx, const redisReply *r) {
         redis_link_up(s->link);
         return;
     }
+    char secret[KN_SHA256_HEX];
+    kn_hex(s->base.secret, sizeof s->base.secret, secret);
     renew_words(s, S_REPAIR, &w, s->opt.lead_ms);
+    word(&w, secret);
     redis_link_direct(s->link, w.count, w.v, w.len, on_repair, s);
 }
 

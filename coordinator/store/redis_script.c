@@ -6,6 +6,7 @@
  *     kiln:term       the term of the coordinator that leads; who takes the lead raises it by one (INCR)
  *     kiln:count      counts the writes of all coordinators: a number that is lower than before says that the store
  *                     has gone back (FLUSHALL, an older copy, a file that was cut)
+ *     kiln:secret     the farm's secret in hex, drawn at the first start: what tickets are made with (ticket.h)
  *     kiln:repairing  there while a coordinator writes again what a store that went back has lost
  *     kiln:leader     who that is, with an expiry that it renews: a second one does not start beside it
  *     kiln:seq        counts the sealed batches
@@ -86,13 +87,14 @@ const char *const redis_script_text[S_COUNT] = {
     "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
     "return count\n",
     /* The store has gone back, and who leads begins to write again what it has lost: not where another has taken the
-     * lead meanwhile. KEYS term, leader; ARGV term and count, me, lifetime in ms. */
+     * lead meanwhile. KEYS term, leader; ARGV term and count, me, lifetime in ms, the secret. */
     [S_REPAIR] = LUA
     "local term, least = ARGV[1]:match('^(%d+) (%d+)$')\n"
     "local who, now = redis.call('GET', KEYS[2]), redis.call('GET', KEYS[1])\n"
     "if (who and who ~= ARGV[2]) or (now and tonumber(now) > tonumber(term)) then return KN_ETERM end\n"
     "redis.call('SET', 'kiln:repairing', ARGV[2])\n"
     "redis.call('SET', KEYS[1], term)\n"
+    "redis.call('SET', 'kiln:secret', ARGV[4])\n"
     "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
     "if tonumber(redis.call('GET', 'kiln:count') or '0') < tonumber(least) then\n"
     "  redis.call('SET', 'kiln:count', least)\n"

@@ -104,19 +104,14 @@ static int check_redis(struct redis_store *s, struct kn_err *err) {
 }
 
 /* A farm's data says how it is laid out. A later layout is not read at all: what is not known of it could be lost, or
- * rendered otherwise than it was asked for. */
+ * rendered otherwise than it was asked for. Nothing is written: that is for who has the lead. */
 static int check_format(struct redis_store *s, struct kn_err *err) {
-    char format[16];
-    snprintf(format, sizeof format, "%d", STORE_FORMAT);
-    redisReply *r =
-        redis_ask_plain(s->sync, err, 4, "SET", "kiln:format", format, "NX"); /* the first start */
+    redisReply *r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:format");
     if (!r) return err->code;
-    freeReplyObject(r);
-    r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:format");
-    if (!r) return err->code;
+    bool none = r->type == REDIS_REPLY_NIL; /* the first start, or the first of a program that writes it */
     long have = r->type == REDIS_REPLY_STRING ? strtol(r->str, NULL, 10) : 0;
     freeReplyObject(r);
-    if (have == STORE_FORMAT) return 0;
+    if (none || have == STORE_FORMAT) return 0;
     if (have > STORE_FORMAT)
         return kn_err_set(
             err, KN_ECONFIG,
@@ -126,6 +121,15 @@ static int check_format(struct redis_store *s, struct kn_err *err) {
             have, KILN_VERSION, STORE_FORMAT);
     return kn_err_set(err, KN_ECORRUPT,
                       "this farm's data is of no format that is known: kiln:format in Redis is %ld", have);
+}
+
+static int write_format(struct redis_store *s, struct kn_err *err) {
+    char format[16];
+    snprintf(format, sizeof format, "%d", STORE_FORMAT);
+    redisReply *r = redis_ask_plain(s->sync, err, 4, "SET", "kiln:format", format, "NX");
+    if (!r) return err->code;
+    freeReplyObject(r);
+    return 0;
 }
 
 static int load_scripts(struct redis_store *s, struct kn_err *err) {
@@ -287,6 +291,28 @@ static int take_lead(struct redis_store *s, struct kn_err *err) {
     }
 }
 
+/* The farm's secret: drawn by the first coordinator, kept for all that follow. */
+static int read_secret(struct redis_store *s, struct kn_err *err) {
+    kn_digest fresh;
+    char hex[KN_SHA256_HEX];
+    kn_uuid_random(fresh);
+    kn_uuid_random(fresh + KN_UUID_BYTES);
+    kn_sha256(fresh, sizeof fresh, fresh);
+    kn_hex(fresh, sizeof fresh, hex);
+    redisReply *r = redis_ask_plain(s->sync, err, 4, "SET", "kiln:secret", hex, "NX");
+    if (!r) return err->code;
+    freeReplyObject(r);
+    r = redis_ask_plain(s->sync, err, 2, "GET", "kiln:secret");
+    if (!r) return err->code;
+    bool ok = r->type == REDIS_REPLY_STRING && kn_unhex(r->str, s->base.secret, sizeof s->base.secret) == 0;
+    freeReplyObject(r);
+    return ok ? 0
+              : kn_err_set(
+                    err, KN_ECORRUPT,
+                    "kiln:secret in Redis is no secret of a farm's: DEL it, and another is drawn (what "
+                    "workers hold now is rendered again)");
+}
+
 int redis_connect_sync(struct redis_store *s, struct kn_err *err) {
     struct timeval t = {.tv_sec = 5}, answer = {.tv_sec = ANSWER_MS / 1000};
     if (s->sync) redisFree(s->sync);
@@ -309,6 +335,8 @@ int redis_open_sync(struct redis_store *s, struct kn_err *err) {
         if (rc == 0) rc = check_format(s, err);
         if (rc == 0) rc = load_scripts(s, err);
         if (rc == 0) rc = take_lead(s, err);
+        if (rc == 0) rc = write_format(s, err);
+        if (rc == 0) rc = read_secret(s, err);
         if (rc != KN_EAGAIN) break;
         bool loading = strstr(err->text, "LOADING");
         if (!loading && kn_clock_ms() - begun > START_MS) {

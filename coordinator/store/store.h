@@ -121,7 +121,8 @@ struct store_ops {
 /* The head of each implementation's own struct. */
 struct store {
     const struct store_ops *ops;
-    uint64_t term;                                       /* this coordinator's */
+    uint64_t term;    /* this coordinator's */
+    kn_digest secret; /* the farm's, the same for all its coordinators: what tickets are made with */
     void (*lost)(void *ctx, int code, const char *text); /* the lead is lost, or the store cannot be trusted
                                                             any more: end the process */
     /* The store has gone back: what it had answered for is not there any more, or may be so. Everything that the

@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """Pictures that the farm has lost, or that somebody edited in its folder: noticed, said once, rendered again."""
+import hashlib
 import os
+import struct
+import subprocess
 import sys
+import zlib
 
 from farm import FarmTest, main, wait_for
 
@@ -46,6 +50,31 @@ class Lost(FarmTest):
         self.farm.ok("verify", self.farm.tmp / "healed")
         (batch,) = self.farm.json("status")
         self.assertEqual((batch["state"], batch["done"]), ("done", COUNT))
+
+    def replace_by_a_file_that_is_no_picture(self, index):
+        """As a worker could have brought it before pictures were looked at: whole by its chunks, its name its SHA-256, its record says so."""
+        def chunk(name, body):
+            return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        l = self.lines[index]
+        head = struct.pack(">IIBBBBB", l["width"], l["height"], 8, 2, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"nothing that was deflated") + chunk(b"IEND", b"")
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.farm.dir / "objects" / digest[:2] / f"{digest}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        key = f"kiln:b:{self.batch}:r"
+        socket = self.farm.endpoint.removeprefix("ipc://").replace("farm.sock", "redis.sock")
+        subprocess.run(["redis-cli", "-s", socket, "-x", "SETRANGE", key, str(80 * index)],
+                       input=bytes.fromhex(digest), check=True, capture_output=True)
+        self.farm.kill_and_await("coordinator")
+
+    def test_a_picture_that_does_not_decode_is_said_and_rendered_again_by_whoever_fetches_it(self):
+        self.replace_by_a_file_that_is_no_picture(5)
+        err = self.fetch("bad", status=2)
+        self.assertIn("image 5 is bad on the farm", err)
+        self.assertIn("1 picture is lost or damaged on the farm", err)
+        self.assertEqual(len(list((self.farm.tmp / "bad" / "images").iterdir())), COUNT - 1)
+        self.check_healed()  # without a retry
 
     def test_lost_and_damaged_pictures_are_said_once_and_a_retry_renders_them_and_no_others(self):
         others = {i: self.object(i).stat().st_mtime_ns for i in range(COUNT) if i not in (3, 7, 8)}

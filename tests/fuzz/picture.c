@@ -4,7 +4,7 @@
 #include <zlib.h>
 
 #include "base/limits.h"
-#include "cli/folder/pixels.h"
+#include "base/picture.h"
 #include "tests/fuzz/fuzz.h"
 
 static uint32_t read32(const uint8_t *p) {
@@ -24,11 +24,13 @@ int kn_fuzz(const uint8_t *data, size_t size) {
         for (int k = 0; k < 4; k++) copy[at + 8 + len + (size_t)k] = (uint8_t)(crc >> (24 - 8 * k));
         at += 12 + (size_t)len;
     }
-    int rc = pixels_digest(copy, size, sha, &width, &height, &err);
+    int rc = kn_picture_digest(copy, size, sha, &width, &height, &err);
     if (rc)
         FUZZ_CHECK(err.text[0] != '\0');
     else
         FUZZ_CHECK(width > 0 && width <= KN_SIZE_MAX && height > 0 && height <= KN_SIZE_MAX);
+    if (rc == 0)
+        FUZZ_CHECK(kn_picture_parse(copy, size, &width, &height, &err) == 0 || strstr(err.text, "chunk"));
     free(copy);
     return 0;
 }

@@ -41,6 +41,7 @@ HEADERS_ALONE = {
     "kernels/kiln.h": "the engine's public face: engine.c, describe.c, render.c",
     "kernels/backend.h": "the table of ops; each backend fills it",
     "kernels/models/models.h": "the networks: text.c, unet.c, vae.c",
+    "base/planted.h": "a table",
     "kernels/cpu/simd.h": "inline",
     "kernels/cuda/cuda.h": "the backend's two doors: context.c, device.c",
     "kernels/cuda/conv.h": "between the .cu files and layer.c",

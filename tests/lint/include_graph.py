@@ -45,7 +45,7 @@ WITHOUT_CIRCLES = ("cli/",)
 
 # library: (what its headers look like, the only files that may include them)
 LIBRARIES = {
-    "zmq": (r"^zmq", r"^proto/wire\.c$"),
+    "zmq": (r"^zmq", r"^proto/(wire|guard)\.c$"),
     "protobuf-c": (r"^(protobuf-c/|google/protobuf-c/)|\.pb-c\.h$", r"^proto/(codec\.c|codec_\w+\.[ch]|arena\.[ch])$"),
     "hiredis": (r"^hiredis/", r"^coordinator/store/[^/]*\.c$"),
     "libuv": (r"^(uv\.h$|uv/)", r"^(proto|worker|cli)/|^coordinator/(?!core/)"),
@@ -55,7 +55,7 @@ LIBRARIES = {
 
 # The coordinator's files from the top down. server.h is not server.c's alone: it is the state that all share.
 FLOORS = ["main", "server", "recover", "clients", "repair", "scrub", "lost", "explain", "waits", "workers", "carry_out", "trash", "aside",
-          "send", "history", "batches", "collect", "objects"]
+          "send", "inspect", "history", "batches", "ticket", "collect", "objects"]
 FLOORS_SHARED = {"coordinator/server.h"}
 
 # Headers that are one folder's own affair, though the folder is everyone's.

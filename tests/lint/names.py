@@ -33,16 +33,17 @@ FOLDERS = {"base": "unit", "promise": "unit", "proto": "unit", "worker": "unit",
 
 # Tests that share a program, and where it is.
 PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "worker.promise_versions": "tests/unit/worker_whole.c",
-         "base.promise_bounds": "tests/unit/base_basics.c", "proto.promise_versions": "tests/unit/proto_codec.c", "proto.promise_bounds": "tests/unit/proto_wire.c", "coordinator.promise_versions": "tests/unit/coordinator_server.c",
+         "base.promise_bounds": "tests/unit/base_basics.c", "base.promise_token": "tests/unit/base_token.c", "base.promise_keys": "tests/unit/base_keys.c", "proto.promise_keys": "tests/unit/proto_keys.c", "proto.promise_versions": "tests/unit/proto_codec.c", "proto.promise_bounds": "tests/unit/proto_wire.c", "coordinator.promise_versions": "tests/unit/coordinator_server.c",
          "cli.promise_versions": "tests/unit/cli_client.c",
          "coordinator.promise_bounds": "tests/unit/coordinator_server.c", "store.promise_format": "tests/unit/store_redis.c",
          "farm.promise_upgrade": "tests/farm/upgrade.py",
          "sim.digests": "tests/sim/sim_farm.c", "sim.promise_sick": "tests/sim/sim_farm.c",
+         "sim.promise_hostile": "tests/sim/sim_farm.c", "promise.planted": "tests/sim/planted.sh",
          "gpu.shim": "tests/gpu/shim/shim_test.cc", "gpu.shim.memory_bench": "tests/bench/cuda/memory_bench.cc",
          "gpu.shim.conv_versions": "tests/bench/cuda/conv_bench.cc", "gpu.shim.ops": "tests/bench/gpu_ops.c",
          "gpu.shim.attention_versions": "tests/bench/cuda/attention_bench.cc", "gpu.run": "tests/gpu/run_test.sh",
          "deploy.systemd": "deploy/systemd/verify.sh", "deploy.tree": "deploy/verify_tree.sh"}
-for part in ("admit", "durable", "backward"):
+for part in ("admit", "durable", "backward", "ticket", "picture"):
     PARTS[f"promise.{part}"] = "tests/unit/coordinator_server.c"
 for part in ("sd1", "sd2", "sdxl", "v8", "wide", "same_bytes", "engine"):
     PARTS[f"golden.{part}"] = "tests/golden/pipelines_test.c"

@@ -83,3 +83,22 @@ TEST(speed_is_counted_from_the_pictures_that_came) {
     }
     talk_end(&t);
 }
+
+TEST(a_shard_that_owes_nothing_after_a_hello_is_over) {
+    struct talk t;
+    talk_begin(&t);
+    OPEN(&t, .id = 1, .tasks = 2);
+    HELLO(&t, .name = "a", .conn = 7, .credit = 1, .batch_max = 1);
+    struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
+    STARTED(&t, .conn = 7, .shard = s.id);
+    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 1, .images = 1);
+    /* It comes back, and says that it holds the shard and no task of it: what was owed is not to come. */
+    GONE(&t, .conn = 7);
+    struct farm_held held = {.shard = s.id, .term = 1, .tasks = s.tasks, .task_count = 0};
+    talk_id(1, held.batch, sizeof held.batch);
+    HELLO(&t, .name = "a", .conn = 8, .credit = 1, .batch_max = 1, .held = &held, .held_count = 1);
+    CHECK_INT(talk_view(&t, 1).running, 1); /* its credit is free again */
+    talk_wait(&t, 6000);
+    CHECK_INT(talk_view(&t, 1).queued + talk_view(&t, 1).running, 2);
+    talk_end(&t);
+}

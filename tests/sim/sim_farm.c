@@ -2,6 +2,7 @@
  *
  *     sim-farm --seeds 1..200 --steps 3000      each seed twice: both must have the same effects, bit for bit
  *     sim-farm --sick --seeds 1..5000           fleets with sick workers, and guilty tasks
+ *     sim-farm --hostile --once --seeds 1..5000  power failures, two coordinators, half-open connections; each once
  *     sim-farm --workers 2000 --steps 50000     a crowd
  *     sim-farm --seeds 17..17 --trace           tells the story of one
  *     sim-farm --seeds 1..40 --digests          a line a history: its seed and the digest of all its effects
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/planted.h"
 #include "tests/sim/world.h"
 
 struct totals {
@@ -22,16 +24,39 @@ struct totals {
 
 struct options {
     unsigned long long from, to, steps, workers;
-    bool trace, digests, sick;
+    bool trace, digests, sick, hostile, once;
     const char *compare;
 };
 
 static struct world w;
 
+#ifdef KILN_PLANTED
+enum kn_planted_fault kn_planted;
+
+#define ROW(name, what) {#name, what},
+static const struct { const char *name, *what; } faults[] = {KN_PLANTED_TABLE(ROW)};
+
+static bool plant(const char *name) {
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        if (strcmp(faults[i].name, name) != 0) continue;
+        kn_planted = (enum kn_planted_fault)i;
+        return true;
+    }
+    return false;
+}
+
+static void list_planted(void) {
+    for (size_t i = 1; i < sizeof faults / sizeof *faults; i++)
+        printf("%s %s\n", faults[i].name, faults[i].what);
+}
+#endif
+
 /* Plays one history and gives its digest. */
 static uint64_t play(const struct options *o, unsigned long long seed, struct totals *sum) {
     if (o->sick)
         world_sick(&w, seed, o->trace);
+    else if (o->hostile)
+        world_hostile(&w, seed, o->steps, o->trace);
     else
         world_run(&w, seed, o->steps, (uint32_t)o->workers, o->trace);
     uint64_t digest = w.hash;
@@ -88,7 +113,7 @@ static int play_all(const struct options *o) {
     for (unsigned long long seed = o->from; seed <= o->to; seed++) {
         uint64_t digest = play(o, seed, &sum);
         if (o->digests) printf("%llu %016" PRIx64 "\n", seed, digest);
-        if (o->trace || o->digests) continue;
+        if (o->trace || o->digests || o->once) continue;
         if (play(o, seed, &again) != digest) {
             fprintf(stderr, "seed %llu: the second run was another one\n", seed);
             return 1;
@@ -120,6 +145,17 @@ int main(int argc, char **argv) {
             o.digests = true;
         } else if (strcmp(argv[i], "--sick") == 0) {
             o.sick = true;
+        } else if (strcmp(argv[i], "--hostile") == 0) {
+            o.hostile = true;
+        } else if (strcmp(argv[i], "--once") == 0) {
+            o.once = true;
+#ifdef KILN_PLANTED
+        } else if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
+            if (!plant(argv[++i])) goto usage;
+        } else if (strcmp(argv[i], "--planted") == 0) {
+            list_planted();
+            return 0;
+#endif
         } else if (strcmp(argv[i], "--trace") == 0) {
             o.trace = true;
         } else {
@@ -129,8 +165,9 @@ int main(int argc, char **argv) {
     if (o.trace) setvbuf(stdout, NULL, _IOLBF, 0);
     return o.compare ? compare(&o) : play_all(&o);
 usage:
-    fprintf(stderr,
-            "usage: sim-farm [--sick] [--seeds A..B] [--steps N] [--workers N] [--trace | --digests]\n"
-            "       sim-farm --compare FILE [--steps N] [--workers N]\n");
+    fprintf(
+        stderr,
+        "usage: sim-farm [--sick | --hostile] [--once] [--seeds A..B] [--steps N] [--workers N] [--trace | --digests]\n"
+        "       sim-farm --compare FILE [--steps N] [--workers N]\n");
     return 1;
 }

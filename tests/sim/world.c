@@ -1,10 +1,14 @@
 /* Time, randomness, the coordinator's shell and the person of the simulated farm. */
 #include "tests/sim/world.h"
 
+#include "base/planted.h"
+
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CHAOS_EVERY_MS 150
 #define HEALED_MS 3600000 /* everything must have ended by then, once nothing goes wrong any more */
@@ -20,6 +24,15 @@ _Noreturn void world_fail(const char *file, int line, const char *cond, const ch
     fprintf(stderr, "\nseed %llu, step %llu, at %llu ms\n", (unsigned long long)failing->seed,
             (unsigned long long)failing->steps, (unsigned long long)failing->now);
     abort();
+}
+
+/* An assertion of the core ends here too: it knows of no seed. */
+static void tell_seed(int number) {
+    (void)number;
+    char text[64];
+    int n = snprintf(text, sizeof text, "seed %llu, step %llu\n", (unsigned long long)failing->seed,
+                     (unsigned long long)failing->steps);
+    if (write(STDERR_FILENO, text, (size_t)n) < 0) _exit(134);
 }
 
 uint64_t world_random(struct world *w) { /* splitmix64 */
@@ -238,6 +251,7 @@ static void to_worker(struct world *w, const struct farm_effect *fx) {
         e->worker = i;
         e->conn = fx->conn;
         e->fx = *fx;
+        if (w->now < v->deaf_until) e->conn = 0;
         if (w->lossy && w->chaos && world_chance(w, 1)) e->conn = 0;
         if (fx->type != FX_GRANT) return;
         size_t size = fx->u.grant.task_count * sizeof(uint32_t);
@@ -259,8 +273,9 @@ static void answer_wishes(struct world *w) {
         world_id(w, i, id, sizeof id);
         if (!farm_batch_settled(w->farm, id)) continue;
         b->wished = false;
-        if (b->removed || farm_batch_view(w->farm, id, w->now, &v) != 0) continue;
+        if (b->removed || farm_batch_view(w->farm, id, world_clock(w, w->rate), &v) != 0) continue;
         w->answers++;
+        b->answered = v.state;
         W_ASSERT(v.state == b->state, "batch %d: answered %s, and the store has %s", i,
                  kn_batch_state_name(v.state), kn_batch_state_name(b->state));
         W_ASSERT(v.priority == b->priority, "batch %d: answered priority %d, and the store has %d", i,
@@ -275,11 +290,12 @@ int world_step(struct world *w, const struct farm_event *ev) {
     if (w->trace)
         printf("%8llu event %d conn=%llu\n", (unsigned long long)w->now, (int)ev->type,
                (unsigned long long)ev->conn);
-    int rc = farm_step(w->farm, ev, w->now, &w->fx);
+    uint64_t now = world_clock(w, w->rate);
+    int rc = farm_step(w->farm, ev, now, &w->fx);
     memory_starve(NULL);
     w->steps++;
     farm_check(w->farm);
-    if (rc == KN_ENOMEM) rc = farm_step(w->farm, ev, w->now, &w->fx); /* nothing was changed: once more */
+    if (rc == KN_ENOMEM) rc = farm_step(w->farm, ev, now, &w->fx); /* nothing was changed: once more */
     farm_check(w->farm);
     hash_number(w, (uint64_t)rc);
     for (size_t i = 0; i < w->fx.count; i++) {
@@ -307,10 +323,12 @@ int world_step(struct world *w, const struct farm_event *ev) {
             w->asked += e->type == FX_ASK;
             w->grants += e->type == FX_GRANT;
             w->refusals += e->type == FX_REFUSE;
+            if (w->hostile && e->type == FX_ACK && e->u.ack.code == 0) hostile_kept(w, e);
             to_worker(w, e);
         }
     }
     answer_wishes(w);
+    if (w->hostile) hostile_agree(w);
     return rc;
 }
 
@@ -318,7 +336,10 @@ static void coordinator_start(struct world *w) {
     struct farm_config c;
     farm_config_default(&c);
     c.term = ++w->term;
-    for (int i = 0; i < W_BATCHES; i++) w->batches[i].wished = false; /* nobody was answered, and nobody is */
+    w->lead = w->term;
+    if (w->hostile) w->rate = 900 + world_below(w, 200);
+    if (w->hostile) hostile_judge(w);
+    for (int i = 0; i < W_BATCHES; i++) w->batches[i].wished = false, w->batches[i].voiding = 0;
     c.silence_ms = 3000;
     c.progress_ms = 4000;
     c.ask_ms = 1200;
@@ -332,12 +353,17 @@ static void coordinator_start(struct world *w) {
     world_at(w, w->now + 1, W_TICK)->boot = w->boot;
 }
 
-static void coordinator_crash(struct world *w) {
+void coordinator_crash(struct world *w) {
     w->restarts++;
     store_crash(w);
-    farm_effects_clear(&w->fx);
     farm_destroy(w->farm);
     w->farm = NULL;
+    coordinator_gone(w);
+}
+
+/* No coordinator is there: everybody's connection breaks, and a new one comes up after a while. */
+void coordinator_gone(struct world *w) {
+    farm_effects_clear(&w->fx);
     w->boot++;
     for (uint32_t i = 0; i < w->worker_max; i++) {
         struct w_worker *v = &w->workers[i];
@@ -371,6 +397,15 @@ static void open_batch(struct world *w) {
         b->group[t] = (uint16_t)world_below(w, b->group_count);
         if (world_chance(w, evil)) b->nature[t] = (enum nature)(1 + world_below(w, 5));
     }
+    if (w->hostile) {
+        b->too_large = world_chance(w, 3);
+        if (b->too_large && !KN_PLANTED(ADMISSION_AFTER_COMMIT)) { /* refused before anything is written */
+            *b = (struct w_batch){0};
+            return;
+        }
+        w->synced[i] = *b; /* durable, then said to be accepted */
+        b->told = w->synced[i].told = true;
+    }
     store_open(w, i);
 }
 
@@ -400,6 +435,7 @@ static void person(struct world *w) {
     ev.u.batch.priority = (int)world_below(w, 3) - 1;
     bool waited = w->batches[i].wished;
     w->batches[i].wished = ev.type != EV_BATCH_REMOVE;
+    w->batches[i].answered = KN_BATCH_ACTIVE; /* what it will be is not known before the next answer */
     int rc = world_step(w, &ev);
     W_ASSERT(rc == 0 || rc == KN_ESTATE || rc == KN_ENOENT, "%d", rc);
     if (rc != 0) w->batches[i].wished = waited;
@@ -410,7 +446,8 @@ static void worker_invent(struct world *w, uint32_t i) {
     *v = (struct w_worker){.used = true, .instance = (int)(i * 1000)};
     snprintf(v->name, sizeof v->name, "w%u", i);
     v->mute = world_chance(w, 10);
-    if (i >= 4 && world_chance(w, 15)) { /* two chose one name */
+    if (i >= 4 && !w->hostile &&
+        world_chance(w, 15)) { /* two chose one name; where silence takes it, for good */
         struct w_worker *other = &w->workers[world_below(w, w->worker_max)];
         if (other->used && !other->base[0]) memcpy(v->name, other->name, sizeof v->name);
     } else if (i >= 4 && world_chance(w, 25)) { /* nobody chose; some machines are clones of each other */
@@ -473,6 +510,10 @@ static void happen(struct world *w, struct w_event *e) {
     struct w_worker *v = &w->workers[e->worker];
     switch (e->type) {
     case W_TO_FARM:
+        if (w->hostile && e->ev.type == EV_RESULT) {
+            if (w->farm && e->conn && e->boot == w->boot) hostile_result(w, e);
+            break;
+        }
         if (w->farm && e->conn && e->boot == w->boot && world_step(w, &e->ev) != 0)
             W_ASSERT(e->ev.type == EV_WORKER_HELLO, "an event of a worker is an error");
         break;
@@ -488,7 +529,7 @@ static void happen(struct world *w, struct w_event *e) {
     case W_BEAT:
         if (!v->alive || v->instance != e->instance) break;
         worker_beat(w, e->worker);
-        struct w_event *beat = world_at(w, w->now + 500, W_BEAT);
+        struct w_event *beat = world_at(w, w->now + v->beat_ms, W_BEAT);
         beat->worker = e->worker;
         beat->instance = e->instance;
         break;
@@ -500,7 +541,7 @@ static void happen(struct world *w, struct w_event *e) {
             world_at(w, w->now + 100, W_CONNECT)->worker = e->worker;
         break;
     case W_START:
-        worker_begin(w, e->worker);
+        if (w->chaos || !w->hostile || e->worker < 8) worker_begin(w, e->worker);
         break;
     case W_STORE:
         if (e->boot == w->boot) store_next(w);
@@ -513,13 +554,39 @@ static void happen(struct world *w, struct w_event *e) {
         }
         struct farm_event ev = {.type = EV_TICK};
         W_ASSERT(world_step(w, &ev) == 0, "tick");
-        world_at(w, farm_next_tick(w->farm, w->now), W_TICK)->boot = w->boot;
+        uint64_t clock = world_clock(w, w->rate), wait = farm_next_tick(w->farm, clock) - clock;
+        world_at(w, w->now + wait, W_TICK)->boot = w->boot;
         break;
     case W_CHAOS:
         if (!w->chaos) break;
         if (w->farm) person(w);
         if (w->farm) misfortune(w);
+        if (w->farm && w->hostile) hostile_misfortune(w);
         world_at(w, w->now + 1 + world_below(w, CHAOS_EVERY_MS * W_WORKERS / w->worker_max), W_CHAOS);
+        break;
+    case W_OBJECT:
+        hostile_object(w, e);
+        break;
+    case W_RETRY:
+        if (w->farm && w->chaos && world_find(w, e->fx.batch) >= 0) {
+            struct farm_event retry = {.type = EV_BATCH_RETRY};
+            memcpy(retry.u.batch.id, e->fx.batch, sizeof retry.u.batch.id);
+            w->batches[world_find(w, e->fx.batch)].answered = KN_BATCH_ACTIVE;
+            int rc = world_step(w, &retry);
+            W_ASSERT(rc == 0 || rc == KN_ENOENT, "retry: %d", rc);
+        }
+        break;
+    case W_DOOM:
+        if (w->farm && w->chaos) coordinator_crash(w);
+        break;
+    case W_SYNC:
+        hostile_sync(w, e);
+        break;
+    case W_TRASH:
+        hostile_trash(w, e);
+        break;
+    case W_OLD:
+        hostile_old(w, e);
         break;
     }
     free_event(e);
@@ -530,7 +597,7 @@ static bool all_ended(const struct world *w) {
         if (w->batches[i].used && !w->batches[i].removed && w->batches[i].state < KN_BATCH_DONE) return false;
     for (size_t i = 0; w->farm && i < farm_batch_count(w->farm); i++) { /* the core has heard of it too */
         struct farm_batch_view v;
-        if (farm_batch_at(w->farm, i, w->now, &v) || v.running > 0) return false;
+        if (farm_batch_at(w->farm, i, world_clock(w, w->rate), &v) || v.running > 0) return false;
     }
     return true;
 }
@@ -543,6 +610,11 @@ static void heal(struct world *w) {
     for (uint32_t i = 0; i < w->worker_max; i++) {
         if (!w->workers[i].used) {
             if (i < 4) worker_invent(w, i);
+            continue;
+        }
+        w->workers[i].deaf_until = w->workers[i].dumb_until = 0;
+        if (w->hostile && i >= 8) { /* these never come back, and may not be missed by anybody's word */
+            worker_die(w, i, true, false);
             continue;
         }
         if (w->workers[i].draining) worker_die(w, i, true, true);
@@ -563,7 +635,7 @@ static void check_batch(struct world *w, int i) {
     kn_id id;
     world_id(w, i, id, sizeof id);
     struct farm_batch_view view;
-    W_ASSERT(farm_batch_view(w->farm, id, w->now, &view) == 0, "batch %d", i);
+    W_ASSERT(farm_batch_view(w->farm, id, world_clock(w, w->rate), &view) == 0, "batch %d", i);
     W_ASSERT(view.done + view.failed + view.cancelled == b->tasks && view.queued + view.running == 0,
              "batch %d: counts", i);
     for (uint32_t t = 0; t < b->tasks; t++) {
@@ -592,7 +664,8 @@ static void tell_open(const struct world *w) {
         kn_id id;
         struct farm_batch_view v = {0};
         world_id(w, i, id, sizeof id);
-        if (farm_batch_view(w->farm, id, w->now, &v)) fprintf(stderr, "batch %d: unknown here\n", i);
+        if (farm_batch_view(w->farm, id, world_clock(w, w->rate), &v))
+            fprintf(stderr, "batch %d: unknown here\n", i);
         fprintf(stderr,
                 "batch %d: state %u in the store, %u here; %u of %u done, %u failed, %u queued, %u running\n",
                 i, b->state, v.state, v.done, v.total, v.failed, v.queued, v.running);
@@ -608,7 +681,7 @@ static void tell_open(const struct world *w) {
 static void tell_workers(const struct world *w) {
     for (size_t i = 0; i < farm_worker_count(w->farm); i++) {
         struct farm_worker_view v;
-        if (farm_worker_at(w->farm, i, w->now, &v) || v.state == KN_WORKER_LOST) continue;
+        if (farm_worker_at(w->farm, i, world_clock(w, w->rate), &v) || v.state == KN_WORKER_LOST) continue;
         const struct w_worker *x = NULL;
         for (uint32_t k = 0; k < w->worker_max; k++)
             if (w->workers[k].used && strcmp(w->workers[k].name, v.worker) == 0) x = &w->workers[k];
@@ -621,17 +694,31 @@ static void tell_workers(const struct world *w) {
     }
 }
 
+static void play(struct world *w, uint64_t steps, uint32_t workers);
+
 void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers, bool trace) {
     *w = (struct world){.seed = seed, .rng = seed * 2654435761u + 12345, .chaos = true, .trace = trace};
+    play(w, steps, workers);
+}
+
+void world_hostile(struct world *w, uint64_t seed, uint64_t steps, bool trace) {
+    *w = (struct world){.seed = seed, .rng = seed * 2654435761u + 98765, .chaos = true, .trace = trace};
+    w->hostile = true;
+    play(w, steps, 12);
+    hostile_judge(w);
+}
+
+static void play(struct world *w, uint64_t steps, uint32_t workers) {
     failing = w;
+    (void)signal(SIGABRT, tell_seed);
     w->worker_max = workers;
     w->workers = calloc(workers, sizeof *w->workers);
     W_ASSERT(w->workers, "memory");
     w->now = 1000;
-    w->lossy = world_chance(w, 25);
+    w->lossy = world_chance(w, 25) || w->hostile;
     w->broken = world_chance(w, 25);
     w->starved = world_chance(w, 25);
-    w->memory_rng = seed;
+    w->memory_rng = w->seed;
     coordinator_start(w);
     uint32_t first = 1 + world_below(w, workers / 5);
     for (uint32_t i = 0; i < first; i++) worker_invent(w, i);
@@ -729,6 +816,7 @@ void world_end(struct world *w) {
     while (w->heap_count > 0) free_event(next_event(w));
     free(w->heap);
     free(w->workers);
+    hostile_old_forget(w);
     farm_effects_fini(&w->fx);
     farm_destroy(w->farm);
     w->farm = NULL;

@@ -59,6 +59,12 @@ struct w_batch {
     uint32_t log[W_TASKS], log_count;
     uint16_t commits[W_TASKS], voids[W_TASKS]; /* how often each happened to a task */
     bool wished;                               /* a person waits for the answer to a wish about it */
+    /* what people and workers were told, in a hostile world */
+    bool told;                    /* that it is accepted */
+    bool too_large;               /* more than the core takes */
+    uint32_t voiding;             /* voids in the store that the core has not heard of yet */
+    uint16_t kept[W_TASKS];       /* that its picture is kept: its voids then, and 1; 0: nobody was told */
+    enum kn_batch_state answered; /* that it is cancelled, or paused; else anything else */
 };
 
 /* ---- workers */
@@ -122,7 +128,14 @@ struct w_worker {
     uint64_t progress_ms;
     struct w_shard held[W_HELD];
     uint64_t order;
-    uint32_t serial; /* of the run that the next image belongs to */
+    uint32_t serial;                 /* of the run that the next image belongs to */
+    uint64_t deaf_until, dumb_until; /* a connection that is open at one end: nothing comes, nothing goes */
+    uint32_t beat_ms;
+};
+
+struct w_object {    /* a picture's file, and what of it has reached the disk */
+    uint64_t digest; /* 0: no such */
+    bool named, synced, dir_synced, trashed, next_synced;
 };
 
 /* ---- events to come */
@@ -138,6 +151,13 @@ enum w_event_type {
     W_STORE, /* the store comes to the next write */
     W_TICK,
     W_CHAOS,
+    /* in a hostile world */
+    W_OBJECT, /* a picture comes to the next step to the disk */
+    W_RETRY,  /* a person wants the failed tasks of a batch again */
+    W_DOOM,   /* the coordinator dies, at a bad time */
+    W_SYNC,   /* the store syncs, and answers */
+    W_TRASH,  /* an object of a removed batch is looked at */
+    W_OLD,    /* a coordinator that was deposed wakes */
 };
 
 struct w_event {
@@ -147,9 +167,11 @@ struct w_event {
     int instance;
     uint32_t serial;
     uint64_t conn, boot;
-    struct farm_event ev;  /* W_TO_FARM; what it points to is in `block` */
-    struct farm_effect fx; /* W_TO_WORKER, W_STORE */
-    void *block;           /* owns */
+    struct farm_event ev;         /* W_TO_FARM; what it points to is in `block` */
+    struct farm_effect fx;        /* W_TO_WORKER, W_STORE */
+    void *block;                  /* owns */
+    uint64_t power, term, digest; /* in a hostile world */
+    int stage, code;
 };
 
 struct w_write {
@@ -183,6 +205,16 @@ struct world {
     uint32_t write_head, write_tail;
     bool write_busy;
     uint64_t store_down_until;
+    /* a hostile world (world_hostile.c) */
+    bool hostile;
+    struct w_object objects[16384];
+    struct w_batch synced[W_BATCHES]; /* what the store finds after the power failed */
+    uint64_t power, rate, lead; /* power: which life of the machine; lead: the term that the store has */
+    uint64_t sync_last;
+    struct farm *old; /* owns; deposed, and not yet told */
+    struct farm_effects old_fx;
+    uint64_t old_term, old_rate, powers, takeovers;
+    bool old_told;
     uint64_t hash; /* the history's digest: of every effect so far, in order, and of every step's result */
     uint64_t steps, commits, fails, alarms, restarts, deaths, copies, asked, refusals, voided, answers;
 };
@@ -199,16 +231,39 @@ void world_run(struct world *w, uint64_t seed, uint64_t steps, uint32_t workers,
 /* A fleet in which some or all workers are sick, and batches in which some tasks are guilty. No innocent task may fail,
  * and everything ends, or is told to be held as long as nobody is well. */
 void world_sick(struct world *w, uint64_t seed, bool trace);
+/* A hostile world, for so many steps, and then until everything has ended. */
+void world_hostile(struct world *w, uint64_t seed, uint64_t steps, bool trace);
 void world_end(struct world *w);
+void coordinator_crash(struct world *w);
+void coordinator_gone(struct world *w);
+
+/* world_hostile.c; rate: of a clock, in thousandths, 0: exact */
+uint64_t world_clock(const struct world *w, uint64_t rate);
+void hostile_result(struct world *w, const struct w_event *came);
+void hostile_object(struct world *w, const struct w_event *came);
+void hostile_removed(struct world *w, int batch, uint64_t term);
+void hostile_trash(struct world *w, const struct w_event *e);
+void hostile_sync(struct world *w, const struct w_event *e);
+void hostile_judge(struct world *w);
+void hostile_agree(struct world *w);
+void hostile_write(struct world *w, const struct farm_effect *fx); /* is about to be written */
+void hostile_kept(struct world *w, const struct farm_effect *e);
+void hostile_old_answer(struct world *w, const struct farm_event *ev);
+void hostile_old_forget(struct world *w);
+void hostile_old(struct world *w, const struct w_event *e);
+void hostile_misfortune(struct world *w);
 
 /* world_memory.c: from now on allocations fail now and then; NULL: no more */
 void memory_starve(struct world *w);
 
 /* world_store.c */
 void store_write(struct world *w, const struct farm_effect *fx);
+void store_write_as(struct world *w, const struct farm_effect *fx, uint64_t term);
+void store_answer(struct world *w, const struct farm_effect *fx, uint64_t term, int code);
 void store_void(struct world *w, int batch, uint32_t task);
 void store_next(struct world *w);
 void store_crash(struct world *w);
+void store_go_on(struct world *w); /* whose writes were asked for by a coordinator that is stopped */
 void store_open(struct world *w, int batch); /* tells the coordinator of it */
 void store_read_back(struct world *w);       /* …of all */
 uint64_t store_pixels(const struct world *w, int batch, uint32_t task, uint32_t backend);
@@ -223,5 +278,7 @@ void worker_image(struct world *w, uint32_t i);
 void worker_probe(struct world *w, uint32_t i);
 bool worker_sick(const struct world *w, const struct w_worker *v);
 void worker_beat(struct world *w, uint32_t i);
+void worker_stray(struct world *w, uint32_t i, int batch,
+                  uint32_t task); /* brings what nobody asked it for */
 
 #endif

@@ -2,12 +2,15 @@
  * carried out with their answer lost. A crash of the coordinator loses what was on its way. */
 #include <string.h>
 
+#include "base/planted.h"
 #include "tests/sim/world.h"
 
 #define RING (sizeof((struct world *)0)->writes / sizeof(struct w_write))
 
 uint64_t store_pixels(const struct world *w, int batch, uint32_t task, uint32_t backend) {
-    uint64_t key[3] = {(uint64_t)w->batches[batch].number, task, backend};
+    /* In a hostile world many batches ask for the same pictures. */
+    uint64_t number = (uint64_t)w->batches[batch].number;
+    uint64_t key[3] = {w->hostile ? number % 4 : number, task, backend};
     return kn_hash64(key, sizeof key, 77);
 }
 
@@ -19,12 +22,22 @@ static void schedule(struct world *w) {
     world_at(w, at, W_STORE)->boot = w->boot;
 }
 
+void store_go_on(struct world *w) {
+    w->write_busy = false;
+    schedule(w);
+}
+
 void store_write(struct world *w, const struct farm_effect *fx) {
+    store_write_as(w, fx, w->term);
+}
+
+void store_write_as(struct world *w, const struct farm_effect *fx, uint64_t term) {
+    if (w->hostile && w->chaos && term == w->term) hostile_write(w, fx);
     struct w_write *x = &w->writes[w->write_tail++ % RING];
     W_ASSERT(w->write_tail - w->write_head < RING, "too many writes");
     x->fx = *fx;
     x->voids = false;
-    x->term = w->term;
+    x->term = term;
     if (fx->type == FX_FAIL) x->fx.u.fail.reason = x->fx.u.fail.worker = NULL;
     schedule(w);
 }
@@ -42,6 +55,7 @@ void store_void(struct world *w, int i, uint32_t task) {
 static int apply_void(struct world *w, struct w_batch *b, uint32_t t) {
     if (b->end[t] != TASK_DONE) return KN_EEXIST;
     w->voided++;
+    b->voiding++;
     b->voids[t]++;
     b->backend[t] = 0;
     b->pixels[t] = 0;
@@ -63,6 +77,7 @@ static void end_task(struct w_batch *b, uint32_t t, enum farm_task_state state) 
 static int apply(struct world *w, const struct w_write *x) {
     const struct farm_effect *fx = &x->fx;
     int i = world_find(w, fx->batch);
+    if (w->hostile && x->term < w->lead && !KN_PLANTED(TERM_NOT_CHECKED)) return KN_ETERM;
     if (i < 0) return KN_EGONE;
     struct w_batch *b = &w->batches[i];
     uint32_t t = fx->task;
@@ -117,6 +132,7 @@ static int apply(struct world *w, const struct w_write *x) {
         return 0;
     case FX_BATCH_REMOVE:
         b->removed = true;
+        if (w->hostile) hostile_removed(w, i, x->term);
         return 0;
     default:
         return KN_EINVAL;
@@ -138,22 +154,51 @@ void store_next(struct world *w) {
         if (i >= 0) store_void(w, i, x.fx.task);
         return;
     }
-    if (x.voids) {
-        if (code == KN_EGONE) return;
+    if (w->hostile) { /* the answer comes behind the next sync, unless it is a fault that it does not */
+        if (x.voids) x.fx.type = FX_NOTE;
+        uint64_t at = w->now + 1 + world_below(w, 12);
+        if (at < w->sync_last) at = w->sync_last;
+        w->sync_last = at;
+        struct w_event *e = world_at(w, at, W_SYNC);
+        e->fx = x.fx;
+        e->term = x.term;
+        e->code = code;
+        e->power = w->power;
+        e->boot = w->boot;
+        if (!KN_PLANTED(ANSWER_BEFORE_DURABLE)) return;
+        e->stage = 1; /* it was answered */
+        store_answer(w, &x.fx, x.term, code);
+        return;
+    }
+    if (x.voids) x.fx.type = FX_NOTE;
+    store_answer(w, &x.fx, x.term, code);
+}
+
+/* What the core hears of a write; FX_NOTE stands for a void. */
+void store_answer(struct world *w, const struct farm_effect *fx, uint64_t term, int code) {
+    if (fx->type == FX_NOTE) {
+        int i = world_find(w, fx->batch);
+        if (i >= 0 && w->batches[i].voiding > 0 && term == w->term) w->batches[i].voiding--;
+        if (code != 0 && code != KN_EEXIST) return;
+        if (term != w->term || !w->farm) return;
         struct farm_event ev = {.type = EV_OBJECTS_LOST};
-        memcpy(ev.u.objects_lost.batch, x.fx.batch, sizeof x.fx.batch);
-        ev.u.objects_lost.tasks = &x.fx.task;
+        memcpy(ev.u.objects_lost.batch, fx->batch, sizeof fx->batch);
+        ev.u.objects_lost.tasks = &fx->task;
         ev.u.objects_lost.count = 1;
         int rc = world_step(w, &ev);
         W_ASSERT(rc == 0 || rc == KN_ENOENT, "objects lost: %d", rc);
         return;
     }
-    if (x.fx.type == FX_CHARGE || x.fx.type == FX_BATCH_REMOVE) return;
+    if (fx->type == FX_CHARGE || fx->type == FX_BATCH_REMOVE) return;
     struct farm_event ev = {.type = EV_STORED};
-    ev.u.stored.what = x.fx.type;
-    memcpy(ev.u.stored.batch, x.fx.batch, sizeof x.fx.batch);
-    ev.u.stored.task = x.fx.task;
+    ev.u.stored.what = fx->type;
+    memcpy(ev.u.stored.batch, fx->batch, sizeof fx->batch);
+    ev.u.stored.task = fx->task;
     ev.u.stored.code = code;
+    if (term != w->term) {
+        if (term == w->old_term) hostile_old_answer(w, &ev);
+        return;
+    }
     W_ASSERT(world_step(w, &ev) == 0, "stored");
 }
 
@@ -193,7 +238,7 @@ void store_open(struct world *w, int i) {
     o->priority = b->priority;
     o->pin_backend = b->pin < 0 ? "" : b->pin == 0 ? "class-0" : "class-1";
     o->groups = groups;
-    o->group_count = b->group_count;
+    o->group_count = b->too_large ? KN_GROUPS_PER_BATCH_MAX + 1 : b->group_count;
     o->task_group = b->group;
     o->paused = b->state == KN_BATCH_PAUSED;
     o->cancelled = b->state == KN_BATCH_CANCELLED;

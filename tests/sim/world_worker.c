@@ -31,6 +31,7 @@ static struct w_event *send(struct world *w, uint32_t i, enum farm_event_type ty
     e->ev.type = type;
     e->ev.conn = v->conn;
     if (w->lossy && w->chaos && type != EV_WORKER_HELLO && world_chance(w, 1)) e->conn = 0; /* lost */
+    if (w->now < v->dumb_until) e->conn = 0;
     return e;
 }
 
@@ -47,6 +48,7 @@ static void send_result(struct world *w, uint32_t i, const struct w_shard *s, ui
         e->boot = w->boot;
         e->ev.type = EV_RESULT;
         e->ev.conn = v->conn;
+        if (w->now < v->dumb_until) e->conn = 0;
         struct ev_result *r = &e->ev.u.result;
         world_id(w, s->batch, r->batch, sizeof r->batch);
         r->task = s->tasks[k];
@@ -59,6 +61,11 @@ static void send_result(struct world *w, uint32_t i, const struct w_shard *s, ui
         r->engine = "sim";
         r->render_ms = v->us_per_image / 1000;
     }
+}
+
+void worker_stray(struct world *w, uint32_t i, int batch, uint32_t task) {
+    struct w_shard s = {.batch = batch, .tasks = {task}, .count = 1};
+    send_result(w, i, &s, 0);
 }
 
 static bool shard_over(const struct w_shard *s) {
@@ -346,7 +353,8 @@ void worker_begin(struct world *w, uint32_t i) {
     if (v->base[0]) snprintf(v->name, sizeof v->name, "%s-0", v->base); /* until the farm gives it one */
     v->named = false;
     worker_connect(w, i);
-    struct w_event *e = world_at(w, w->now + 500, W_BEAT);
+    v->beat_ms = w->hostile ? 400 + world_below(w, 250) : 500; /* by its own clock */
+    struct w_event *e = world_at(w, w->now + v->beat_ms, W_BEAT);
     e->worker = i;
     e->instance = v->instance;
 }

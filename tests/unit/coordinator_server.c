@@ -5,10 +5,13 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "coordinator/inspect.h"
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "coordinator/store/redis.h"
+#include "coordinator/ticket.h"
 #include "tests/unit/check.h"
+#include "tests/unit/png_of.h"
 #include "tests/unit/store_memory.h"
 #include "tests/unit/store_redis_server.h"
 
@@ -201,7 +204,9 @@ static struct kn_model_info model(void) {
     return m;
 }
 
-static void hello(struct fixture *f) {
+/* With what it says that it holds, or NULL; `before`: a program of before features were told. */
+static void hello_with(struct fixture *f, struct kn_held_shard *held, bool before) {
+    static const char *features[KN_FEATURES_MAX];
     struct kn_model_info models[] = {model()};
     struct kn_msg m = {.type = KN_MSG_WORKER_HELLO};
     m.u.worker_hello = (struct kn_worker_hello){.worker = "w",
@@ -212,10 +217,18 @@ static void hello(struct fixture *f) {
                                                 .credit = 1,
                                                 .batch_max = 8,
                                                 .models = models,
-                                                .model_count = 1};
+                                                .model_count = 1,
+                                                .held = held,
+                                                .held_count = held != NULL,
+                                                .features = features};
+    if (!before) m.u.worker_hello.feature_count = kn_features_list(kn_features(), features);
     m.u.worker_hello.instance[0] = 1;
     tell(f, &f->worker, &m, NULL);
     await(f, &f->worker, KN_MSG_WELCOME);
+}
+
+static void hello(struct fixture *f) {
+    hello_with(f, NULL, false);
 }
 
 static int begin_pinned(struct fixture *f, const kn_id id, uint32_t tasks, const char *model_name,
@@ -290,26 +303,67 @@ static void free_data(void *data, void *hint) {
     free(data);
 }
 
+/* The pictures of this test: of one grey, by the first letter of their name. */
+static void name_picture(struct kn_image_result *r, const char *text) {
+    struct png_of png;
+    png_of(text, 64, 64, &png);
+    memcpy(r->sha256, png.sha256, sizeof r->sha256);
+    memcpy(r->pixels_sha256, png.pixels, sizeof r->pixels_sha256);
+}
+
+static void digest_of(const char *text, uint8_t out[KN_SHA256_BYTES]) {
+    struct kn_image_result r;
+    name_picture(&r, text);
+    memcpy(out, r.sha256, sizeof r.sha256);
+}
+
+/* A result of the worker's, with the ticket of a grant of this task alone: in `ticket`, which must outlive it. */
+static struct kn_image_result result(struct fixture *f, const kn_id id, uint32_t task, const char *text,
+                                     uint8_t ticket[TICKET_BYTES_MAX]) {
+    struct kn_image_result r = {.task = task,
+                                .attempt = 1,
+                                .render_ms = 5,
+                                .shard = 1000 + task,
+                                .term = f->s->store->term,
+                                .worker = "w",
+                                .backend = "class-1",
+                                .engine = "kiln 0",
+                                .ticket = ticket};
+    struct ticket_grant g = {id, r.shard, r.term, r.worker};
+    memcpy(r.batch, id, sizeof(kn_id));
+    name_picture(&r, text);
+    r.ticket_len = ticket_make(f->s->store->secret, &g, &task, 1, ticket);
+    return r;
+}
+
+static void bring(struct fixture *f, const struct kn_image_result *r, const char *text) {
+    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT, .u.image_result = *r};
+    struct png_of png;
+    png_of(text, 64, 64, &png);
+    struct kn_blob blob = {malloc(png.len), png.len, free_data, NULL};
+    memcpy(blob.data, png.bytes, png.len);
+    tell(f, &f->data, &m, &blob);
+}
+
+static int answer_to(struct fixture *f, const struct kn_image_result *r, const char *text) {
+    bring(f, r, text);
+    const struct kn_msg *a = await(f, &f->data, KN_MSG_IMAGE_ACK);
+    CHECK_INT((int)a->u.image_ack.task, (int)r->task);
+    return a->u.image_ack.code;
+}
+
 /* Sends a picture (whose digest may be made wrong) and returns the acknowledgement's code. */
 static int picture(struct fixture *f, const kn_id id, uint32_t task, const char *text, bool corrupt) {
-    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
-    struct kn_blob blob = {strdup(text), strlen(text), free_data, NULL};
-    m.u.image_result = (struct kn_image_result){
-        .task = task, .attempt = 1, .render_ms = 5, .worker = "w", .backend = "class-1", .engine = "kiln 0"};
-    memcpy(m.u.image_result.batch, id, sizeof(kn_id));
-    kn_sha256(text, strlen(text), m.u.image_result.sha256);
-    kn_sha256(text, 1, m.u.image_result.pixels_sha256);
-    if (corrupt) m.u.image_result.sha256[0] ^= 1;
-    tell(f, &f->data, &m, &blob);
-    const struct kn_msg *a = await(f, &f->data, KN_MSG_IMAGE_ACK);
-    CHECK_INT((int)a->u.image_ack.task, (int)task);
-    return a->u.image_ack.code;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    struct kn_image_result r = result(f, id, task, text, ticket);
+    if (corrupt) r.sha256[0] ^= 1;
+    return answer_to(f, &r, text);
 }
 
 static bool object_there(struct fixture *f, const char *text) {
     char path[KN_PATH_MAX];
     uint8_t d[KN_SHA256_BYTES];
-    kn_sha256(text, strlen(text), d);
+    digest_of(text, d);
     objects_path(f->s->objects, d, path);
     return kn_fs_exists(path);
 }
@@ -628,12 +682,14 @@ TEST(an_object_is_fetched_by_its_digest) {
     hello(&f);
     submit(&f, batch_a, 1);
     CHECK_INT(picture(&f, batch_a, 0, "picture", false), 0);
-    kn_sha256("picture", 7, m.u.object_get.sha256);
+    digest_of("picture", m.u.object_get.sha256);
     tell(&f, &f.data, &m, NULL);
     const struct kn_msg *r = await(&f, &f.data, KN_MSG_OBJECT_REPLY);
     CHECK_INT(r->u.object_reply.code, 0);
     CHECK_U64(r->request, 5);
-    CHECK_INT((int)f.data.blob_len, 7);
+    struct png_of png;
+    png_of("picture", 64, 64, &png);
+    CHECK_INT((int)f.data.blob_len, (int)png.len);
     m.u.object_get.sha256[3] ^= 1;
     tell(&f, &f.data, &m, NULL);
     CHECK_INT(await(&f, &f.data, KN_MSG_OBJECT_REPLY)->u.object_reply.code, KN_ENOENT);
@@ -689,7 +745,7 @@ TEST(a_removed_batch_takes_the_pictures_that_nobody_else_names) {
 
 static void object_path(struct fixture *f, const char *text, char path[KN_PATH_MAX]) {
     uint8_t d[KN_SHA256_BYTES];
-    kn_sha256(text, strlen(text), d);
+    digest_of(text, d);
     objects_path(f->s->objects, d, path);
 }
 
@@ -805,7 +861,7 @@ TEST(a_scrub_that_misses_everything_blames_the_disk_and_voids_few) {
 static void move_to_trash(struct fixture *f, const char *text) {
     char from[KN_PATH_MAX], to[2 * KN_PATH_MAX], hex[KN_SHA256_HEX];
     uint8_t d[KN_SHA256_BYTES];
-    kn_sha256(text, strlen(text), d);
+    digest_of(text, d);
     kn_hex(d, sizeof d, hex);
     object_path(f, text, from);
     snprintf(to, sizeof to, "%s/trash/%.2s", f->s->objects, hex);
@@ -827,7 +883,7 @@ TEST(whoever_misses_an_object_finds_it_in_the_trash) {
     /* A client that fetches. */
     move_to_trash(&f, "p0");
     struct kn_msg m = {.type = KN_MSG_OBJECT_GET};
-    kn_sha256("p0", 2, m.u.object_get.sha256);
+    digest_of("p0", m.u.object_get.sha256);
     tell(&f, &f.data, &m, NULL);
     CHECK_INT(await(&f, &f.data, KN_MSG_OBJECT_REPLY)->u.object_reply.code, 0);
     CHECK(object_there(&f, "p0"));
@@ -900,14 +956,9 @@ TEST(a_picture_that_waits_for_the_store_is_neither_moved_to_the_trash_nor_delete
     struct store_ops busy = *before;
     busy.commit = refuse_commit;
     f.s->store->ops = &busy;
-    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
-    struct kn_blob blob = {strdup("shared"), 6, free_data, NULL};
-    m.u.image_result = (struct kn_image_result){
-        .attempt = 1, .render_ms = 5, .worker = "w", .backend = "class-1", .engine = "kiln 0"};
-    memcpy(m.u.image_result.batch, batch_b, sizeof(kn_id));
-    kn_sha256("shared", 6, m.u.image_result.sha256);
-    kn_sha256("shared", 1, m.u.image_result.pixels_sha256);
-    tell(&f, &f.data, &m, &blob);
+    uint8_t ticket[TICKET_BYTES_MAX];
+    struct kn_image_result again = result(&f, batch_b, 0, "shared", ticket);
+    bring(&f, &again, "shared");
     for (int i = 0; i < 2000 && collect_count(f.s->collect) == 0; i++) run_ms(&f, 1);
     for (int i = 0; i < 2000 && collect_count(f.s->collect) > 0; i++) run_ms(&f, 1);
     struct kn_msg rm = {.type = KN_MSG_BATCH_COMMAND};
@@ -1585,5 +1636,339 @@ TEST(promise_backward_at_the_limit_of_memory_a_removal_is_taken_before_what_wait
     CHECK_STR(test_redis_ask(&f.redis, "config set maxmemory 0"), "OK");
     all_are_answered(&f, 1);
     CHECK_INT((int)status_line(&f, paused)->state, KN_BATCH_ACTIVE);
+    teardown(&f);
+}
+
+/* ---- tickets */
+
+/* The result of the next grant, which is of one task, as its worker sends it. */
+static struct kn_image_result result_of_grant(struct fixture *f, const char *text,
+                                              uint8_t ticket[TICKET_BYTES_MAX]) {
+    const struct kn_shard_grant *g = &await(f, &f->worker, KN_MSG_SHARD_GRANT)->u.shard_grant;
+    struct kn_image_result r = {.task = g->index[0],
+                                .attempt = g->attempt,
+                                .shard = g->shard,
+                                .term = g->term,
+                                .worker = "w",
+                                .backend = "class-1",
+                                .engine = "kiln 0",
+                                .ticket = ticket,
+                                .ticket_len = g->ticket_len};
+    CHECK_INT((int)g->count, 1);
+    CHECK_INT((int)g->ticket_len, KN_SHA256_BYTES + 8);
+    memcpy(ticket, g->ticket, g->ticket_len);
+    memcpy(r.batch, g->batch, sizeof(kn_id));
+    name_picture(&r, text);
+    return r;
+}
+
+/* What a hello says of it while its picture is not acknowledged. */
+static struct kn_held_shard held_of(struct kn_image_result *r) {
+    struct kn_held_shard h = {.shard = r->shard,
+                              .term = r->term,
+                              .tasks = &r->task,
+                              .task_count = 1,
+                              .ticket = r->ticket,
+                              .ticket_len = r->ticket_len};
+    memcpy(h.batch, r->batch, sizeof h.batch);
+    return h;
+}
+
+TEST(promise_ticket_a_result_that_nobody_was_granted_is_refused) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX + 8] = {0};
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    const struct kn_image_result good = result_of_grant(&f, "p0", ticket);
+    submit(&f, batch_b, 2);
+    struct kn_image_result r = good;
+    r.ticket_len = 0; /* its worker knows of tickets */
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    r.shard++;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    r.term++;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    r.worker = "w2";
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r = good;
+    memcpy(r.batch, batch_b, sizeof(kn_id));
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r.task = 1;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    for (size_t i = 0; i < good.ticket_len; i++) { /* any bit of it, and any length */
+        r = good;
+        ticket[i] ^= 1;
+        CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+        ticket[i] ^= 1;
+        r.ticket_len = i;
+        if (i > 0) CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    }
+    r.ticket_len = good.ticket_len + 8;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    CHECK(!object_there(&f, "p0"));
+    CHECK_INT(answer_to(&f, &good, "p0"), 0);
+    CHECK(object_there(&f, "p0"));
+    /* Nor does a stranger's raise an alarm by other pixels. */
+    r = good;
+    r.ticket_len = 0;
+    r.pixels_sha256[0] ^= 1;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EEXIST);
+    CHECK_U64(f.s->alarms, 0);
+    teardown(&f);
+}
+
+TEST(promise_ticket_a_late_result_is_taken_by_any_later_coordinator) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    const struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+    for (int i = 0; i < 3; i++) {
+        stop(&f);
+        start(&f);
+    }
+    CHECK_INT(answer_to(&f, &r, "p0"), 0); /* its worker has not even said hello to this one */
+    teardown(&f);
+}
+
+TEST(promise_ticket_what_a_worker_holds_goes_on_where_a_ticket_shows_it) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+    struct kn_held_shard held = held_of(&r);
+    stop(&f);
+    start(&f);
+    hello_with(&f, &held, false);
+    CHECK(farm_holds(f.s->farm, "w", r.shard, r.term, batch_a, 0));
+    stop(&f);
+    start(&f);
+    held.ticket_len = 0;
+    hello_with(&f, &held, false);
+    CHECK_U64(await(&f, &f.worker, KN_MSG_SHARD_REVOKE)->u.shard_revoke.shard, r.shard);
+    CHECK(!farm_holds(f.s->farm, "w", r.shard, r.term, batch_a, 0));
+    teardown(&f);
+}
+
+TEST(promise_ticket_a_worker_of_before_tickets_is_believed_for_what_this_coordinator_granted_it) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello_with(&f, NULL, true);
+    submit(&f, batch_a, 1);
+    struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+    r.ticket_len = 0;
+    r.shard++;
+    CHECK_INT(answer_to(&f, &r, "p0"), KN_EPERM);
+    r.shard--;
+    CHECK_INT(answer_to(&f, &r, "p0"), 0);
+    /* Another coordinator does not know what it holds, and has it rendered again. */
+    submit(&f, batch_b, 1);
+    struct kn_msg done = {.type = KN_MSG_SHARD_DONE, .u.shard_done = {r.shard, r.term, 5, 1}};
+    tell(&f, &f.worker, &done, NULL);
+    r = result_of_grant(&f, "p1", ticket);
+    r.ticket_len = 0;
+    stop(&f);
+    start(&f);
+    CHECK_INT(answer_to(&f, &r, "p1"), KN_EPERM);
+    struct kn_held_shard held = held_of(&r);
+    hello_with(&f, &held, true);
+    CHECK_U64(await(&f, &f.worker, KN_MSG_SHARD_REVOKE)->u.shard_revoke.shard, r.shard);
+    r = result_of_grant(&f, "p1", ticket);
+    r.ticket_len = 0;
+    CHECK_INT(answer_to(&f, &r, "p1"), 0);
+    teardown(&f);
+}
+
+TEST(promise_ticket_the_secret_outlives_coordinators_and_a_store_that_goes_back) {
+    struct fixture f;
+    kn_digest before;
+    setup_with(&f, true);
+    memcpy(before, f.s->store->secret, sizeof before);
+    stop(&f);
+    start(&f);
+    CHECK(memcmp(before, f.s->store->secret, sizeof before) == 0);
+    CHECK_STR(test_redis_ask(&f.redis, "flushall"), "OK");
+    for (int i = 0; i < 2000 && !store_note_says(&f, "had gone back"); i++) run_ms(&f, 5);
+    stop(&f);
+    start(&f);
+    CHECK(memcmp(before, f.s->store->secret, sizeof before) == 0);
+    teardown(&f);
+}
+
+/* ---- pictures that are none */
+
+/* Brings these bytes under their own digest, as the picture of the task. */
+static int answer_to_bytes(struct fixture *f, const kn_id id, uint32_t task, const void *bytes, size_t len,
+                           const kn_digest pixels) {
+    uint8_t ticket[TICKET_BYTES_MAX];
+    struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT};
+    struct kn_blob blob = {malloc(len), len, free_data, NULL};
+    m.u.image_result = result(f, id, task, "x", ticket);
+    memcpy(blob.data, bytes, len);
+    kn_sha256(bytes, len, m.u.image_result.sha256);
+    memcpy(m.u.image_result.pixels_sha256, pixels, sizeof(kn_digest));
+    tell(f, &f->data, &m, &blob);
+    return await(f, &f->data, KN_MSG_IMAGE_ACK)->u.image_ack.code;
+}
+
+static size_t objects_kept(struct fixture *f) {
+    char line[KN_PATH_MAX + 64], count[32] = "";
+    snprintf(line, sizeof line, "find %s -type f | wc -l", f->s->objects);
+    FILE *p = popen(line, "r");
+    CHECK(p && fgets(count, sizeof count, p) != NULL);
+    pclose(p);
+    return (size_t)atoi(count);
+}
+
+TEST(promise_picture_what_is_no_picture_as_asked_is_not_kept) {
+    struct fixture f;
+    struct png_of png, small;
+    uint8_t bytes[sizeof png.bytes + 1] = {0};
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    png_of("p0", 64, 64, &png);
+    png_of("p0", 64, 56, &small);
+    /* A picture of this worker was decoded: from now on most are parsed alone. */
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, "no picture", 10, png.pixels), KN_ECORRUPT);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, small.bytes, small.len, small.pixels), KN_ECORRUPT);
+    memcpy(bytes, png.bytes, png.len);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, bytes, png.len + 1, png.pixels), KN_ECORRUPT);
+    for (size_t i = 0; i < png.len; i += 3) {
+        bytes[i] ^= 0x10;
+        CHECK_INT(answer_to_bytes(&f, batch_a, 0, bytes, png.len, png.pixels), KN_ECORRUPT);
+        bytes[i] ^= 0x10;
+        if (i > 0) CHECK_INT(answer_to_bytes(&f, batch_a, 0, bytes, i, png.pixels), KN_ECORRUPT);
+    }
+    CHECK_INT((int)objects_kept(&f), 1);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.failed, 0);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, png.bytes, png.len, png.pixels), 0);
+    teardown(&f);
+}
+
+TEST(promise_picture_the_first_of_a_worker_is_decoded_and_all_of_one_that_was_wrong) {
+    struct fixture f;
+    struct png_of bad, good;
+    char noise[48];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 4);
+    png_of("p0", 64, 64, &good);
+    /* Whole by its chunks, and no picture; one that is not in the sample. */
+    int n = 0;
+    do {
+        snprintf(noise, sizeof noise, "nothing that was deflated %d", n++);
+        png_of_bytes(noise, strlen(noise), 64, 64, &bad);
+    } while (kn_hash64(bad.sha256, sizeof bad.sha256, *(uint64_t *)(void *)f.s->store->secret) %
+                 INSPECT_ONE_IN ==
+             0);
+    CHECK(inspect_wanted(f.s, "w", bad.sha256));
+    inspect_good(f.s, "w");
+    CHECK(!inspect_wanted(f.s, "w", bad.sha256));
+    inspect_bad(f.s, "w");
+    CHECK(inspect_wanted(f.s, "w", bad.sha256));
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, bad.bytes, bad.len, bad.pixels), KN_ECORRUPT);
+    /* Other pixels than were told: it was wrong once, and is looked at for ever. */
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, good.bytes, good.len, bad.pixels), KN_ECORRUPT);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 0, good.bytes, good.len, good.pixels), 0);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 1, bad.bytes, bad.len, bad.pixels), KN_ECORRUPT);
+    /* Of a worker that is well, what the sample leaves out is parsed alone. */
+    inspect_fini(f.s);
+    CHECK_INT(answer_to_bytes(&f, batch_a, 1, bad.bytes, bad.len, bad.pixels), KN_ECORRUPT);
+    inspect_fini(f.s);
+    inspect_good(f.s, "w");
+    CHECK_INT(answer_to_bytes(&f, batch_a, 1, bad.bytes, bad.len, bad.pixels), 0);
+    teardown(&f);
+}
+
+TEST(promise_picture_a_bad_one_goes_back_at_once_and_three_in_a_row_hold_its_worker) {
+    struct fixture f;
+    uint8_t ticket[TICKET_BYTES_MAX];
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 1);
+    for (int i = 0; i < 3; i++) {
+        struct kn_image_result r = result_of_grant(&f, "p0", ticket);
+        struct kn_msg m = {.type = KN_MSG_IMAGE_RESULT, .u.image_result = r};
+        struct kn_blob blob = {strdup("no picture"), 10, free_data, NULL};
+        kn_sha256("no picture", 10, m.u.image_result.sha256);
+        CHECK_U64(f.s->alarms, 0);
+        tell(&f, &f.data, &m, &blob);
+        CHECK_INT(await(&f, &f.data, KN_MSG_IMAGE_ACK)->u.image_ack.code, KN_ECORRUPT);
+        CHECK(!farm_holds(f.s->farm, "w", r.shard, r.term, batch_a, 0));
+        struct kn_msg done = {.type = KN_MSG_SHARD_DONE, .u.shard_done = {r.shard, r.term, 5, 1}};
+        tell(&f, &f.worker, &done, NULL);
+    }
+    for (int i = 0; i < 2000 && f.s->alarms == 0; i++) run_ms(&f, 1);
+    CHECK_U64(f.s->alarms, 1); /* it is held */
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.failed, 0);
+    teardown(&f);
+}
+
+/* Has a file stored that is whole by its chunks and no picture, as the sample may let one through. */
+static void store_bad(struct fixture *f, const kn_id id, uint32_t task, struct png_of *bad) {
+    char noise[48];
+    inspect_good(f->s, "w");
+    for (int n = 0; n == 0 || inspect_wanted(f->s, "w", bad->sha256); n++) {
+        snprintf(noise, sizeof noise, "nothing that was deflated %d", n);
+        png_of_bytes(noise, strlen(noise), 64, 64, bad);
+    }
+    CHECK_INT(answer_to_bytes(f, id, task, bad->bytes, bad->len, bad->pixels), 0);
+}
+
+TEST(promise_picture_a_retry_has_a_bad_one_rendered_again_and_its_worker_is_inspected) {
+    struct fixture f;
+    struct png_of bad;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    store_bad(&f, batch_a, 0, &bad);
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    CHECK(!inspect_wanted(f.s, "w", bad.sha256));
+    CHECK_INT(command(&f, batch_a, KN_VERB_RETRY), 0);
+    CHECK(inspect_wanted(f.s, "w", bad.sha256));
+    const struct kn_batch_status *s = &results(&f, batch_a, 0, 0)->status;
+    CHECK_INT((int)s->done, 1); /* the good one stays */
+    CHECK_INT((int)s->state, KN_BATCH_ACTIVE);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    teardown(&f);
+}
+
+static int report(struct fixture *f, const kn_id id, uint32_t task, const kn_digest sha256) {
+    struct kn_msg m = {.type = KN_MSG_PICTURE_REPORT, .u.picture_report = {.task = task}};
+    memcpy(m.u.picture_report.batch, id, sizeof(kn_id));
+    memcpy(m.u.picture_report.sha256, sha256, sizeof(kn_digest));
+    return ask_code(f, &m);
+}
+
+TEST(promise_picture_a_report_voids_what_is_bad_and_nothing_else) {
+    struct fixture f;
+    struct png_of bad, good;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    store_bad(&f, batch_a, 0, &bad);
+    png_of("p1", 64, 64, &good);
+    CHECK_INT(picture(&f, batch_a, 1, "p1", false), 0);
+    CHECK_INT(report(&f, batch_a, 1, good.sha256), KN_ESTATE); /* whoever says so is not believed */
+    CHECK_INT(report(&f, batch_a, 1, bad.sha256), KN_ENOENT);
+    CHECK_INT(report(&f, batch_a, 9, bad.sha256), KN_ENOENT);
+    CHECK_INT(report(&f, batch_b, 0, bad.sha256), KN_ENOENT);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 2);
+    CHECK_INT(report(&f, batch_a, 0, bad.sha256), 0);
+    for (int i = 0; i < 2000 && results(&f, batch_a, 0, 0)->status.done == 2; i++) run_ms(&f, 1);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 1);
+    CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
+    CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
     teardown(&f);
 }

@@ -58,7 +58,7 @@ static void on_done(void *ctx, int code, const char *why) {
 
 static void put(struct fixture *f, const char *text, uint8_t sha256[KN_SHA256_BYTES]) {
     struct kn_blob b = blob_of(text, sha256);
-    CHECK_INT(collect_put(f->c, sha256, &b, on_done, f), 0);
+    CHECK_INT(collect_put(f->c, sha256, &b, NULL, on_done, f), 0);
     CHECK(b.data == NULL);
 }
 
@@ -135,7 +135,7 @@ TEST(bytes_of_another_digest_are_refused) {
     setup(&f);
     struct kn_blob b = blob_of("bytes", d);
     d[0] ^= 1;
-    CHECK_INT(collect_put(f.c, d, &b, on_done, &f), 0);
+    CHECK_INT(collect_put(f.c, d, &b, NULL, on_done, &f), 0);
     settle(&f);
     CHECK_INT(f.failed, 1);
     CHECK_INT(f.last, KN_ECORRUPT);

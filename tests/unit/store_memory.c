@@ -32,6 +32,7 @@ struct memory_tomb {
 
 struct store_disk {
     uint64_t term;
+    kn_digest secret;
     struct memory_tomb *tombs;
     struct memory_batch *sealed, *staged; /* in order */
 };
@@ -436,7 +437,9 @@ static const struct store_ops memory_ops = {
 };
 
 struct store_disk *store_disk_create(void) {
-    return calloc(1, sizeof(struct store_disk));
+    struct store_disk *d = calloc(1, sizeof *d);
+    if (d) kn_uuid_random(d->secret);
+    return d;
 }
 
 void store_disk_destroy(struct store_disk *d) {
@@ -468,6 +471,7 @@ int store_memory_open(struct store_disk *d, uv_loop_t *loop, struct store **out,
     s->idle->data = s;
     s->base.ops = &memory_ops;
     s->base.term = ++d->term;
+    memcpy(s->base.secret, d->secret, sizeof d->secret);
     s->disk = d;
     *out = &s->base;
     return 0;
