@@ -653,7 +653,7 @@ void workers_fini(struct server *s) {
     while (s->workers && (w = kn_map_next(s->workers, &pos))) workers_free(w);
     while (s->arrivals) { /* the collector has gone before, and calls nobody for those that it was keeping */
         struct arrival *u = (struct arrival *)((char *)s->arrivals - offsetof(struct arrival, link));
-        unlink_arrival(u);
+        s->arrivals = u->link.next;
         kn_msg_destroy(u->msg);
         free(u);
     }

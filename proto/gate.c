@@ -5,6 +5,7 @@
 #include "base/err.h"
 #include "base/limits.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -85,6 +86,7 @@ static bool is_silent(const struct newcomer *n) {
 }
 
 static void remember(int fd) {
+    assert(gate.max > 0);         /* there is a plan */
     if (gate.count == gate.max) { /* more than can be open: the oldest is gone */
         gate.first = (gate.first + 1) % gate.max;
         gate.count--;
