@@ -102,5 +102,5 @@ bool kn_token_fits(const uint8_t id[KN_TOKEN_ID_BYTES], const uint8_t secret[KN_
                    const kn_digest kept) {
     kn_digest is;
     kn_token_digest(id, secret, is);
-    return CRYPTO_memcmp(is, kept, sizeof is) == 0;
+    return kn_same_secret(is, kept, sizeof is);
 }

@@ -7,7 +7,7 @@
 
 /* Carries out a retry: looks at the objects of the batch's done tasks, voids the records of those that are
  * lost, hands both these and the failed tasks to the core, and answers the client then. Asked again
- * meanwhile, it answers the one who asked last. */
+ * meanwhile, it answers all who asked. */
 void lost_retry(struct server *s, struct reply_to *to, const kn_id batch);
 /* The object of that task's record was found lost or damaged: the record is void, and the task is rendered
  * again. Nothing happens if the task names another object by now. */

@@ -131,9 +131,9 @@ struct redis_setting {
     const char *name, *want;
 };
 extern const struct redis_setting redis_settings[REDIS_SETTINGS];
-/* Compares the answer to CONFIG GET with them. */
 /* Leaves in the farm's folder how far the store had come, for whoever opens it next. */
 void redis_write_mark(struct redis_store *s, bool durable);
+/* Compares the answer to CONFIG GET with them. */
 KN_MUST_USE int redis_check_settings(const struct redisReply *r, const char *address, struct kn_err *err);
 
 /* ---- redis_load.c */
