@@ -195,7 +195,8 @@ void batch_leaves(struct batches *bs, struct kept_batch *b, const struct farm_ba
     b->leaving = malloc(sizeof *b->leaving);
     if (!b->leaving) return; /* it is not listed any more, and that is all */
     *b->leaving = *last;
-    b->leaving->wait = KN_WAIT_NONE; /* what it tells was borrowed from workers that may be forgotten meanwhile */
+    /* What it waits for is borrowed from workers that may be forgotten meanwhile. */
+    b->leaving->wait = KN_WAIT_NONE;
     b->leaving->wait_worker = b->leaving->wait_class = b->leaving->wait_reason = "";
 }
 

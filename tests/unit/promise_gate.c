@@ -126,6 +126,7 @@ TEST(promise_connections_silent_strangers_put_nobody_out_and_let_others_in) {
     uint16_t port = 0;
     int told[2];
     kn_log_level_now = KN_LOG_ERROR;
+    CHECK_INT(close_range(3, ~0U, 0), 0); /* what was inherited would leave holes in the numbers */
     CHECK_INT(uv_loop_init(&loop), 0);
     CHECK_MSG(kn_wire_create(&loop, &wire, &err) == 0, "%s", err.text);
     make(&router, true);
@@ -144,16 +145,20 @@ TEST(promise_connections_silent_strangers_put_nobody_out_and_let_others_in) {
     CHECK_INT(read(told[0], &byte, 1), 1);
     uint64_t end = kn_clock_ms() + PATIENCE_MS;
     while (kn_gate_counts().put_out + kn_gate_counts().refused < STRANGERS / 2 && kn_clock_ms() < end) turn();
-    CHECK(kn_gate_counts().put_out > 0);
-    CHECK_MSG((size_t)highest_open() < plan.descriptors_max, "%d", highest_open());
+    CHECK(kn_gate_counts().put_out + kn_gate_counts().refused >= STRANGERS / 2);
+    /* One may just be between accept4() and its end, and the list of them takes a number itself. */
+    int highest = highest_open();
+    CHECK_MSG((size_t)highest <= plan.descriptors_max + 1, "%d of %zu", highest, plan.descriptors_max);
     for (int i = 0; i < KNOWN; i++) talk(&known[i]);
     for (int i = 0; i < KNOWN; i++) CHECK_INT(known[i].ended, 0);
     join(&late, endpoint); /* one that comes now is let in beside them */
     talk(&late);
 
+    /* Until it had spoken it was a stranger too, and may have been put out and come back. */
+    int ended = late.ended;
     kn_sock_destroy(router.s); /* who loses its connection is told */
-    for (end = kn_clock_ms() + PATIENCE_MS; !late.ended && kn_clock_ms() < end;) turn();
-    CHECK_INT(late.ended, 1);
+    for (end = kn_clock_ms() + PATIENCE_MS; late.ended == ended && kn_clock_ms() < end;) turn();
+    CHECK_INT(late.ended, ended + 1);
     kill(pid, SIGKILL);
     for (int i = 0; i < KNOWN; i++) kn_sock_destroy(known[i].s);
     kn_sock_destroy(late.s);
