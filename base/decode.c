@@ -9,6 +9,7 @@
 #include "base/utf8.h"
 
 #define BOM "\xef\xbb\xbf"
+#define PIECE_BYTES ((size_t)4 << 20)
 #define GUESS_BYTES 4096 /* of the file are looked at to guess its encoding */
 
 /* "iconv -f WINDOWS-1252 -t UTF-8 'my prompts.csv' > utf8.csv": a command that can be pasted. */
@@ -86,9 +87,16 @@ static int fail_bytes(const struct kn_reader *r, const char *bytes, size_t len, 
 /* NUL bytes and what is not UTF-8, with the line where it stands. *returns: there is a CR. */
 static int bytes_check(struct kn_reader *r, const char *bytes, size_t len, const char *ending,
                        bool *returns) {
-    const char *nul = memchr(bytes, '\0', len);
-    size_t good = kn_utf8_span(bytes, nul ? (size_t)(nul - bytes) : len), line = 0;
-    *returns = memchr(bytes, '\r', len) != NULL;
+    size_t good = 0, line = 0;
+    *returns = false;
+    for (size_t n; good < len; good += n) { /* in pieces, since it may be long */
+        n = len - good < PIECE_BYTES ? len - good : PIECE_BYTES;
+        const char *nul = memchr(bytes + good, '\0', n);
+        *returns = *returns || memchr(bytes + good, '\r', n);
+        n = kn_utf8_span(bytes + good, nul ? (size_t)(nul - bytes) - good : n);
+        if (n == 0) break;
+        if (r->input) kn_spill_rest(r->input);
+    }
     if (good == len) return KN_OK;
     for (size_t i = 0; i < good; i++) {
         if (bytes[i] != '\n' && (bytes[i] != '\r' || (i + 1 < len && bytes[i + 1] == '\n'))) continue;
@@ -98,15 +106,23 @@ static int bytes_check(struct kn_reader *r, const char *bytes, size_t len, const
     return fail_bytes(r, bytes, len, good, good - line + 1, ending);
 }
 
+/* A long text need not be in RAM twice. */
+static void rest(const struct kn_reader *r, const struct kn_spill *room) {
+    kn_spill_rest(room);
+    if (r->input) kn_spill_rest(r->input);
+}
+
 static int copy_with_line_feeds(const struct kn_reader *r, const char *p, const char *end,
-                                struct kn_buf *room) {
+                                struct kn_spill *room) {
     int rc = KN_OK;
+    size_t lines = 0;
     while (rc == KN_OK && p < end) {
         const char *cr = memchr(p, '\r', (size_t)(end - p));
-        rc = kn_buf_append(room, p, (size_t)((cr ? cr : end) - p));
+        rc = kn_spill_append(room, p, (size_t)((cr ? cr : end) - p));
         if (!cr) break;
+        if (++lines % KN_READER_REST == 0) rest(r, room);
         p = cr + 1;
-        if (rc == KN_OK && (p == end || *p != '\n')) rc = kn_buf_append(room, "\n", 1);
+        if (rc == KN_OK && (p == end || *p != '\n')) rc = kn_spill_append(room, "\n", 1);
     }
     return rc ? kn_record_fail(r, rc, "%s", kn_err_words(rc)) : KN_OK;
 }
@@ -120,7 +136,7 @@ static size_t utf8_put(uint32_t c, char out[4]) {
 }
 
 /* The text behind a mark of UTF-16, as UTF-8 with '\n' as every line's end. */
-static int from_utf16(struct kn_reader *r, const char *bytes, size_t len, bool big, struct kn_buf *room) {
+static int from_utf16(struct kn_reader *r, const char *bytes, size_t len, bool big, struct kn_spill *room) {
     const uint8_t *p = (const uint8_t *)bytes;
     size_t column = 0; /* characters of the line so far */
     bool after_return = false;
@@ -147,10 +163,10 @@ static int from_utf16(struct kn_reader *r, const char *bytes, size_t len, bool b
             return kn_record_fail(r, KN_EPARSE, "a NUL in UTF-16 (character %zu of the line)", column);
         if (after_return) c = '\n';
         char utf8[4];
-        int rc = kn_buf_append(room, utf8, utf8_put(c, utf8));
+        int rc = kn_spill_append(room, utf8, utf8_put(c, utf8));
         if (rc) return kn_record_fail(r, rc, "%s", kn_err_words(rc));
         if (c == '\n') {
-            r->line++;
+            if (++r->line % KN_READER_REST == 0) rest(r, room);
             column = 0;
         }
     }
@@ -161,7 +177,7 @@ static bool begins(const char *bytes, size_t len, const char *with, size_t n) {
     return len >= n && memcmp(bytes, with, n) == 0;
 }
 
-int kn_decode(struct kn_reader *r, const char *bytes, size_t len, const char *ending, struct kn_buf *room,
+int kn_decode(struct kn_reader *r, const char *bytes, size_t len, const char *ending, struct kn_spill *room,
               const char **out, size_t *out_len) {
     bool little = begins(bytes, len, "\xff\xfe", 2), big = begins(bytes, len, "\xfe\xff", 2), copied = false;
     int rc;
@@ -177,6 +193,7 @@ int kn_decode(struct kn_reader *r, const char *bytes, size_t len, const char *en
     }
     if (rc) return rc;
     if (copied) {
+        r->input = room;
         bytes = room->data ? room->data : "";
         len = room->len;
     }

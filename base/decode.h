@@ -6,11 +6,11 @@
 
 #include "base/record.h"
 
-/* *out, *out_len: the text, within `bytes` where nothing had to be changed, else within `room`, which the
- * caller initialised and frees. A CR LF and a lone CR become LF: each ends a line for every program. `ending`
+/* *out, *out_len: the text, within `bytes` where nothing had to be changed, else within `room`, which is
+ * empty and the caller's to free. A CR LF and a lone CR become LF: each ends a line for every program. `ending`
  * is the format's, for the command in a message ("csv"). On failure r->err names the line. */
 KN_MUST_USE int kn_decode(struct kn_reader *r, const char *bytes, size_t len, const char *ending,
-                          struct kn_buf *room, const char **out, size_t *out_len);
+                          struct kn_spill *room, const char **out, size_t *out_len);
 
 /* The name of the first character of [p, end) that ends a line for some programs and is text for others
  * (vertical tab, form feed, U+001C to U+001E, NEL, U+2028, U+2029), or of a byte order mark, which two

@@ -74,21 +74,48 @@ FILE *kn_fs_stream(const char *path, struct kn_err *err) {
     return f;
 }
 
-int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err) {
+/* Where a file's bytes go: one of the two. */
+struct fs_sink {
+    struct kn_buf *buf;
+    struct kn_spill *spill;
+};
+
+static size_t fs_left(const struct fs_sink *k) {
+    return k->buf ? k->buf->max - k->buf->len : k->spill->max - k->spill->len;
+}
+
+static int fs_room(const struct fs_sink *k, size_t bytes, void **at) {
+    if (k->buf) return kn_buf_reserve(k->buf, bytes, at);
+    int rc = kn_spill_reserve(k->spill, bytes);
+    if (rc == KN_OK) *at = k->spill->data + k->spill->len;
+    return rc;
+}
+
+static void fs_took(const struct fs_sink *k, size_t bytes) {
+    if (!k->buf) {
+        k->spill->len += bytes;
+        kn_spill_rest(k->spill);
+        return;
+    }
+    k->buf->len += bytes;
+    k->buf->data[k->buf->len] = '\0';
+}
+
+static int read_all(const char *path, const struct fs_sink *out, struct kn_err *err) {
     bool standard_input = strcmp(path, "-") == 0;
     const char *name = standard_input ? "standard input" : path;
-    size_t before = out->len;
+    size_t max = fs_left(out);
     int fd = STDIN_FILENO, rc = KN_OK;
-    if (!standard_input) rc = kn_fs_open(path, out->max - before, &fd, NULL, err);
+    if (!standard_input) rc = kn_fs_open(path, max, &fd, NULL, err);
     if (rc) return rc;
     for (;;) {
         /* The last step may be short of room: then one byte more than fits tells a file that ends from one
          * too long. */
-        size_t room = out->max - out->len < FS_READ_STEP ? out->max - out->len : FS_READ_STEP;
+        size_t room = fs_left(out) < FS_READ_STEP ? fs_left(out) : FS_READ_STEP;
         char probe;
         void *at = &probe;
         if (room > 0) {
-            rc = kn_buf_reserve(out, room, &at);
+            rc = fs_room(out, room, &at);
             if (rc) {
                 kn_err_set(err, rc, "%s: %s", name, kn_err_words(rc));
                 break;
@@ -102,17 +129,29 @@ int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err) {
         }
         if (got == 0) break;
         if (room == 0) {
-            rc = kn_err_set(err, KN_ELIMIT, "%s: more than %zu bytes", name, out->max - before);
+            rc = kn_err_set(err, KN_ELIMIT, "%s: more than %zu bytes", name, max);
             break;
         }
-        out->len += (size_t)got;
-        out->data[out->len] = '\0';
+        fs_took(out, (size_t)got);
     }
     if (!standard_input) close(fd);
+    return rc;
+}
+
+int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err) {
+    size_t before = out->len;
+    int rc = read_all(path, &(struct fs_sink){.buf = out}, err);
     if (rc) {
         out->len = before;
         if (out->data) out->data[before] = '\0';
     }
+    return rc;
+}
+
+int kn_fs_read_long(const char *path, struct kn_spill *out, struct kn_err *err) {
+    size_t before = out->len;
+    int rc = read_all(path, &(struct fs_sink){.spill = out}, err);
+    if (rc) out->len = before;
     return rc;
 }
 

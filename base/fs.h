@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/spill.h"
 
 #define KN_PATH_MAX 4096
 
@@ -22,6 +23,8 @@ KN_MUST_USE FILE *kn_fs_stream(const char *path, struct kn_err *err);
 /* Appends the whole file to out (whose max bounds it). "-" is standard input, which may be anything; a path
  * is opened as kn_fs_open does. KN_ENOENT, KN_EIO, KN_ELIMIT. */
 KN_MUST_USE int kn_fs_read(const char *path, struct kn_buf *out, struct kn_err *err);
+/* The same of a file that may be long. */
+KN_MUST_USE int kn_fs_read_long(const char *path, struct kn_spill *out, struct kn_err *err);
 /* Writes PATH.tmp.XXXXXX beside path, renames over path. durable: fsync of file and directory. */
 KN_MUST_USE int kn_fs_replace(const char *path, const void *data, size_t len, bool durable,
                               struct kn_err *err);

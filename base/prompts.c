@@ -41,8 +41,9 @@ int kn_input_format_parse(const char *text, enum kn_input_format *out, struct kn
                       kn_record_shown(text), text);
 }
 
-int kn_prompts_parse(const char *name, enum kn_input_format format, bool strict, const char *text, size_t len,
-                     struct kn_tasks *out, struct kn_err *err) {
+/* input: that the text is in; NULL: memory of the caller's own. */
+static int parse(const char *name, enum kn_input_format format, bool strict, const struct kn_spill *input,
+                 const char *text, size_t len, struct kn_tasks *out, struct kn_err *err) {
     if (format == KN_INPUT_AUTO) {
         const char *slash = strrchr(name, '/');
         const char *dot = strrchr(slash ? slash : name, '.');
@@ -54,10 +55,10 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, bool strict,
     size_t name_len = strlen(name);
     if (name_len > KN_FILE_SHOWN_MAX) name += name_len - KN_FILE_SHOWN_MAX;
     struct kn_err unheard = {0};
-    struct kn_reader r = {.name = name, .line = 1, .strict = strict, .out = out, .err = err ? err : &unheard};
+    struct kn_reader r = {
+        .name = name, .line = 1, .strict = strict, .input = input, .out = out, .err = err ? err : &unheard};
     size_t before = out->count;
-    struct kn_buf room;
-    kn_buf_init(&room, KN_INPUT_BYTES_MAX);
+    struct kn_spill room = {.max = KN_INPUT_BYTES_MAX};
     int rc = kn_decode(&r, text, len, format_name(format), &room, &text, &len);
     if (rc) format = KN_INPUT_AUTO;
     switch (format) {
@@ -79,9 +80,14 @@ int kn_prompts_parse(const char *name, enum kn_input_format format, bool strict,
     case KN_INPUT_AUTO:
         break; /* resolved above, or not decoded */
     }
-    kn_buf_fini(&room);
+    kn_spill_fini(&room);
     if (rc) kn_tasks_cut(out, before);
     return rc;
+}
+
+int kn_prompts_parse(const char *name, enum kn_input_format format, bool strict, const char *text, size_t len,
+                     struct kn_tasks *out, struct kn_err *err) {
+    return parse(name, format, strict, NULL, text, len, out, err);
 }
 
 int kn_prompts_read(const char *path, enum kn_input_format format, bool strict, struct kn_tasks *out,
@@ -89,12 +95,11 @@ int kn_prompts_read(const char *path, enum kn_input_format format, bool strict, 
     bool standard_input = strcmp(path, "-") == 0;
     if (standard_input && format == KN_INPUT_AUTO)
         return kn_err_set(err, KN_EINVAL, "standard input needs --input-format txt, jsonl, json, csv or tsv");
-    struct kn_buf text;
-    kn_buf_init(&text, KN_INPUT_BYTES_MAX);
-    int rc = kn_fs_read(path, &text, err);
+    struct kn_spill text = {.max = KN_INPUT_BYTES_MAX};
+    int rc = kn_fs_read_long(path, &text, err);
     if (rc == KN_OK)
-        rc = kn_prompts_parse(standard_input ? KN_STANDARD_INPUT : path, format, strict,
-                              text.data ? text.data : "", text.len, out, err);
-    kn_buf_fini(&text);
+        rc = parse(standard_input ? KN_STANDARD_INPUT : path, format, strict, &text,
+                   text.data ? text.data : "", text.len, out, err);
+    kn_spill_fini(&text);
     return rc;
 }

@@ -7,6 +7,7 @@
 #define KN_BASE_PROMPTS_H
 
 #include "base/spec.h"
+#include "base/spill.h"
 
 enum kn_input_format {
     KN_INPUT_AUTO,
@@ -17,10 +18,21 @@ enum kn_input_format {
     KN_INPUT_TSV
 };
 
+/* A list of tasks, a million at the most: memory that lies in a file where it is long. */
 struct kn_tasks {
-    struct kn_task *v; /* owns, with all strings in them */
-    size_t count, cap;
+    struct kn_task *v; /* list.data; whoever walks a list that may be long takes kn_tasks_at() */
+    size_t count;
+    struct kn_spill list;
+    struct kn_texts texts;        /* all strings of the tasks */
+    const char *negative, *model; /* that were put in last: neighbours mostly have the same */
 };
+
+/* The task i < count. Every so often what was looked at before is let go from RAM. */
+const struct kn_task *kn_tasks_at(const struct kn_tasks *ts, size_t i);
+/* The same, for one whose fields are to be set; its strings must be the list's. */
+struct kn_task *kn_tasks_edit(struct kn_tasks *ts, size_t i);
+/* Appends a task with copies of its strings. */
+KN_MUST_USE int kn_tasks_put(struct kn_tasks *ts, const struct kn_task *t, struct kn_err *err);
 
 KN_MUST_USE int kn_input_format_parse(const char *text, enum kn_input_format *out, struct kn_err *err);
 

@@ -260,8 +260,10 @@ static int list_read(struct kn_reader *r, const char *p, const char *end) {
 
 int kn_txt_read(struct kn_reader *r, const char *p, const char *end) {
     bool blocks = false;
+    size_t lines = 0;
     for (const char *at = p; at < end && !blocks;) {
         const char *line, *line_end;
+        if (r->input && ++lines % KN_READER_REST == 0) kn_spill_rest(r->input);
         if (line_next(r, &at, end, &line, &line_end)) break; /* told again, with the line */
         blocks = kn_is_settings_line(line, line_end);
     }

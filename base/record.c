@@ -339,18 +339,14 @@ int kn_record_finish(const struct kn_reader *r, struct kn_record *rec) {
         rc = kn_tasks_reserve(r->out, n, r->err);
         if (rc) kn_record_fail_in(r, NULL);
     }
-    for (uint64_t i = 0; rc == KN_OK && i < n; i++) {
+    if (rc == KN_OK && kn_tasks_put(r->out, t, NULL)) rc = kn_record_no_memory(r);
+    for (uint64_t i = 1; rc == KN_OK && i < n; i++) {
         struct kn_task *to = &r->out->v[r->out->count];
-        if (i + 1 == n) { /* the last one takes the record's own strings */
-            *to = *t;
-            *t = (struct kn_task){0};
-        } else if (!kn_task_copy(to, t)) {
-            rc = kn_record_no_memory(r);
-            break;
-        }
-        to->seed += i; /* with no seed set: the offset from the seed that the task will get */
+        *to = to[-1];
+        to->seed++; /* with no seed set: the offset from the seed that the task will get */
         r->out->count++;
     }
+    if (r->input && r->out->count % KN_READER_REST == 0) kn_spill_rest(r->input);
     kn_task_fini(t);
     return rc;
 }

@@ -33,12 +33,14 @@ enum kn_record_field {
 
 struct kn_reader {
     const char *name;
-    size_t line;    /* where the record begins */
-    size_t element; /* of a .json array, from 1 on; 0: the format has none */
-    bool strict;    /* every unknown name is an error */
+    size_t line;                  /* where the record begins */
+    size_t element;               /* of a .json array, from 1 on; 0: the format has none */
+    bool strict;                  /* every unknown name is an error */
+    const struct kn_spill *input; /* that the text is in; NULL: memory of the caller's own */
     struct kn_tasks *out;
     struct kn_err *err;
 };
+#define KN_READER_REST 4096 /* records after which what was read of a long input is let go from RAM */
 
 struct kn_record {
     struct kn_task t; /* owns its strings */
@@ -105,8 +107,7 @@ static inline bool kn_is_blank(char c) {
 }
 
 /* Lists (tasks.c). */
-void kn_task_fini(struct kn_task *t);                                        /* frees its strings */
-KN_MUST_USE bool kn_task_copy(struct kn_task *out, const struct kn_task *t); /* false: out of memory */
+void kn_task_fini(struct kn_task *t); /* frees the strings of one that is in no list */
 KN_MUST_USE int kn_tasks_reserve(struct kn_tasks *ts, size_t more, struct kn_err *err);
 void kn_tasks_cut(struct kn_tasks *ts, size_t count); /* drops what is past count */
 

@@ -72,9 +72,9 @@ static int run(const struct cli_options *o) {
     if (rc == KN_OK) {
         opened = true;
         rc = folder_choose(o->out,
-                           &(struct folder_ask){.tasks = tasks.v,
+                           &(struct folder_ask){.tasks = &tasks.list,
                                                 .keys = (const kn_digest *)tasks.keys,
-                                                .count = tasks.count,
+                                                .count = tasks.list.count,
                                                 .models = tasks.models,
                                                 .name_pattern = o->name_pattern,
                                                 .replace = o->replace},

@@ -184,7 +184,7 @@ static int await_models(struct render *r, struct kn_err *err) {
 static struct farm_load load_of(const struct submission *s) {
     struct farm_load load = {.models = s->models, .model_count = s->model_count};
     for (size_t i = 0; i < s->tasks.count; i++) {
-        const struct kn_task *t = &s->tasks.v[i];
+        const struct kn_task *t = kn_tasks_at(&s->tasks, i);
         if ((uint64_t)t->width * t->height <= (uint64_t)load.width * load.height) continue;
         load.width = t->width;
         load.height = t->height;
@@ -392,7 +392,7 @@ static int match(const struct render *r, const struct batch_tasks *old, uint32_t
     for (size_t i = 0; i < n; i++)
         w[i] = (struct wanted){.key = &r->submission.keys[i], .index = (uint32_t)i};
     qsort(w, n, sizeof *w, by_key);
-    for (size_t t = 0; t < old->count; t++) {
+    for (size_t t = 0; t < old->list.count; t++) {
         size_t lo = 0, hi = n;
         while (lo < hi) {
             size_t mid = lo + (hi - lo) / 2;
@@ -434,7 +434,7 @@ static int adopt(struct render *r, bool ending, struct kn_err *err) {
     struct batch_tasks old = {0};
     size_t strangers = 0;
     rc = batch_tasks(r->client, id, &old, err);
-    uint32_t *map = calloc(old.count + 1, sizeof *map);
+    uint32_t *map = calloc(old.list.count + 1, sizeof *map);
     if (rc == KN_OK && !map) rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     if (rc == KN_OK) rc = match(r, &old, map, &strangers, err);
     if (rc == KN_OK && !ending && !over && strangers == 0 && !r->o->pin_backend) {
@@ -442,10 +442,10 @@ static int adopt(struct render *r, bool ending, struct kn_err *err) {
         memcpy(r->id, id, sizeof(kn_id));
         snprintf(r->out.id, sizeof r->out.id, "%s", r->old_id);
         r->sent = true;
-        rc = follow(r, id, map, old.count, false, false, err);
+        rc = follow(r, id, map, old.list.count, false, false, err);
         if (rc == KN_OK) r->sent = false;
     } else if (rc == KN_OK) {
-        rc = follow(r, id, map, old.count, true, true, err);
+        rc = follow(r, id, map, old.list.count, true, true, err);
         if (rc == KN_OK && !over && !ending) {
             rc = batch_command(r->client, id, KN_VERB_CANCEL, err);
             if (rc == KN_ESTATE || rc == KN_ENOENT) rc = KN_OK; /* it ended meanwhile */
@@ -515,7 +515,7 @@ static void tell_failures(const struct render *r) {
     for (size_t i = 0; i < out->count && told < TOLD_MAX; i++) {
         if (out->entries[i].status != KN_RESULT_FAILED) continue;
         char prompt[200];
-        text_fit(out->tasks[i].prompt, 40, 0, prompt, sizeof prompt);
+        text_fit(kn_tasks_at(out->tasks, i)->prompt, 40, 0, prompt, sizeof prompt);
         cli_say("  %06zu  %s  (%s)", i, out->entries[i].error[0] ? out->entries[i].error : "failed", prompt);
         told++;
     }
@@ -639,11 +639,12 @@ static int prepare(struct render *r, struct kn_err *err) {
     if (rc == KN_OK)
         rc = submission_resolve(&r->submission, o, r->client ? &r->farm_models : NULL, seed, !o->has_seed,
                                 err);
+    if (rc == KN_OK) rc = submission_keys(&r->submission, err);
     if (rc) return rc;
     const struct submission *sub = &r->submission;
     r->out_open = true;
     rc = folder_choose(o->out,
-                       &(struct folder_ask){.tasks = sub->tasks.v,
+                       &(struct folder_ask){.tasks = &sub->tasks,
                                             .keys = (const kn_digest *)sub->keys,
                                             .count = sub->tasks.count,
                                             .models = sub->models,

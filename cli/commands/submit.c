@@ -12,7 +12,7 @@ static bool needs_worker(const struct submission *sub, const struct cli_options 
                          const struct models *farm) {
     if (farm->count > 0 || !(o->settings.set & KN_SET_MODEL)) return false;
     for (size_t i = 0; i < sub->tasks.count; i++) {
-        const struct kn_task *t = &sub->tasks.v[i];
+        const struct kn_task *t = kn_tasks_at(&sub->tasks, i);
         const char *name = t->set & KN_SET_MODEL ? t->model : o->settings.model;
         if (!model_is_folder(name) && !models_find(farm, name)) return true;
     }

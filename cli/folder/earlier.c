@@ -261,7 +261,8 @@ static int make_parameters(struct earlier *a) {
     for (size_t i = 0; rc == KN_OK && i < o->count; i++) {
         kn_digest d;
         kn_buf_clear(&text);
-        rc = kn_task_parameters(&o->tasks[i], &o->models[o->tasks[i].model_index], "", &text);
+        rc = kn_task_parameters(kn_tasks_at(o->tasks, i), &o->models[kn_tasks_at(o->tasks, i)->model_index],
+                                "", &text);
         if (rc) break;
         parameters_digest(text.data, d);
         rc = kn_map_put(a->parameters, d, sizeof d, (void *)(uintptr_t)&o->keys[i]);
@@ -384,11 +385,12 @@ static int by_digest(const void *x, const void *y) {
 /* Counts the old images that are not asked for; of equal ones, those that are more than are asked for. */
 static int count_not_asked(struct earlier *a, struct kn_err *err) {
     size_t n = a->o->count, m = a->count, i = 0, k = 0;
+    if (m == 0) return KN_OK;
     kn_digest *asked = malloc((n + 1) * sizeof *asked), *old = malloc((m + 1) * sizeof *old);
     int rc = asked && old ? KN_OK : no_memory(err);
     if (rc == KN_OK) {
         memcpy(asked, a->o->keys, n * sizeof *asked);
-        if (m) memcpy(old, a->keys, m * sizeof *old);
+        memcpy(old, a->keys, m * sizeof *old);
         qsort(asked, n, sizeof *asked, by_digest);
         qsort(old, m, sizeof *old, by_digest);
         while (k < m) {

@@ -76,8 +76,8 @@ void folder_close(struct folder *o) {
     folder_forget_strings(o);
     names_free(o->names, o->count);
     o->names = NULL;
-    kn_map_destroy(o->by_sha256);
-    o->by_sha256 = NULL;
+    free(o->twins);
+    o->twins = NULL;
     free(o->entries);
     o->entries = NULL;
     gallery_fini(o);
@@ -94,10 +94,20 @@ void folder_close(struct folder *o) {
 
 /* ---- beginning ---- */
 
+/* Where an entry with these bytes stands in `twins`, or would. */
+static uint32_t *twin_slot(const struct folder *o, const kn_digest sha256) {
+    size_t s = 0;
+    memcpy(&s, sha256, sizeof s);
+    for (;; s++) {
+        uint32_t *slot = &o->twins[s & (o->twin_slots - 1)];
+        if (*slot == 0 || memcmp(o->entries[*slot - 1].sha256, sha256, sizeof(kn_digest)) == 0) return slot;
+    }
+}
+
 /* So that another image with the same bytes finds them. */
-static int remember(struct folder *o, size_t i) {
-    int rc = kn_map_put(o->by_sha256, o->entries[i].sha256, sizeof(kn_digest), &o->entries[i]);
-    return rc == KN_EEXIST ? KN_OK : rc;
+static void remember(struct folder *o, size_t i) {
+    uint32_t *slot = twin_slot(o, o->entries[i].sha256);
+    if (*slot == 0) *slot = (uint32_t)i + 1;
 }
 
 int folder_begin(struct folder *o, const struct folder_ask *ask, struct kn_err *err) {
@@ -107,15 +117,17 @@ int folder_begin(struct folder *o, const struct folder_ask *ask, struct kn_err *
     o->models = ask->models;
     o->name_pattern = ask->name_pattern;
     o->entries = calloc(o->count + 1, sizeof *o->entries);
-    o->by_sha256 = kn_map_create(o->count + 1);
-    if (!o->entries || !o->by_sha256) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    o->twin_slots = 16;
+    while (o->twin_slots < 2 * o->count) o->twin_slots *= 2;
+    o->twins = calloc(o->twin_slots, sizeof *o->twins);
+    if (!o->entries || !o->twins) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     for (size_t i = 0; i < o->count; i++)
         o->entries[i].worker = o->entries[i].backend = o->entries[i].engine = o->entries[i].error = "";
     int rc = names_make(o->name_pattern, o->tasks, o->keys, o->models, o->count, &o->names, err);
     if (rc == KN_OK) rc = gallery_init(o, err);
     if (rc == KN_OK) rc = earlier_take(o, ask, err);
     for (size_t i = 0; rc == KN_OK && i < o->count; i++)
-        if (o->entries[i].status == KN_RESULT_DONE) rc = remember(o, i);
+        if (o->entries[i].status == KN_RESULT_DONE) remember(o, i);
     return rc == KN_ENOMEM ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : rc;
 }
 
@@ -169,7 +181,8 @@ int folder_describe(struct folder *o, struct kn_err *err) {
     json_object *b = json_object_new_object(), *models = json_object_new_array();
     size_t model_count = 0;
     for (size_t i = 0; i < o->count; i++)
-        if (o->tasks[i].model_index >= model_count) model_count = o->tasks[i].model_index + 1;
+        if (kn_tasks_at(o->tasks, i)->model_index >= model_count)
+            model_count = kn_tasks_at(o->tasks, i)->model_index + 1;
     json_object_object_add(b, "kiln", json_object_new_string(KILN_VERSION));
     if (o->id[0]) json_object_object_add(b, "id", json_object_new_string(o->id));
     json_object_object_add(b, "name", json_object_new_string(o->name));
@@ -234,8 +247,7 @@ int folder_note(struct folder *o, uint32_t index, const struct kn_result *r) {
     if (r->status == KN_RESULT_DONE) {
         e->loose = false;
         o->done++;
-        int rc = remember(o, index);
-        if (rc) return rc;
+        remember(o, index);
     }
     if (r->status == KN_RESULT_FAILED) o->failed++;
     if (r->status == KN_RESULT_CANCELLED) o->cancelled++;
@@ -256,7 +268,9 @@ static int note(struct folder *o, uint32_t index, const struct kn_result *r, str
 /* These are not the bytes of a picture as image i and its result tell it. */
 static bool is_bad(const struct folder *o, size_t i, const struct kn_result *r, const void *data,
                    size_t len) {
-    struct kn_picture want = {.width = o->tasks[i].width, .height = o->tasks[i].height, .decoded = true};
+    struct kn_picture want = {.width = kn_tasks_at(o->tasks, i)->width,
+                              .height = kn_tasks_at(o->tasks, i)->height,
+                              .decoded = true};
     struct kn_err err = {0};
     memcpy(want.pixels, r->pixels_sha256, sizeof want.pixels);
     if (kn_picture_check(data, len, &want, &err) != KN_EPARSE) return false;
@@ -325,11 +339,9 @@ static int put_here(struct folder *o, const char *objects_dir, size_t i, const k
     place_path(o, NULL, i, path);
     if (o->entries[i].loose && place_is_intact(path, sha256)) return KN_OK;
     int rc = place_object(o, objects_dir, i, sha256, err);
-    const struct folder_image *twin =
-        rc == KN_ENOENT ? kn_map_get(o->by_sha256, sha256, sizeof(kn_digest)) : NULL;
-    if (!twin) return rc;
-    place_path(o, NULL, (size_t)(twin - o->entries),
-               path); /* its object may have been moved to that one's place */
+    uint32_t twin = rc == KN_ENOENT ? *twin_slot(o, sha256) : 0;
+    if (twin == 0) return rc;
+    place_path(o, NULL, twin - 1, path); /* its object may have been moved to that one's place */
     return place_is_intact(path, sha256) ? place_copy(o, i, path, err) : KN_ENOENT;
 }
 
@@ -380,7 +392,7 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
 /* The manifest is a stream of lines like this one; built with json-c, so that strings are quoted right. */
 static int manifest_line(const struct folder *o, size_t i, struct kn_buf *out) {
     const struct folder_image *e = &o->entries[i];
-    const struct kn_task *t = &o->tasks[i];
+    const struct kn_task *t = kn_tasks_at(o->tasks, i);
     const struct kn_model_info *m = &o->models[t->model_index];
     char hex[KN_SHA256_HEX], file[FOLDER_FILE_MAX];
     bool done = e->status == KN_RESULT_DONE;

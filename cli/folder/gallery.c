@@ -121,11 +121,11 @@ int gallery_write_page(struct folder *o, struct kn_err *err) {
 /* Settings that thousands of images share stand once in a part: returns the place of image i's in `table`.
  * `seen` names an image for each entry. */
 static size_t settings_of(const struct folder *o, size_t i, size_t *seen, json_object *table) {
-    const struct kn_task *t = &o->tasks[i];
+    const struct kn_task *t = kn_tasks_at(o->tasks, i);
     const struct folder_image *e = &o->entries[i];
     size_t count = json_object_array_length(table);
     for (size_t k = count; k-- > 0 && count - k <= LOOK_BACK;) {
-        const struct kn_task *u = &o->tasks[seen[k]];
+        const struct kn_task *u = kn_tasks_at(o->tasks, seen[k]);
         const struct folder_image *f = &o->entries[seen[k]];
         if (t->sampler == u->sampler && t->schedule == u->schedule && t->steps == u->steps &&
             memcmp(&t->cfg, &u->cfg, sizeof t->cfg) == 0 && t->width == u->width && t->height == u->height &&
@@ -157,7 +157,7 @@ static size_t settings_of(const struct folder *o, size_t i, size_t *seen, json_o
 /* [index, status, prompt, negative, seed, settings, attempt, render_ms, digest's first digits, flat, error,
  * extra, name]; the name only where it is not the number; the seed is text, since JavaScript's numbers end at 2^53. */
 static json_object *row_of(const struct folder *o, size_t i, size_t settings) {
-    const struct kn_task *t = &o->tasks[i];
+    const struct kn_task *t = kn_tasks_at(o->tasks, i);
     const struct folder_image *e = &o->entries[i];
     char text[KN_SHA256_HEX];
     json_object *r = json_object_new_array();

@@ -5,6 +5,7 @@
 
 #include "base/fs.h"
 #include "base/map.h"
+#include "base/prompts.h"
 #include "proto/codec.h"
 
 #define FOLDER_FILE_MAX 272 /* "images/", a name of 255 bytes, its end */
@@ -29,7 +30,7 @@ struct folder_image { /* an image */
 
 /* The images that a folder is to hold, and how; all of it borrowed. */
 struct folder_ask {
-    const struct kn_task *tasks;
+    const struct kn_tasks *tasks;
     const kn_digest *keys;
     size_t count;
     const struct kn_model_info *models;
@@ -54,7 +55,7 @@ struct folder {
     enum folder_placing placing;
     unsigned mode; /* of a picture: what the umask leaves of 0666 */
     /* what is asked for; borrowed */
-    const struct kn_task *tasks;
+    const struct kn_tasks *tasks;
     const kn_digest *keys;
     const struct kn_model_info *models;
     size_t count;
@@ -65,9 +66,10 @@ struct folder {
     uint64_t created_wall_ms;
     struct folder_image *entries;
     size_t done, failed, cancelled, kept;
-    struct kn_map *by_sha256;         /* the bytes' digest -> one of the entries that are done */
-    struct kn_map *strings;           /* text -> its one copy */
-    size_t kept_old;                  /* of those kept: rendered by another version of the engine */
+    uint32_t *twins;        /* owns; a hash table by sha256: 1 + one of the entries that are done; 0: none */
+    size_t twin_slots;      /* a power of two, at least twice `count` */
+    struct kn_map *strings; /* text -> its one copy */
+    size_t kept_old;        /* of those kept: rendered by another version of the engine */
     char old_engine[KN_NAME_MAX + 1]; /* one of them */
     struct gallery gallery;
     /* writing */

@@ -354,10 +354,11 @@ void names_free(char **names, size_t count) {
     free(names);
 }
 
-static int clash(const struct kn_task *tasks, size_t a, size_t b, char *const *names, struct kn_err *err) {
+static int clash(const struct kn_tasks *tasks, size_t a, size_t b, char *const *names, struct kn_err *err) {
     char lines[80] = "";
-    if (tasks[a].line && tasks[b].line)
-        snprintf(lines, sizeof lines, " (lines %u and %u)", tasks[a].line, tasks[b].line);
+    if (kn_tasks_at(tasks, a)->line && kn_tasks_at(tasks, b)->line)
+        snprintf(lines, sizeof lines, " (lines %u and %u)", kn_tasks_at(tasks, a)->line,
+                 kn_tasks_at(tasks, b)->line);
     if (strcmp(names[a], names[b]) == 0)
         return kn_err_set(
             err, KN_EINVAL,
@@ -369,7 +370,7 @@ static int clash(const struct kn_task *tasks, size_t a, size_t b, char *const *n
         lines, names[a], names[b]);
 }
 
-static int check_clashes(const struct kn_task *tasks, char *const *names, size_t count, struct kn_err *err) {
+static int check_clashes(const struct kn_tasks *tasks, char *const *names, size_t count, struct kn_err *err) {
     struct kn_map *m = kn_map_create(count + 1);
     int rc = m ? KN_OK : KN_ENOMEM;
     for (size_t i = 0; rc == KN_OK && i < count; i++) {
@@ -385,7 +386,7 @@ static int check_clashes(const struct kn_task *tasks, char *const *names, size_t
     return rc == KN_ENOMEM ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : rc;
 }
 
-int names_make(const char *pattern, const struct kn_task *tasks, const kn_digest *keys,
+int names_make(const char *pattern, const struct kn_tasks *tasks, const kn_digest *keys,
                const struct kn_model_info *models, size_t count, char ***out, struct kn_err *err) {
     static struct pattern p;
     struct kn_buf text;
@@ -396,10 +397,10 @@ int names_make(const char *pattern, const struct kn_task *tasks, const kn_digest
     kn_buf_init(&text, NAME_BYTES_MAX);
     if (rc == KN_OK && pattern) rc = parse(pattern, &p, err);
     for (size_t i = 0; rc == KN_OK && i < count; i++) {
-        struct named_image im = {
-            .index = i, .task = &tasks[i], .key = keys[i], .model = &models[tasks[i].model_index]};
-        struct json_tokener *tok = tasks[i].extra ? json_tokener_new_ex(32) : NULL;
-        if (tok) im.extra = json_tokener_parse_ex(tok, tasks[i].extra, (int)strlen(tasks[i].extra));
+        const struct kn_task *t = kn_tasks_at(tasks, i);
+        struct named_image im = {.index = i, .task = t, .key = keys[i], .model = &models[t->model_index]};
+        struct json_tokener *tok = t->extra ? json_tokener_new_ex(32) : NULL;
+        if (tok) im.extra = json_tokener_parse_ex(tok, t->extra, (int)strlen(t->extra));
         if (tok) json_tokener_free(tok);
         bool own;
         rc = make(pattern ? &p : NULL, &im, &text, &own, &v[i]);

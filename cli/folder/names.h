@@ -14,12 +14,12 @@
 #include <stddef.h>
 
 #include "base/err.h"
-#include "base/spec.h"
+#include "base/prompts.h"
 
 /* "images/NAME.png" for each of the tasks, which are resolved; *out is NULL when there is neither a pattern nor
  * a column. The caller frees with names_free(). KN_EINVAL: the pattern is wrong, or two would have one name:
  * err says which. */
-KN_MUST_USE int names_make(const char *pattern, const struct kn_task *tasks, const kn_digest *keys,
+KN_MUST_USE int names_make(const char *pattern, const struct kn_tasks *tasks, const kn_digest *keys,
                            const struct kn_model_info *models, size_t count, char ***out, struct kn_err *err);
 void names_free(char **names, size_t count);
 /* A name as file systems that ignore case compare it; the caller frees. NULL: no memory. */

@@ -151,9 +151,7 @@ int batch_results(struct client *c, struct batch_cursor *cur, struct kn_msg **re
 }
 
 void batch_tasks_fini(struct batch_tasks *t) {
-    for (size_t i = 0; i < t->chunk_count; i++) kn_chunk_fini(&t->chunks[i]);
-    free(t->chunks);
-    free(t->v);
+    kn_tasks_fini(&t->list);
     free(t->keys);
     free(t->models);
     *t = (struct batch_tasks){0};
@@ -168,8 +166,7 @@ static int take_models(struct batch_tasks *t, const struct kn_tasks_reply *r, st
     if (!t->models) return no_memory(err);
     for (size_t i = 0; i < r->model_count; i++) t->models[i] = r->models[i];
     t->model_count = r->model_count;
-    t->chunks = calloc(r->chunks + 1, sizeof *t->chunks);
-    return t->chunks ? KN_OK : no_memory(err);
+    return KN_OK;
 }
 
 /* One part of a chunk, put behind those in `bytes`; the first of all brings how many chunks there are, and the models. */
@@ -194,29 +191,19 @@ static int ask_part(struct client *c, const kn_id id, uint32_t chunk, uint32_t p
     return rc;
 }
 
-/* Puts the tasks of the chunk that came last behind the others; of the chunk itself only the texts stay. */
-static int take_chunk(struct batch_tasks *t, size_t *cap, struct kn_err *err) {
-    struct kn_chunk *c = &t->chunks[t->chunk_count++];
-    if (!t->v || t->count + c->count > *cap) {
-        size_t more = *cap / 2 * 3 > t->count + c->count ? *cap / 2 * 3 : t->count + c->count;
-        struct kn_task *v = realloc(t->v, more * sizeof *v);
-        if (!v) return no_memory(err);
-        t->v = v;
-        *cap = more;
-    }
-    memcpy(t->v + t->count, c->v, c->count * sizeof *c->v);
-    t->count += c->count;
-    free(c->v);
-    c->v = NULL;
-    c->count = 0;
-    return KN_OK;
+static int take_chunk(struct batch_tasks *t, const struct kn_buf *bytes, struct kn_err *err) {
+    struct kn_chunk c;
+    int rc = kn_chunk_unpack(bytes->data, bytes->len, t->model_count, &c, err);
+    if (rc) return rc;
+    for (size_t i = 0; rc == KN_OK && i < c.count; i++) rc = kn_tasks_put(&t->list, &c.v[i], err);
+    kn_chunk_fini(&c);
+    return rc;
 }
 
 int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err) {
     struct batch_tasks t = {0};
     struct kn_buf bytes;
     uint32_t chunks = 1;
-    size_t cap = 0;
     int rc = KN_OK;
     kn_buf_init(&bytes, KN_CHUNK_BYTES_MAX);
     for (uint32_t k = 0; rc == KN_OK && k < chunks; k++) {
@@ -224,13 +211,14 @@ int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struc
         kn_buf_clear(&bytes);
         for (uint32_t part = 0; rc == KN_OK && part < parts; part++)
             rc = ask_part(c, id, k, part, &t, &chunks, &parts, &bytes, err);
-        if (rc == KN_OK) rc = kn_chunk_unpack(bytes.data, bytes.len, t.model_count, &t.chunks[k], err);
-        if (rc == KN_OK) rc = take_chunk(&t, &cap, err);
+        if (rc == KN_OK) rc = take_chunk(&t, &bytes, err);
     }
     kn_buf_fini(&bytes);
-    if (rc == KN_OK && !(t.keys = calloc(t.count + 1, sizeof *t.keys))) rc = no_memory(err);
-    for (size_t i = 0; rc == KN_OK && i < t.count; i++)
-        kn_task_key(&t.v[i], t.models[t.v[i].model_index].sha256, t.keys[i]);
+    if (rc == KN_OK && !(t.keys = calloc(t.list.count + 1, sizeof *t.keys))) rc = no_memory(err);
+    for (size_t i = 0; rc == KN_OK && i < t.list.count; i++) {
+        const struct kn_task *task = kn_tasks_at(&t.list, i);
+        kn_task_key(task, t.models[task->model_index].sha256, t.keys[i]);
+    }
     if (rc) {
         batch_tasks_fini(&t);
         return rc;

@@ -3,6 +3,7 @@
 #ifndef KILN_CLI_TALK_BATCH_H
 #define KILN_CLI_TALK_BATCH_H
 
+#include "base/prompts.h"
 #include "cli/cli.h"
 #include "cli/talk/client.h"
 
@@ -43,13 +44,10 @@ KN_MUST_USE int batch_results(struct client *c, struct batch_cursor *cur, struct
 
 /* A batch's tasks as they were submitted. */
 struct batch_tasks {
-    struct kn_task *v; /* strings live in the chunks */
+    struct kn_tasks list;
     kn_digest *keys;
-    size_t count;
     struct kn_model_info *models;
     size_t model_count;
-    struct kn_chunk *chunks;
-    size_t chunk_count;
 };
 KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
 void batch_tasks_fini(struct batch_tasks *t);

@@ -67,7 +67,7 @@ static void note_contents(struct submission *sub) {
     struct kn_sha256 *h = kn_sha256_create();
     if (!h) return;
     for (size_t i = 0; i < sub->tasks.count; i++) {
-        const struct kn_task *t = &sub->tasks.v[i];
+        const struct kn_task *t = kn_tasks_at(&sub->tasks, i);
         const char *const texts[] = {t->prompt, t->set & KN_SET_NEGATIVE ? t->negative : "",
                                      t->set & KN_SET_MODEL ? t->model : "", t->extra ? t->extra : ""};
         char numbers[200];
@@ -272,7 +272,7 @@ int submission_resolve(struct submission *sub, const struct cli_options *o, cons
     } known[KN_MODELS_PER_BATCH_MAX + 1];
     size_t known_count = 0;
     for (size_t i = 0; i < sub->tasks.count; i++) {
-        struct kn_task *t = &sub->tasks.v[i], trial;
+        struct kn_task *t = kn_tasks_edit(&sub->tasks, i), trial;
         const char *name = t->set & KN_SET_MODEL ? t->model : NULL;
         uint32_t index = 0;
         size_t k = 0;
@@ -314,15 +314,22 @@ int submission_resolve(struct submission *sub, const struct cli_options *o, cons
     }
     int rc = kn_tasks_expand(&sub->tasks, o->images, seed, err);
     if (rc) return name_line(sub, err);
+    for (size_t i = 0; i < sub->tasks.count; i++) {
+        struct kn_task *t = kn_tasks_edit(&sub->tasks, i);
+        rc = kn_task_resolve(t, &sub->models[t->model_index], err);
+        if (rc) return rc;
+    }
+    return write_request(sub, o, err);
+}
+
+int submission_keys(struct submission *sub, struct kn_err *err) {
     sub->keys = calloc(sub->tasks.count, sizeof *sub->keys);
     if (!sub->keys) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     for (size_t i = 0; i < sub->tasks.count; i++) {
-        struct kn_task *t = &sub->tasks.v[i];
-        rc = kn_task_resolve(t, &sub->models[t->model_index], err);
-        if (rc) return rc;
+        const struct kn_task *t = kn_tasks_at(&sub->tasks, i);
         kn_task_key(t, sub->models[t->model_index].sha256, sub->keys[i]);
     }
-    return write_request(sub, o, err);
+    return KN_OK;
 }
 
 void submission_fini(struct submission *sub) {
@@ -350,7 +357,7 @@ struct chunks {
 static int pack_next(struct chunks *k, struct kn_err *err) {
     size_t n = k->count - k->from < KN_TASKS_PER_CHUNK_MAX ? k->count - k->from : KN_TASKS_PER_CHUNK_MAX;
     for (size_t i = 0; i < n; i++)
-        k->tasks[i] = k->sub->tasks.v[k->pick ? k->pick[k->from + i] : k->from + i];
+        k->tasks[i] = *kn_tasks_at(&k->sub->tasks, k->pick ? k->pick[k->from + i] : k->from + i);
     kn_buf_clear(&k->packed);
     int rc = kn_chunk_pack(k->tasks, n, &k->packed, err);
     k->from += n;
@@ -400,7 +407,7 @@ int submission_send(struct client *c, const struct submission *sub, const uint32
                     const kn_id id, const struct cli_options *o, struct kn_err *err) {
     const char *features[KN_FEATURES_MAX];
     uint64_t needs = 0;
-    for (size_t i = 0; i < count; i++) needs |= kn_task_needs(&sub->tasks.v[pick ? pick[i] : i]);
+    for (size_t i = 0; i < count; i++) needs |= kn_task_needs(kn_tasks_at(&sub->tasks, pick ? pick[i] : i));
     int rc = client_needs(c, needs, err);
     if (rc) return rc;
     for (int tries = 0; tries < SUBMIT_TRIES; tries++) {

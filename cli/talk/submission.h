@@ -14,7 +14,7 @@ struct submission {
     struct kn_model_info models[KN_MODELS_PER_BATCH_MAX];
     char *paths[KN_MODELS_PER_BATCH_MAX]; /* their folders on this machine; NULL: the farm has them */
     size_t model_count;
-    kn_digest *keys; /* a task's each */
+    kn_digest *keys; /* a task's each, once submission_keys() was called; else NULL */
     uint64_t seed;   /* of what sets none itself */
     bool seed_drawn;
     char name[KN_NAME_MAX + 1];
@@ -33,10 +33,12 @@ struct submission {
 /* Reads the inputs and applies the options: all that can be done without knowing the models. */
 KN_MUST_USE int submission_read(const struct cli_options *o, struct submission *out, struct kn_err *err);
 /* Finds each task's model: on the farm (`farm` not NULL), else as a folder or a folder's name below --models.
- * Then resolves, counts out images and computes keys. `seed` is for what sets none itself. */
+ * Then resolves and counts out images. `seed` is for what sets none itself. */
 KN_MUST_USE int submission_resolve(struct submission *sub, const struct cli_options *o,
                                    const struct models *farm, uint64_t seed, bool seed_drawn,
                                    struct kn_err *err);
+/* Computes the tasks' keys: for a command that looks for their pictures. */
+KN_MUST_USE int submission_keys(struct submission *sub, struct kn_err *err);
 void submission_fini(struct submission *sub);
 /* 32 random bits: as large as the seeds that people pass on to each other. */
 uint64_t draw_seed(void);

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 
-from farm import FarmTest, main, wait_for
+from farm import BIN, FarmTest, main, wait_for
 
 LONGEST = 8192 # bytes of a prompt, and of a negative prompt
 
@@ -41,6 +41,27 @@ class Bounds(FarmTest):
         batch, _ = self.finish(p, timeout=120)
         self.assertEqual(self.farm.json("status", batch.strip())["total"], 1500)
         self.farm.ok("wait", batch.strip(), timeout=120)
+
+    def peak(self, *args):
+        """Runs it; how many MiB it took at the most. A small process starts it: what its parent takes is counted too."""
+        words = "import resource, subprocess, sys\nif subprocess.call(sys.argv[1:], stdout=2): sys.exit(1)\n" \
+                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        out, _ = self.finish(self.farm.start(sys.executable, "-c", words, BIN / "kiln", *args), timeout=240)
+        return int(out) / 1024
+
+    def test_long_lists_take_disk_and_not_memory(self):
+        count = 200000
+        path = self.farm.tmp / "many.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"{i} {'a red circle ' * 5}"}) + "\n" for i in range(count)))
+        self.farm.up("sim:ms=10000", 1)
+        submit = self.peak("submit", path, "--model", "sim", "--size", "16x16", "--quiet")
+        batch = self.farm.json("status")[0]["id"]
+        self.farm.ok("cancel", batch)
+        fetch = self.peak("fetch", batch, "-o", self.farm.tmp / "out", "--quiet")
+        print(f"{count} prompts: submit took {submit:.0f} MiB, fetch {fetch:.0f} MiB")
+        self.check_folder(self.farm.tmp / "out", count, cancelled=count)
+        self.assertLess(submit, 30)
+        self.assertLess(fetch, 64)
 
     def redis(self, *words):
         sock = pathlib.Path(self.farm.endpoint.removeprefix("ipc://")).parent / "redis.sock"

@@ -58,7 +58,8 @@ int kn_fuzz(const uint8_t *data, size_t size) {
     }
     char **names = NULL;
     struct kn_err err = {0};
-    int rc = names_make(part[0][0] ? part[0] : NULL, tasks, keys, models, TASKS, &names, &err);
+    int rc = names_make(part[0][0] ? part[0] : NULL, &(struct kn_tasks){.v = tasks, .count = TASKS}, keys,
+                        models, TASKS, &names, &err);
     FUZZ_CHECK(rc <= 0 && (rc == 0 || err.text[0]));
     if (rc == 0 && names) {
         for (size_t i = 0; i < TASKS; i++) {

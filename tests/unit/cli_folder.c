@@ -551,7 +551,7 @@ TEST(a_part_is_written_again_only_when_it_has_changed) {
     }
     CHECK_INT(folder_open(trial_out, &o, &err), KN_OK);
     CHECK_INT(folder_begin(&o,
-                           &(struct folder_ask){.tasks = tasks,
+                           &(struct folder_ask){.tasks = &(struct kn_tasks){.v = tasks, .count = COUNT},
                                                 .keys = (const kn_digest *)keys,
                                                 .count = COUNT,
                                                 .models = &trial_model},
@@ -601,7 +601,7 @@ TEST(flushes_take_a_small_share_of_the_time) {
     for (size_t i = 0; i < COUNT; i++) tasks[i] = trial_tasks[0];
     CHECK_INT(folder_open(trial_out, &o, &err), KN_OK);
     CHECK_INT(folder_begin(&o,
-                           &(struct folder_ask){.tasks = tasks,
+                           &(struct folder_ask){.tasks = &(struct kn_tasks){.v = tasks, .count = COUNT},
                                                 .keys = (const kn_digest *)keys,
                                                 .count = COUNT,
                                                 .models = &trial_model},

@@ -160,8 +160,10 @@ static inline void trial_render(size_t i, struct kn_result *r) {
 
 static inline int trial_begin_folder(struct folder *o, size_t count, const char *pin_backend,
                                      struct kn_err *err) {
+    static struct kn_tasks list;
+    list = (struct kn_tasks){.v = trial_tasks, .count = count};
     int rc = folder_choose(trial_out,
-                           &(struct folder_ask){.tasks = trial_tasks,
+                           &(struct folder_ask){.tasks = &list,
                                                 .keys = (const kn_digest *)trial_keys,
                                                 .count = count,
                                                 .models = &trial_model,

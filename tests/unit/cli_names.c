@@ -37,7 +37,8 @@ static void ask(size_t count, const char *const *prompts, const char *const *ext
 /* The name of one image with that prompt. */
 static void expect(const char *pattern, const char *prompt, const char *extra, const char *want) {
     ask(1, &prompt, extra ? &extra : NULL);
-    int rc = names_make(pattern, tasks, (const kn_digest *)keys, &model, 1, &names, &err);
+    int rc = names_make(pattern, &(struct kn_tasks){.v = tasks, .count = 1}, (const kn_digest *)keys, &model,
+                        1, &names, &err);
     CHECK_MSG(rc == KN_OK, "%s", err.text);
     CHECK(names != NULL);
     CHECK_STR(names[0], want);
@@ -48,7 +49,8 @@ static void expect(const char *pattern, const char *prompt, const char *extra, c
 static void expect_refused(const char *pattern, const char *words) {
     static const char *const prompts[] = {"a", "b"};
     ask(2, prompts, NULL);
-    CHECK(names_make(pattern, tasks, (const kn_digest *)keys, &model, 2, &names, &err) < 0);
+    CHECK(names_make(pattern, &(struct kn_tasks){.v = tasks, .count = 2}, (const kn_digest *)keys, &model, 2,
+                     &names, &err) < 0);
     CHECK_MSG(strstr(err.text, words) != NULL, "%s", err.text);
 }
 
@@ -73,13 +75,17 @@ TEST(a_column_file_names_the_picture) {
     static const char *const prompts[] = {"a", "b", "c"};
     static const char *const extras[] = {"{\"file\":\"cats/tom.png\"}", "{\"File\":\"jerry\"}", NULL};
     ask(3, prompts, extras);
-    CHECK_INT(names_make(NULL, tasks, (const kn_digest *)keys, &model, 3, &names, &err), KN_OK);
+    CHECK_INT(names_make(NULL, &(struct kn_tasks){.v = tasks, .count = 3}, (const kn_digest *)keys, &model, 3,
+                         &names, &err),
+              KN_OK);
     CHECK_STR(names[0], "images/cats_tom.png");
     CHECK_STR(names[1], "images/jerry.png");
     CHECK_STR(names[2], "images/000002.png");
     names_free(names, 3);
     ask(1, prompts, NULL);
-    CHECK_INT(names_make(NULL, tasks, (const kn_digest *)keys, &model, 1, &names, &err), KN_OK);
+    CHECK_INT(names_make(NULL, &(struct kn_tasks){.v = tasks, .count = 1}, (const kn_digest *)keys, &model, 1,
+                         &names, &err),
+              KN_OK);
     CHECK(names == NULL); /* numbers, as ever */
 }
 
@@ -121,7 +127,9 @@ TEST(two_images_with_one_name_are_refused_with_both) {
         "e",
         "STRASSE"};
     ask(2, prompts, NULL);
-    CHECK_INT(names_make("{prompt}", tasks, (const kn_digest *)keys, &model, 2, &names, &err), KN_EINVAL);
+    CHECK_INT(names_make("{prompt}", &(struct kn_tasks){.v = tasks, .count = 2}, (const kn_digest *)keys,
+                         &model, 2, &names, &err),
+              KN_EINVAL);
     CHECK_MSG(strstr(err.text, "differ in case alone") != NULL, "%s", err.text);
     CHECK_MSG(strstr(err.text, "lines 3 and 4") != NULL, "%s", err.text);
 }

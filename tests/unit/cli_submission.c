@@ -71,6 +71,7 @@ TEST(what_is_not_said_comes_from_the_line_then_the_options_then_the_model) {
     CHECK_U64(sub.tasks.v[0].seed, 70);
     CHECK_U64(sub.tasks.v[1].seed, 70);
     CHECK_STR(sub.name, "p.txt");
+    CHECK_INT(submission_keys(&sub, &err), 0);
     CHECK(memcmp(sub.keys[0], sub.keys[1], sizeof(kn_digest)) != 0);
     swept();
 }
