@@ -72,7 +72,8 @@ static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /*
 static const struct kn_option option_table[] = {
     {"dir", 0, "DIR", 1, "the farm's folder: pictures are kept in DIR/objects", INTO(server.dir)},
     {"redis", 0, "WHERE", 1,
-     "unix:/path or HOST:PORT of the Redis (7.0 or newer) that keeps the farm's state", INTO(redis.address)},
+     "the Redis (7.0 or newer) that keeps the farm's state: unix:/path, HOST:PORT or redis[s]://HOST[:PORT][/DB]; @FILE holds one with a password",
+     INTO(redis.address)},
     {"store-mark", 0, "FILE", 1,
      "how far that state had come, to notice a Redis that went back (default: DIR/store.mark)",
      INTO(redis.mark)},

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/redis_address.h"
 #include "cli/commands/commands.h"
 #include "cli/farm/supervise.h"
 #include "cli/print/print.h"
@@ -102,27 +103,23 @@ static int is_up(const struct cli_options *o, const char *dir) {
 /* Sees that somebody answers there, before a coordinator tries for half a minute. The coordinator says what
  * the Redis is like. */
 static int check_redis(const char *where, struct kn_err *err) {
+    struct kn_redis_address to;
     struct sockaddr_un local = {.sun_family = AF_UNIX};
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
-    char host[256];
-    int fd = -1;
-    if (strncmp(where, "unix:", 5) == 0) {
-        if (strlen(where + 5) >= sizeof local.sun_path)
-            return kn_err_set(err, KN_ELIMIT, "--redis: a socket's path is at most %zu bytes",
-                              sizeof local.sun_path - 1);
-        strcpy(local.sun_path, where + 5);
+    char port[16];
+    int fd = -1, rc = kn_redis_address_read(where, &to, err);
+    if (rc) return kn_err_prefix(err, "--redis");
+    if (to.port == 0) {
+        memcpy(local.sun_path, to.host, sizeof local.sun_path - 1); /* it fits: it was read as one */
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (fd >= 0 && connect(fd, (struct sockaddr *)&local, sizeof local) == 0) {
             close(fd);
             return KN_OK;
         }
     } else {
-        const char *port = strrchr(where, ':');
-        if (!port || port == where || (size_t)(port - where) >= sizeof host)
-            return kn_err_set(err, KN_EINVAL, "--redis: \"%.100s\" is not unix:PATH or HOST:PORT", where);
-        snprintf(host, sizeof host, "%.*s", (int)(port - where), where);
-        int rc = getaddrinfo(host, port + 1, &hints, &found);
-        if (rc) return kn_err_set(err, KN_EINVAL, "--redis %s: %s", where, gai_strerror(rc));
+        snprintf(port, sizeof port, "%d", to.port);
+        rc = getaddrinfo(to.host, port, &hints, &found);
+        if (rc) return kn_err_set(err, KN_EINVAL, "--redis %s: %s", to.shown, gai_strerror(rc));
         for (struct addrinfo *a = found; a; a = a->ai_next) {
             fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
             if (fd < 0) continue;
@@ -137,7 +134,13 @@ static int check_redis(const char *where, struct kn_err *err) {
     }
     int e = errno;
     if (fd >= 0) close(fd);
-    return kn_err_set(err, KN_ECONFIG, "--redis %s: %s", where, strerror(e));
+    return kn_err_set(err, KN_ECONFIG, "--redis %s: %s", to.shown, strerror(e));
+}
+
+/* The supervisor works in another folder: a file is named from the root. */
+static const char *absolute_redis(const char *where) {
+    static char out[KN_PATH_MAX + 1] = "@";
+    return where && where[0] == '@' && realpath(where + 1, out + 1) ? out : where;
 }
 
 /* Of the models in the folders (NULL: none are needed), those that a worker can hold count; the others are told. None
@@ -188,7 +191,7 @@ static int run(const struct cli_options *o) {
                                  .data_port = o->data_port,
                                  .insecure = o->insecure,
                                  .allow_volatile = o->allow_volatile,
-                                 .redis = o->redis};
+                                 .redis = absolute_redis(o->redis)};
     int rc = devices_choose(o, &devices, &err);
     if (rc == KN_OK) rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
     if (rc == KN_OK && is_endpoint)

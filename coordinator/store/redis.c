@@ -38,7 +38,7 @@ int store_redis_open(const struct store_redis_options *opt, struct store **out, 
         free(s);
         return rc;
     }
-    kn_info("store_open redis=%s term=%llu count=%llu", s->opt.address, (unsigned long long)s->base.term,
+    kn_info("store_open redis=%s term=%llu count=%llu", s->address.shown, (unsigned long long)s->base.term,
             s->count);
     *out = &s->base;
     return 0;
@@ -126,7 +126,7 @@ static void renew_words(struct redis_store *s, enum script script, struct words 
 static void on_settings(void *ctx, const redisReply *r) {
     struct redis_store *s = ctx;
     struct kn_err err = {0};
-    if (r->type != REDIS_REPLY_ARRAY || redis_check_settings(r, s->opt.address, &err) == 0) return;
+    if (r->type != REDIS_REPLY_ARRAY || redis_check_settings(r, s->address.shown, &err) == 0) return;
     if (!s->doubted) kn_error("store_distrusted reason=\"%s\"", err.text);
     s->doubted = true;
     redis_link_drop(s->link, err.text);
@@ -202,6 +202,7 @@ static void on_greeted(void *ctx, const redisReply *r) {
     kn_hex(s->base.secret, sizeof s->base.secret, secret);
     renew_words(s, S_REPAIR, &w, s->opt.lead_ms);
     word(&w, secret);
+    number(&w, STORE_FORMAT);
     redis_link_direct(s->link, w.count, w.v, w.len, on_repair, s);
 }
 
@@ -228,7 +229,7 @@ static void greet(void *ctx) {
 int store_redis_start(struct store *base, uv_loop_t *loop, struct kn_err *err) {
     struct redis_store *s = (struct redis_store *)base;
     struct redis_link_options opt = {
-        .address = s->address, .greet = greet, .hold = hold, .ctx = s, .bytes_max = QUEUE_BYTES_MAX};
+        .address = &s->address, .greet = greet, .hold = hold, .ctx = s, .bytes_max = QUEUE_BYTES_MAX};
     s->renew = malloc(sizeof *s->renew);
     if (!s->renew) return kn_err_set(err, KN_ENOMEM, "Redis: out of memory");
     uv_timer_init(loop, s->renew);

@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/store/redis_tls.h"
 
 #define CONNECT_MS 5000 /* for connecting and greeting */
 #define ANSWER_MS 30000 /* for the oldest command: a disk may be slow to sync */
@@ -75,29 +76,6 @@ struct redis_link {
 };
 
 static void connect_now(struct redis_link *l);
-
-int redis_address_parse(const char *text, struct redis_address *out, struct kn_err *err) {
-    memset(out, 0, sizeof *out);
-    if (strncmp(text, "unix:", 5) == 0) {
-        size_t len = strlen(text + 5);
-        if (len == 0 || len > 107)
-            return kn_err_set(err, KN_EINVAL, "%s: a socket's path has 1 to 107 bytes", text);
-        memcpy(out->host, text + 5, len + 1);
-        return 0;
-    }
-    const char *colon = strrchr(text, ':');
-    char *end = NULL;
-    unsigned long port = colon ? strtoul(colon + 1, &end, 10) : 0;
-    if (!colon || colon == text || !end || *end || port == 0 || port > 65535 || colon[1] == '-' ||
-        colon[1] == '+')
-        return kn_err_set(err, KN_EINVAL, "%s: expected unix:/path or HOST:PORT", text);
-    size_t len = (size_t)(colon - text);
-    if (len > 2 && text[0] == '[' && text[len - 1] == ']') text++, len -= 2;
-    if (len >= sizeof out->host) return kn_err_set(err, KN_EINVAL, "%.100s: too long", text);
-    memcpy(out->host, text, len);
-    out->port = (int)port;
-    return 0;
-}
 
 /* Remembers why the connection is of no use, for whoever asks why nothing is kept. */
 static void note_why(struct redis_link *l, const char *why) {
@@ -217,6 +195,34 @@ static void cleanup(void *data) {
     if (!l->destroyed) pause_then_connect(l);
 }
 
+static void on_begun(void *ctx, const redisReply *r) {
+    struct redis_link *l = ctx;
+    if (r->type != REDIS_REPLY_ERROR) return;
+    kn_error("redis_refused error=\"%s\"", r->str);
+    redis_link_drop(l, r->str);
+}
+
+/* The user and the data base of a new connection. What is sent behind it is refused as well where this is. */
+static void begin_as(struct redis_link *l) {
+    const struct kn_redis_address *a = l->opt.address;
+    const char *v[3] = {"AUTH"};
+    size_t len[3];
+    char db[16];
+    int n = 1;
+    if (a->password[0]) {
+        if (a->user[0]) v[n++] = a->user;
+        v[n++] = a->password;
+        for (int i = 0; i < n; i++) len[i] = strlen(v[i]);
+        redis_link_direct(l, n, v, len, on_begun, l);
+    }
+    if (a->db == 0) return;
+    snprintf(db, sizeof db, "%d", a->db);
+    v[0] = "SELECT";
+    v[1] = db;
+    for (int i = 0; i < 2; i++) len[i] = strlen(v[i]);
+    redis_link_direct(l, 2, v, len, on_begun, l);
+}
+
 static void on_connected(const redisAsyncContext *ac, int status) {
     struct redis_link *l = ac->data;
     if (status != REDIS_OK) {
@@ -226,17 +232,33 @@ static void on_connected(const redisAsyncContext *ac, int status) {
     }
     if (l->phase != CONNECTING) return;
     enter(l, GREETING);
+    begin_as(l);
     l->opt.greet(l->opt.ctx);
 }
 
 static void on_disconnected(const redisAsyncContext *ac, int status) {
-    if (status != REDIS_OK) kn_warn("redis_lost error=\"%s\"", ac->errstr ? ac->errstr : "");
+    struct redis_link *l = ac->data;
+    char why[300];
+    if (status == REDIS_OK) return;
+    kn_warn("redis_lost error=\"%s\"", ac->errstr ? ac->errstr : "");
+    if (l->opt.address->tls && redis_tls_why(why, sizeof why)) note_why(l, why);
 }
 
 static void connect_now(struct redis_link *l) {
-    const struct redis_address *a = &l->opt.address;
+    const struct kn_redis_address *a = l->opt.address;
+    struct redis_tls_door door;
+    struct kn_err err = {0};
     enter(l, CONNECTING);
-    redisAsyncContext *ac = a->port ? redisAsyncConnect(a->host, a->port) : redisAsyncConnectUnix(a->host);
+    if (a->tls && redis_tls_open(&door, &err)) {
+        kn_warn("redis_connect_failed error=\"%s\"", err.text);
+        note_why(l, "no socket for TLS");
+        pause_then_connect(l);
+        return;
+    }
+    redisAsyncContext *ac = a->tls    ? redisAsyncConnectUnix(door.path)
+                            : a->port ? redisAsyncConnect(a->host, a->port)
+                                      : redisAsyncConnectUnix(a->host);
+    if (a->tls) redis_tls_close(&door, a);
     struct wire_poll *w = calloc(1, sizeof *w);
     int rc = 0;
     if (!ac || !w || ac->err || (rc = uv_poll_init(l->loop, &w->poll, ac->c.fd)) != 0) {

@@ -12,24 +12,18 @@
 #include <stddef.h>
 #include <uv.h>
 #include "base/err.h"
+#include "base/redis_address.h"
 
 struct redisReply; /* hiredis' */
 struct redis_link;
-
-/* unix:/path or HOST:PORT. */
-struct redis_address {
-    char host[256]; /* the path of a Unix socket when port is 0 */
-    int port;
-};
-KN_MUST_USE int redis_address_parse(const char *text, struct redis_address *out, struct kn_err *err);
 
 /* r is borrowed; an error that is not "not now" comes as REDIS_REPLY_ERROR. NULL: the link was destroyed
  * before there was an answer (queued commands only). */
 typedef void (*redis_link_reply)(void *ctx, const struct redisReply *r);
 
 struct redis_link_options {
-    struct redis_address address;
-    /* A connection was made: send what it begins with (redis_link_direct) and call redis_link_up() in the
+    const struct kn_redis_address *address; /* borrowed, for as long as the link lives */
+    /* A connection was made, and the user and the data base were given: send what it begins with (redis_link_direct) and call redis_link_up() in the
      * last answer; only then the queue goes on. */
     void (*greet)(void *ctx);
     /* True: this answer says "not now" like those above. NULL: none does. */

@@ -46,7 +46,7 @@ extern const char *const redis_script_text[S_COUNT];
 struct redis_store {
     struct store base;
     struct store_redis_options opt;
-    struct redis_address address;
+    struct kn_redis_address address;
     char me[256];
     unsigned long long count;  /* writes that the store has had, at least */
     unsigned long long marked; /* …by the mark */

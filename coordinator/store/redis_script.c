@@ -95,6 +95,7 @@ const char *const redis_script_text[S_COUNT] = {
     "redis.call('SET', 'kiln:repairing', ARGV[2])\n"
     "redis.call('SET', KEYS[1], term)\n"
     "redis.call('SET', 'kiln:secret', ARGV[4])\n"
+    "redis.call('SET', 'kiln:format', ARGV[5], 'NX')\n"
     "redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])\n"
     "if tonumber(redis.call('GET', 'kiln:count') or '0') < tonumber(least) then\n"
     "  redis.call('SET', 'kiln:count', least)\n"

@@ -12,6 +12,7 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "coordinator/store/redis_parts.h"
+#include "coordinator/store/redis_tls.h"
 
 #define ANSWER_MS 60000 /* of the synchronous part */
 #define START_MS 30000  /* for a Redis that is not there yet */
@@ -38,9 +39,7 @@ redisReply *redis_ask_plain(redisContext *c, struct kn_err *err, int count, ...)
                    : strncmp(r->str, "WRONGTYPE", 9) == 0 ? KN_ECORRUPT
                                                           : KN_EIO,
                    "Redis: %s: %s%s", w.v[0], r->str,
-                   password ? " It wants a password, and kiln has none to give: use a Redis without one on a "
-                              "Unix socket, or let kiln up start its own"
-                            : "");
+                   password ? " (redis://USER:PASSWORD@HOST in a file, chmod 600, and --redis @FILE)" : "");
         freeReplyObject(r);
         r = NULL;
     }
@@ -98,7 +97,7 @@ static int check_redis(struct redis_store *s, struct kn_err *err) {
             kn_err_prefix(err, "its settings cannot be checked (--allow-volatile goes on without)");
         return err->code;
     }
-    rc = redis_check_settings(r, s->opt.address, err);
+    rc = redis_check_settings(r, s->address.shown, err);
     freeReplyObject(r);
     return rc;
 }
@@ -238,7 +237,7 @@ static int went_back(const struct redis_store *s, const char *term, const char *
         "less now (an older copy, FLUSHALL, a file that was cut, or a repair that was interrupted). Put "
         "the right data back. Or delete %s and start again: then the farm goes on with what Redis has, "
         "and what it lacks is lost",
-        s->opt.address, term, count, s->opt.mark);
+        s->address.shown, term, count, s->opt.mark);
 }
 
 static int take_lead(struct redis_store *s, struct kn_err *err) {
@@ -313,21 +312,52 @@ static int read_secret(struct redis_store *s, struct kn_err *err) {
                     "workers hold now is rendered again)");
 }
 
-int redis_connect_sync(struct redis_store *s, struct kn_err *err) {
-    struct timeval t = {.tv_sec = 5}, answer = {.tv_sec = ANSWER_MS / 1000};
-    if (s->sync) redisFree(s->sync);
-    s->sync = s->address.port ? redisConnectWithTimeout(s->address.host, s->address.port, t)
-                              : redisConnectUnixWithTimeout(s->address.host, t);
-    if (!s->sync) return kn_err_set(err, KN_ENOMEM, "Redis: out of memory");
-    if (s->sync->err) return kn_err_set(err, KN_EAGAIN, "Redis at %s: %s", s->opt.address, s->sync->errstr);
-    redisSetTimeout(s->sync, answer);
-    if (s->address.port) redisEnableKeepAlive(s->sync); /* on a Unix socket it would be an error */
+/* Says who we are, and chooses the data base. */
+static int begin_as(struct redis_store *s, struct kn_err *err) {
+    const struct kn_redis_address *a = &s->address;
+    redisReply *r = NULL;
+    char db[16];
+    if (a->password[0]) {
+        r = a->user[0] ? redis_ask_plain(s->sync, err, 3, "AUTH", a->user, a->password)
+                       : redis_ask_plain(s->sync, err, 2, "AUTH", a->password);
+        if (!r) return err->code;
+        freeReplyObject(r);
+    }
+    if (a->db == 0) return 0;
+    snprintf(db, sizeof db, "%d", a->db);
+    r = redis_ask_plain(s->sync, err, 2, "SELECT", db);
+    if (!r) return err->code;
+    freeReplyObject(r);
     return 0;
+}
+
+int redis_connect_sync(struct redis_store *s, struct kn_err *err) {
+    const struct kn_redis_address *a = &s->address;
+    struct timeval t = {.tv_sec = 5}, answer = {.tv_sec = ANSWER_MS / 1000};
+    struct redis_tls_door door;
+    char why[300];
+    if (s->sync) redisFree(s->sync);
+    s->sync = NULL;
+    if (a->tls && redis_tls_open(&door, err)) return err->code;
+    s->sync = a->tls    ? redisConnectUnixWithTimeout(door.path, t)
+              : a->port ? redisConnectWithTimeout(a->host, a->port, t)
+                        : redisConnectUnixWithTimeout(a->host, t);
+    if (a->tls) redis_tls_close(&door, a);
+    if (!s->sync) return kn_err_set(err, KN_ENOMEM, "Redis: out of memory");
+    if (s->sync->err) return kn_err_set(err, KN_EAGAIN, "Redis at %s: %s", a->shown, s->sync->errstr);
+    redisSetTimeout(s->sync, answer);
+    if (a->port && !a->tls) redisEnableKeepAlive(s->sync); /* on a Unix socket it would be an error */
+    int rc = begin_as(s, err);
+    redisReply *r = rc == 0 && a->tls ? redis_ask_plain(s->sync, err, 1, "PING") : NULL;
+    if (r) freeReplyObject(r);
+    if (a->tls && rc == 0 && !r) rc = err->code;
+    int refused = a->tls && rc ? redis_tls_why(why, sizeof why) : 0;
+    return refused ? kn_err_set(err, refused, "Redis at %s: %s", a->shown, why) : rc;
 }
 
 int redis_open_sync(struct redis_store *s, struct kn_err *err) {
     name_myself(s->me);
-    int rc = redis_address_parse(s->opt.address, &s->address, err);
+    int rc = kn_redis_address_read(s->opt.address, &s->address, err);
     uint64_t begun = kn_clock_ms();
     while (rc == 0) {
         rc = redis_connect_sync(s, err);

@@ -282,6 +282,7 @@ REMOVALS = {  # file: calls by which no object can be lost, however late they co
         r"renameat\(o->dir_fd, from, o->trash_fd, to\)",       # it goes where whoever misses it looks
         r"renameat2?\(o->trash_fd, path, o->dir_fd, to[,)]"),  # it is back, with the digest's bytes
     "coordinator/server.c": (r"unlink\(s->opt\.ready_file\)",),
+    "coordinator/store/redis_tls.c": (r"(?:unlink|rmdir)\(d->(?:path|folder)\)",),  # its own socket
 }
 
 

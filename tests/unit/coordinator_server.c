@@ -1522,6 +1522,7 @@ TEST(promise_backward_a_flushed_store_is_told_everything_again) {
     CHECK_INT(picture(&f, half_done, 2, "p2", false), 0); /* is committed behind all that */
     CHECK(store_note_says(&f, "had gone back"));
     CHECK_STR(test_redis_ask(&f.redis, "exists kiln:repairing"), "0");
+    CHECK_STR(test_redis_ask(&f.redis, "get kiln:format"), "1");
     check_filled(&f, 2);
     CHECK_INT((int)f.s->alarms, 0);
     teardown(&f);
