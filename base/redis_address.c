@@ -114,7 +114,7 @@ static int read_file(const char *path, char out[FILE_BYTES_MAX + 1], bool *other
 }
 
 int kn_redis_address_read(const char *text, struct kn_redis_address *out, struct kn_err *err) {
-    char line[FILE_BYTES_MAX + 1];
+    char line[FILE_BYTES_MAX + 1] = "";
     bool from_file = text[0] == '@', others = false;
     const char *name = from_file ? text + 1 : NULL;
     if (from_file) {

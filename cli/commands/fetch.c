@@ -105,6 +105,8 @@ static int run(const struct cli_options *o) {
             err = last;
         }
     }
+    size_t open = out.count - out.done - out.failed - out.cancelled;
+    if (lost > open) lost = open; /* some were rendered again, and came, meanwhile */
     int status = rc ? cli_fail(&err) : CLI_DONE;
     if (rc == KN_OK) {
         tell_fetched(o, &out, lost);

@@ -18,6 +18,7 @@
 #include "cli/folder/gallery.h"
 #include "cli/folder/names.h"
 #include "cli/folder/place.h"
+#include "cli/talk/batch.h"
 #include "cli/text.h"
 
 #define FLUSH_EVERY_MS 1500
@@ -263,8 +264,6 @@ static int note(struct folder *o, uint32_t index, const struct kn_result *r, str
 
 /* ---- pictures that are none */
 
-#define REPORT_MS 10000
-
 /* These are not the bytes of a picture as image i and its result tell it. */
 static bool is_bad(const struct folder *o, size_t i, const struct kn_result *r, const void *data,
                    size_t len) {
@@ -288,18 +287,6 @@ static bool is_bad_here(const struct folder *o, size_t i, const struct kn_result
     kn_buf_fini(&file);
     if (bad) unlink(path);
     return bad;
-}
-
-/* The farm looks for itself. An older one does not know the message: there, a retry has to be asked for. */
-static int report_bad(const struct folder *o, struct client *c, const struct kn_result *r,
-                      struct kn_err *err) {
-    struct kn_msg m = {.type = KN_MSG_PICTURE_REPORT, .u.picture_report = {.task = r->index}}, *reply = NULL;
-    struct kn_err why = {0};
-    if (kn_uuid_parse(o->id, m.u.picture_report.batch)) return KN_OK;
-    memcpy(m.u.picture_report.sha256, r->sha256, sizeof(kn_digest));
-    int rc = client_call(c, &m, KN_MSG_REPLY, REPORT_MS, &reply, &why);
-    kn_msg_destroy(reply);
-    return rc == KN_ECANCELED ? kn_err_set(err, rc, "%s", why.text) : KN_OK;
 }
 
 /* ---- those that come */
@@ -379,7 +366,10 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
                                          .ctx = &f};
         rc = client_fetch(c, &objects, err);
     }
-    for (size_t i = 0; rc == KN_OK && i < f.bad_count; i++) rc = report_bad(o, c, &v[bad[i]], err);
+    kn_id id;
+    bool known = kn_uuid_parse(o->id, id) == KN_OK;
+    for (size_t i = 0; rc == KN_OK && known && i < f.bad_count; i++)
+        rc = batch_report_bad(c, id, v[bad[i]].index, v[bad[i]].sha256, err);
     *lost += f.lost + f.bad_count;
     free(digests);
     free(which);

@@ -42,7 +42,7 @@ struct audit {
 };
 
 KN_PRINTF(4, 5)
-static int fault(struct verify_report *r, const char *file, uint32_t line, const char *fmt, ...) {
+int verify_fault(struct verify_report *r, const char *file, uint32_t line, const char *fmt, ...) {
     if (r->fault_count == r->fault_cap) {
         size_t cap = r->fault_cap ? r->fault_cap * 2 : 16;
         struct verify_fault *v = realloc(r->faults, cap * sizeof *v);
@@ -86,24 +86,24 @@ static int read_batch(struct audit *a, struct kn_err *err) {
     if (rc == KN_OK) rc = kn_fs_read(path, &b, err);
     if (rc) {
         kn_buf_fini(&b);
-        return fault(a->r, "batch.json", 0, "%s", rc == KN_ENOENT ? "is not there" : "cannot be read");
+        return verify_fault(a->r, "batch.json", 0, "%s", rc == KN_ENOENT ? "is not there" : "cannot be read");
     }
     json_object *v = manifest_parse(b.data ? b.data : "", b.len, 16), *count, *models;
     kn_buf_fini(&b);
     if (!json_object_is_type(v, json_type_object)) {
-        rc = fault(a->r, "batch.json", 0, "is not a JSON object");
+        rc = verify_fault(a->r, "batch.json", 0, "is not a JSON object");
         goto out;
     }
     if (!json_object_object_get_ex(v, "count", &count) || !json_object_is_type(count, json_type_int) ||
         json_object_get_int64(count) < 0 || json_object_get_int64(count) > KN_TASKS_PER_BATCH_MAX) {
-        rc = fault(a->r, "batch.json", 0, "count: is not a number of images");
+        rc = verify_fault(a->r, "batch.json", 0, "count: is not a number of images");
         goto out;
     }
     a->r->count = (uint64_t)json_object_get_int64(count);
     a->r->has_count = true;
     if (!json_object_object_get_ex(v, "models", &models) || !json_object_is_type(models, json_type_array) ||
         json_object_array_length(models) > KN_MODELS_PER_BATCH_MAX) {
-        rc = fault(a->r, "batch.json", 0, "models: is not a list of models");
+        rc = verify_fault(a->r, "batch.json", 0, "models: is not a list of models");
         goto out;
     }
     size_t n = json_object_array_length(models);
@@ -119,7 +119,7 @@ static int read_batch(struct audit *a, struct kn_err *err) {
             kn_unhex(json_object_get_string(hash), a->models[a->model_count], sizeof(kn_digest)) == KN_OK)
             a->model_count++;
         else
-            rc = fault(a->r, "batch.json", 0, "models: entry %zu has no sha256", i + 1);
+            rc = verify_fault(a->r, "batch.json", 0, "models: entry %zu has no sha256", i + 1);
     }
 out:
     json_object_put(v);
@@ -145,24 +145,26 @@ static int keep_line(struct audit *a, const struct manifest_line *l) {
 static int check_against(struct audit *a, struct manifest_line *l, uint32_t number, int64_t *last) {
     struct verify_report *r = a->r;
     if (r->has_count && l->index >= r->count)
-        return fault(r, "manifest.jsonl", number, "index: %u, but batch.json counts %llu images", l->index,
-                     (unsigned long long)r->count);
+        return verify_fault(r, "manifest.jsonl", number, "index: %u, but batch.json counts %llu images",
+                            l->index, (unsigned long long)r->count);
     if (a->line_of[l->index])
-        return fault(r, "manifest.jsonl", number, "index: %u again, line %u has it", l->index,
-                     a->line_of[l->index]);
+        return verify_fault(r, "manifest.jsonl", number, "index: %u again, line %u has it", l->index,
+                            a->line_of[l->index]);
     a->line_of[l->index] = number;
     int rc = KN_OK;
     if (l->index < *last)
-        rc = fault(r, "manifest.jsonl", number, "index: %u comes after %lld", l->index, (long long)*last);
+        rc = verify_fault(r, "manifest.jsonl", number, "index: %u comes after %lld", l->index,
+                          (long long)*last);
     else
         *last = l->index;
     if (rc) return rc;
     bool known = a->model_count == 0;
     for (size_t i = 0; !known && i < a->model_count; i++)
         known = memcmp(a->models[i], l->model_sha256, sizeof(kn_digest)) == 0;
-    if (!known) rc = fault(r, "manifest.jsonl", number, "model_sha256: is none of batch.json's models");
+    if (!known)
+        rc = verify_fault(r, "manifest.jsonl", number, "model_sha256: is none of batch.json's models");
     if (rc == KN_OK && memcmp(l->key, l->key_computed, sizeof(kn_digest)) != 0)
-        rc = fault(r, "manifest.jsonl", number, "key: is not that of this line's settings");
+        rc = verify_fault(r, "manifest.jsonl", number, "key: is not that of this line's settings");
     if (rc) return rc;
     r->done += l->status == KN_RESULT_DONE;
     r->failed += l->status == KN_RESULT_FAILED;
@@ -179,7 +181,7 @@ static int check_line(struct audit *a, const char *text, size_t len, uint32_t nu
     if (rc == KN_OK)
         rc = check_against(a, &l, number, last);
     else if (rc != KN_ENOMEM)
-        rc = fault(a->r, "manifest.jsonl", number, "%s", err.text);
+        rc = verify_fault(a->r, "manifest.jsonl", number, "%s", err.text);
     if (rc == KN_OK && l.number) rc = keep_line(a, &l);
     if (rc || !l.number) free(l.file); /* else the audit owns it */
     return rc;
@@ -192,10 +194,10 @@ static int missing_lines(struct audit *a) {
         uint64_t last = i;
         while (last + 1 < a->r->count && !a->line_of[last + 1]) last++;
         if (last == i)
-            rc = fault(a->r, "manifest.jsonl", 0, "image %llu has no line", (unsigned long long)i);
+            rc = verify_fault(a->r, "manifest.jsonl", 0, "image %llu has no line", (unsigned long long)i);
         else
-            rc = fault(a->r, "manifest.jsonl", 0, "images %llu to %llu have no line", (unsigned long long)i,
-                       (unsigned long long)last);
+            rc = verify_fault(a->r, "manifest.jsonl", 0, "images %llu to %llu have no line",
+                              (unsigned long long)i, (unsigned long long)last);
         i = last;
     }
     return rc;
@@ -207,7 +209,9 @@ static int read_manifest(struct audit *a) {
     if (rc) return rc;
     struct kn_err err = {0};
     FILE *f = kn_fs_stream(path, &err);
-    if (!f) return fault(a->r, "manifest.jsonl", 0, "%s", err.code == KN_ENOENT ? "is not there" : err.text);
+    if (!f)
+        return verify_fault(a->r, "manifest.jsonl", 0, "%s",
+                            err.code == KN_ENOENT ? "is not there" : err.text);
     char *line = malloc(MANIFEST_LINE_MAX);
     rc = line ? KN_OK : KN_ENOMEM;
     int64_t last = -1;
@@ -217,18 +221,18 @@ static int read_manifest(struct audit *a) {
         int got = manifest_next(f, line, &len, &ended);
         if (got == 0) break;
         if (number > KN_TASKS_PER_BATCH_MAX) {
-            rc = fault(a->r, "manifest.jsonl", number, "more lines than a batch can have images");
+            rc = verify_fault(a->r, "manifest.jsonl", number, "more lines than a batch can have images");
             break;
         }
         if (got == KN_ELIMIT)
-            rc = fault(a->r, "manifest.jsonl", number, "is longer than %u bytes", MANIFEST_LINE_MAX);
+            rc = verify_fault(a->r, "manifest.jsonl", number, "is longer than %u bytes", MANIFEST_LINE_MAX);
         else if (got < 0)
-            rc = fault(a->r, "manifest.jsonl", number, "cannot be read: %s", strerror(errno));
+            rc = verify_fault(a->r, "manifest.jsonl", number, "cannot be read: %s", strerror(errno));
         else
             rc = check_line(a, line, len, number, &last);
         if (got < 0 && got != KN_ELIMIT) break;
         if (rc == KN_OK && !ended)
-            rc = fault(a->r, "manifest.jsonl", number, "has no newline at its end: the file was cut");
+            rc = verify_fault(a->r, "manifest.jsonl", number, "has no newline at its end: the file was cut");
     }
     free(line);
     fclose(f);
@@ -330,7 +334,7 @@ static int read_pictures(struct audit *a, int threads) {
     int rc = cli_interrupted ? KN_ECANCELED : KN_OK;
     for (size_t i = 0; i < a->count; i++) {
         if (a->found[i] && rc == KN_OK)
-            rc = fault(a->r, a->lines[i].file, a->lines[i].number, "%s", a->found[i]);
+            rc = verify_fault(a->r, a->lines[i].file, a->lines[i].number, "%s", a->found[i]);
         words_free(a->found[i]);
     }
     free(a->found);
@@ -352,8 +356,8 @@ static int listed_files(struct audit *a, struct kn_map **out) {
         rc = fold ? kn_map_put(*out, fold, strlen(fold), l) : KN_ENOMEM;
         if (rc == KN_EEXIST) {
             const struct manifest_line *other = kn_map_get(*out, fold, strlen(fold));
-            rc = fault(a->r, "manifest.jsonl", l->number, "file: %s again, line %u has it", l->file,
-                       other->number);
+            rc = verify_fault(a->r, "manifest.jsonl", l->number, "file: %s again, line %u has it", l->file,
+                              other->number);
         }
         free(fold);
     }
@@ -368,7 +372,7 @@ static int strays(struct audit *a) {
     if (rc) return rc;
     rc = listed_files(a, &listed);
     DIR *d = rc ? NULL : opendir(path);
-    if (rc == KN_OK && !d && a->r->done) rc = fault(a->r, "images", 0, "%s", strerror(errno));
+    if (rc == KN_OK && !d && a->r->done) rc = verify_fault(a->r, "images", 0, "%s", strerror(errno));
     char **names = NULL;
     size_t count = 0, cap = 0;
     struct dirent *e;
@@ -397,7 +401,7 @@ static int strays(struct audit *a) {
     if (d) closedir(d);
     if (rc == KN_OK && count > 1) qsort(names, count, sizeof *names, by_name);
     for (size_t i = 0; i < count; i++) {
-        if (rc == KN_OK) rc = fault(a->r, names[i], 0, "no done line of manifest.jsonl speaks of it");
+        if (rc == KN_OK) rc = verify_fault(a->r, names[i], 0, "no done line of manifest.jsonl speaks of it");
         words_free(names[i]);
     }
     free(names);

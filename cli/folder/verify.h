@@ -23,7 +23,8 @@ struct verify_fault {
 
 struct verify_report {
     char dir[KN_PATH_MAX];
-    bool busy; /* a run is at work in the folder */
+    bool busy;    /* a run is at work in the folder */
+    bool on_farm; /* no folder, but a batch on a farm */
     bool has_count;
     uint64_t count;                   /* as batch.json says */
     uint64_t done, failed, cancelled; /* lines */
@@ -37,5 +38,8 @@ struct verify_report {
  * folder; KN_ECANCELED on Ctrl-C. The report is the caller's to fini in any case. */
 KN_MUST_USE int verify_folder(const char *dir, int threads, struct verify_report *out, struct kn_err *err);
 void verify_report_fini(struct verify_report *r);
+/* Adds a fault to it. KN_ENOMEM. */
+KN_MUST_USE KN_PRINTF(4, 5) int verify_fault(struct verify_report *r, const char *file, uint32_t line,
+                                             const char *fmt, ...);
 
 #endif

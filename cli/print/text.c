@@ -190,7 +190,7 @@ static void audited(const struct verify_report *r) {
                (unsigned long long)r->count, (unsigned long long)r->done, (unsigned long long)r->failed,
                (unsigned long long)r->cancelled);
     if (r->fault_count == 0)
-        puts("all as the manifest says");
+        puts(r->on_farm ? "all as the farm says" : "all as the manifest says");
     else
         text_print(stdout, "%zu fault%s\n", r->fault_count, r->fault_count == 1 ? "" : "s");
 }

@@ -9,6 +9,8 @@
 #include "cli/farm/farmdir.h"
 #include "cli/text.h"
 
+#define REPORT_MS 10000
+
 /* Patience for an endpoint that is only a file: nothing says that anybody is alive there; and for one that a
  * person names. */
 #define STALE_MS 1500
@@ -225,6 +227,17 @@ int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struc
     }
     *out = t;
     return KN_OK;
+}
+
+int batch_report_bad(struct client *c, const kn_id id, uint32_t task, const kn_digest sha256,
+                     struct kn_err *err) {
+    struct kn_msg m = {.type = KN_MSG_PICTURE_REPORT, .u.picture_report = {.task = task}}, *reply = NULL;
+    struct kn_err why = {0};
+    memcpy(m.u.picture_report.batch, id, sizeof(kn_id));
+    memcpy(m.u.picture_report.sha256, sha256, sizeof(kn_digest));
+    int rc = client_call(c, &m, KN_MSG_REPLY, REPORT_MS, &reply, &why);
+    kn_msg_destroy(reply);
+    return rc == KN_ECANCELED ? kn_err_set(err, rc, "%s", why.text) : KN_OK;
 }
 
 const char *worker_readings(const struct kn_worker_status *w, char out[64]) {

@@ -52,6 +52,11 @@ struct batch_tasks {
 KN_MUST_USE int batch_tasks(struct client *c, const kn_id id, struct batch_tasks *out, struct kn_err *err);
 void batch_tasks_fini(struct batch_tasks *t);
 
+/* Tells the farm that a picture of its is bad or lost: it looks for itself, and renders the image again. An older farm does not
+ * know the message, which is no error: there, a retry has to be asked for. */
+KN_MUST_USE int batch_report_bad(struct client *c, const kn_id id, uint32_t task, const kn_digest sha256,
+                                 struct kn_err *err);
+
 /* True when it gets no work since it is not believed to be well; w->hold_reason says why. */
 bool worker_is_held(const struct kn_worker_status *w);
 /* The readings of its device ("64 °C 350 W 12.5/79.6 GiB"), as far as it is known; "" when nothing is, or

@@ -2,6 +2,7 @@
 """Pictures that the farm has lost, or that somebody edited in its folder: noticed, said once, rendered again."""
 import hashlib
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -70,11 +71,25 @@ class Lost(FarmTest):
 
     def test_a_picture_that_does_not_decode_is_said_and_rendered_again_by_whoever_fetches_it(self):
         self.replace_by_a_file_that_is_no_picture(5)
+        stopped = [self.farm.kill(f"worker-{n}", signal.SIGSTOP) for n in range(2)]  # it is not rendered again meanwhile
         err = self.fetch("bad", status=2)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
         self.assertIn("image 5 is bad on the farm", err)
         self.assertIn("1 picture is lost or damaged on the farm", err)
         self.assertEqual(len(list((self.farm.tmp / "bad" / "images").iterdir())), COUNT - 1)
         self.check_healed()  # without a retry
+
+    def test_an_audit_of_the_farm_finds_what_is_bad_and_what_is_lost_and_has_it_rendered_again(self):
+        self.farm.ok("verify", "--farm", self.farm.dir)
+        self.replace_by_a_file_that_is_no_picture(5)
+        self.spoil(edited=[2], deleted=[3])
+        report = self.farm.json("verify", "--farm", self.farm.dir, self.batch[:8], status=2)
+        self.assertEqual([report[k] for k in ("dir", "ok", "count", "done")], [self.batch, False, COUNT, COUNT])
+        self.assertEqual(sorted(f["file"] for f in report["faults"]), [f"images/{i:06}.png" for i in (2, 3, 5)])
+        self.farm.ok("wait", self.batch)
+        self.assertIn(f"{COUNT} done, 0 failed, 0 cancelled; all as the farm says", self.farm.ok("verify", "--farm", self.farm.dir))
+        self.check_healed()
 
     def test_lost_and_damaged_pictures_are_said_once_and_a_retry_renders_them_and_no_others(self):
         others = {i: self.object(i).stat().st_mtime_ns for i in range(COUNT) if i not in (3, 7, 8)}
