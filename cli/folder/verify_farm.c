@@ -8,7 +8,7 @@
 #include "cli/folder/images.h"
 #include "cli/talk/batch.h"
 
-struct audit {
+struct farm_audit {
     struct client *c;
     struct verify_report *r;
     const uint8_t *id;
@@ -24,7 +24,7 @@ struct bad_picture {
     kn_digest sha256;
 };
 
-static int note(struct audit *a, size_t i, const char *text) {
+static int note(struct farm_audit *a, size_t i, const char *text) {
     struct bad_picture p = {.index = a->v[i]->index};
     char file[32];
     memcpy(p.sha256, a->v[i]->sha256, sizeof p.sha256);
@@ -34,7 +34,7 @@ static int note(struct audit *a, size_t i, const char *text) {
 }
 
 static int got(void *ctx, size_t i, const void *data, size_t len, struct kn_err *err) {
-    struct audit *a = ctx;
+    struct farm_audit *a = ctx;
     const struct kn_task *t = kn_tasks_at(&a->tasks.list, a->v[i]->index);
     struct kn_picture want = {.width = t->width, .height = t->height, .decoded = true};
     struct kn_err why = {0};
@@ -47,11 +47,11 @@ static int got(void *ctx, size_t i, const void *data, size_t len, struct kn_err 
 
 /* The farm is told of that as well: it looks for the object, and renders the image again where it is lost. */
 static void missing(void *ctx, size_t i, const char *why) {
-    struct audit *a = ctx;
+    struct farm_audit *a = ctx;
     if (note(a, i, why)) a->out_of_memory = true;
 }
 
-static int look_at(struct audit *a, const struct kn_results_reply *reply, struct kn_err *err) {
+static int look_at(struct farm_audit *a, const struct kn_results_reply *reply, struct kn_err *err) {
     kn_digest *digests = calloc(reply->count + 1, sizeof *digests);
     a->v = calloc(reply->count + 1, sizeof *a->v);
     int rc = digests && a->v ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
@@ -83,7 +83,7 @@ static int look_at(struct audit *a, const struct kn_results_reply *reply, struct
     return rc;
 }
 
-static int report(struct audit *a, struct kn_err *err) {
+static int report(struct farm_audit *a, struct kn_err *err) {
     int rc = KN_OK;
     for (size_t at = 0; rc == KN_OK && at < a->bad.len; at += sizeof(struct bad_picture)) {
         struct bad_picture p;
@@ -94,7 +94,7 @@ static int report(struct audit *a, struct kn_err *err) {
 }
 
 int verify_farm(struct client *c, const kn_id id, struct verify_report *out, struct kn_err *err) {
-    struct audit a = {.c = c, .r = out, .id = id};
+    struct farm_audit a = {.c = c, .r = out, .id = id};
     struct batch_cursor cur = {0};
     size_t count = 1;
     memset(out, 0, sizeof *out);
