@@ -435,6 +435,9 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
     } else if (!blob || blob->len == 0) {
         kn_warn("image_without_bytes task=%u worker=%s", r->task, r->worker);
         server_ack(s, conn, r->batch, r->task, KN_EPROTO);
+    } else if (server_refuses(s)) {
+        server_ack(s, conn, r->batch, r->task, KN_EAGAIN);
+        s->some_refused = true;
     } else {
         struct arrival *u = malloc(sizeof *u);
         if (u) {

@@ -602,15 +602,10 @@ class Judge:
         self.storm.wrong(what)
 
     def last_wish(self, b, kinds):
-        """The last command of these kinds that was done or may have been: (words, sure)."""
-        last = None
-        for op, args, status in b["wishes"]:
-            if op in kinds and status not in (1, 3):
-                if status == 0:
-                    last = (op, args, True)
-                elif status != 2 or last is None:
-                    last = (op, args, False)
-        return last
+        """The last command of these kinds: its words, and whether it was done for sure. One that was refused may have been
+        done as well: the answer was lost, and it was asked again."""
+        last = [w for w in b["wishes"] if w[0] in kinds][-1:]
+        return (last[0][0], last[0][1], last[0][2] == 0) if last else None
 
     def await_the_end(self):
         """Until every batch has ended; what was left paused is resumed."""
