@@ -502,7 +502,16 @@ static void do_refuse(struct server *s, const struct farm_effect *e) {
     m.u.reply.text = text;
     (void)server_tell(s, e->conn, &m);
     w = kn_map_get(s->conns, &e->conn, sizeof e->conn);
-    if (w) drop_worker(s, w);
+    if (!w) return;
+    if (!w->name[0]) {
+        drop_worker(s, w);
+        return;
+    }
+    /* A worker that has a name asked for another's over the same connection: what it was by the first is gone. */
+    forget_conn(s, w);
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = e->conn};
+    ev.u.gone.reason = "it asked for another's name";
+    server_step(s, &ev);
 }
 
 static void do_ask(struct server *s, const struct farm_effect *e) {
