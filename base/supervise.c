@@ -21,6 +21,7 @@
 #define FORK_AGAIN_MS 1000
 #define MORE_MAX 4 /* descriptors beside the signals */
 #define END_POLL_MS 100
+#define GONE_MAX 64 /* found at once; the others at the next look */
 #define LAST_WORDS_BYTES 4096
 
 int kn_supervise_begin(struct kn_supervisor *s, const int *signals) {
@@ -52,10 +53,11 @@ static int file_of(const char *dir, const struct kn_child *c, const char *ending
 }
 
 /* In the child: from here to exec, nothing but plain system calls. */
-static _Noreturn void become(const struct kn_child *c, const char *log, pid_t parent) {
+static _Noreturn void become(struct kn_child *c, bool stay, const char *log, pid_t parent) {
     setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(1); /* it died before the line above */
+    c->pid = getpid(); /* who goes on with shared memory knows of it, wherever its supervisor was killed */
+    if (!stay) prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) _exit(127); /* it died before the lines above */
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -90,7 +92,7 @@ static void start(struct kn_supervisor *s, struct kn_child *c) {
     kn_machine_read(s->machine ? s->machine : "", &m);
     c->oom_kills = m.oom_kills;
     pid_t parent = getpid(), pid = fork();
-    if (pid == 0) become(c, has_log ? log : NULL, parent);
+    if (pid == 0) become(c, s->stay, has_log ? log : NULL, parent);
     c->started_ms = kn_clock_ms();
     if (pid < 0) {
         c->start_at_ms = c->started_ms + FORK_AGAIN_MS;
@@ -146,22 +148,39 @@ static void on_end(struct kn_supervisor *s, struct kn_child *c, int status) {
     c->pid = 0;
 }
 
+static void has_ended(struct kn_supervisor *s, pid_t pid, int status) {
+    for (size_t i = 0; i < s->count; i++)
+        if (s->v[i].pid == pid) on_end(s, &s->v[i], status);
+}
+
+/* Of children that another process reaps. One that is gone without a word counts as killed: the word is written before
+ * it is gone, so this looks for it afterwards. */
+static void reap_by_word(struct kn_supervisor *s) {
+    struct kn_end e;
+    pid_t gone[GONE_MAX];
+    size_t n = 0;
+    for (size_t i = 0; i < s->count && n < GONE_MAX; i++)
+        if (s->v[i].pid && kill(s->v[i].pid, 0) && errno == ESRCH) gone[n++] = s->v[i].pid;
+    while (read(s->ends_fd, &e, sizeof e) == (ssize_t)sizeof e) has_ended(s, e.pid, e.status);
+    while (n > 0) has_ended(s, gone[--n], SIGKILL);
+}
+
 static void reap(struct kn_supervisor *s) {
     int status;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->v[i].pid == pid) on_end(s, &s->v[i], status);
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) has_ended(s, pid, status);
+    if (s->ends_fd) reap_by_word(s);
 }
 
 static uint64_t wait_and_reap(struct kn_supervisor *s, struct pollfd *more, size_t more_count,
                               int timeout_ms) {
-    struct pollfd p[1 + MORE_MAX] = {{.fd = s->signal_fd, .events = POLLIN}};
+    struct pollfd p[2 + MORE_MAX] = {{.fd = s->signal_fd, .events = POLLIN}};
     struct signalfd_siginfo si;
     uint64_t signals = 0;
     assert(more_count <= MORE_MAX);
     for (size_t i = 0; i < more_count; i++) p[1 + i] = more[i];
-    int n = poll(p, 1 + (nfds_t)more_count, timeout_ms);
+    p[1 + more_count] = (struct pollfd){.fd = s->ends_fd ? s->ends_fd : -1, .events = POLLIN};
+    int n = poll(p, 2 + (nfds_t)more_count, timeout_ms);
     for (size_t i = 0; i < more_count; i++) more[i].revents = n > 0 ? p[1 + i].revents : (short)0;
     while (read(s->signal_fd, &si, sizeof si) == (ssize_t)sizeof si)
         if (si.ssi_signo != SIGCHLD) signals |= KN_SIGNAL_BIT(si.ssi_signo);

@@ -9,8 +9,9 @@
  *                       │
  *                       └──ends, and ended() says so──▶ over
  *
- * A child gets SIGTERM should the supervisor itself be killed. One thread, which must have no other children
- * (all that end are reaped here); it takes over the signals that it is given. Libc only. */
+ * A child gets SIGTERM should the supervisor itself be killed, unless children stay (`stay`): then another process may
+ * go on with `v`, where that lies in memory that both share. One thread, which must have no other children (all that end
+ * are reaped here); it takes over the signals that it is given. Libc only. */
 #ifndef KN_BASE_SUPERVISE_H
 #define KN_BASE_SUPERVISE_H
 
@@ -43,6 +44,12 @@ struct kn_child {
     uint64_t oom_kills;   /* the kernel's count when it was started */
 };
 
+/* Written to ends_fd before the process is reaped, so that whoever misses it finds it there. */
+struct kn_end {
+    pid_t pid;
+    int status; /* waitpid()'s */
+};
+
 enum kn_child_event {
     KN_CHILD_STARTING,    /* about to be: what the last one left may be cleared away */
     KN_CHILD_STARTED,     /* pid and starts are set */
@@ -64,6 +71,8 @@ struct kn_supervisor {
     bool (*ended)(void *ctx, struct kn_child *c, int status);
     void *ctx;
     const char *machine; /* kn_machine_read's root; NULL: "" */
+    bool stay;           /* children go on when the supervisor is killed; v is in shared memory */
+    int ends_fd; /* struct kn_end of children that another process reaps (O_NONBLOCK); 0: there is none */
     /* the supervisor's own */
     int signal_fd;
     sigset_t before;

@@ -17,6 +17,7 @@
 #define COLLECT_BYTES_MAX (256u << 20) /* taken off the sockets and not durable yet */
 #define COLLECT_COUNT_MAX 4096
 #define COMMITTING_MAX 8192
+#define FULL_PAUSE_MS 3000 /* below what a peer waits for the answer to its ping (proto/wire.c) */
 #define HISTORY_TEXT_MAX 8192
 
 struct again { /* an event to feed later */
@@ -501,7 +502,16 @@ static void do_refuse(struct server *s, const struct farm_effect *e) {
     m.u.reply.text = text;
     (void)server_tell(s, e->conn, &m);
     w = kn_map_get(s->conns, &e->conn, sizeof e->conn);
-    if (w) drop_worker(s, w);
+    if (!w) return;
+    if (!w->name[0]) {
+        drop_worker(s, w);
+        return;
+    }
+    /* A worker that has a name asked for another's over the same connection: what it was by the first is gone. */
+    forget_conn(s, w);
+    struct farm_event ev = {.type = EV_WORKER_GONE, .conn = e->conn};
+    ev.u.gone.reason = "it asked for another's name";
+    server_step(s, &ev);
 }
 
 static void do_ask(struct server *s, const struct farm_effect *e) {
@@ -628,8 +638,18 @@ static void carry_out(struct server *s) {
 
 /* ---- flow */
 
+/* Pictures that there is no room for wait at their senders, whose connections are not read meanwhile. Not for long: a
+ * connection of which nothing is read answers no ping. Then they are read and refused, and asked for when there is room. */
 void server_flow(struct server *s) {
     bool full = collect_bytes(s->collect) >= COLLECT_BYTES_MAX ||
                 collect_count(s->collect) >= COLLECT_COUNT_MAX || s->committing >= COMMITTING_MAX;
-    if (s->data) kn_sock_pause(s->data, full);
+    if (!full)
+        s->full_ms = 0;
+    else if (s->full_ms == 0)
+        s->full_ms = kn_clock_ms();
+    if (s->data) kn_sock_pause(s->data, full && !server_refuses(s));
+}
+
+bool server_refuses(const struct server *s) {
+    return s->full_ms != 0 && kn_clock_ms() - s->full_ms >= FULL_PAUSE_MS;
 }

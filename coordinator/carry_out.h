@@ -27,5 +27,7 @@ void server_remove(struct server *s, struct kept_batch *b);
 
 /* Pauses the data socket while the store or the disk are behind: pictures stay with the workers then. */
 void server_flow(struct server *s);
+/* True while there has been no room for so long that pictures are not waited for, but refused: not now. */
+bool server_refuses(const struct server *s);
 
 #endif

@@ -52,26 +52,36 @@ static int fresh_name(struct objects *o, char *out, size_t max) {
 
 /* ---- an object comes */
 
-static bool same_bytes(int fd, const void *data, size_t len) {
+enum sameness { SAME, OTHER, UNREAD };
+
+/* UNREAD: reading failed. */
+static enum sameness compare_bytes(int fd, const void *data, size_t len) {
     char part[16384];
     size_t at = 0;
     ssize_t n;
     while ((n = read(fd, part, sizeof part)) > 0 && at + (size_t)n <= len &&
            memcmp(part, (const char *)data + at, (size_t)n) == 0)
         at += (size_t)n;
-    return n == 0 && at == len;
+    return n < 0 ? UNREAD : n == 0 && at == len ? SAME : OTHER;
 }
 
-bool objects_has(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], const void *data, size_t len) {
+/* The bytes under the object's name beside these. UNREAD: there is no such file, or nobody can say what is in it now. */
+static enum sameness compare_object(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES],
+                                    const void *data, size_t len) {
     char name[NAME_MAX_OBJECT];
     struct stat st;
     object_name(sha256, name);
     int fd = openat(o->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0) return false;
-    bool same =
-        fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && (size_t)st.st_size == len && same_bytes(fd, data, len);
+    if (fd < 0) return errno == ELOOP ? OTHER : UNREAD;
+    enum sameness b = fstat(fd, &st) != 0                                 ? UNREAD
+                      : !S_ISREG(st.st_mode) || (size_t)st.st_size != len ? OTHER
+                                                                          : compare_bytes(fd, data, len);
     close(fd);
-    return same;
+    return b;
+}
+
+bool objects_has(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], const void *data, size_t len) {
+    return compare_object(o, sha256, data, len) == SAME;
 }
 
 void objects_drop(struct objects *o, const char *name) {
@@ -108,13 +118,12 @@ int objects_write(struct objects *o, const void *data, size_t len, bool sync, ch
 }
 
 /* Bytes under the object's name that are not the object stay, to be looked at. The object of a copy that
- * another thread has put there meanwhile is only linked once more. */
+ * another thread has put there meanwhile is only linked once more. What cannot be read now is not called damaged. */
 static void keep_aside(struct objects *o, const uint8_t sha256[KN_SHA256_BYTES], const void *data,
                        size_t len) {
     char name[NAME_MAX_OBJECT], hex[KN_SHA256_HEX], fresh[48], aside[OBJECTS_NAME_MAX + 16];
-    struct stat st;
     object_name(sha256, name);
-    if (fstatat(o->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || objects_has(o, sha256, data, len)) return;
+    if (compare_object(o, sha256, data, len) != OTHER) return;
     kn_hex(sha256, KN_SHA256_BYTES, hex);
     if (mkdirat(o->dir_fd, "damaged", 0755) != 0 && errno != EEXIST) return;
     fresh_name(o, fresh, sizeof fresh);

@@ -46,7 +46,7 @@ static void on_tick(uv_timer_t *t) {
         return;
     }
     server_step(s, &ev);
-    if (s->some_refused && now - s->wanted_ms >= WANTED_EVERY_MS) {
+    if (s->some_refused && !server_refuses(s) && now - s->wanted_ms >= WANTED_EVERY_MS) {
         s->wanted_ms = now;
         s->some_refused = s->disk_refused_ms != 0; /* only a picture shows that there is room again */
         workers_want_pictures(s);

@@ -133,6 +133,7 @@ struct server {
     char disk_why[320];
     uint64_t gate_told; /* connections that were put out or refused, as the log has them */
     bool some_refused;  /* pictures that workers have not been asked for since */
+    uint64_t full_ms;   /* since when there is room for no picture more; 0: there is */
     uint64_t wanted_ms; /* when they were asked last */
     bool closing;
     void (*stopped)(void *ctx, int exit_code); /* the lead is lost: end */

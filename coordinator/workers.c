@@ -140,7 +140,8 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     } else if (rc != 0) {
         kn_warn("worker_refused worker=%s code=%d", h->worker, rc);
         refuse(l, peer, rc, "the farm cannot take this worker");
-        worker_forget(s, w);
+        w = kn_map_get(s->conns, &conn, sizeof conn); /* the step may have dropped it */
+        if (w) worker_forget(s, w);
     }
 }
 
@@ -435,6 +436,9 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
     } else if (!blob || blob->len == 0) {
         kn_warn("image_without_bytes task=%u worker=%s", r->task, r->worker);
         server_ack(s, conn, r->batch, r->task, KN_EPROTO);
+    } else if (server_refuses(s)) {
+        server_ack(s, conn, r->batch, r->task, KN_EAGAIN);
+        s->some_refused = true;
     } else {
         struct arrival *u = malloc(sizeof *u);
         if (u) {
@@ -530,7 +534,7 @@ int workers_models(struct server *s, struct kn_model_info **out, size_t *count) 
     *out = NULL;
     *count = 0;
     while (rc == 0 && (w = kn_map_next(s->workers, &pos))) {
-        if (w->left || farm_worker_is_lost(s->farm, w->hello->worker)) continue;
+        if (w->left || farm_worker_is_lost(s->farm, w->name)) continue;
         for (size_t i = 0; rc == 0 && i < w->hello->model_count; i++) {
             if (!new_in(seen, w->hello->models[i].sha256, w, &rc)) continue;
             if (*count == cap) {

@@ -23,8 +23,11 @@
 #define PUMP_MAX 64
 #define LINGER_MS 1000
 #define BACKLOG 1024 /* connections that wait to be accepted */
-/* A connection over which nothing comes is broken after PING_MS and QUIET_MS together. What a ROUTER has not taken stays
- * unread in the kernel, which is no sign of a broken connection: with pictures it is more patient, and so is TCP. */
+/* A DEALER pings, and a connection over which nothing comes is broken after PING_MS and QUIET_MS together. A ROUTER
+ * does not ping: libzmq (4.3.4, 4.3.5) ends the process when a ping is due on a connection that has ended and of which
+ * something waits because the receive queue is full, and a ROUTER's queues are short. So a DEALER's queue is never full,
+ * and a ROUTER, which answers pings, leaves it to the kernel to find hosts that are gone. What it has not taken stays
+ * unread in the kernel: TCP is more patient with pictures. */
 #define PING_MS 2000
 #define QUIET_MS 5000
 #define QUIET_BLOBS_MS 60000
@@ -391,8 +394,14 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     rc |= set_int(s, ZMQ_RECONNECT_IVL, 100);
     rc |= set_int(s, ZMQ_RECONNECT_IVL_MAX, 2000);
     rc |= set_int(s, ZMQ_BACKLOG, BACKLOG);
-    rc |= set_int(s, ZMQ_HEARTBEAT_IVL, PING_MS);
-    rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, s->opt.blobs && s->opt.router ? QUIET_BLOBS_MS : QUIET_MS);
+    if (!s->opt.router) {
+        rc |= set_int(s, ZMQ_HEARTBEAT_IVL, PING_MS);
+        rc |= set_int(s, ZMQ_HEARTBEAT_TIMEOUT, QUIET_MS);
+    }
+    rc |= set_int(s, ZMQ_TCP_KEEPALIVE, 1);
+    rc |= set_int(s, ZMQ_TCP_KEEPALIVE_IDLE, PING_MS / 1000);
+    rc |= set_int(s, ZMQ_TCP_KEEPALIVE_INTVL, 1);
+    rc |= set_int(s, ZMQ_TCP_KEEPALIVE_CNT, QUIET_MS / 1000);
     rc |= set_int(s, ZMQ_TCP_MAXRT, s->opt.blobs ? QUIET_BLOBS_MS : PING_MS + QUIET_MS);
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, 10000);
     rc |= set_int(s, ZMQ_IPV6, 1);
@@ -400,9 +409,9 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
      * waits at its senders beyond a few. */
     rc |= set_int(s, ZMQ_SNDHWM, s->opt.blobs && !s->opt.router ? BLOB_COUNT_MAX : SEND_COUNT_MAX);
     rc |= set_int(s, ZMQ_RCVHWM,
-                  s->opt.blobs    ? BLOBS_HEARD_MAX
-                  : s->opt.router ? HEARD_COUNT_MAX
-                                  : SEND_COUNT_MAX);
+                  !s->opt.router ? 0 /* any number: of the one peer that it chose */
+                  : s->opt.blobs ? BLOBS_HEARD_MAX
+                                 : HEARD_COUNT_MAX);
     if (s->opt.router) {
         rc |= set_int(s, ZMQ_ROUTER_MANDATORY, 1);
         /* A peer that connects anew takes the place of its connection that broke unseen. */

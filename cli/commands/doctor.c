@@ -13,6 +13,7 @@
 
 #include "cli/commands/commands.h"
 #include "cli/farm/runs.h"
+#include "cli/farm/supervise.h"
 #include "cli/farm/size.h"
 #include "cli/talk/batch.h"
 #include "cli/talk/model.h"
@@ -248,8 +249,18 @@ static void check_farm(struct doctor *d) {
             line(d, mib >= DISK_MIB_MIN, "farm's folder", "%s, %llu MiB free", dir, mib);
         }
     }
+    struct farmdir f;
+    bool ours = !is_endpoint && farmdir_find(dir, &f, &err) == KN_OK;
     if (!is_endpoint && !farmdir_is_locked(dir)) {
-        line(d, true, "farm", "not up; kiln render starts one for itself, kiln up one that stays");
+        size_t n = ours ? supervise_leftovers(&f, false) : 0;
+        if (n > 0)
+            line(
+                d, false, "farm",
+                "%zu of its processes run, and nobody watches over them; kiln up starts the farm anew, kiln down ends "
+                "it",
+                n);
+        else
+            line(d, true, "farm", "not up; kiln render starts one for itself, kiln up one that stays");
         return;
     }
     int rc = farm_connect(d->o, &c, &err);
@@ -261,8 +272,6 @@ static void check_farm(struct doctor *d) {
         line(d, r->u.worker_list.count > 0, "farm", "up at %s, %zu worker%s", client_endpoint(c),
              r->u.worker_list.count, r->u.worker_list.count == 1 ? "" : "s");
     kn_msg_destroy(r);
-    struct farmdir f;
-    bool ours = !is_endpoint && farmdir_find(dir, &f, &err) == KN_OK;
     if (rc == KN_OK) check_moving(d, c, ours ? f.redis_socket : "SOCKET");
     if (rc == KN_OK && d->o->repair) repair_farm(d, c);
     client_close(c);

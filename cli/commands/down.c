@@ -4,9 +4,20 @@
 
 #include "base/clock.h"
 #include "cli/commands/commands.h"
-#include "cli/farm/farmdir.h"
+#include "cli/farm/supervise.h"
 
 #define DOWN_MS 90000
+
+/* True when a farm was there that nobody watched over, and is no more. */
+static bool end_unwatched(const char *dir) {
+    struct farmdir f;
+    int lock_fd;
+    if (farmdir_find(dir, &f, NULL) || farmdir_lock(dir, &lock_fd, NULL)) return false;
+    size_t n = supervise_leftovers(&f, true);
+    if (n > 0) cli_say("its supervisor had been killed; ended %zu processes that nobody watched over", n);
+    close(lock_fd);
+    return n > 0;
+}
 
 static int run(const struct cli_options *o) {
     struct kn_err err = {0};
@@ -18,6 +29,7 @@ static int run(const struct cli_options *o) {
         rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln down takes a farm's folder", dir);
     if (rc) return cli_fail(&err);
     pid_t pid = farmdir_pid(dir, "supervisor");
+    if (!farmdir_is_locked(dir) && end_unwatched(dir)) return CLI_DONE;
     if (!farmdir_is_locked(dir) || pid == 0) {
         cli_say("no farm is up at %s", dir);
         return CLI_NO_FARM;

@@ -7,7 +7,11 @@
 
 static int steer_one(struct client *c, const struct cli_options *o, const kn_id id, enum kn_batch_verb verb,
                      struct kn_err *err) {
-    return verb == KN_VERB_REMOVE ? batch_remove(c, id, o->now, err) : batch_command(c, id, verb, err);
+    if (verb != KN_VERB_REMOVE) return batch_command(c, id, verb, err);
+    int rc = batch_remove(c, id, o->now, err);
+    /* It was there when its id was looked up. So the answer that it is removed was lost with its coordinator, and this
+     * is the answer to the same question, asked again. */
+    return rc == KN_ENOENT ? KN_OK : rc;
 }
 
 int steer_all(const struct cli_options *o, enum kn_batch_verb verb, bool over) {

@@ -69,7 +69,7 @@ static void tell_up(const struct up *u, int there) {
     bool listens = u->o->listen_count > 0 && farmdir_path(&u->dir, "run/ready", ready_file) == KN_OK;
     print_for(u->o)->up(&(struct print_up){.endpoint = u->dir.endpoint,
                                            .dir = u->dir.dir,
-                                           .pid = u->farm.pid,
+                                           .pid = farmdir_pid(u->dir.dir, "supervisor"),
                                            .workers = there,
                                            .ready_file = listens ? ready_file : NULL});
 }

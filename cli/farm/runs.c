@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "cli/cli.h"
+#include "cli/farm/supervise.h"
 
 #define PICTURES ".kiln-farm"
 #define ENDING_MS 60000 /* a supervisor ends its farm in less */
@@ -223,6 +224,7 @@ int runs_remove_dead(const struct run_info *i, struct kn_err *err) {
         run_close(&r);
         return rc == KN_EEXIST ? KN_EAGAIN : rc;
     }
+    supervise_leftovers(&r.dir, true);
     if (i->out[0] && kn_fs_join(r.pictures, sizeof r.pictures, i->out, PICTURES) == KN_OK &&
         read_line(r.pictures, "run", named) && strcmp(named, r.dir.dir) == 0)
         rc = farmdir_remove_tree(r.pictures, err);

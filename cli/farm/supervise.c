@@ -1,6 +1,7 @@
 /* See supervise.h. */
 #include "cli/farm/supervise.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -9,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -19,6 +20,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/supervise.h"
+#include "cli/farm/guard.h"
 
 #define ARGS_MAX 128
 #define CHILDREN_MAX 258
@@ -62,6 +64,9 @@ struct local_farm {
     uint64_t used_ms,
         abandoned_ms; /* of a private farm: when its render was last seen; for how long it goes on */
     int users_fd;
+    struct guard guard;
+    bool begun;   /* the first supervisor has cleared away what lay there */
+    bool end_now; /* what is being rendered is not waited for */
 };
 
 static void news(struct local_farm *s, const char *fmt, ...) KN_PRINTF(2, 3);
@@ -253,11 +258,11 @@ static int advance(struct local_farm *s) {
     return KN_OK;
 }
 
-/* `now`: what is being rendered is not waited for. The coordinator and Redis are never killed in haste: they
- * have little to do, and they are the ones with the data. A SIGQUIT that comes meanwhile ends the patience. */
-static void end_farm(struct local_farm *s, bool now) {
+/* The coordinator and Redis are never killed in haste: they have little to do, and they are the ones with the data. A
+ * SIGQUIT that comes meanwhile ends the patience. */
+static void end_farm(struct local_farm *s) {
     const uint64_t quit = KN_SIGNAL_BIT(SIGQUIT);
-    struct kn_ending workers = {.patience_ms = DRAIN_MS, .kill_on = quit, .now = now};
+    struct kn_ending workers = {.patience_ms = DRAIN_MS, .kill_on = quit, .now = s->end_now};
     struct kn_ending coordinator = {.patience_ms = END_MS, .kill_on = quit};
     struct kn_ending redis = {.patience_ms = END_MS, .kill_on = quit};
     s->ending = true;
@@ -267,29 +272,48 @@ static void end_farm(struct local_farm *s, bool now) {
     if (s->redis != SIZE_MAX) kn_supervise_end(&s->supervisor, s->redis, s->coordinator, &redis);
 }
 
-/* Ends what a supervisor that was killed may have left running: two Redis on one file would be the end of
- * it. */
-static void end_leftovers(const struct local_farm *s) {
-    for (size_t i = s->supervisor.count; i-- > 0;) {
-        const char *name = s->v[i].name;
-        pid_t pid = farmdir_pid(s->f->dir, name);
-        if (!pid) continue;
-        char path[64], comm[32] = "";
-        snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
-        FILE *f = fopen(path, "re");
-        if (f) {
-            if (!fgets(comm, sizeof comm, f)) comm[0] = '\0';
-            fclose(f);
+/* True when a process of a farm has the number of this pid file; it may have been given to another. */
+static bool is_left(const char *dir, const char *name, pid_t *pid) {
+    char path[64], comm[32] = "";
+    *pid = farmdir_pid(dir, name);
+    if (!*pid) return false;
+    snprintf(path, sizeof path, "/proc/%d/comm", (int)*pid);
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    if (!fgets(comm, sizeof comm, f)) comm[0] = '\0';
+    fclose(f);
+    return strncmp(comm, "redis-server", 12) == 0 || strncmp(comm, "kiln-", 5) == 0;
+}
+
+size_t supervise_leftovers(const struct farmdir *f, bool end) {
+    static const char *const order[] = {"worker-", "coordinator", "redis"};
+    char run[KN_PATH_MAX];
+    size_t found = 0;
+    if (farmdir_path(f, "run", run)) return 0;
+    for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
+        DIR *d = opendir(run);
+        for (struct dirent *e; d && (e = readdir(d));) {
+            char name[64];
+            const char *dot = strrchr(e->d_name, '.');
+            pid_t pid;
+            if (!dot || strcmp(dot, ".pid") != 0 || (size_t)(dot - e->d_name) >= sizeof name ||
+                strncmp(e->d_name, order[i], strlen(order[i])) != 0)
+                continue;
+            snprintf(name, sizeof name, "%.*s", (int)(dot - e->d_name), e->d_name);
+            if (!is_left(f->dir, name, &pid)) continue;
+            found++;
+            if (!end) continue;
+            kn_warn("ending_leftover process=%s pid=%d", name, (int)pid);
+            kill(pid, SIGTERM);
+            for (int k = 0; k < 1500 && kill(pid, 0) == 0; k++) {
+                if (k == 1000) kill(pid, SIGKILL);
+                usleep(10000);
+            }
+            farmdir_remove_pid(f, name);
         }
-        if (strncmp(comm, "redis-server", 12) != 0 && strncmp(comm, "kiln-", 5) != 0)
-            continue; /* the number was given to another */
-        kn_warn("ending_leftover process=%s pid=%d", name, (int)pid);
-        kill(pid, SIGTERM);
-        for (int k = 0; k < 150 && kill(pid, 0) == 0; k++) {
-            if (k == 100) kill(pid, SIGKILL);
-            usleep(100000);
-        }
+        if (d) closedir(d);
     }
+    return found;
 }
 
 /* ---- what is started, and with which words ---- */
@@ -420,7 +444,8 @@ static int plan(struct local_farm *s, struct kn_err *err) {
                                            .pid_dir = s->run_dir,
                                            .event = on_event,
                                            .ended = on_end,
-                                           .ctx = s};
+                                           .ctx = s,
+                                           .stay = true};
     s->redis = SIZE_MAX;
     if (!s->c->redis) plan_redis(s);
     rc = plan_coordinator(s, err);
@@ -436,32 +461,46 @@ static bool is_abandoned(struct local_farm *s) {
     return now - s->used_ms >= s->abandoned_ms && farmdir_use(s->f->dir, &s->users_fd, NULL) == KN_OK;
 }
 
-static void watch(struct local_farm *s) {
-    move(s, s->redis == SIZE_MAX ? STARTING_COORDINATOR : STARTING_REDIS);
-    bool now = false;
-    s->used_ms = kn_clock_ms();
-    for (;;) {
+/* This process supervises from here on. Another may have done so before: then its farm is in `s`, and goes on. */
+static int begin_to_supervise(struct local_farm *s, bool again) {
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, GUARD_GONE, 0};
+    if (again && s->supervisor.signal_fd > 0) close(s->supervisor.signal_fd);
+    int rc = kn_supervise_begin(&s->supervisor, signals);
+    if (rc == KN_OK) rc = farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
+    if (again) kn_info("took_over pid=%d", (int)getpid());
+    return rc;
+}
+
+static int watch(struct local_farm *s) {
+    while (!s->ending) {
         if (advance(s)) break;
         uint64_t signals =
             kn_supervise_wait(&s->supervisor, NULL, 0, s->phase == UP ? WAIT_MS : WAIT_START_MS);
-        now = (signals & KN_SIGNAL_BIT(SIGQUIT)) != 0;
+        if (signals & KN_SIGNAL_BIT(GUARD_GONE)) {
+            kn_warn("guard_killed");
+            signals &= ~KN_SIGNAL_BIT(GUARD_GONE);
+            int rc = begin_to_supervise(s, guard_split(&s->guard, true));
+            if (rc) return rc;
+        }
+        if (signals & KN_SIGNAL_BIT(SIGQUIT)) s->end_now = true;
         if (s->c->private_farm && is_abandoned(s)) {
             kn_info("abandoned");
-            now = true; /* nobody waits for what is being rendered */
+            s->end_now = true; /* nobody waits for what is being rendered */
         }
-        if (signals || now) break;
+        if (signals || s->end_now) break;
     }
-    end_farm(s, now);
+    end_farm(s);
+    return KN_OK;
 }
 
 static _Noreturn void supervise(struct local_farm *s) {
     char log[KN_PATH_MAX + 64];
     setsid();
-    prctl(PR_SET_NAME, "kiln-supervisor"); /* for ps: it is not the command that started it */
     signal(SIGPIPE, SIG_IGN);
     /* Closes what else the starter had open, the lock of its output folder for one: it is none of the farm's. */
     for (int fd = 3; fd < FDS_MAX; fd++)
-        if (fd != s->c->lock_fd && fd != s->news_fd) close(fd);
+        if (fd != s->c->lock_fd && fd != s->news_fd && fd != s->guard.ends[0] && fd != s->guard.ends[1])
+            close(fd);
     if (chdir("/")) _exit(1);
     snprintf(log, sizeof log, "%s/log/supervisor.log", s->f->dir);
     int in = open("/dev/null", O_RDONLY), out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -474,40 +513,47 @@ static _Noreturn void supervise(struct local_farm *s) {
     kn_log_init("supervisor", KN_LOG_INFO);
     kn_log_rotate(LOG_FILE_BYTES_MAX);
 
-    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, 0};
-    int rc = kn_supervise_begin(&s->supervisor, signals);
-    if (rc == KN_OK) rc = farmdir_write_pid(s->f, "supervisor", getpid(), NULL);
-    if (rc == KN_OK) {
-        end_leftovers(s);
+    bool again = guard_split(&s->guard, false);
+    int rc = begin_to_supervise(s, again);
+    if (rc == KN_OK && !s->begun) {
+        supervise_leftovers(s->f, true); /* two Redis on one file would be the end of it */
         clear_temps(s);
-        watch(s);
+        move(s, s->redis == SIZE_MAX ? STARTING_COORDINATOR : STARTING_REDIS);
+        s->used_ms = kn_clock_ms();
+        s->begun = true;
     }
+    if (rc == KN_OK) rc = watch(s);
+    if (rc && s->begun) abort(); /* the guard tries again */
     farmdir_remove_pid(s->f, "supervisor");
     unlink(s->ready_file);
     kn_info("ended");
     rc = farmdir_remove_tree(s->f->runtime, NULL); /* sockets only */
     (void)rc;
-    _exit(0); /* the lock goes with it */
+    _exit(0); /* the lock goes with it and the guard */
 }
 
 int supervise_start(const struct supervise_config *c, struct supervise_handle *out, struct kn_err *err) {
-    static struct local_farm s; /* large; one farm a process */
     int pipe_news[2];
     const char *abandoned = getenv("KILN_ABANDONED_MS"); /* for tests, which cannot wait for a minute */
-    memset(&s, 0, sizeof s);
-    s.c = c;
-    s.f = c->farm;
-    s.users_fd = -1;
-    s.abandoned_ms = abandoned && abandoned[0] ? strtoull(abandoned, NULL, 10) : ABANDONED_MS;
-    int rc = plan(&s, err);
+    /* Shared: whichever process supervises finds what the one before knew. */
+    struct local_farm *s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (s == MAP_FAILED) {
+        close(c->lock_fd);
+        return kn_err_set(err, KN_ENOMEM, "out of memory");
+    }
+    s->c = c;
+    s->f = c->farm;
+    s->users_fd = -1;
+    s->abandoned_ms = abandoned && abandoned[0] ? strtoull(abandoned, NULL, 10) : ABANDONED_MS;
+    int rc = plan(s, err);
+    if (rc == KN_OK && (guard_init(&s->guard) || pipe2(pipe_news, O_CLOEXEC | O_NONBLOCK)))
+        rc = kn_err_set(err, KN_EIO, "pipe: %s", strerror(errno));
     if (rc) {
         close(c->lock_fd);
         return rc;
     }
-    if (pipe2(pipe_news, O_CLOEXEC | O_NONBLOCK)) {
-        close(c->lock_fd);
-        return kn_err_set(err, KN_EIO, "pipe: %s", strerror(errno));
-    }
+    s->supervisor.ends_fd = s->guard.ends[0];
+    s->news_fd = pipe_news[1];
     fflush(NULL);
     pid_t pid = fork();
     if (pid < 0) {
@@ -516,15 +562,18 @@ int supervise_start(const struct supervise_config *c, struct supervise_handle *o
     }
     if (pid == 0) {
         close(pipe_news[0]);
-        s.news_fd = pipe_news[1];
-        supervise(&s);
+        supervise(s);
     }
     close(c->lock_fd);
     close(pipe_news[1]);
+    close(s->guard.ends[0]);
+    close(s->guard.ends[1]);
     *out = (struct supervise_handle){.pid = pid, .news_fd = pipe_news[0]};
+    snprintf(out->dir, sizeof out->dir, "%s", c->farm->dir);
     if (c->private_farm) cli_farm_pid = pid;
-    for (size_t i = 0; i < s.supervisor.count; i++)
-        for (int k = 0; k < s.processes[i].argc; k++) free(s.processes[i].argv[k]);
+    for (size_t i = 0; i < s->supervisor.count; i++)
+        for (int k = 0; k < s->processes[i].argc; k++) free(s->processes[i].argv[k]);
+    munmap(s, sizeof *s);
 
     for (;;) {
         const char *line;
@@ -581,6 +630,7 @@ bool supervise_news(struct supervise_handle *h, const char **out) {
 void supervise_end(struct supervise_handle *h) {
     kill(h->pid, SIGQUIT);
     for (int tries = 0; waitpid(h->pid, NULL, WNOHANG) == 0; tries++) usleep(tries < 100 ? 2000 : 20000);
+    if (!supervise_stop(h->dir)) cli_say("%s: the farm does not end", h->dir); /* that one had been killed */
     if (h->news_fd >= 0) close(h->news_fd);
     h->news_fd = -1;
 }

@@ -9,7 +9,8 @@
  *
  * It ends the farm on SIGTERM (workers drain first) and on SIGQUIT (nothing is waited for). A private farm's
  * supervisor ends it also when the render that it works for (farmdir_use) has been gone for a minute: until
- * then the same command finds it going on. Children get SIGTERM should the supervisor itself be killed. */
+ * then the same command finds it going on. A supervisor that is killed is followed at once by another, which goes on
+ * with the farm's processes (guard.h). */
 #ifndef KILN_CLI_FARM_SUPERVISE_H
 #define KILN_CLI_FARM_SUPERVISE_H
 
@@ -38,7 +39,8 @@ struct supervise_config {
 };
 
 struct supervise_handle {
-    pid_t pid;
+    pid_t pid; /* of the guard, which passes signals on */
+    char dir[KN_PATH_MAX];
     int news_fd; /* lines of the supervisor: "ready", "failed WHY", "note WHAT"; -1: none come */
     char line[1024];
     size_t line_len;
@@ -56,6 +58,10 @@ void supervise_end(struct supervise_handle *h);
 KN_MUST_USE bool supervise_stop(const char *dir);
 /* Lets a farm that stays go its way. */
 void supervise_leave(struct supervise_handle *h);
+
+/* How many processes of a farm run that nobody watches over: supervisor and guard were killed at once. `end`: ends
+ * them. The caller holds the farm's lock. */
+size_t supervise_leftovers(const struct farmdir *f, bool end);
 
 /* The last line of a log that says something, for a person. */
 void supervise_last_words(const struct farmdir *f, const char *process, char *out, size_t out_max);

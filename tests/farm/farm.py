@@ -119,6 +119,18 @@ class Farm:
         old = self.kill(process, of=of)
         wait_for(f"{process} is started again", lambda: self.pid(process, of) not in (0, old))
 
+    def kill_all(self, of=None):
+        """kill -9 of every process of a farm, and of what watches over it."""
+        supervisor = wait_for("supervisor runs", lambda: self.pid("supervisor", of))
+        guard = int(pathlib.Path(f"/proc/{supervisor}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        pids = [guard, supervisor, *(self.pid(f.stem, of) for f in (of or self.dir).glob("run/*.pid") if f.stem != "supervisor")]
+        os.kill(guard, signal.SIGSTOP) # it starts no other supervisor meanwhile
+        for pid in [*pids[1:], guard]:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            wait_for(f"{pid} ends", lambda p=pid: not alive(p))
+
     def logs(self, lines=12):
         text = ""
         for log in sorted([*self.dir.glob("log/*"), *self.dir.glob("runs/*/log/*")]):

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """The output folder: kiln never removes or replaces a file that it did not make for this batch; pictures are copies, and may have names."""
 import json
-import os
-import signal
 import stat
 import sys
 
@@ -210,10 +208,9 @@ class Folder(FarmTest):
         p = self.farm.start("render", *args, "--engine", "sim:ms=30", "--workers", "1")
         self.await_pictures(self.out, 10)
         run = self.farm.run_of(self.out)
-        self.farm.kill("supervisor", signal.SIGKILL, run)
         p.kill()
         p.wait()
-        wait_for("its farm has ended", lambda: not os.path.exists(f"/proc/{self.farm.pid('redis', run)}"))
+        self.farm.kill_all(run)
         self.render(*args)
         self.check_folder(self.out, 60)
         self.farm.ok("verify", self.out)

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import sys
 
 from farm import BIN, FarmTest, alive, main, manifest, pictures, wait_for
@@ -28,13 +27,9 @@ class Runs(FarmTest):
 
     def kill_all(self, p, run):
         """As when the machine goes down."""
-        pids = [self.farm.pid(n, run) for n in PROCESSES]
         p.kill()
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        self.farm.kill_all(run)
         p.wait()
-        for pid in pids:
-            wait_for(f"process {pid} is gone", lambda q=pid: not alive(q))
 
     def batch_id(self):
         return json.loads((self.out / "batch.json").read_text())["id"]

@@ -4,7 +4,9 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/carry_out.h"
 #include "coordinator/inspect.h"
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
@@ -1853,6 +1855,26 @@ TEST(promise_picture_what_is_no_picture_as_asked_is_not_kept) {
     CHECK_INT((int)objects_kept(&f), 1);
     CHECK_INT((int)results(&f, batch_a, 0, 0)->status.failed, 0);
     CHECK_INT(answer_to_bytes(&f, batch_a, 0, png.bytes, png.len, png.pixels), 0);
+    teardown(&f);
+}
+
+TEST(
+    promise_bounds_pictures_that_there_is_no_room_for_are_refused_after_a_while_and_asked_for_when_there_is) {
+    struct fixture f;
+    setup(&f);
+    hello(&f);
+    submit(&f, batch_a, 2);
+    size_t before = f.s->committing;
+    f.s->committing = 1u << 20; /* as when Redis stands still */
+    server_flow(f.s);
+    CHECK(!server_refuses(f.s)); /* they wait at the worker at first */
+    f.s->full_ms = kn_clock_ms() - 60000;
+    CHECK_INT(picture(&f, batch_a, 0, "one", false), KN_EAGAIN);
+    CHECK(!object_there(&f, "one"));
+    f.s->committing = before;
+    await(&f, &f.worker, KN_MSG_PICTURES_WANTED);
+    CHECK_INT(picture(&f, batch_a, 0, "one", false), 0);
+    CHECK_INT(picture(&f, batch_a, 1, "two", false), 0);
     teardown(&f);
 }
 
