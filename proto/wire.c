@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/map.h"
+#include "proto/gate.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -47,7 +48,9 @@
  * library, and no name in the installed header. */
 #define ZAP_ENFORCE_DOMAIN 93
 #define KEYED_HANDSHAKE_MS                                                                                   \
-    2000                      /* whoever has another key than expected is silent: its words must come soon */
+    2000 /* whoever has another key than expected is silent: its words must come soon */
+#define SHAKES_MAX                                                                                           \
+    2 /* handshakes in a row that came to nothing: one alone may have been cut by an end of the farm's */
 #define REFUSED_PAUSE_MS 2000 /* before a refused DEALER tries again */
 
 struct kn_wire {
@@ -55,8 +58,10 @@ struct kn_wire {
     void *ctx;               /* owns */
     bool keyed;              /* it has a key pair: */
     struct kn_key_pair keys; /* owns */
-    struct kn_guard *guard;  /* owns; NULL: it binds no tcp endpoint with keys */
-    atomic_size_t waiting;   /* bytes of all peers */
+    bool has_server;         /* its DEALERs expect: */
+    struct kn_public_key server;
+    struct kn_guard *guard; /* owns; NULL: it binds no tcp endpoint with keys */
+    atomic_size_t waiting;  /* bytes of all peers */
 };
 
 /* The bytes on their way to one peer. ZeroMQ's thread counts them down when it frees a message, also after the peer and
@@ -104,12 +109,16 @@ struct kn_sock {
     struct kn_buf frame;                /* reused for each encoded envelope */
     char endpoint[KN_ENDPOINT_MAX + 1]; /* a DEALER's, for reconnecting */
     uint64_t bad;                       /* messages dropped because they could not be decoded */
-    struct kn_public_key server;        /* whom a DEALER expects */
-    bool has_sender;                    /* the message being delivered came with a key: */
+    bool has_server;
+    struct kn_public_key server; /* whom a DEALER expects */
+    bool has_sender;             /* the message being delivered came with a key: */
     struct kn_public_key sender;
-    struct monitor monitor; /* of a DEALER, where somebody wants to know */
-    uv_timer_t refused;     /* a keyed DEALER tries again after a refusal */
+    int sender_fd;              /* of its connection; -1: not known */
+    const char *sender_address; /* in the message */
+    struct monitor monitor;     /* of a DEALER, where somebody wants to know */
+    uv_timer_t refused;         /* a keyed DEALER tries again after a refusal */
     enum link link;
+    int shaken;          /* handshakes in a row that came to nothing */
     const char *refusal; /* NULL: none */
 };
 
@@ -144,13 +153,16 @@ void kn_wire_destroy(struct kn_wire *w) {
     free(w);
 }
 
-void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own) {
+void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own, const struct kn_public_key *server) {
     w->keys = *own;
     w->keyed = true;
+    w->has_server = server != NULL;
+    if (server) w->server = *server;
 }
 
 int kn_wire_guard(struct kn_wire *w, kn_guard_admit admit, void *ctx, struct kn_err *err) {
     assert(w->keyed && !w->guard);
+    kn_gate_guarded();
     return kn_guard_create(w->loop, w->ctx, admit, ctx, &w->guard, err);
 }
 
@@ -216,6 +228,8 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
     }
     const char *user = zmq_msg_gets(&part[first], "User-Id");
     s->has_sender = user && kn_unhex(user, s->sender.bytes, KN_KEY_BYTES) == 0;
+    s->sender_fd = s->has_sender ? zmq_msg_get(&part[first], ZMQ_SRCFD) : -1;
+    s->sender_address = s->has_sender ? zmq_msg_gets(&part[first], "Peer-Address") : NULL;
     if (kn_msg_decode(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &m, &err) != 0) {
         struct kn_garbled g;
         dropped(s, &peer, err.text);
@@ -242,11 +256,25 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
     if (bytes) kn_blob_release(&blob); /* unless the callback took it */
 out:
     s->has_sender = false;
+    s->sender_address = NULL;
+    s->sender_fd = -1;
     for (int i = 0; i < have; i++) zmq_msg_close(&part[i]);
 }
 
 const struct kn_public_key *kn_sock_sender(const struct kn_sock *s) {
     return s->has_sender ? &s->sender : NULL;
+}
+
+const char *kn_sock_sender_address(const struct kn_sock *s) {
+    return s->sender_address ? kn_guard_plain(s->sender_address) : "";
+}
+
+void kn_sock_keep_sender(struct kn_sock *s) {
+    kn_gate_keep(s->sender_fd);
+}
+
+bool kn_sock_is_senders_first(struct kn_sock *s) {
+    return kn_gate_once(s->sender_fd);
 }
 
 static int events(struct kn_sock *s) {
@@ -416,7 +444,8 @@ int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct 
     if (!s) return kn_err_set(err, KN_ENOMEM, "socket: out of memory");
     s->wire = w;
     s->opt = *opt;
-    if (opt->server) s->server = *opt->server;
+    s->has_server = opt->server || w->has_server;
+    if (s->has_server) s->server = opt->server ? *opt->server : w->server;
     kn_buf_init(&s->frame, KN_FRAME_BYTES_MAX + 1);
     int rc = 0;
     if (opt->router && !(s->peers = kn_map_create(PEERS_MAX)))
@@ -482,7 +511,10 @@ static void monitored(struct kn_sock *s, uint16_t event, uint32_t value) {
     s->link = event == ZMQ_EVENT_CONNECTED             ? LINK_SHAKING
               : event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LINK_UP
                                                        : LINK_DOWN;
-    if (s->link == LINK_UP) s->refusal = NULL;
+    if (s->link == LINK_UP) {
+        s->refusal = NULL;
+        s->shaken = 0;
+    }
     if (keyed && event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         refused(s, "the farm does not know this key", true);
     else if (keyed && event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
@@ -491,8 +523,10 @@ static void monitored(struct kn_sock *s, uint16_t event, uint32_t value) {
                     ? "the farm uses no keys at that endpoint"
                     : "what answers at that endpoint is no farm that uses keys",
                 true);
-    else if (keyed && s->link == LINK_DOWN && before == LINK_SHAKING)
-        refused(s, "the farm at that endpoint does not have the key that is expected of it", false);
+    else if (keyed && s->link == LINK_DOWN && before == LINK_SHAKING && ++s->shaken >= SHAKES_MAX)
+        refused(s,
+                "the farm at that endpoint does not have the key that is expected of it, or does not answer",
+                false);
     if (s->link == LINK_DOWN && before == LINK_UP && s->opt.broken) s->opt.broken(s, s->opt.ctx);
 }
 
@@ -556,7 +590,7 @@ static int monitor_open(struct kn_sock *s, struct kn_err *err) {
 
 static int use_keys_of_client(struct kn_sock *s, struct kn_err *err) {
     if (!is_keyed(s, s->endpoint)) return 0;
-    if (!s->opt.server)
+    if (!s->has_server)
         return kn_err_set(err, KN_ECONFIG, "%s: the key of the farm there is not known", s->endpoint);
     int rc = zmq_setsockopt(s->z, ZMQ_CURVE_SERVERKEY, s->server.bytes, KN_KEY_BYTES);
     rc |= zmq_setsockopt(s->z, ZMQ_CURVE_PUBLICKEY, s->wire->keys.own.bytes, KN_KEY_BYTES);
@@ -581,16 +615,13 @@ const char *kn_sock_refusal(const struct kn_sock *s) {
 
 /* ---- endpoints */
 
-int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port, struct kn_err *err) {
+int kn_sock_bind(struct kn_sock *s, const char *endpoint, uint16_t *port, struct kn_err *err) {
     char e[KN_ENDPOINT_MAX + 1];
     int rc = kn_endpoint_resolve(endpoint, e, err);
     if (rc == 0) rc = use_keys_of_server(s, is_keyed(s, e), err);
     if (rc != 0) return rc;
-    if (!insecure && !is_keyed(s, e) && !kn_endpoint_is_loopback(e))
-        return kn_err_set(
-            err, KN_ECONFIG,
-            "%s: listens beyond this machine, where nothing checks who connects yet; --insecure allows it",
-            e);
+    if (!is_keyed(s, e) && !kn_endpoint_is_loopback(e))
+        return kn_err_set(err, KN_ECONFIG, "%s: listens beyond this machine, and has no keys", e);
     if (strncmp(e, "tcp://localhost:", 16) == 0) {
         char rest[KN_ENDPOINT_MAX + 1];
         snprintf(rest, sizeof rest, "%s", e + 16);

@@ -104,13 +104,12 @@ static void begin(void) {
     CHECK_INT(uv_loop_init(&loop), 0);
     CHECK_INT(kn_wire_create(&loop, &server.wire, &err), 0);
     make_keys("server", &server.keys);
-    kn_wire_use_keys(server.wire, &server.keys);
+    kn_wire_use_keys(server.wire, &server.keys, NULL);
     CHECK_INT(kn_sock_create(server.wire, &opt, &server.s, &err), 0);
-    CHECK_INT(kn_sock_bind(server.s, "tcp://127.0.0.1:0", true, &port, &err),
-              KN_ESTATE); /* nobody guards it */
+    CHECK_INT(kn_sock_bind(server.s, "tcp://127.0.0.1:0", &port, &err), KN_ESTATE); /* nobody guards it */
     CHECK_INT(kn_wire_guard(server.wire, admit, NULL, &err), 0);
-    CHECK_MSG(kn_sock_bind(server.s, "tcp://127.0.0.1:0", false, &port, &err) == 0, "%s", err.text);
-    CHECK_MSG(kn_sock_bind(server.s, ipc, false, NULL, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(server.s, "tcp://127.0.0.1:0", &port, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(server.s, ipc, NULL, &err) == 0, "%s", err.text);
     snprintf(tcp, sizeof tcp, "tcp://127.0.0.1:%u", port);
 }
 
@@ -122,7 +121,7 @@ static void connect_peer(struct end *e, const struct kn_public_key *expected, co
     CHECK_INT(kn_wire_create(&loop, &e->wire, &err), 0);
     if (expected) {
         make_keys("peer", &e->keys);
-        kn_wire_use_keys(e->wire, &e->keys);
+        kn_wire_use_keys(e->wire, &e->keys, NULL);
     }
     CHECK_INT(kn_sock_create(e->wire, &opt, &e->s, &err), 0);
     CHECK_MSG(kn_sock_connect(e->s, endpoint, &err) == 0, "%s", err.text);
@@ -250,7 +249,7 @@ TEST(without_the_farms_key_nothing_is_sent_by_tcp) {
     struct kn_err err = {0};
     begin();
     CHECK_INT(kn_wire_create(&loop, &peer.wire, &err), 0);
-    kn_wire_use_keys(peer.wire, &server.keys);
+    kn_wire_use_keys(peer.wire, &server.keys, NULL);
     CHECK_INT(kn_sock_create(peer.wire, &opt, &peer.s, &err), 0);
     CHECK_INT(kn_sock_connect(peer.s, tcp, &err), KN_ECONFIG);
     end_all(&peer);
