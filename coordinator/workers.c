@@ -591,7 +591,7 @@ int workers_models(struct server *s, struct kn_model_info **out, size_t *count) 
     *out = NULL;
     *count = 0;
     while (rc == 0 && (w = kn_map_next(s->workers, &pos))) {
-        if (w->left || farm_worker_is_lost(s->farm, w->hello->worker)) continue;
+        if (w->left || farm_worker_is_lost(s->farm, w->name)) continue;
         for (size_t i = 0; rc == 0 && i < w->hello->model_count; i++) {
             if (!new_in(seen, w->hello->models[i].sha256, w, &rc)) continue;
             if (*count == cap) {

@@ -1972,3 +1972,25 @@ TEST(promise_picture_a_report_voids_what_is_bad_and_nothing_else) {
     CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
     teardown(&f);
 }
+
+/* The farm made its name of another than the hello says. */
+TEST(the_models_of_a_worker_that_the_farm_named_are_there) {
+    struct fixture f;
+    struct kn_model_info models[] = {model()};
+    struct kn_msg m = {.type = KN_MSG_WORKER_HELLO}, q = {.type = KN_MSG_MODELS_QUERY};
+    setup(&f);
+    m.u.worker_hello = (struct kn_worker_hello){.worker = "h-0",
+                                                .name_base = "h",
+                                                .has_machine = true,
+                                                .host = "h",
+                                                .backend = "class-1",
+                                                .credit = 1,
+                                                .batch_max = 8,
+                                                .models = models,
+                                                .model_count = 1};
+    m.u.worker_hello.instance[0] = m.u.worker_hello.machine[0] = 1;
+    tell(&f, &f.worker, &m, NULL);
+    CHECK_STR(await(&f, &f.worker, KN_MSG_WELCOME)->u.welcome.worker, "h");
+    CHECK_U64(ask(&f, &q, KN_MSG_MODEL_LIST)->u.model_list.count, 1);
+    teardown(&f);
+}
