@@ -186,6 +186,8 @@ static bool let_in(int fd) {
     bool stays = (size_t)fd < gate.plan.descriptors_max;
     if (gate.plan.descriptors_max == 0) return true;
     if ((size_t)fd >= gate.plan.strangers_at) put_out_oldest();
+    /* One for one would keep the number where it is, at the end of the room too, where every other newcomer is refused. */
+    if ((size_t)fd >= (gate.plan.strangers_at + gate.plan.descriptors_max) / 2) put_out_oldest();
     if (!stays)
         gate.counts.refused++;
     else if (is_tcp(fd))

@@ -4,7 +4,8 @@
  *
  *     0 ........................ strangers_at .............. descriptors_max ........ limit of the process
  *     everybody is let in        each newcomer puts out the   newcomers are closed     files, the store
- *                                oldest that has not spoken
+ *                                oldest that has not spoken,
+ *                                in the upper half two
  *
  * The kernel gives the lowest free number, so a number tells how many descriptors are open. Where a guard asks for keys,
  * whoever has said something under a known key stays, and who has not within STRANGER_MS is put out, however much it has
