@@ -44,6 +44,10 @@
 /* One part of a chunk, as compressed: all but the last are of this size. The rest of the frame is for what stands beside it. */
 #define KN_CHUNK_PART_BYTES (KN_FRAME_BYTES_MAX - (64u << 10))
 #define KN_RESULTS_PER_REPLY_MAX 1000
+#define KN_KEYS_MAX 16384 /* of nodes and people, on a farm's list */
+#define KN_TOKENS_MAX 1024
+#define KN_TOKEN_USES_MAX 1000000
+#define KN_TOKEN_TTL_MS_MAX (10 * 365 * 24 * 3600000ull)
 
 /* ranges of a task's settings */
 #define KN_STEPS_MIN 1

@@ -88,3 +88,17 @@ const char *kn_worker_phase_name(enum kn_worker_phase p) {
     }
     return NULL;
 }
+
+const char *kn_role_name(enum kn_role r) {
+    switch (r) {
+    case KN_ROLE_WORKER:
+        return "worker";
+    case KN_ROLE_CLIENT:
+        return "client";
+    case KN_ROLE_ADMIN:
+        return "admin";
+    case KN_ROLE_READ:
+        return "read";
+    }
+    return NULL;
+}

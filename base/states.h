@@ -51,11 +51,20 @@ enum kn_worker_phase {
     KN_PHASE_LOADING = 2,   /* reads a model into memory */
 };
 
+/* Who a key is, and so what it may do (coordinator/roles.h). Redis has them by these numbers. */
+enum kn_role {
+    KN_ROLE_WORKER = 1, /* takes work, and commits its own */
+    KN_ROLE_CLIENT = 2, /* submits; reads and cancels its own */
+    KN_ROLE_ADMIN = 3,  /* everything */
+    KN_ROLE_READ = 4,   /* reads everything */
+};
+
 /* NULL for a value that this program does not know: a peer that is newer may send one. */
 const char *kn_batch_state_name(enum kn_batch_state s); /* "active", "paused", "done", "cancelled", "aside" */
 const char *kn_worker_state_name(enum kn_worker_state s);   /* "idle", "busy", "draining", "lost" */
 const char *kn_result_status_name(enum kn_result_status s); /* "done", "failed", "cancelled" */
 const char *kn_wait_name(enum kn_wait w);                   /* "no_worker", "paused", … as --json has it */
 const char *kn_worker_phase_name(enum kn_worker_phase p);   /* "rendering", "loading" */
+const char *kn_role_name(enum kn_role r);                   /* "worker", "client", "admin", "read" */
 
 #endif

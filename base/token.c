@@ -15,6 +15,12 @@
 #define READ_BYTES_MAX 1024
 #define BLANKS " \t\r\n"
 
+const char kn_insecure_gone[] =
+    "is gone: who connects by TCP shows a key now, and these three commands change a farm over:\n"
+    "    kiln up --listen tcp://0.0.0.0:5600                        (as before, without --insecure)\n"
+    "    kiln token new --worker --uses 100 > token                 (there; --client for people)\n"
+    "    kiln-worker --join tcp://HOST:5600 --token @token …        (on each worker, the first time)";
+
 int kn_token_make(const struct kn_public_key *server, struct kn_token *out, struct kn_err *err) {
     out->server = *server;
     if (getrandom(out->id, sizeof out->id, 0) == (ssize_t)sizeof out->id &&

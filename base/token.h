@@ -29,6 +29,8 @@ KN_MUST_USE int kn_token_parse(const char *text, struct kn_token *out, struct kn
  * process's environment finds it there afterwards. KN_ENOENT: the variable is not set. A token itself is refused, since
  * everybody on the machine can read a command line. No error's words hold any of the text. */
 KN_MUST_USE int kn_token_read(const char *where, struct kn_token *out, struct kn_err *err);
+/* For a person who says --insecure: three commands that change a farm over. */
+extern const char kn_insecure_gone[];
 /* The digest that a farm keeps instead of the secret. */
 void kn_token_digest(const uint8_t id[KN_TOKEN_ID_BYTES], const uint8_t secret[KN_TOKEN_SECRET_BYTES],
                      kn_digest out);

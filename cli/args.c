@@ -9,6 +9,7 @@
 
 #include "base/options.h"
 #include "base/settings.h"
+#include "base/token.h"
 
 /* ---- values that are more than a text or a number; each says what is wrong, without the option's name ---- */
 
@@ -96,6 +97,30 @@ static int check_command(const char *value, struct kn_err *err) {
     return value[strspn(value, " \t\n")] ? KN_OK : kn_err_set(err, KN_EINVAL, "an empty command");
 }
 
+static int check_token(const char *where, struct kn_err *err) {
+    struct kn_token unused;
+    if (where[0] == '@' || strcmp(where, "-") == 0) return KN_OK;
+    return kn_token_read(where, &unused, err); /* which has the words */
+}
+
+static int read_ttl(void *options, char *value, struct kn_err *err) {
+    static const struct {
+        char letter;
+        uint64_t ms;
+    } units[] = {{'s', 1000}, {'m', 60000}, {'h', 3600000}, {'d', 86400000}};
+    struct cli_options *o = options;
+    size_t digits = strspn(value, "0123456789");
+    uint64_t n = digits > 0 && digits < 12 ? strtoull(value, NULL, 10) : 0, unit = 0;
+    for (size_t i = 0; i < 4; i++)
+        if (value[digits] == units[i].letter && !value[digits + 1]) unit = units[i].ms;
+    o->has_ttl = true;
+    o->ttl_ms = n * unit;
+    if (strcmp(value, "0") == 0) return KN_OK;
+    if (unit && n > 0 && n <= KN_TOKEN_TTL_MS_MAX / unit) return KN_OK;
+    return kn_err_set(err, KN_EINVAL, "\"%.20s\" is not a time, as in 90s, 30m, 8h or 7d, up to ten years",
+                      value);
+}
+
 static int check_listen(const char *value, struct kn_err *err) {
     if (strncmp(value, "tcp://", 6) != 0 && strncmp(value, "ipc://", 6) != 0)
         return kn_err_set(err, KN_EINVAL, "\"%.100s\" is not tcp://HOST:PORT or ipc://PATH", value);
@@ -148,6 +173,24 @@ static const struct kn_option table[] = {
     {"rerender-old", 0, NULL, CLI_G_RERENDER, "render again what another version of the engine rendered",
      INTO(rerender_old)},
     {"farm", 0, "DIR|ENDPOINT", CLI_G_FARM, "the farm ($KILN_HOME, else ~/.kiln)", INTO(farm)},
+    {"token", 0, "@FILE|-", CLI_G_FARM,
+     "for a farm that is reached by TCP, the first time: a file with the token (kiln token new --client), or - for "
+     "standard input (default: $KILN_TOKEN)",
+     INTO(token), .check = check_token},
+    {"worker", 0, NULL, CLI_G_TOKEN, "for a worker: takes work, and brings its own pictures (default)",
+     INTO(role_worker)},
+    {"client", 0, NULL, CLI_G_TOKEN,
+     "for a person or a program: submits, and sees and cancels its own batches", INTO(role_client)},
+    {"admin", 0, NULL, CLI_G_TOKEN, "for a person who may do everything", INTO(role_admin)},
+    {"read", 0, NULL, CLI_G_TOKEN, "for a reader of everything, who changes nothing", INTO(role_read)},
+    {"ttl", 0, "TIME", CLI_G_TOKEN, "how long it can be used: 90s, 30m, 8h, 7d, or 0 for ever (1h)",
+     WHOLE(read_ttl)},
+    {"uses", 0, "N", CLI_G_TOKEN, "how many machines may use it (1)", INTO(uses), .min = 1,
+     .max = KN_TOKEN_USES_MAX},
+    {"name", 0, "NAME", CLI_G_TOKEN, "the name of the key that comes by it (default: the machine's)",
+     INTO(name), .check = check_name},
+    {"ephemeral", 0, NULL, CLI_G_TOKEN,
+     "the key leaves the list when it has not been heard of for 10 minutes", INTO(ephemeral)},
     {"workers", 0, "N", CLI_G_START,
      "workers of the private farm (one a NUMA node, fewer where memory is short)", INTO(workers),
      .max = CLI_WORKERS_MAX},
@@ -164,8 +207,7 @@ static const struct kn_option table[] = {
      LIST(listen, listen_count), .check = check_listen},
     {"data-port", 0, "N", CLI_G_UP, "TCP port for the pictures (any free one)", INTO(data_port), .min = 1,
      .max = 65535},
-    {"insecure", 0, NULL, CLI_G_UP,
-     "allow --listen beyond this machine: there are no keys yet, so anyone who reaches it may use it",
+    {"insecure", 0, NULL, CLI_G_UP, "gone: who connects by TCP shows a key; says how to change",
      INTO(insecure)},
     {"redis", 0, "URL", CLI_G_UP,
      "a Redis that runs already: unix:PATH, HOST:PORT, redis[s]://HOST[:PORT][/DB]; @FILE holds it, with a password",

@@ -22,7 +22,7 @@ enum {
     CLI_G_SUBMIT = 1u << 2, /* --name --priority --pin-backend */
     CLI_G_OUT = 1u << 3,    /* -o --name-pattern --replace --link */
     CLI_G_START = 1u << 4,  /* --workers --threads --engine --models */
-    CLI_G_UP = 1u << 5,     /* --listen --insecure --redis … */
+    CLI_G_UP = 1u << 5,     /* --listen --redis … */
     CLI_G_JSON = 1u << 6,
     CLI_G_NOW = 1u << 7,
     CLI_G_EXIT = 1u << 8,
@@ -35,6 +35,7 @@ enum {
     CLI_G_AT_END = 1u << 15,   /* --on-done */
     CLI_G_REPAIR = 1u << 16,   /* --repair */
     CLI_G_RERENDER = 1u << 17, /* --rerender-old (render) */
+    CLI_G_TOKEN = 1u << 18,    /* --worker --client … --uses (token) */
     CLI_G_HELP = 1u << 31,
 };
 

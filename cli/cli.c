@@ -10,6 +10,7 @@
 #include "cli/text.h"
 
 volatile sig_atomic_t cli_interrupted, cli_farm_pid;
+const char *cli_token;
 
 static void on_signal(int sig) {
     if (cli_interrupted > 0 && sig == SIGINT) { /* the second Ctrl-C: at once */

@@ -57,6 +57,11 @@ struct cli_options {
     size_t listen_count;
     int data_port;
     bool insecure, allow_volatile;
+    const char *token; /* for a farm that is reached by TCP, the first time */
+    /* kiln token new */
+    bool role_worker, role_client, role_admin, role_read, ephemeral, has_ttl;
+    uint64_t ttl_ms; /* 0: for ever */
+    uint32_t uses;   /* 0: not given */
     const char *redis;
     bool now, exit_worker, failed_only;
     bool quiet;          /* no progress */
@@ -74,6 +79,8 @@ struct cli_options {
 extern volatile sig_atomic_t cli_interrupted; /* how often SIGINT, SIGTERM or SIGHUP came */
 /* The supervisor of the private farm that this command has, or 0: a second SIGINT ends it, too. */
 extern volatile sig_atomic_t cli_farm_pid;
+/* --token, as kn_token_read() takes it; NULL: it was not given. */
+extern const char *cli_token;
 void cli_catch_signals(void); /* from then on they only count; but a second SIGINT ends the process at once */
 
 /* "kiln: TEXT" on standard error. */

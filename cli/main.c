@@ -57,6 +57,7 @@ static int command(int argc, char **argv) {
         cli_say("%s", err.text);
         return CLI_BAD_INPUT;
     }
+    cli_token = options.token;
     return cmd->run(&options);
 }
 

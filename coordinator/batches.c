@@ -171,6 +171,10 @@ int batches_add(struct batches *bs, struct kn_msg *msg, struct kept_batch **out,
     }
     b->msg = msg;
     b->begin = g;
+    b->has_owner = g->owner_len == sizeof b->owner.bytes;
+    if (b->has_owner) memcpy(b->owner.bytes, g->owner, sizeof b->owner.bytes);
+    msg->u.submit_begin.owner = b->owner.bytes; /* the key may be taken off the list meanwhile */
+    msg->u.submit_begin.owner_len = b->has_owner ? sizeof b->owner.bytes : 0;
     bs->staged_count++;
     *out = b;
     return 0;

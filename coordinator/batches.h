@@ -58,6 +58,8 @@ struct kept_batch {
     uint64_t features;         /* that its tasks may need */
     size_t task_bytes;         /* of the largest, in a grant */
     struct batch_parts *parts; /* owns; NULL: none is half there */
+    bool has_owner;            /* a key submitted it: */
+    struct kn_public_key owner;
     uint64_t stager; /* while it is staged: the connection that submits it; 0: nobody since a restart */
 
     struct farm_group *groups; /* owns; until the core has them */

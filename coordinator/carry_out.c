@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/history.h"
+#include "coordinator/keys.h"
 #include "coordinator/send.h"
 #include "coordinator/ticket.h"
 #include "coordinator/trash.h"
@@ -391,7 +392,9 @@ static void do_charge(struct server *s, const struct farm_effect *e) {
 /* The proof of the grant, by whom it is for; returns its length. */
 static size_t ticket_of(struct server *s, const struct farm_effect *e, uint8_t out[TICKET_BYTES_MAX]) {
     const struct known_worker *w = kn_map_get(s->conns, &e->conn, sizeof e->conn);
-    struct ticket_grant t = {e->batch, e->u.grant.shard, s->store->term, w ? w->name : ""};
+    char hex[KEYS_HOLDER_MAX];
+    struct ticket_grant t = {e->batch, e->u.grant.shard, s->store->term,
+                             w ? keys_holder(w->keyed ? &w->key : NULL, w->name, hex) : ""};
     return ticket_make(s->store->secret, &t, e->u.grant.tasks, e->u.grant.task_count, out);
 }
 

@@ -15,6 +15,7 @@
 #include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/explain.h"
+#include "coordinator/keys.h"
 #include "coordinator/lost.h"
 #include "coordinator/repair.h"
 #include "coordinator/send.h"
@@ -109,6 +110,8 @@ static void on_begin(struct server *s, struct reply_to *to, struct kn_msg *msg) 
                         KN_TASKS_PER_CHUNK_MAX, g->chunks);
     if (rc == 0 && !b && kn_map_count(s->batches.by_id) + aside_count(s) >= KN_BATCHES_MAX)
         rc = kn_err_set(&err, KN_ELIMIT, "the farm has %d batches; remove some (kiln rm)", KN_BATCHES_MAX);
+    g->owner = s->asker ? s->asker->key.bytes : NULL;
+    g->owner_len = s->asker ? sizeof s->asker->key.bytes : 0;
     if (rc == 0) rc = pin_models(s, g, &err);
     bool is_new = !b;
     if (rc == 0 && is_new) rc = batches_may_begin(&s->batches, send_conn(&to->peer), &err);
@@ -402,7 +405,9 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     char **texts = calloc(count ? count : 1, sizeof *texts); /* of those that wait */
     for (size_t i = 0; list->v && texts && i < count; i++) {
         struct kept_batch *b;
-        if (farm_batch_at(s->farm, i, now, &v) != 0 || !(b = batches_find(&s->batches, v.id))) continue;
+        if (farm_batch_at(s->farm, i, now, &v) != 0 || !(b = batches_find(&s->batches, v.id)) ||
+            !keys_may_see(s, b->id, false))
+            continue;
         status_of(s, b, &v, &loadings, false, &one);
         if (one.text[0] && (texts[list->count] = strdup(one.text))) one.s.wait_text = texts[list->count];
         if (one.text[0] && !texts[list->count]) one.s.wait_text = "";
@@ -412,7 +417,7 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     struct kept_batch *leaving;
     while (list->v && s->batches.removing > 0 &&
            (leaving = batches_next(&s->batches, &pos, BATCH_REMOVING))) {
-        if (!leaving->leaving) continue;
+        if (!leaving->leaving || !keys_may_see(s, leaving->id, false)) continue;
         status_of(s, leaving, leaving->leaving, &loadings, false, &one);
         one.s.wait_text = "";
         list->v[list->count++] = one.s;
@@ -420,7 +425,7 @@ static void on_batch_query(struct server *s, struct reply_to *to, const struct k
     const struct aside *aside;
     pos = 0;
     while (list->v && s->asides && (aside = kn_map_next(s->asides, &pos)))
-        if (aside->sealed) aside_status(aside, &list->v[list->count++]);
+        if (aside->sealed && keys_may_see(s, aside->id, false)) aside_status(aside, &list->v[list->count++]);
     if (list->v && texts)
         send_answer(to, &m);
     else
@@ -652,6 +657,7 @@ static void object_reply(struct object_fetch *f, int code, void *data, size_t le
     m.u.object_reply.text = code == 0             ? ""
                             : code == KN_ENOENT   ? "the farm has no such object"
                             : code == KN_ECORRUPT ? "the farm's object is damaged"
+                            : code == KN_EPERM    ? "no batch of this key has that picture"
                                                   : kn_err_words(code);
     int rc = kn_sock_send(f->s->data, &f->peer, &m, data ? &blob : NULL, &err);
     if (rc != 0) {
@@ -667,11 +673,25 @@ static void on_read(void *ctx, int code, void *data, size_t len) {
     free(f);
 }
 
+/* An object is for whoever may read a batch that names it; a client says which. */
+static bool may_get(const struct server *s, const struct kn_object_get *g) {
+    struct store_record have;
+    const struct kept_batch *b = g->has_batch ? batches_find(&s->batches, g->batch) : NULL;
+    if (!s->asker || s->asker->role != KN_ROLE_CLIENT) return true;
+    return b && keys_may_see(s, g->batch, false) && g->task < b->tasks && batch_record(b, g->task, &have) &&
+           memcmp(have.sha256, g->sha256, sizeof have.sha256) == 0;
+}
+
 void clients_object(struct server *s, const struct kn_peer *peer, const struct kn_msg *msg) {
     struct object_fetch *f = malloc(sizeof *f);
     if (!f) return;
     *f = (struct object_fetch){.s = s, .peer = *peer, .request = msg->request};
     memcpy(f->sha256, msg->u.object_get.sha256, sizeof f->sha256);
+    if (!may_get(s, &msg->u.object_get)) {
+        object_reply(f, KN_EPERM, NULL, 0);
+        free(f);
+        return;
+    }
     int rc = collect_get(s->collect, f->sha256, on_read, f);
     if (rc != 0) {
         kn_debug("object_not_read code=%d", rc); /* too many at once: the client asks again */

@@ -9,6 +9,7 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "base/options.h"
+#include "base/token.h"
 #include "coordinator/recover.h"
 #include "coordinator/server.h"
 #include "coordinator/store/redis.h"
@@ -30,7 +31,7 @@ static const char usage_tail[] =
     "  kiln-coordinator --dir /srv/kiln --redis unix:/run/kiln/redis.sock \\\n"
     "      --listen ipc:///run/kiln/control.sock\n"
     "  kiln-coordinator --dir /srv/kiln --redis 127.0.0.1:6379 \\\n"
-    "      --listen tcp://0.0.0.0:5600 --data-port 5601 --insecure\n";
+    "      --listen tcp://0.0.0.0:5600 --data-port 5601\n";
 
 enum { EXIT_USAGE = 1, EXIT_STORE = 3 };
 
@@ -51,7 +52,7 @@ struct coordinator_settings {
     struct server_options server;
     struct store_redis_options redis;
     enum kn_log_level level;
-    bool version, help;
+    bool insecure, version, help;
 };
 
 static int read_listen(void *options, char *endpoint, struct kn_err *err) {
@@ -83,8 +84,7 @@ static const struct kn_option option_table[] = {
     {"data-port", 0, "N", 1,
      "port of the pictures' socket beside tcp endpoints (default: a free one, announced)",
      INTO(server.data_port), .min = 1, .max = 65535},
-    {"insecure", 0, NULL, 1, "listen beyond this machine, though nothing checks who connects",
-     INTO(server.insecure)},
+    {"insecure", 0, NULL, 1, "gone: who connects by TCP shows a key; says how to change", INTO(insecure)},
     {"allow-volatile", 0, NULL, 1,
      "do not insist on the Redis settings without which accepted work can be lost",
      INTO(redis.allow_volatile)},
@@ -119,6 +119,7 @@ static int parse(int argc, char **argv, struct coordinator_settings *o) {
     }
     if (rc == 1) return -1;
     if (operands > 0) return fail("%.100s: not expected; see kiln-coordinator --help", argv[1]);
+    if (o->insecure) return fail("--insecure %s", kn_insecure_gone);
     if (!o->server.dir) return fail("--dir is missing; see kiln-coordinator --help");
     if (!o->redis.address) return fail("--redis is missing; see kiln-coordinator --help");
     if (o->server.listen_count == 0) return fail("--listen is missing; see kiln-coordinator --help");

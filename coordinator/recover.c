@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
+#include "coordinator/keys.h"
 #include "coordinator/trash.h"
 #include "coordinator/workers.h"
 
@@ -202,6 +203,13 @@ static int on_model(void *ctx, uint64_t wall_ms, const void *data, size_t len, s
     return 0;
 }
 
+static int on_entry(void *ctx, enum store_list list, const char *field, const char *value,
+                    struct kn_err *err) {
+    struct recovery *r = ctx;
+    int rc = keys_read(r->s, list, field, value);
+    return rc ? kn_err_set(err, rc, "the list of keys: %s", kn_err_words(rc)) : 0;
+}
+
 static int on_tomb(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
                    size_t count, struct kn_err *err) {
     struct recovery *r = ctx;
@@ -221,6 +229,7 @@ int server_recover(struct server *s, struct kn_err *err) {
                               .batch_end = on_batch_end,
                               .tomb = on_tomb,
                               .aside = on_aside,
+                              .entry = on_entry,
                               .model = on_model};
     uint64_t t = kn_clock_ms();
     int rc = store_load(s->store, &rd, err);

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/keys.h"
 #include "coordinator/workers.h"
 
 #define RECORDS_A_WRITE 16384
@@ -96,6 +97,7 @@ int server_repair(void *ctx) {
         staged++;
     }
     if (rc == 0) rc = workers_store_models(s);
+    if (rc == 0) rc = keys_store(s);
     if (rc != 0) return rc;
     s->repaired_wall_ms = kn_wall_ms();
     s->repairs++;

@@ -39,7 +39,9 @@ void send_welcome(struct server *s, struct listener *l, const struct kn_peer *pe
                                       .worker = worker,
                                       .default_model = s->opt.default_model ? s->opt.default_model : "",
                                       .features = features,
-                                      .feature_count = kn_features_list(kn_features(), features)};
+                                      .feature_count = kn_features_list(kn_features(), features),
+                                      .farm_key = s->pair.own.bytes,
+                                      .farm_key_len = s->has_pair ? sizeof s->pair.own.bytes : 0};
     send_to(l->sock, peer, &m);
 }
 

@@ -13,7 +13,9 @@
 #include "coordinator/aside.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/clients.h"
+#include "coordinator/enrol.h"
 #include "coordinator/inspect.h"
+#include "coordinator/keys.h"
 #include "coordinator/lost.h"
 #include "coordinator/repair.h"
 #include "coordinator/scrub.h"
@@ -38,6 +40,7 @@ static void on_tick(uv_timer_t *t) {
     uint64_t now = kn_clock_ms(), before = s->ticked_ms;
     s->ticked_ms = now;
     server_flow(s);
+    kn_gate_sweep();
     trash_tick(s);
     if (before && now - before > STALL_MS) {
         /* This process stood still. What workers said meanwhile waits in the sockets: hear it first. */
@@ -71,6 +74,7 @@ static void on_sweep(uv_timer_t *t) {
     tell_gate(s);
     kn_log_flush(false);
     workers_forget(s);
+    enrol_sweep(s);
     clients_sweep(s);
     aside_sweep(s);
     trash_sweep(s);
@@ -82,19 +86,18 @@ static void on_sweep(uv_timer_t *t) {
 static void on_control(struct kn_sock *sock, void *ctx, const struct kn_peer *peer, struct kn_msg *msg,
                        struct kn_blob *blob) {
     struct listener *l = ctx;
-    (void)sock;
     (void)blob;
-    if (l->s->closing)
+    if (l->s->closing || !enrol_admits(l->s, l, sock, peer, msg) || enrol_message(l->s, l, peer, msg))
         kn_msg_destroy(msg);
     else if (!workers_message(l->s, l, peer, msg))
         clients_message(l->s, l, peer, msg);
+    l->s->asker = NULL;
 }
 
 static void on_garbled(struct kn_sock *sock, void *ctx, const struct kn_peer *peer,
                        const struct kn_garbled *g) {
     struct listener *l = ctx;
-    (void)sock;
-    if (l->s->closing) return;
+    if (l->s->closing || !enrol_admits_garbled(l->s, sock)) return;
     workers_garbled(l, peer, g);
     clients_garbled(l->s, l, peer, g);
 }
@@ -102,16 +105,27 @@ static void on_garbled(struct kn_sock *sock, void *ctx, const struct kn_peer *pe
 static void on_data(struct kn_sock *sock, void *ctx, const struct kn_peer *peer, struct kn_msg *msg,
                     struct kn_blob *blob) {
     struct server *s = ctx;
-    (void)sock;
-    if (!s->closing && msg->type == KN_MSG_IMAGE_RESULT) {
+    bool admitted = !s->closing && enrol_admits(s, NULL, sock, peer, msg);
+    if (admitted && msg->type == KN_MSG_IMAGE_RESULT) {
         workers_image(s, peer, msg, blob);
+        s->asker = NULL;
         return;
     }
-    if (!s->closing && msg->type == KN_MSG_OBJECT_GET)
+    if (admitted && msg->type == KN_MSG_OBJECT_GET)
         clients_object(s, peer, msg);
-    else if (!s->closing)
+    else if (admitted && msg->type != KN_MSG_DATA_HELLO)
         kn_warn_of(send_conn(peer), "message_unexpected socket=data message=%s", kn_msg_name(msg->type));
+    s->asker = NULL;
     kn_msg_destroy(msg);
+}
+
+/* As the control socket's listener does it: what cannot be decoded says nothing for a stranger. */
+static void on_data_garbled(struct kn_sock *sock, void *ctx, const struct kn_peer *peer,
+                            const struct kn_garbled *g) {
+    struct server *s = ctx;
+    (void)peer;
+    (void)g;
+    if (!s->closing) (void)enrol_admits_garbled(s, sock);
 }
 
 static void on_lost(void *ctx, int code, const char *text) {
@@ -132,6 +146,25 @@ static int find_objects(struct server *s, struct kn_err *err) {
     return rc == 0 ? 0 : kn_err_set(err, rc, "--dir: too long");
 }
 
+/* A farm that listens by TCP has a key pair, in a folder of this user's alone. Another coordinator of the farm takes it from
+ * there too. */
+static int take_keys(struct server *s, struct kn_err *err) {
+    char dir[KN_PATH_MAX], hex[2 * KN_KEY_BYTES + 1], name[KN_FINGERPRINT_TEXT];
+    bool tcp = false;
+    for (int i = 0; i < s->opt.listen_count; i++) tcp |= strncmp(s->opt.listen[i], "tcp://", 6) == 0;
+    if (!tcp) return 0;
+    int rc = kn_fs_join(dir, sizeof dir, s->opt.dir, "keys");
+    if (rc != 0) return kn_err_set(err, rc, "--dir: too long");
+    rc = kn_key_pair_keep(dir, "coordinator.key", &s->pair, err);
+    if (rc != 0) return rc;
+    s->has_pair = true;
+    kn_wire_use_keys(s->wire, &s->pair, NULL);
+    kn_hex(s->pair.own.bytes, sizeof s->pair.own.bytes, hex);
+    kn_fingerprint(&s->pair.own, name);
+    kn_info("farm_key fingerprint=%s public=%s", name, hex);
+    return kn_wire_guard(s->wire, keys_admit, s, err);
+}
+
 int server_create(uv_loop_t *loop, const struct server_options *opt, struct store *store, struct server **out,
                   struct kn_err *err) {
     struct server *s = calloc(1, sizeof *s);
@@ -148,10 +181,12 @@ int server_create(uv_loop_t *loop, const struct server_options *opt, struct stor
     s->workers = kn_map_create(KN_WORKERS_MAX * 2);
     s->conns = kn_map_create(CONNS_MAX);
     int rc = s->workers && s->conns ? batches_init(&s->batches) : KN_ENOMEM;
+    if (rc == 0) rc = keys_init(s);
     if (rc == 0) rc = farm_create(&config, &s->farm);
     if (rc != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     if (rc == 0) rc = find_objects(s, err);
     if (rc == 0) rc = kn_wire_create(loop, &s->wire, err);
+    if (rc == 0) rc = take_keys(s, err);
     if (rc == 0) rc = collect_create(loop, s->objects, store->term, &s->collect, err);
     if (rc == 0 && (rc = trash_init(s)) != 0) kn_err_set(err, rc, "coordinator: %s", kn_err_words(rc));
     store->lost = on_lost;
@@ -167,13 +202,13 @@ static int bind_data(struct server *s, struct listener *l, const char *endpoint,
         int n = snprintf(l->data_ipc, sizeof l->data_ipc, "%s-data", endpoint);
         if (n < 0 || (size_t)n >= sizeof l->data_ipc)
             return kn_err_set(err, KN_ELIMIT, "%.200s: too long", endpoint);
-        return kn_sock_bind(s->data, l->data_ipc, s->opt.insecure, NULL, err);
+        return kn_sock_bind(s->data, l->data_ipc, NULL, err);
     }
     const char *port = strrchr(endpoint, ':');
     uint16_t want = s->data_port ? s->data_port : (uint16_t)s->opt.data_port, got = 0;
     int n = snprintf(data, sizeof data, "%.*s:%u", (int)(port - endpoint), endpoint, want);
     if (n < 0 || (size_t)n >= sizeof data) return kn_err_set(err, KN_ELIMIT, "%.200s: too long", endpoint);
-    int rc = kn_sock_bind(s->data, data, s->opt.insecure, &got, err);
+    int rc = kn_sock_bind(s->data, data, &got, err);
     if (rc == 0) s->data_port = got;
     return rc;
 }
@@ -189,7 +224,7 @@ static int listen_on(struct server *s, const char *endpoint, struct kn_err *err)
     if (rc != 0) return rc;
     s->listener_count++;
     l->ipc = strncmp(resolved, "ipc://", 6) == 0;
-    rc = kn_sock_bind(l->sock, resolved, s->opt.insecure, &port, err);
+    rc = kn_sock_bind(l->sock, resolved, &port, err);
     if (rc == 0) rc = bind_data(s, l, resolved, err);
     if (rc != 0) return rc;
     if (l->ipc)
@@ -198,13 +233,12 @@ static int listen_on(struct server *s, const char *endpoint, struct kn_err *err)
         snprintf(l->endpoint, sizeof l->endpoint, "%.*s:%u", (int)(strrchr(resolved, ':') - resolved),
                  resolved, port);
     kn_info("listening endpoint=%s data_port=%u", l->endpoint, l->ipc ? 0u : s->data_port);
-    if (!kn_endpoint_is_loopback(l->endpoint))
-        kn_warn("insecure endpoint=%s: whoever reaches it can use this farm", l->endpoint);
     return 0;
 }
 
 int server_listen(struct server *s, struct kn_err *err) {
-    struct kn_sock_options opt = {.router = true, .blobs = true, .recv = on_data, .ctx = s};
+    struct kn_sock_options opt = {
+        .router = true, .blobs = true, .recv = on_data, .garbled = on_data_garbled, .ctx = s};
     int rc = kn_sock_create(s->wire, &opt, &s->data, err);
     for (int i = 0; rc == 0 && i < s->opt.listen_count; i++) rc = listen_on(s, s->opt.listen[i], err);
     if (rc != 0) return rc;
@@ -229,6 +263,7 @@ void server_close(struct server *s) {
     if (s->opt.ready_file) unlink(s->opt.ready_file);
     for (int i = 0; i < s->listener_count; i++) kn_sock_destroy(s->listeners[i].sock);
     kn_sock_destroy(s->data);
+    if (s->wire) kn_wire_unguard(s->wire);
     lost_sweep(s);
     store_close(s->store);
     s->store = NULL;
@@ -244,6 +279,8 @@ void server_close(struct server *s) {
 void server_destroy(struct server *s) {
     if (!s) return;
     kn_wire_destroy(s->wire);
+    kn_key_pair_forget(&s->pair);
+    keys_fini(s);
     workers_fini(s);
     inspect_fini(s);
     aside_fini(s);

@@ -5,6 +5,7 @@
  *     server.c      life, sockets and timers: who hears what
  *     recover.c     reads the store back after a start
  *     repair.c      writes it again, where the store has gone back
+ *     enrol.c       who may say what; keys and tokens
  *     clients.c     talks to clients: submission, queries, commands, objects
  *     scrub.c       reads objects back, slowly, and has the damaged ones rendered again
  *     aside.c       batches that cannot be read back
@@ -15,6 +16,8 @@
  *     carry_out.c   feeds the core's events, and carries out its effects
  *     trash.c       moves pictures that nobody names to the trash, and deletes them there
  *     send.c        answers to clients, the welcome
+ *     keys.c        the lists of keys and tokens
+ *     roles.c       what each role may ask
  *     batches.c     what is kept of each batch beside the core
  *     inspect.c     which pictures are decoded
  *     history.c     the story of a task's attempts, as a text
@@ -43,8 +46,7 @@ struct server_options {
     const char *dir; /* the farm's folder; objects lie below it */
     const char *listen[LISTEN_MAX];
     int listen_count;
-    int data_port; /* 0: a free one */
-    bool insecure;
+    int data_port;                     /* 0: a free one */
     const char *ready_file;            /* NULL: none */
     bool no_scrub;                     /* pictures are not read back */
     uint64_t scrub_first_ms, trash_ms; /* for tests; 0: a minute, an hour */
@@ -74,6 +76,8 @@ struct known_worker {
     char loading[KN_NAME_MAX + 1]; /* the model that it reads into memory, by the last heartbeat; "": none */
     uint64_t loading_bytes;
     char refused[KN_REASON_MAX + 1]; /* why it cannot do what it was granted, since its hello; "": nothing */
+    bool keyed;                      /* it came with a key: */
+    struct kn_public_key key;
 };
 
 struct known_model {
@@ -102,6 +106,13 @@ struct server {
     struct farm_effects fx;
     bool stepping;
     struct again *again, *again_last; /* events that came up while effects were carried out */
+
+    struct kn_key_pair pair; /* owns: this coordinator's, where it listens by TCP */
+    bool has_pair;
+    struct kn_map *keys, *tokens;  /* keys.c; owns what is in them */
+    const struct known_key *asker; /* who sent the message in hand; NULL: somebody through a Unix socket */
+    uint64_t strangers_since_ms;   /* keys that are not on the list and were let in since then */
+    uint32_t strangers;
 
     struct batches batches;
     struct kn_map *asides;  /* aside.c: id -> struct aside, owned; NULL: none */

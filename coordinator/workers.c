@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "coordinator/carry_out.h"
 #include "coordinator/inspect.h"
+#include "coordinator/keys.h"
 #include "coordinator/send.h"
 #include "coordinator/ticket.h"
 #include "coordinator/trash.h"
@@ -81,13 +82,48 @@ void workers_garbled(struct listener *l, const struct kn_peer *peer, const struc
     refuse(l, peer, g->code, text);
 }
 
+/* The key of whoever sent the message in hand. */
+static const struct kn_public_key *key_of_asker(const struct server *s) {
+    return s->asker ? &s->asker->key : NULL;
+}
+
 static bool held_is_proven(const struct server *s, const struct kn_worker_hello *h,
                            const struct kn_held_shard *x) {
-    struct ticket_grant g = {x->batch, x->shard, x->term, h->worker};
+    char hex[KEYS_HOLDER_MAX];
+    struct ticket_grant g = {x->batch, x->shard, x->term, keys_holder(key_of_asker(s), h->worker, hex)};
     bool proven = ticket_is_good(s->store->secret, &g, x->ticket, x->ticket_len);
     for (size_t i = 0; proven && i < x->task_count; i++)
         proven = ticket_names(x->ticket, x->ticket_len, x->tasks[i]);
     return proven;
+}
+
+/* A worker's name is its key's. False: it was refused, in words. */
+static bool has_its_name(const struct server *s, struct listener *l, const struct kn_peer *peer,
+                         const struct kn_worker_hello *h) {
+    char text[KN_REASON_MAX];
+    if (!s->asker || h->name_base[0] || keys_may_be_named(s->asker, h->worker)) return true;
+    snprintf(
+        text, sizeof text,
+        "the key of this machine has the name %s on this farm: its workers are %s, or %s-0, %s-1 … by --name, and not "
+        "%s",
+        s->asker->name, s->asker->name, s->asker->name, s->asker->name, h->worker);
+    kn_warn_of(send_conn(peer), "worker_refused worker=%s key=%s reason=\"the name is not its key's\"",
+               h->worker, s->asker->name);
+    refuse(l, peer, KN_EPERM, text);
+    return false;
+}
+
+/* Names that the farm makes are made of the key's, and no other key gets them back by naming the same machine. */
+static void bind_to_key(const struct known_key *k, struct ev_worker_hello *e) {
+    uint8_t both[KN_UUID_BYTES + KN_KEY_BYTES];
+    kn_digest digest;
+    if (!k || !e->base[0]) return;
+    if (!keys_may_be_named(k, e->base)) e->base = k->name;
+    e->named_by_farm = e->named_by_farm && keys_may_be_named(k, e->worker);
+    memcpy(both, e->machine, sizeof e->machine);
+    memcpy(both + KN_UUID_BYTES, k->key.bytes, KN_KEY_BYTES);
+    kn_sha256(both, sizeof both, digest);
+    memcpy(e->machine, digest, sizeof e->machine);
 }
 
 static void on_hello(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
@@ -95,6 +131,10 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     uint64_t conn = send_conn(peer);
     kn_digest models[KN_MODELS_PER_WORKER_MAX];
     struct farm_held held[KN_SHARDS_PER_WORKER_MAX * 4];
+    if (!has_its_name(s, l, peer, &msg->u.worker_hello)) {
+        kn_msg_destroy(msg);
+        return;
+    }
     int rc = sender_of(s, l, conn, msg, &w);
     if (rc != 0) {
         refuse(l, peer, rc, "the farm cannot take this worker");
@@ -102,6 +142,8 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
         return;
     }
     const struct kn_worker_hello *h = w->hello;
+    w->keyed = s->asker != NULL;
+    if (w->keyed) w->key = s->asker->key;
     for (size_t i = 0; i < h->model_count; i++) memcpy(models[i], h->models[i].sha256, sizeof models[i]);
     for (size_t i = 0; i < h->held_count; i++) {
         held[i].shard = h->held[i].shard;
@@ -133,6 +175,7 @@ static void on_hello(struct server *s, struct listener *l, const struct kn_peer 
     e->model_count = (uint32_t)h->model_count;
     e->held = held;
     e->held_count = (uint32_t)h->held_count;
+    bind_to_key(s->asker, e);
     rc = server_step(s, &ev);
     if (rc == KN_EAGAIN) {
         kn_info("worker_waits worker=%s host=%s pid=%u reason=\"another process has that name: it is asked\"",
@@ -246,16 +289,32 @@ static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
     server_step(s, &ev);
 }
 
-static void on_bye(struct server *s, struct known_worker *w, const char *reason) {
+static void on_bye(struct server *s, struct known_worker *w, bool revoked, const char *reason) {
     struct farm_event ev = {.type = EV_WORKER_GONE, .conn = w->conn};
     ev.u.gone.reason = reason;
     ev.u.gone.bye = true;
+    ev.u.gone.revoked = revoked;
     kn_info("worker_bye worker=%s reason=\"%s\"", w->name, reason);
     server_step(s, &ev);
     forget_conn(s, w);
     w->left = true;
     if (s->drain_count > 0) drains_answer(s);
     if (!w->name[0]) worker_forget(s, w); /* a newcomer that went */
+}
+
+static bool is_its_key(const struct server *s, const struct known_worker *w) {
+    const struct kn_public_key *key = key_of_asker(s);
+    return w->keyed == (key != NULL) && (!key || memcmp(&w->key, key, sizeof *key) == 0);
+}
+
+void workers_revoke(struct server *s, const struct kn_public_key *key, const char *why) {
+    uint64_t conns[KN_WORKERS_MAX];
+    size_t pos = 0, count = 0;
+    struct known_worker *w;
+    while (count < KN_WORKERS_MAX && (w = kn_map_next(s->conns, &pos)))
+        if (w->keyed && memcmp(&w->key, key, sizeof *key) == 0) conns[count++] = w->conn;
+    for (size_t i = 0; i < count; i++)
+        if ((w = kn_map_get(s->conns, &conns[i], sizeof conns[i]))) on_bye(s, w, true, why);
 }
 
 bool workers_message(struct server *s, struct listener *l, const struct kn_peer *peer, struct kn_msg *msg) {
@@ -276,7 +335,7 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
     default:
         return false;
     }
-    if (!w || w->listener != l) {
+    if (!w || w->listener != l || !is_its_key(s, w)) {
         struct kn_msg m = {.type = KN_MSG_HELLO_AGAIN};
         m.u.hello_again.reason = "this connection has not said hello";
         send_to(l->sock, peer, &m);
@@ -287,7 +346,7 @@ bool workers_message(struct server *s, struct listener *l, const struct kn_peer 
     } else if (msg->type == KN_MSG_PROBED) {
         on_probed(s, conn, &msg->u.probed);
     } else if (msg->type == KN_MSG_WORKER_BYE) {
-        on_bye(s, w, msg->u.worker_bye.reason);
+        on_bye(s, w, false, msg->u.worker_bye.reason);
     } else {
         if (msg->type == KN_MSG_SHARD_RETURNED) note_returned(w, &msg->u.shard_returned);
         on_shard(s, conn, msg);
@@ -397,7 +456,9 @@ static void on_collected(void *ctx, int code, const char *why) {
 /* The picture was asked for. Its ticket shows it; a program of before tickets has none to bring, and is believed
  * for what this coordinator knows that it holds. */
 static bool is_granted(const struct server *s, const struct kn_image_result *r) {
-    struct ticket_grant g = {r->batch, r->shard, r->term, r->worker};
+    char hex[KEYS_HOLDER_MAX];
+    struct ticket_grant g = {r->batch, r->shard, r->term, keys_holder(key_of_asker(s), r->worker, hex)};
+    if (s->asker && !keys_may_be_named(s->asker, r->worker)) return false;
     if (r->ticket_len == 0) {
         const struct known_worker *w = kn_map_get(s->workers, r->worker, strlen(r->worker));
         return w && !(kn_features_of_peer(w->hello->features, w->hello->feature_count) & KN_FEATURE_TICKET) &&

@@ -16,6 +16,8 @@ void workers_image(struct server *s, const struct kn_peer *peer, struct kn_msg *
 void workers_await_drain(struct server *s, const char *worker, const struct reply_to *to);
 /* Tells all workers to send what is not acknowledged. */
 void workers_want_pictures(struct server *s);
+/* Whoever came with that key is not a worker of this farm any more: its work goes back. */
+void workers_revoke(struct server *s, const struct kn_public_key *key, const char *why);
 void workers_forget(struct server *s); /* those that the core has forgotten */
 void workers_fini(struct server *s);
 

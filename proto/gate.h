@@ -4,10 +4,13 @@
  *
  *     0 ........................ strangers_at .............. descriptors_max ........ limit of the process
  *     everybody is let in        each newcomer puts out the   newcomers are closed     files, the store
- *                                oldest that has not spoken
+ *                                oldest that has not spoken,
+ *                                in the upper half two
  *
- * The kernel gives the lowest free number, so a number tells how many descriptors are open. Who has sent more than a
- * greeting has spoken: a connection that says nothing takes no room from one that does. */
+ * The kernel gives the lowest free number, so a number tells how many descriptors are open. Where a guard asks for keys,
+ * whoever has said something under a known key stays, and who has not within STRANGER_MS is put out, however much it has
+ * sent. Elsewhere, who has sent more than a greeting has spoken. Either way, a connection that says nothing takes no room
+ * from one that does. */
 #ifndef KN_PROTO_GATE_H
 #define KN_PROTO_GATE_H
 
@@ -24,6 +27,15 @@ struct kn_gate_plan kn_gate_plan(size_t files_max);
 
 /* From now on; once a process, before it listens. KN_ENOMEM. */
 int kn_gate_set(const struct kn_gate_plan *plan);
+
+/* For a process whose sockets ask for keys. */
+#define STRANGER_MS 10000
+void kn_gate_guarded(void);
+/* A message came over the connection of that descriptor from somebody who is known: it stays. */
+void kn_gate_keep(int fd);
+/* …from somebody who is not. False: it was the second one, and the connection is ended. */
+bool kn_gate_once(int fd);
+void kn_gate_sweep(void); /* ends the connections of those that stayed strangers: every second or so */
 
 struct kn_gate_counts {
     uint64_t put_out, refused; /* connections, since the start */

@@ -66,8 +66,7 @@ static void answer(struct kn_guard *g, const struct frame *request, bool in, con
     say(g, "", 0, 0);
 }
 
-/* An IPv4 address as a person writes it: our sockets speak IPv6 and see it mapped. */
-static const char *plain(const char *address) {
+const char *kn_guard_plain(const char *address) {
     static const char mapped[] = "::ffff:";
     return strncmp(address, mapped, sizeof mapped - 1) == 0 && strchr(address, '.')
                ? address + sizeof mapped - 1
@@ -77,7 +76,7 @@ static const char *plain(const char *address) {
 static void decide(struct kn_guard *g, const struct frame f[FRAMES], int n) {
     struct kn_public_key key;
     char user[2 * KN_KEY_BYTES + 1] = "", name[KN_FINGERPRINT_TEXT] = "none";
-    const char *address = plain(f[F_ADDRESS].text);
+    const char *address = kn_guard_plain(f[F_ADDRESS].text);
     bool in = false, sound = n >= F_KEY && strcmp(f[F_VERSION].text, ZAP_VERSION) == 0;
     if (sound && strcmp(f[F_DOMAIN].text, KN_GUARD_UNIX) == 0) {
         in = strcmp(f[F_MECHANISM].text, "NULL") == 0;

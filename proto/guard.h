@@ -20,6 +20,8 @@ typedef bool (*kn_guard_admit)(void *ctx, const struct kn_public_key *who, const
 /* zmq_ctx is the context whose sockets it guards; one guard each. */
 KN_MUST_USE int kn_guard_create(uv_loop_t *loop, void *zmq_ctx, kn_guard_admit admit, void *ctx,
                                 struct kn_guard **out, struct kn_err *err);
+/* An IPv4 address as a person writes it: our sockets speak IPv6 and see it mapped. */
+const char *kn_guard_plain(const char *address);
 void kn_guard_destroy(struct kn_guard *g); /* before the loop ends and the context goes; NULL is fine */
 
 #endif

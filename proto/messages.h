@@ -69,7 +69,9 @@ enum kn_batch_verb {
     P(BATCH_STATUS,  batch_status,  BatchStatus)     \
     P(WORKER_STATUS, worker_status, WorkerStatus)    \
     P(RESULT,        result,        Result)         \
-    P(ATTEMPT,       attempt,       Attempt)
+    P(ATTEMPT,       attempt,       Attempt)        \
+    P(TOKEN_INFO,    token_info,    TokenInfo)      \
+    P(KEY_INFO,      key_info,      KeyInfo)
 
 #define KN_FIELDS_HELD_SHARD(F)                      \
     F(ID,      batch)                                \
@@ -158,6 +160,23 @@ enum kn_batch_verb {
     F(TEXT, backend, KN_BACKEND_MAX)                 \
     F(TEXT, reason,  KN_ATTEMPT_REASON_MAX)
 
+#define KN_FIELDS_TOKEN_INFO(F)                      \
+    F(BYTES, id, id_len)                             \
+    F(STATE, role, kn_role, KN_ROLE_WORKER, KN_ROLE_READ) \
+    F(TEXT,  name, KN_NAME_MAX)                      \
+    F(BOOL,  ephemeral)                              \
+    F(U64,   made_wall_ms)                           \
+    F(U64,   expires_wall_ms) /* 0: never */         \
+    F(U32,   uses)            /* that are left */
+
+#define KN_FIELDS_KEY_INFO(F)                        \
+    F(DIGEST, key)            /* the public half */  \
+    F(STATE,  role, kn_role, KN_ROLE_WORKER, KN_ROLE_READ) \
+    F(TEXT,   name, KN_NAME_MAX)                     \
+    F(BOOL,   ephemeral)                             \
+    F(U64,    made_wall_ms)                          \
+    F(U64,    seen_wall_ms)   /* 0: not since the coordinator's start */
+
 /* ---- messages */
 
 /* M(number in Envelope.body, fields, struct, name in kiln.proto); E(…) is the same for one without fields. */
@@ -205,7 +224,17 @@ enum kn_batch_verb {
     M(90, PROBE,          probe,          Probe)            \
     M(91, PROBED,         probed,         Probed)           \
     E(92, PICTURES_WANTED, pictures_wanted, PicturesWanted) \
-    M(110, PICTURE_REPORT, picture_report, PictureReport)
+    M(110, PICTURE_REPORT, picture_report, PictureReport)   \
+    M(120, ENROL,         enrol,          Enrol)            \
+    M(121, ENROLLED,      enrolled,       Enrolled)         \
+    M(122, TOKEN_NEW,     token_new,      TokenNew)         \
+    M(123, TOKEN_REMOVE,  token_remove,   TokenRemove)      \
+    E(124, TOKENS_QUERY,  tokens_query,   TokensQuery)      \
+    M(125, TOKEN_LIST,    token_list,     TokenList)        \
+    E(126, KEYS_QUERY,    keys_query,     KeysQuery)        \
+    M(127, KEY_LIST,      key_list,       KeyList)          \
+    M(128, KEY_REMOVE,    key_remove,     KeyRemove)        \
+    E(129, DATA_HELLO,    data_hello,     DataHello)
 
 /* From workers. */
 
@@ -304,7 +333,8 @@ enum kn_batch_verb {
     F(TEXT,  version,     KN_NAME_MAX)               \
     F(TEXT,  worker,      KN_NAME_MAX)  /* to workers: the name that it has here */ \
     F(TEXT,  default_model, KN_NAME_MAX)             \
-    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* of the coordinator; none: those of KN_FEATURES_BEFORE */
+    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* of the coordinator; none: those of KN_FEATURES_BEFORE */ \
+    F(BYTES, farm_key, farm_key_len) /* the public half of its key; none: it has none */
 
 #define KN_FIELDS_HELLO_AGAIN(F)                     \
     F(TEXT, reason, KN_REASON_MAX)
@@ -359,7 +389,8 @@ enum kn_batch_verb {
     F(RANGE, chunks, 1, KN_TASKS_PER_BATCH_MAX)      \
     F(S32,   priority)                               \
     F(MODELS_ASKED, models, model_count, KN_MODELS_PER_BATCH_MAX) \
-    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* that its tasks need beyond KN_FEATURES_BEFORE */
+    F(NAMES, features, feature_count, KN_FEATURES_MAX) /* that its tasks need beyond KN_FEATURES_BEFORE */ \
+    F(BYTES, owner, owner_len) /* the coordinator's word: whose key submitted it; none: it came through a Unix socket */
 
 #define KN_FIELDS_SUBMIT_CHUNK(F)                    \
     F(ID,    batch)                                  \
@@ -406,12 +437,46 @@ enum kn_batch_verb {
     F(RANGE, part, 0, KN_CHUNK_PARTS_MAX - 1)
 
 #define KN_FIELDS_OBJECT_GET(F)                      \
-    F(DIGEST, sha256)
+    F(DIGEST, sha256)                                \
+    F(ID_OR_NONE, batch, has_batch) /* a batch of the asker's that names it, */ \
+    F(TASK,   task)                 /* …and the task whose picture it is */
 
 #define KN_FIELDS_PICTURE_REPORT(F) /* it is not the picture that its record tells of */ \
     F(ID,     batch)                                 \
     F(TASK,   task)                                  \
     F(DIGEST, sha256)
+
+/* From who is not on the list of keys: the only thing that it may say. */
+#define KN_FIELDS_ENROL(F)                           \
+    F(BYTES, id, id_len)          /* of the token */ \
+    F(BYTES, secret, secret_len)                     \
+    F(TEXT,  name, KN_NAME_MAX)   /* for its key, where the token has none */ \
+    F(BOOL,  chosen)              /* a person chose that name: another will not do */
+
+#define KN_FIELDS_ENROLLED(F)                        \
+    F(STATE, role, kn_role, KN_ROLE_WORKER, KN_ROLE_READ) \
+    F(TEXT,  name, KN_NAME_MAX)
+
+#define KN_FIELDS_TOKEN_NEW(F) /* the asker drew it; its secret stays there */ \
+    F(BYTES,   id, id_len)                           \
+    F(DIGEST,  digest)                               \
+    F(ENUM,    role, kn_role, KN_ROLE_WORKER, KN_ROLE_READ) \
+    F(TEXT,    name, KN_NAME_MAX)                    \
+    F(BOOL,    ephemeral)                            \
+    F(RANGE64, ttl_ms, 0, KN_TOKEN_TTL_MS_MAX) /* 0: for ever */ \
+    F(RANGE,   uses, 1, KN_TOKEN_USES_MAX)
+
+#define KN_FIELDS_TOKEN_REMOVE(F)                    \
+    F(BYTES, id, id_len)
+
+#define KN_FIELDS_TOKEN_LIST(F)                      \
+    F(LIST, token_info, tokens, v, count, KN_TOKENS_MAX)
+
+#define KN_FIELDS_KEY_LIST(F)                        \
+    F(LIST, key_info, keys, v, count, KN_KEYS_MAX)
+
+#define KN_FIELDS_KEY_REMOVE(F)                      \
+    F(DIGEST, key)
 
 #define KN_FIELDS_EXPLAIN_QUERY(F)                   \
     F(ID,   batch)                                   \

@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/map.h"
+#include "proto/gate.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -50,7 +51,9 @@
  * library, and no name in the installed header. */
 #define ZAP_ENFORCE_DOMAIN 93
 #define KEYED_HANDSHAKE_MS                                                                                   \
-    2000                      /* whoever has another key than expected is silent: its words must come soon */
+    2000 /* whoever has another key than expected is silent: its words must come soon */
+#define SHAKES_MAX                                                                                           \
+    2 /* handshakes in a row that came to nothing: one alone may have been cut by an end of the farm's */
 #define REFUSED_PAUSE_MS 2000 /* before a refused DEALER tries again */
 
 struct kn_wire {
@@ -58,8 +61,10 @@ struct kn_wire {
     void *ctx;               /* owns */
     bool keyed;              /* it has a key pair: */
     struct kn_key_pair keys; /* owns */
-    struct kn_guard *guard;  /* owns; NULL: it binds no tcp endpoint with keys */
-    atomic_size_t waiting;   /* bytes of all peers */
+    bool has_server;         /* its DEALERs expect: */
+    struct kn_public_key server;
+    struct kn_guard *guard; /* owns; NULL: it binds no tcp endpoint with keys */
+    atomic_size_t waiting;  /* bytes of all peers */
 };
 
 /* The bytes on their way to one peer. ZeroMQ's thread counts them down when it frees a message, also after the peer and
@@ -78,13 +83,23 @@ struct counted {
     struct kn_blob bytes; /* owns */
 };
 
+enum link {
+    LINK_DOWN,
+    LINK_SHAKING, /* connected, and the handshake goes on */
+    LINK_UP,
+};
+
+/* The one listener that libzmq tells how a socket's handshakes and connections end. */
+struct monitor {
+    void *z;         /* owns; NULL: there is none */
+    uv_poll_t *poll; /* owns */
+};
+
 struct kn_sock {
     struct kn_wire *wire; /* borrowed */
     struct kn_sock_options opt;
     void *z;         /* owns; NULL once destroyed */
     uv_poll_t *poll; /* owns; a handle of its own, since a reconnect brings a new descriptor */
-    void *watch;     /* owns; a DEALER's, where it is told of the end of its connection; NULL: nobody asked */
-    uv_poll_t *watch_poll; /* owns; the same of it */
     uv_idle_t again;
     uv_timer_t
         retry; /* a ROUTER counts as writable when any of its peers is: without a pause the loop would spin */
@@ -97,14 +112,17 @@ struct kn_sock {
     struct kn_buf frame;                /* reused for each encoded envelope */
     char endpoint[KN_ENDPOINT_MAX + 1]; /* a DEALER's, for reconnecting */
     uint64_t bad;                       /* messages dropped because they could not be decoded */
-    struct kn_public_key server;        /* whom a DEALER expects */
-    bool has_sender;                    /* the message being delivered came with a key: */
+    bool has_server;
+    struct kn_public_key server; /* whom a DEALER expects */
+    bool has_sender;             /* the message being delivered came with a key: */
     struct kn_public_key sender;
-    void *monitor;           /* owns; of a keyed DEALER: tells how handshakes end; NULL: none */
-    uv_poll_t *monitor_poll; /* owns */
-    uv_timer_t refused;      /* a keyed DEALER tries again after a refusal */
-    bool connected;          /* by TCP, and the handshake goes on */
-    const char *refusal;     /* NULL: none */
+    int sender_fd;              /* of its connection; -1: not known */
+    const char *sender_address; /* in the message */
+    struct monitor monitor;     /* of a DEALER, where somebody wants to know */
+    uv_timer_t refused;         /* a keyed DEALER tries again after a refusal */
+    enum link link;
+    int shaken;          /* handshakes in a row that came to nothing */
+    const char *refusal; /* NULL: none */
 };
 
 void kn_blob_release(struct kn_blob *b) {
@@ -138,13 +156,16 @@ void kn_wire_destroy(struct kn_wire *w) {
     free(w);
 }
 
-void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own) {
+void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own, const struct kn_public_key *server) {
     w->keys = *own;
     w->keyed = true;
+    w->has_server = server != NULL;
+    if (server) w->server = *server;
 }
 
 int kn_wire_guard(struct kn_wire *w, kn_guard_admit admit, void *ctx, struct kn_err *err) {
     assert(w->keyed && !w->guard);
+    kn_gate_guarded();
     return kn_guard_create(w->loop, w->ctx, admit, ctx, &w->guard, err);
 }
 
@@ -210,6 +231,8 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
     }
     const char *user = zmq_msg_gets(&part[first], "User-Id");
     s->has_sender = user && kn_unhex(user, s->sender.bytes, KN_KEY_BYTES) == 0;
+    s->sender_fd = s->has_sender ? zmq_msg_get(&part[first], ZMQ_SRCFD) : -1;
+    s->sender_address = s->has_sender ? zmq_msg_gets(&part[first], "Peer-Address") : NULL;
     if (kn_msg_decode(zmq_msg_data(&part[first]), zmq_msg_size(&part[first]), &m, &err) != 0) {
         struct kn_garbled g;
         dropped(s, &peer, err.text);
@@ -236,11 +259,25 @@ static void deliver(struct kn_sock *s, zmq_msg_t part[3], int n) {
     if (bytes) kn_blob_release(&blob); /* unless the callback took it */
 out:
     s->has_sender = false;
+    s->sender_address = NULL;
+    s->sender_fd = -1;
     for (int i = 0; i < have; i++) zmq_msg_close(&part[i]);
 }
 
 const struct kn_public_key *kn_sock_sender(const struct kn_sock *s) {
     return s->has_sender ? &s->sender : NULL;
+}
+
+const char *kn_sock_sender_address(const struct kn_sock *s) {
+    return s->sender_address ? kn_guard_plain(s->sender_address) : "";
+}
+
+void kn_sock_keep_sender(struct kn_sock *s) {
+    kn_gate_keep(s->sender_fd);
+}
+
+bool kn_sock_is_senders_first(struct kn_sock *s) {
+    return kn_gate_once(s->sender_fd);
 }
 
 static int events(struct kn_sock *s) {
@@ -330,61 +367,6 @@ static int set_int(struct kn_sock *s, int option, int value) {
     return zmq_setsockopt(s->z, option, &value, sizeof value);
 }
 
-/* ---- the end of a connection */
-
-/* z is the socket that it watches. libzmq would wait for ever to tell a watcher that has gone, so it is stopped first. */
-static void watch_close(void *z, void *watch, uv_poll_t *poll) {
-    if (watch) zmq_socket_monitor(z, NULL, 0);
-    if (poll) uv_close((uv_handle_t *)poll, on_poll_closed);
-    if (watch) zmq_close(watch);
-}
-
-/* True when ZeroMQ has told of an end. It does in two frames, of which none is read: it is asked for nothing else. Its
- * descriptor tells of the next one only when all are taken. */
-static bool watch_take(void *watch) {
-    bool ended = false;
-    for (;;) {
-        zmq_msg_t part;
-        zmq_msg_init(&part);
-        int rc = zmq_msg_recv(&part, watch, ZMQ_DONTWAIT);
-        int error = errno;
-        zmq_msg_close(&part);
-        if (rc < 0 && error != EINTR) return ended;
-        ended = ended || rc >= 0;
-    }
-}
-
-static void on_watch(uv_poll_t *h, int status, int uv_events) {
-    struct kn_sock *s = h->data;
-    (void)status;
-    (void)uv_events;
-    if (s->watch && watch_take(s->watch)) s->opt.broken(s, s->opt.ctx);
-}
-
-/* Has ZeroMQ tell of ends of s->z's connections. */
-static int watch_open(struct kn_sock *s) {
-    static atomic_uint serial;
-    char name[64];
-    int fd = -1;
-    size_t len = sizeof fd;
-    snprintf(name, sizeof name, "inproc://ends-%u", atomic_fetch_add(&serial, 1));
-    void *watch = zmq_socket(s->wire->ctx, ZMQ_PAIR);
-    uv_poll_t *poll = malloc(sizeof *poll);
-    if (watch && poll && zmq_socket_monitor(s->z, name, ZMQ_EVENT_DISCONNECTED) == 0 &&
-        zmq_connect(watch, name) == 0 && zmq_getsockopt(watch, ZMQ_FD, &fd, &len) == 0 &&
-        uv_poll_init(s->wire->loop, poll, fd) == 0) {
-        poll->data = s;
-        uv_poll_start(poll, UV_READABLE, on_watch);
-        s->watch = watch;
-        s->watch_poll = poll;
-        watch_take(watch);
-        return 0;
-    }
-    free(poll);
-    watch_close(s->z, watch, NULL);
-    return -1;
-}
-
 static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     s->z = zmq_socket(s->wire->ctx, s->opt.router ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!s->z) return zmq_err(err, "zmq_socket");
@@ -445,27 +427,20 @@ static int open_zmq(struct kn_sock *s, struct kn_err *err) {
     }
     s->poll->data = s;
     uv_poll_start(s->poll, UV_READABLE, on_readable);
-    /* A socket has one monitor, and one with keys has that of its handshakes. */
-    if (s->opt.broken && !s->wire->keyed && watch_open(s) != 0)
-        kn_warn("watch_failed reason=\"%s\"", zmq_strerror(errno));
     return 0;
 }
 
-/* z is the socket that it watches. libzmq would wait for ever to tell a watcher that has gone, so it is stopped first. */
-static void monitor_close(struct kn_sock *s, void *z) {
-    if (!s->monitor) return;
+/* z is the socket that it listens to. libzmq would wait for ever to tell a listener that has gone, so it is stopped first. */
+static void monitor_close(struct monitor *m, void *z) {
+    if (!m->z) return;
     zmq_socket_monitor(z, NULL, 0);
-    uv_close((uv_handle_t *)s->monitor_poll, on_poll_closed);
-    zmq_close(s->monitor);
-    s->monitor = NULL;
-    s->monitor_poll = NULL;
-    s->connected = false;
+    uv_close((uv_handle_t *)m->poll, on_poll_closed);
+    zmq_close(m->z);
+    *m = (struct monitor){0};
 }
 
 static void close_zmq(struct kn_sock *s) {
-    watch_close(s->z, s->watch, s->watch_poll);
-    s->watch = s->watch_poll = NULL;
-    monitor_close(s, s->z);
+    monitor_close(&s->monitor, s->z);
     uv_close((uv_handle_t *)s->poll, on_poll_closed); /* leaves epoll at once, so the descriptor may go */
     s->poll = NULL;
     zmq_close(s->z);
@@ -478,7 +453,8 @@ int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *opt, struct 
     if (!s) return kn_err_set(err, KN_ENOMEM, "socket: out of memory");
     s->wire = w;
     s->opt = *opt;
-    if (opt->server) s->server = *opt->server;
+    s->has_server = opt->server || w->has_server;
+    if (s->has_server) s->server = opt->server ? *opt->server : w->server;
     kn_buf_init(&s->frame, KN_FRAME_BYTES_MAX + 1);
     int rc = 0;
     if (opt->router && !(s->peers = kn_map_create(PEERS_MAX)))
@@ -535,100 +511,111 @@ static void on_refused(uv_timer_t *t) {
 static void refused(struct kn_sock *s, const char *why, bool final) {
     if (s->refusal != why) kn_warn("refused endpoint=%s reason=\"%s\"", s->endpoint, why);
     s->refusal = why;
-    s->connected = false;
     if (final) uv_timer_start(&s->refused, on_refused, REFUSED_PAUSE_MS, 0);
 }
 
 static void monitored(struct kn_sock *s, uint16_t event, uint32_t value) {
-    switch (event) {
-    case ZMQ_EVENT_CONNECTED:
-        s->connected = true;
-        break;
-    case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
-        s->connected = false;
+    enum link before = s->link;
+    bool keyed = is_keyed(s, s->endpoint);
+    s->link = event == ZMQ_EVENT_CONNECTED             ? LINK_SHAKING
+              : event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LINK_UP
+                                                       : LINK_DOWN;
+    if (s->link == LINK_UP) {
         s->refusal = NULL;
-        break;
-    case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        s->shaken = 0;
+    }
+    if (keyed && event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         refused(s, "the farm does not know this key", true);
-        break;
-    case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+    else if (keyed && event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
         refused(s,
                 value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
                     ? "the farm uses no keys at that endpoint"
                     : "what answers at that endpoint is no farm that uses keys",
                 true);
-        break;
-    default: /* the connection ended: it matters within a handshake alone */
-        if (s->connected)
-            refused(s, "the farm at that endpoint does not have the key that is expected of it", false);
+    else if (keyed && s->link == LINK_DOWN && before == LINK_SHAKING && ++s->shaken >= SHAKES_MAX)
+        refused(s,
+                "the farm at that endpoint does not have the key that is expected of it, or does not answer",
+                false);
+    if (s->link == LINK_DOWN && before == LINK_UP && s->opt.broken) s->opt.broken(s, s->opt.ctx);
+}
+
+/* The next event. False: there is none. */
+static bool monitor_take(struct monitor *from, uint16_t *event, uint32_t *value) {
+    for (;;) {
+        zmq_msg_t m;
+        zmq_msg_init(&m);
+        int rc;
+        while ((rc = zmq_msg_recv(&m, from->z, ZMQ_DONTWAIT)) < 0 && errno == EINTR) {
+        }
+        bool number = rc == sizeof *event + sizeof *value && zmq_msg_more(&m); /* an address follows */
+        if (number) {
+            memcpy(event, zmq_msg_data(&m), sizeof *event);
+            memcpy(value, (const uint8_t *)zmq_msg_data(&m) + sizeof *event, sizeof *value);
+        }
+        zmq_msg_close(&m);
+        if (rc < 0) return false;
+        if (number) return true;
     }
 }
 
 static void on_monitor(uv_poll_t *h, int status, int uv_events) {
     struct kn_sock *s = h->data;
+    uint16_t event;
+    uint32_t value;
     (void)status;
     (void)uv_events;
-    while (s->monitor) {
-        zmq_msg_t m;
-        uint16_t event = 0;
-        uint32_t value = 0;
-        zmq_msg_init(&m);
-        int rc;
-        while ((rc = zmq_msg_recv(&m, s->monitor, ZMQ_DONTWAIT)) < 0 && errno == EINTR) {
-        }
-        bool number = rc == sizeof event + sizeof value; /* the address of the endpoint follows */
-        if (number) {
-            memcpy(&event, zmq_msg_data(&m), sizeof event);
-            memcpy(&value, (const uint8_t *)zmq_msg_data(&m) + sizeof event, sizeof value);
-            number = zmq_msg_more(&m);
-        }
-        zmq_msg_close(&m);
-        if (rc < 0) return;
-        if (number) monitored(s, event, value);
-    }
+    /* Whoever is told may reconnect or destroy the socket. */
+    while (s->monitor.z && monitor_take(&s->monitor, &event, &value)) monitored(s, event, value);
 }
 
-/* Watches how the handshakes of a connection end: libzmq tells nobody else. */
+/* From here on the socket hears how its handshakes and connections end: libzmq tells nobody else. */
 static int monitor_open(struct kn_sock *s, struct kn_err *err) {
     static atomic_uint count;
     char name[48];
     int fd = -1, linger = 0;
     size_t len = sizeof fd;
+    struct monitor m = {zmq_socket(s->wire->ctx, ZMQ_PAIR), malloc(sizeof *m.poll)};
     snprintf(name, sizeof name, "inproc://monitor-%u", atomic_fetch_add(&count, 1));
-    s->monitor_poll = malloc(sizeof *s->monitor_poll);
-    if (!s->monitor_poll) return kn_err_set(err, KN_ENOMEM, "socket: out of memory");
-    s->monitor = zmq_socket(s->wire->ctx, ZMQ_PAIR);
-    if (!s->monitor ||
+    if (!m.z || !m.poll ||
         zmq_socket_monitor(s->z, name,
                            ZMQ_EVENT_CONNECTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
                                ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                                ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) != 0 ||
-        zmq_setsockopt(s->monitor, ZMQ_LINGER, &linger, sizeof linger) != 0 ||
-        zmq_connect(s->monitor, name) != 0 || zmq_getsockopt(s->monitor, ZMQ_FD, &fd, &len) != 0 ||
-        uv_poll_init(s->wire->loop, s->monitor_poll, fd) != 0) {
-        int rc = zmq_err(err, "watching handshakes");
-        if (s->monitor) zmq_close(s->monitor);
-        free(s->monitor_poll);
-        s->monitor = NULL;
-        s->monitor_poll = NULL;
+        zmq_setsockopt(m.z, ZMQ_LINGER, &linger, sizeof linger) != 0 || zmq_connect(m.z, name) != 0 ||
+        zmq_getsockopt(m.z, ZMQ_FD, &fd, &len) != 0 || uv_poll_init(s->wire->loop, m.poll, fd) != 0) {
+        int rc = zmq_err(err, "listening to a connection");
+        zmq_socket_monitor(s->z, NULL, 0);
+        if (m.z) zmq_close(m.z);
+        free(m.poll);
         return rc;
     }
-    s->monitor_poll->data = s;
-    uv_poll_start(s->monitor_poll, UV_READABLE, on_monitor);
-    on_monitor(s->monitor_poll, 0, UV_READABLE); /* its descriptor tells of changes alone */
+    m.poll->data = s;
+    uv_poll_start(m.poll, UV_READABLE, on_monitor);
+    s->monitor = m;
+    s->link = LINK_DOWN;
+    on_monitor(m.poll, 0, UV_READABLE); /* its descriptor tells of changes alone */
     return 0;
 }
 
 static int use_keys_of_client(struct kn_sock *s, struct kn_err *err) {
     if (!is_keyed(s, s->endpoint)) return 0;
-    if (!s->opt.server)
+    if (!s->has_server)
         return kn_err_set(err, KN_ECONFIG, "%s: the key of the farm there is not known", s->endpoint);
     int rc = zmq_setsockopt(s->z, ZMQ_CURVE_SERVERKEY, s->server.bytes, KN_KEY_BYTES);
     rc |= zmq_setsockopt(s->z, ZMQ_CURVE_PUBLICKEY, s->wire->keys.own.bytes, KN_KEY_BYTES);
     rc |= zmq_setsockopt(s->z, ZMQ_CURVE_SECRETKEY, s->wire->keys.secret, KN_KEY_BYTES);
     rc |= set_int(s, ZMQ_HANDSHAKE_IVL, KEYED_HANDSHAKE_MS);
-    if (rc != 0) return kn_err_set(err, KN_EUNSUPPORTED, "this libzmq cannot use keys (CURVE)");
-    return monitor_open(s, err);
+    return rc == 0 ? 0 : kn_err_set(err, KN_EUNSUPPORTED, "this libzmq cannot use keys (CURVE)");
+}
+
+static int dial(struct kn_sock *s, struct kn_err *err) {
+    int rc = use_keys_of_client(s, err);
+    if (rc == 0 && (s->opt.broken || is_keyed(s, s->endpoint))) rc = monitor_open(s, err);
+    if (rc != 0) return rc;
+    if (zmq_connect(s->z, s->endpoint) != 0) return zmq_err(err, s->endpoint);
+    s->want_writable = true;
+    pump_later(s);
+    return 0;
 }
 
 const char *kn_sock_refusal(const struct kn_sock *s) {
@@ -637,16 +624,13 @@ const char *kn_sock_refusal(const struct kn_sock *s) {
 
 /* ---- endpoints */
 
-int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port, struct kn_err *err) {
+int kn_sock_bind(struct kn_sock *s, const char *endpoint, uint16_t *port, struct kn_err *err) {
     char e[KN_ENDPOINT_MAX + 1];
     int rc = kn_endpoint_resolve(endpoint, e, err);
     if (rc == 0) rc = use_keys_of_server(s, is_keyed(s, e), err);
     if (rc != 0) return rc;
-    if (!insecure && !is_keyed(s, e) && !kn_endpoint_is_loopback(e))
-        return kn_err_set(
-            err, KN_ECONFIG,
-            "%s: listens beyond this machine, where nothing checks who connects yet; --insecure allows it",
-            e);
+    if (!is_keyed(s, e) && !kn_endpoint_is_loopback(e))
+        return kn_err_set(err, KN_ECONFIG, "%s: listens beyond this machine, and has no keys", e);
     if (strncmp(e, "tcp://localhost:", 16) == 0) {
         char rest[KN_ENDPOINT_MAX + 1];
         snprintf(rest, sizeof rest, "%s", e + 16);
@@ -674,39 +658,25 @@ int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_
 int kn_sock_connect(struct kn_sock *s, const char *endpoint, struct kn_err *err) {
     assert(!s->opt.router);
     int rc = kn_endpoint_resolve(endpoint, s->endpoint, err);
-    if (rc == 0) rc = use_keys_of_client(s, err);
-    if (rc != 0) return rc;
-    if (zmq_connect(s->z, s->endpoint) != 0) return zmq_err(err, s->endpoint);
-    s->want_writable = true;
-    pump_later(s);
-    return 0;
+    return rc == 0 ? dial(s, err) : rc;
 }
 
 int kn_sock_reconnect(struct kn_sock *s, struct kn_err *err) {
     assert(!s->opt.router && s->endpoint[0]);
     set_int(s, ZMQ_LINGER, 0);
     void *old_z = s->z;
-    uv_poll_t *old_poll = s->poll, *old_watch_poll = s->watch_poll;
-    void *old_watch = s->watch;
-    s->watch = s->watch_poll = NULL;
+    uv_poll_t *old_poll = s->poll;
     int rc = open_zmq(s, err);
     if (rc != 0) { /* the old connection stays */
         s->z = old_z;
         s->poll = old_poll;
-        s->watch = old_watch;
-        s->watch_poll = old_watch_poll;
         return rc;
     }
-    watch_close(old_z, old_watch, old_watch_poll);
     uv_close((uv_handle_t *)old_poll, on_poll_closed);
-    monitor_close(s, old_z);
+    monitor_close(&s->monitor, old_z);
     zmq_close(old_z);
     uv_timer_stop(&s->refused);
-    if ((rc = use_keys_of_client(s, err)) != 0) return rc;
-    if (zmq_connect(s->z, s->endpoint) != 0) return zmq_err(err, s->endpoint);
-    s->want_writable = true;
-    pump_later(s);
-    return 0;
+    return dial(s, err);
 }
 
 void kn_sock_pause(struct kn_sock *s, bool paused) {

@@ -62,8 +62,9 @@ struct kn_sock_options {
 KN_MUST_USE int kn_wire_create(uv_loop_t *loop, struct kn_wire **out, struct kn_err *err);
 void kn_wire_destroy(struct kn_wire *w); /* after its sockets; lingers 1 s at most */
 
-/* Gives it a key pair, before its first socket. */
-void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own);
+/* Gives it a key pair, before its first socket, and the key that its DEALERs expect at tcp endpoints; NULL: each socket says
+ * it. Both are copied. */
+void kn_wire_use_keys(struct kn_wire *w, const struct kn_key_pair *own, const struct kn_public_key *server);
 /* Has admit decide who may connect to what this wire binds; without, a wire that has keys binds no tcp endpoint. */
 KN_MUST_USE int kn_wire_guard(struct kn_wire *w, kn_guard_admit admit, void *ctx, struct kn_err *err);
 void kn_wire_unguard(struct kn_wire *w); /* from here on nobody comes in; before the loop ends */
@@ -72,10 +73,9 @@ KN_MUST_USE int kn_sock_create(struct kn_wire *w, const struct kn_sock_options *
                                struct kn_err *err);
 void kn_sock_destroy(struct kn_sock *s); /* safe inside its own callbacks (deferred); NULL is fine */
 /* Binds; a socket may bind several endpoints. tcp port "*" or 0 takes a free one: *port gets it (may be
- * NULL). ipc files are made with mode 0600 in a folder that exists; a stale one is replaced. Non-loopback tcp
- * needs a wire with keys, or `insecure`. */
-KN_MUST_USE int kn_sock_bind(struct kn_sock *s, const char *endpoint, bool insecure, uint16_t *port,
-                             struct kn_err *err);
+ * NULL). ipc files are made with mode 0600 in a folder that exists; a stale one is replaced. Beyond
+ * this machine it listens on a wire with keys alone. */
+KN_MUST_USE int kn_sock_bind(struct kn_sock *s, const char *endpoint, uint16_t *port, struct kn_err *err);
 /* Connects (returns at once; ZeroMQ connects and reconnects in the background, pausing up to 2 s). */
 KN_MUST_USE int kn_sock_connect(struct kn_sock *s, const char *endpoint, struct kn_err *err);
 /* Drops the connection and makes a new one with a new routing id (a DEALER that lost faith in its peer). */
@@ -85,6 +85,11 @@ const char *kn_sock_refusal(const struct kn_sock *s);
 /* The key by which the sender of the message came in that recv or garbled is being called with; NULL: it came without,
  * through a Unix socket or on a wire that has no keys. */
 const struct kn_public_key *kn_sock_sender(const struct kn_sock *s);
+/* Inside that recv or garbled: the sender is known to whoever asks for keys, and its connection stays; or it is not, and may
+ * say this one thing. False: it was the second, and its connection is ended (proto/gate.h). */
+void kn_sock_keep_sender(struct kn_sock *s);
+bool kn_sock_is_senders_first(struct kn_sock *s);
+const char *kn_sock_sender_address(const struct kn_sock *s); /* of the same; "" where it is not known */
 /* While paused, nothing is received: messages wait in bounded queues here (a few a connection) and then at their senders. So a receiver bounds the memory of what it has taken. */
 void kn_sock_pause(struct kn_sock *s, bool paused);
 /* Sends m, and blob behind it if not NULL. 0: taken (blob too). KN_EAGAIN: no room now, nobody connected

@@ -48,7 +48,7 @@ static int dial(struct connection *c, uint64_t now_ms, struct kn_err *err) {
                                   .broken = on_control_broken,
                                   .ctx = c};
     drop_sockets(c);
-    int rc = kn_endpoint_resolve(c->join, c->endpoint, err);
+    int rc = kn_endpoint_resolve(c->join.v[c->at], c->endpoint, err);
     if (rc == 0) rc = kn_sock_create(c->wire, &opt, &c->control, err);
     if (rc == 0) rc = kn_sock_connect(c->control, c->endpoint, err);
     if (rc != 0) {
@@ -65,20 +65,25 @@ static void redial(struct connection *c, uint64_t now_ms) {
     if (dial(c, now_ms, &err) == 0) return;
     if (now_ms < c->complain_at_ms) return;
     c->complain_at_ms = now_ms + COMPLAIN_MS;
-    kn_warn("join_failed join=%s reason=\"%s\"", c->join, err.text);
+    kn_warn("join_failed join=%s reason=\"%s\"", c->join.v[c->at], err.text);
+}
+
+/* Nobody answers there: perhaps one that stood by does now. */
+static void redial_next(struct connection *c, uint64_t now_ms) {
+    c->at = (c->at + 1) % c->join.count;
+    redial(c, now_ms);
 }
 
 int connection_open(struct connection *c, struct kn_wire *wire, const char *join,
                     const struct connection_handler *on, uint64_t now_ms, struct kn_err *err) {
     *c = (struct connection){.wire = wire, .on = *on, .heartbeat_ms = 1000, .silence_ms = SILENCE_MS};
-    if (strlen(join) > KN_ENDPOINT_MAX)
-        return kn_err_set(err, KN_ELIMIT, "longer than %d bytes", KN_ENDPOINT_MAX);
-    snprintf(c->join, sizeof c->join, "%s", join);
-    int rc = dial(c, now_ms, err);
+    int rc = kn_join_split(join, &c->join, err);
+    if (rc == 0) rc = dial(c, now_ms, err);
     if (rc) return rc;
     /* Once, at the start: a name that is not there will not come, and one that nobody can look up now may. */
     struct kn_err why = {0};
-    rc = kn_endpoint_look_up(c->endpoint, &why);
+    for (int i = 0; i < c->join.count && rc != KN_ENOENT; i++)
+        rc = kn_endpoint_look_up(c->join.count > 1 ? c->join.v[i] : c->endpoint, &why);
     if (rc == KN_ENOENT) {
         connection_close(c);
         return kn_err_set(err, KN_EINVAL, "%s", why.text);
@@ -249,6 +254,15 @@ static void on_data(struct kn_sock *s, void *ctx, const struct kn_peer *peer, st
     c->on.message(c->on.ctx, m);
 }
 
+/* A coordinator ends connections by TCP that say nothing under a key that it knows, and the first picture may be long in
+ * coming. */
+static void say_data_hello(struct connection *c) {
+    struct kn_msg m = {.type = KN_MSG_DATA_HELLO};
+    struct kn_err err = {0};
+    if (kn_sock_send(c->data, NULL, &m, NULL, &err) != 0)
+        kn_debug("data_hello_not_sent reason=\"%s\"", err.text);
+}
+
 static void on_control_writable(struct kn_sock *s, void *ctx) {
     struct connection *c = ctx;
     if (s == c->control && c->state == CONNECTION_CONNECTING) say_hello(c, kn_clock_ms());
@@ -257,6 +271,7 @@ static void on_control_writable(struct kn_sock *s, void *ctx) {
 static void on_data_writable(struct kn_sock *s, void *ctx) {
     struct connection *c = ctx;
     if (s != c->data) return;
+    if (!c->data_up && strncmp(c->data_endpoint, "tcp://", 6) == 0) say_data_hello(c);
     c->data_up = true;
     c->on.data_writable(c->on.ctx);
 }
@@ -290,7 +305,9 @@ static void tick_connecting(struct connection *c, uint64_t now_ms) {
     complain(c, now_ms);
     if (now_ms - c->since_ms < LOOK_MS) return;
     c->since_ms = now_ms;
-    if (kn_endpoint_resolve(c->join, endpoint, NULL) == 0 && strcmp(endpoint, c->endpoint) != 0)
+    if (c->join.count > 1)
+        redial_next(c, now_ms);
+    else if (kn_endpoint_resolve(c->join.v[0], endpoint, NULL) == 0 && strcmp(endpoint, c->endpoint) != 0)
         redial(c, now_ms);
 }
 
@@ -326,7 +343,7 @@ void connection_tick(struct connection *c, uint64_t now_ms) {
         if (now_ms - c->since_ms < c->silence_ms) break;
         kn_warn("coordinator_silent endpoint=%s ms=%llu", c->endpoint,
                 (unsigned long long)(now_ms - c->since_ms));
-        redial(c, now_ms);
+        redial_next(c, now_ms);
         break;
     case CONNECTION_JOINED:
         tick_joined(c, now_ms);

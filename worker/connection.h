@@ -20,7 +20,7 @@
 #ifndef KILN_WORKER_CONNECTION_H
 #define KILN_WORKER_CONNECTION_H
 
-#include "proto/wire.h"
+#include "proto/join.h"
 
 enum connection_state { CONNECTION_APART, CONNECTION_CONNECTING, CONNECTION_GREETING, CONNECTION_JOINED };
 
@@ -40,7 +40,8 @@ struct connection_handler {
 struct connection {
     struct kn_wire *wire; /* borrowed */
     struct connection_handler on;
-    char join[KN_ENDPOINT_MAX + 1]; /* as the person said it: an endpoint, or a farm's folder */
+    struct kn_join_list join; /* as the person said it: endpoints, or a farm's folder */
+    int at;                   /* which of them */
     char endpoint[KN_ENDPOINT_MAX + 1], data_endpoint[KN_ENDPOINT_MAX + 1];
     struct kn_sock *control, *data; /* owns */
     enum connection_state state;
@@ -58,8 +59,8 @@ struct connection {
     int refused; /* attempts in a row that failed */
 };
 
-/* join: see kn_endpoint_resolve; a farm's folder is read again with each attempt. KN_ENOENT, KN_EINVAL: it
- * names no farm. Nothing is sent before the loop runs. */
+/* join: see kn_join_split; a farm's folder is read again with each attempt, and of several endpoints the next is tried
+ * where nobody answers. KN_ENOENT, KN_EINVAL: it names no farm. Nothing is sent before the loop runs. */
 KN_MUST_USE int connection_open(struct connection *c, struct kn_wire *wire, const char *join,
                                 const struct connection_handler *on, uint64_t now_ms, struct kn_err *err);
 void connection_close(struct connection *c);

@@ -1,5 +1,5 @@
 /* kiln-worker: flags and wiring; the work is in worker.h. Exit: 0 drained, 1 bad usage or configuration, 3
- * the engine failed, 4 another worker of the farm has its name (after 3 and 4 a supervisor starts the worker
+ * the engine failed, 4 another worker of the farm has its name, 5 the farm does not take its key (after 3 and 4 a supervisor starts the worker
  * again: systemd's, kiln's, or its own with --device all). */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +15,9 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "base/machine.h"
+#include "base/token.h"
 #include "base/options.h"
+#include "proto/join.h"
 #include "worker/device.h"
 #include "worker/models.h"
 #include "worker/supervise.h"
@@ -46,13 +48,13 @@ static const char usage_tail[] =
     "back within 15 s. A second one ends it at once.\n"
     "\n"
     "examples:\n"
-    "  kiln-worker --join tcp://render1:5600 --models ~/models\n"
+    "  kiln-worker --join tcp://render1:5600 --token @token --models ~/models\n"
     "  kiln-worker --join ~/.kiln --model ~/sd15 --threads 8\n"
     "  kiln-worker --join tcp://render1:5600 --models ~/models --device all\n"
     "  kiln-worker --join ~/.kiln --engine sim:ms=50\n";
 
 struct worker_settings {
-    const char *join, *name, *base, *engine, *device, *describe;
+    const char *join, *token, *name, *base, *engine, *device, *describe;
     const char *models[TREES_MAX];
     bool tree[TREES_MAX]; /* beside models: --models, not --model */
     int model_count, threads;
@@ -90,6 +92,12 @@ static int check_name(const char *name, struct kn_err *err) {
                       KN_NAME_MAX);
 }
 
+static int check_token(const char *where, struct kn_err *err) {
+    struct kn_token unused;
+    if (where[0] == '@' || strcmp(where, "-") == 0) return 0;
+    return kn_token_read(where, &unused, err); /* which has the words */
+}
+
 static int check_device(const char *which, struct kn_err *err) {
     return which[0] ? 0 : kn_err_set(err, KN_EINVAL, "expected cpu, all, a number or a UUID");
 }
@@ -118,8 +126,14 @@ static const char *const levels[] = {"error", "warn", "info", "debug", NULL}; /*
 #define CHOICE(member, names) KN_OPTION_CHOICE_INTO(struct worker_settings, member, names)
 
 static const struct kn_option option_table[] = {
-    {"join", 0, "WHERE", 1, "tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine",
+    {"join", 0, "WHERE", 1,
+     "tcp://HOST:PORT, ipc://PATH, or the folder of a farm on this machine; tcp://A:PORT,tcp://B:PORT where a "
+     "coordinator stands by",
      INTO(join)},
+    {"token", 0, "@FILE|-", 1,
+     "for a farm that is reached by TCP, the first time: a file with the token (kiln token new --worker), or - for "
+     "standard input (default: $KILN_TOKEN)",
+     INTO(token), .check = check_token},
     {"name", 0, "NAME", 1,
      "who it is on the farm: unique there, the same after a restart (default: the farm makes one of the host's "
      "name)",
@@ -260,6 +274,25 @@ static int make_name(const struct worker_settings *o, struct made_name *out) {
     return 0;
 }
 
+/* This machine's way onto the farm. Its key has the name that a person chose for the worker, or the machine's. */
+static int join_farm(const struct worker_settings *o, struct kn_join *out) {
+    struct kn_join_list list;
+    struct kn_err err = {0};
+    char host[KN_NAME_MAX + 1];
+    host_name(host, sizeof host);
+    int rc = kn_join_split(o->join, &list, &err);
+    struct kn_join_options jo = {.farm = &list,
+                                 .token = o->token,
+                                 .worker = true,
+                                 .name = o->name ? o->name : host,
+                                 .chosen = o->name != NULL};
+    if (rc == 0) rc = kn_join(&jo, out, &err);
+    if (rc == 0) return 0;
+    kn_error("not_joined reason=\"%s\"", err.text);
+    fail("--join: %s", err.text);
+    return rc == KN_EPERM ? WORKER_EXIT_KEY : rc == KN_EEXIST ? WORKER_EXIT_NAME : WORKER_EXIT_USAGE;
+}
+
 /* ---- GPUs */
 
 struct gpu {
@@ -329,6 +362,12 @@ static int run_all(const struct worker_settings *o, char **argv) {
     if (devices_open(NULL, getenv("CUDA_VISIBLE_DEVICES"), &d, &err) != 0)
         return fail("--device all: %s", err.text);
     int n = devices_count(d);
+    struct kn_join join; /* once for all; each finds the key where this one has left it */
+    int joined = n > 0 ? join_farm(o, &join) : 0;
+    if (joined != 0) {
+        devices_close(d);
+        return joined;
+    }
     for (int i = 0; i < n; i++) uuids[i] = devices_at(d, i)->uuid;
     int rc = n == 0 ? fail("--device all: there is no GPU here")
                     : supervise_run(&(struct supervise_options){.program = "/proc/self/exe",
@@ -445,12 +484,17 @@ static int run(const struct worker_settings *o, const struct made_name *made, st
                                 .unacked_bytes_max = UNACKED_BYTES_MAX,
                                 .ended = on_ended,
                                 .ctx = &p};
-    int rc = uv_loop_init(&p.loop);
+    struct kn_join join;
+    int rc = join_farm(o, &join);
+    if (rc != 0) return rc;
+    rc = uv_loop_init(&p.loop);
     if (rc != 0) return fail("%s", uv_strerror(rc));
     if (kn_wire_create(&p.loop, &p.wire, &err) != 0) {
         uv_loop_close(&p.loop);
         return fail("%s", err.text);
     }
+    if (join.keyed) kn_wire_use_keys(p.wire, &join.own, &join.server);
+    kn_key_pair_forget(&join.own);
     wo.wire = p.wire;
     memcpy(wo.machine, made->machine, sizeof wo.machine);
     if (worker_create(&wo, &p.worker, &err) != 0) {

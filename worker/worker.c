@@ -356,6 +356,10 @@ static void on_message(void *ctx, struct kn_msg *m) {
             kn_error("name_taken text=\"%s\"", m->u.reply.text);
             worker_leave_now(w, WORKER_EXIT_NAME, "its name is taken");
         }
+        if (m->u.reply.code == KN_EPERM) {
+            kn_error("key_refused text=\"%s\"", m->u.reply.text);
+            worker_leave_now(w, WORKER_EXIT_KEY, "the farm does not take its key");
+        }
         break;
     case KN_MSG_PROBE:
         on_probe(w, &m->u.probe);

@@ -19,6 +19,7 @@ enum {
     WORKER_EXIT_USAGE = 1,
     WORKER_EXIT_ENGINE = 3, /* start me again */
     WORKER_EXIT_NAME = 4,   /* another worker has the name: it may be free later */
+    WORKER_EXIT_KEY = 5,    /* the farm does not take this machine's key */
 };
 
 #define WORKER_PATIENCE_MS 15000 /* from a first signal to the end; a supervisor waits 20 s */

@@ -7,9 +7,9 @@
 #include "base/spec.h"
 
 static const struct cli_command *const commands[] = {
-    &cmd_render,  &cmd_up,     &cmd_down,  &cmd_submit, &cmd_status,   &cmd_explain, &cmd_wait,
-    &cmd_fetch,   &cmd_cancel, &cmd_pause, &cmd_resume, &cmd_priority, &cmd_retry,   &cmd_rm,
-    &cmd_workers, &cmd_drain,  &cmd_top,   &cmd_verify, &cmd_doctor,   NULL,
+    &cmd_render, &cmd_up,    &cmd_down,   &cmd_submit,   &cmd_status, &cmd_explain, &cmd_wait,    &cmd_fetch,
+    &cmd_cancel, &cmd_pause, &cmd_resume, &cmd_priority, &cmd_retry,  &cmd_rm,      &cmd_workers, &cmd_drain,
+    &cmd_token,  &cmd_keys,  &cmd_top,    &cmd_verify,   &cmd_doctor, NULL,
 };
 
 const char *command_suggest(const char *name) {

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/redis_address.h"
+#include "base/token.h"
 #include "cli/commands/commands.h"
 #include "cli/farm/supervise.h"
 #include "cli/print/print.h"
@@ -189,10 +190,10 @@ static int run(const struct cli_options *o) {
                                  .listen = o->listen,
                                  .listen_count = o->listen_count,
                                  .data_port = o->data_port,
-                                 .insecure = o->insecure,
                                  .allow_volatile = o->allow_volatile,
                                  .redis = absolute_redis(o->redis)};
-    int rc = devices_choose(o, &devices, &err);
+    int rc = o->insecure ? kn_err_set(&err, KN_EINVAL, "--insecure %s", kn_insecure_gone) : KN_OK;
+    if (rc == KN_OK) rc = devices_choose(o, &devices, &err);
     if (rc == KN_OK) rc = farmdir_choose(o->farm, dir, &is_endpoint, &err);
     if (rc == KN_OK && is_endpoint)
         rc = kn_err_set(&err, KN_EINVAL, "--farm: %s is an endpoint; kiln up takes a folder", dir);
@@ -249,7 +250,7 @@ const struct cli_command cmd_up = {
     .examples =
         "  kiln up\n"
         "  kiln up --workers 2 --models ~/models\n"
-        "  kiln up --workers 0 --listen tcp://0.0.0.0:5600 --insecure\n",
+        "  kiln up --workers 0 --listen tcp://0.0.0.0:5600\n",
     .groups = CLI_G_FARM | CLI_G_START | CLI_G_UP | CLI_G_MODEL | CLI_G_JSON,
     .run = run,
 };

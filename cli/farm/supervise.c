@@ -374,7 +374,6 @@ static int plan_coordinator(struct local_farm *s, struct kn_err *err) {
         add_arg(p, "--data-port");
         add_arg(p, "%d", c->data_port);
     }
-    if (c->insecure) add_arg(p, "--insecure");
     if (c->allow_volatile) add_arg(p, "--allow-volatile");
     if (c->private_farm) add_arg(p, "--no-scrub"); /* its pictures are moved to the output folder */
     if (c->default_model) {

@@ -34,7 +34,7 @@ struct supervise_config {
     const char *const *listen;
     size_t listen_count;
     int data_port; /* 0: any */
-    bool insecure, allow_volatile;
+    bool allow_volatile;
     const char *redis; /* NULL: its own */
 };
 

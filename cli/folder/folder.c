@@ -336,9 +336,11 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
                 size_t count, size_t *lost, struct kn_err *err) {
     kn_digest *digests = calloc(count + 1, sizeof *digests);
     uint32_t *which = calloc(count + 1, sizeof *which);
-    uint32_t *bad = calloc(count + 1, sizeof *bad);
-    int rc = digests && which && bad ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    uint32_t *tasks = calloc(count + 1, sizeof *tasks), *bad = calloc(count + 1, sizeof *bad);
+    int rc =
+        digests && which && tasks && bad ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     struct fetching f = {.o = o, .v = v, .index = index, .which = which, .bad = bad};
+    kn_id batch;
     size_t n = 0;
     for (size_t i = 0; rc == KN_OK && i < count; i++) {
         if (index[i] >= o->count) {
@@ -355,11 +357,14 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
         } else if (rc == KN_ENOENT) {
             rc = KN_OK;
             memcpy(digests[n], v[i].sha256, sizeof(kn_digest));
+            tasks[n] = v[i].index;
             which[n++] = (uint32_t)i;
         }
     }
     if (rc == KN_OK && n > 0) {
-        struct client_objects objects = {.digests = (const kn_digest *)digests,
+        struct client_objects objects = {.batch = kn_uuid_parse(o->id, batch) == 0 ? batch : NULL,
+                                         .tasks = tasks,
+                                         .digests = (const kn_digest *)digests,
                                          .count = n,
                                          .got = got_object,
                                          .missing = missing_object,
@@ -373,6 +378,7 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
     *lost += f.lost + f.bad_count;
     free(digests);
     free(which);
+    free(tasks);
     free(bad);
     return rc;
 }

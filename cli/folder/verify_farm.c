@@ -53,8 +53,9 @@ static void missing(void *ctx, size_t i, const char *why) {
 
 static int look_at(struct farm_audit *a, const struct kn_results_reply *reply, struct kn_err *err) {
     kn_digest *digests = calloc(reply->count + 1, sizeof *digests);
+    uint32_t *tasks = calloc(reply->count + 1, sizeof *tasks);
     a->v = calloc(reply->count + 1, sizeof *a->v);
-    int rc = digests && a->v ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
+    int rc = digests && tasks && a->v ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     size_t n = 0;
     for (size_t i = 0; rc == KN_OK && i < reply->count; i++) {
         const struct kn_result *v = &reply->v[i];
@@ -70,15 +71,22 @@ static int look_at(struct farm_audit *a, const struct kn_results_reply *reply, s
         if (v->status != KN_RESULT_DONE) continue;
         a->r->done++;
         memcpy(digests[n], v->sha256, sizeof(kn_digest));
+        tasks[n] = v->index;
         a->v[n++] = v;
     }
     if (rc == KN_OK && n > 0) {
-        struct client_objects objects = {
-            .digests = (const kn_digest *)digests, .count = n, .got = got, .missing = missing, .ctx = a};
+        struct client_objects objects = {.batch = a->id,
+                                         .tasks = tasks,
+                                         .digests = (const kn_digest *)digests,
+                                         .count = n,
+                                         .got = got,
+                                         .missing = missing,
+                                         .ctx = a};
         rc = client_fetch(a->c, &objects, err);
     }
     if (rc == KN_OK && a->out_of_memory) rc = kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     free(digests);
+    free(tasks);
     free(a->v);
     return rc;
 }

@@ -2,6 +2,7 @@
 #include "cli/print/json.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/print/print.h"
 #include "cli/talk/batch.h"
@@ -122,6 +123,68 @@ static void snapshot(const char *farm, struct kn_batch_list *b, struct kn_worker
     print_line(farm_json(b, w));
 }
 
+static void add_wall(json_object *v, const char *name, uint64_t wall_ms) {
+    json_object_object_add_ex(v, name, wall_ms ? json_object_new_uint64(wall_ms) : NULL,
+                              JSON_C_OBJECT_ADD_KEY_IS_NEW);
+}
+
+static void add_role(json_object *v, enum kn_role role, const char *name, bool ephemeral) {
+    const char *word = kn_role_name(role);
+    ADD(v, "role", word ? json_object_new_string(word) : NULL);
+    ADD(v, "name", name[0] ? json_object_new_string(name) : NULL);
+    ADD(v, "ephemeral", json_object_new_boolean(ephemeral));
+}
+
+static void token(const struct kn_token *t, const struct kn_token_new *what) {
+    json_object *v = json_object_new_object();
+    char text[KN_TOKEN_TEXT], id[2 * KN_TOKEN_ID_BYTES + 1];
+    kn_token_format(t, text);
+    kn_hex(t->id, sizeof t->id, id);
+    ADD(v, "token", json_object_new_string(text));
+    ADD(v, "id", json_object_new_string(id));
+    add_role(v, what->role, what->name, what->ephemeral);
+    ADD(v, "uses", json_object_new_int64(what->uses));
+    ADD(v, "ttl_s", what->ttl_ms ? json_object_new_uint64(what->ttl_ms / 1000) : NULL);
+    print_line(v);
+}
+
+static void tokens(const struct kn_token_list *l) {
+    json_object *list = json_object_new_array();
+    for (size_t i = 0; i < l->count; i++) {
+        const struct kn_token_info *t = &l->v[i];
+        json_object *v = json_object_new_object();
+        char id[2 * KN_TOKEN_ID_BYTES + 1] = "";
+        if (t->id_len == KN_TOKEN_ID_BYTES) kn_hex(t->id, t->id_len, id);
+        ADD(v, "id", json_object_new_string(id));
+        add_role(v, t->role, t->name, t->ephemeral);
+        ADD(v, "uses", json_object_new_int64(t->uses));
+        add_wall(v, "made_ms", t->made_wall_ms);
+        add_wall(v, "expires_ms", t->expires_wall_ms);
+        json_object_array_add(list, v);
+    }
+    print_line(list);
+}
+
+static void keys(const struct kn_key_list *l) {
+    json_object *list = json_object_new_array();
+    for (size_t i = 0; i < l->count; i++) {
+        const struct kn_key_info *k = &l->v[i];
+        json_object *v = json_object_new_object();
+        struct kn_public_key key;
+        char print[KN_FINGERPRINT_TEXT], hex[2 * KN_KEY_BYTES + 1];
+        memcpy(key.bytes, k->key, sizeof key.bytes);
+        kn_fingerprint(&key, print);
+        kn_hex(key.bytes, sizeof key.bytes, hex);
+        add_role(v, k->role, k->name, k->ephemeral);
+        ADD(v, "fingerprint", json_object_new_string(print));
+        ADD(v, "key", json_object_new_string(hex));
+        add_wall(v, "made_ms", k->made_wall_ms);
+        add_wall(v, "seen_ms", k->seen_wall_ms);
+        json_object_array_add(list, v);
+    }
+    print_line(list);
+}
+
 static void up(const struct print_up *u) {
     json_object *v = json_object_new_object();
     ADD(v, "endpoint", json_object_new_string(u->endpoint));
@@ -217,6 +280,9 @@ const struct print print_json = {
     .waited = batches,
     .workers = workers,
     .snapshot = snapshot,
+    .token = token,
+    .tokens = tokens,
+    .keys = keys,
     .up = up,
     .rendered = rendered,
     .fetched = fetched,

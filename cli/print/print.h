@@ -9,6 +9,7 @@
 
 #include <sys/types.h>
 
+#include "base/token.h"
 #include "cli/cli.h"
 #include "cli/folder/folder.h"
 #include "cli/folder/verify.h"
@@ -38,6 +39,10 @@ struct print {
     void (*snapshot)(const char *farm, struct kn_batch_list *b, struct kn_worker_list *w); /* sorts them */
     /* kiln explain: of a batch (task -1) or of a task of it; attempts in the order to show them. */
     void (*explained)(const struct kn_explain_reply *r, int64_t task);
+    void (*token)(const struct kn_token *t,
+                  const struct kn_token_new *what); /* the only time that it is seen */
+    void (*tokens)(const struct kn_token_list *l);
+    void (*keys)(const struct kn_key_list *l);
     void (*up)(const struct print_up *u);
     void (*rendered)(const struct print_render *r);
     void (*fetched)(const struct folder *f);

@@ -5,6 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fs.h"
 #include "cli/cli.h"
 #include "cli/print/print.h"
@@ -139,6 +140,7 @@ static void snapshot(const char *farm, struct kn_batch_list *b, struct kn_worker
 /* The ready file has them as they came to be: with the ports that were free. */
 static void listeners(const struct print_up *u) {
     char *rest, *line;
+    bool tcp = false;
     struct kn_buf b;
     kn_buf_init(&b, 1u << 16);
     if (kn_fs_read(u->ready_file, &b, NULL) == KN_OK && b.len > 0) {
@@ -149,14 +151,13 @@ static void listeners(const struct print_up *u) {
             bool any = strncmp(line, "tcp://0.0.0.0:", 14) == 0 || strncmp(line, "tcp://*:", 8) == 0 ||
                        strncmp(line, "tcp://[::]:", 11) == 0;
             if (any && gethostname(host, sizeof host - 1) == 0)
-                cli_say("workers join with: kiln-worker --join tcp://%s%s", host, port);
+                cli_say("workers join with: kiln-worker --join tcp://%s%s --token @token", host, port);
             else
-                cli_say("workers join with: kiln-worker --join %s", line);
-            if (!kn_endpoint_is_loopback(line))
-                cli_say("there are no keys yet: whoever reaches %s can use this farm and read its prompts",
-                        line);
+                cli_say("workers join with: kiln-worker --join %s --token @token", line);
+            tcp = tcp || strncmp(line, "tcp://", 6) == 0;
         }
     }
+    if (tcp) cli_say("…the first time, where kiln token new --worker > token makes the token");
     kn_buf_fini(&b);
 }
 
@@ -165,6 +166,62 @@ static void up(const struct print_up *u) {
     fflush(stdout);
     cli_say("a farm is up in %s, with %d worker%s", u->dir, u->workers, u->workers == 1 ? "" : "s");
     if (u->ready_file) listeners(u);
+}
+
+static void token(const struct kn_token *t, const struct kn_token_new *what) {
+    char text[KN_TOKEN_TEXT], left[CLI_DURATION_MAX];
+    kn_token_format(t, text);
+    puts(text);
+    fflush(stdout);
+    cli_say("it lets %u %s%s in, %s%s; nobody will see it again", what->uses, kn_role_name(what->role),
+            what->uses == 1 ? "" : "s", what->ttl_ms ? "within " : "whenever",
+            what->ttl_ms ? text_duration((int64_t)what->ttl_ms, left) : "");
+}
+
+static const char *ago(uint64_t wall_ms, char out[CLI_DURATION_MAX]) {
+    uint64_t now = kn_wall_ms();
+    return text_duration(now > wall_ms ? (int64_t)(now - wall_ms) : 0, out);
+}
+
+static void tokens(const struct kn_token_list *l) {
+    if (l->count == 0) {
+        cli_say("no tokens; kiln token new makes one");
+        return;
+    }
+    printf("%-16s  %-6s  %8s  %-14s  %s\n", "ID", "ROLE", "USES", "EXPIRES", "NAME");
+    for (size_t i = 0; i < l->count; i++) {
+        const struct kn_token_info *t = &l->v[i];
+        char id[2 * KN_TOKEN_ID_BYTES + 1] = "?", left[CLI_DURATION_MAX];
+        uint64_t now = kn_wall_ms();
+        const char *role = kn_role_name(t->role);
+        if (t->id_len == KN_TOKEN_ID_BYTES) kn_hex(t->id, t->id_len, id);
+        text_print(stdout, "%-16s  %-6s  %8u  %-14s  %s%s\n", id, role ? role : "?", t->uses,
+                   !t->expires_wall_ms         ? "never"
+                   : t->expires_wall_ms <= now ? "expired"
+                                               : text_duration((int64_t)(t->expires_wall_ms - now), left),
+                   t->name[0] ? t->name : "-", t->ephemeral ? " (ephemeral)" : "");
+    }
+}
+
+static void keys(const struct kn_key_list *l) {
+    if (l->count == 0) {
+        cli_say("no keys: nobody has come by a token yet (kiln token new)");
+        return;
+    }
+    int width = 4;
+    for (size_t i = 0; i < l->count; i++) widen(&width, l->v[i].name, 32);
+    printf("%-*s  %-6s  %-16s  %-14s  %s\n", width, "NAME", "ROLE", "FINGERPRINT", "MADE", "SEEN");
+    for (size_t i = 0; i < l->count; i++) {
+        const struct kn_key_info *k = &l->v[i];
+        struct kn_public_key key;
+        char print[KN_FINGERPRINT_TEXT], made[CLI_DURATION_MAX], seen[CLI_DURATION_MAX], name[160];
+        const char *role = kn_role_name(k->role);
+        memcpy(key.bytes, k->key, sizeof key.bytes);
+        kn_fingerprint(&key, print);
+        text_fit(k->name, width, 1, name, sizeof name);
+        printf("%s  %-6s  %s  %-14s  %s%s\n", name, role ? role : "?", print, ago(k->made_wall_ms, made),
+               k->seen_wall_ms ? ago(k->seen_wall_ms, seen) : "-", k->ephemeral ? " (ephemeral)" : "");
+    }
 }
 
 /* Standard error has told what was rendered, and what was fetched. */
@@ -248,6 +305,9 @@ const struct print print_text = {
     .waited = waited,
     .workers = workers,
     .snapshot = snapshot,
+    .token = token,
+    .tokens = tokens,
+    .keys = keys,
     .up = up,
     .rendered = rendered,
     .fetched = fetched,

@@ -2,6 +2,7 @@
 #include "cli/talk/client.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cli/cli.h"
-#include "proto/wire.h"
+#include "proto/join.h"
 
 #define TICK_MS 50
 #define TICK_LONG_MS 250 /* once a call has waited for PATIENT_MS: the client sleeps while a farm is away */
@@ -43,6 +44,7 @@ struct client {
     struct kn_welcome welcome; /* its strings: below */
     char data_ipc[KN_ENDPOINT_MAX + 1], objects_dir[4096], version[KN_NAME_MAX + 1],
         default_model[KN_NAME_MAX + 1];
+    uint8_t farm_key[KN_KEY_BYTES];
     uint64_t features; /* of the coordinator */
     bool welcomed, greet_again;
     bool room; /* the connection may take a message */
@@ -89,6 +91,9 @@ static void keep_welcome(struct client *c, const struct kn_welcome *w) {
     c->welcome.version = c->version;
     c->welcome.default_model = c->default_model;
     c->features = kn_features_of_peer(w->features, w->feature_count);
+    if (w->farm_key_len == sizeof c->farm_key) memcpy(c->farm_key, w->farm_key, sizeof c->farm_key);
+    c->welcome.farm_key = c->farm_key;
+    c->welcome.farm_key_len = w->farm_key_len == sizeof c->farm_key ? w->farm_key_len : 0;
     c->welcome.features = NULL;
     c->welcome.feature_count = 0;
     c->welcomed = true;
@@ -152,8 +157,10 @@ static void look(struct client *c) {
                            NULL); /* allowed: it was asked at the beginning */
     else {
         struct kn_err why = {0};
+        const char *refusal = kn_sock_refusal(c->control);
         snprintf(text, sizeof text, "%s",
-                 kn_endpoint_look_up(c->endpoint, &why)
+                 refusal ? refusal
+                 : kn_endpoint_look_up(c->endpoint, &why)
                      ? why.text
                      : "look whether the farm is up there and the network reaches it");
     }
@@ -438,7 +445,26 @@ static int hello(struct client *c, int timeout_ms, struct kn_err *err) {
     return client_call(c, &m, KN_MSG_WELCOME, timeout_ms, NULL, err);
 }
 
-int client_open(const char *endpoint, int timeout_ms, struct client **out, struct kn_err *err) {
+static void say_refusal(const char *endpoint, const char *why) {
+    cli_say("%s: %s", endpoint, why);
+}
+
+/* This person's way onto a farm that is reached by TCP. */
+static int join(const struct kn_join_list *farm, int timeout_ms, struct kn_join *out, struct kn_err *err) {
+    char name[KN_NAME_MAX + 1] = "", *user = getenv("USER");
+    char host[KN_HOST_MAX + 1] = "";
+    if (gethostname(host, sizeof host - 1) != 0) host[0] = '\0';
+    snprintf(name, sizeof name, "%.30s.%.30s", user && user[0] ? user : "somebody",
+             host[0] ? host : "somewhere");
+    for (char *p = name; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("._-", *p)) *p = '-';
+    struct kn_join_options o = {
+        .farm = farm, .token = cli_token, .name = name, .say = say_refusal, .timeout_ms = timeout_ms};
+    return kn_join(&o, out, err);
+}
+
+static int open_one(const char *endpoint, const struct kn_join *keys, int timeout_ms, struct client **out,
+                    struct kn_err *err) {
     struct client *c = calloc(1, sizeof *c);
     if (!c) return kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     snprintf(c->endpoint, sizeof c->endpoint, "%s", endpoint);
@@ -455,6 +481,7 @@ int client_open(const char *endpoint, int timeout_ms, struct client **out, struc
     int rc =
         strncmp(endpoint, "ipc://", 6) == 0 ? look_at_peer(endpoint + 6, unused, sizeof unused, err) : KN_OK;
     if (rc == KN_OK) rc = kn_wire_create(&c->loop, &c->wire, err);
+    if (rc == KN_OK && keys->keyed) kn_wire_use_keys(c->wire, &keys->own, &keys->server);
     if (rc == KN_OK) rc = kn_sock_create(c->wire, &opt, &c->control, err);
     if (rc == KN_OK) rc = kn_sock_connect(c->control, endpoint, err);
     if (rc == KN_OK) rc = hello(c, timeout_ms, err);
@@ -464,6 +491,20 @@ int client_open(const char *endpoint, int timeout_ms, struct client **out, struc
     }
     *out = c;
     return KN_OK;
+}
+
+int client_open(const char *endpoint, int timeout_ms, struct client **out, struct kn_err *err) {
+    struct kn_join_list farm;
+    struct kn_join keys = {0};
+    int rc = kn_join_split(endpoint, &farm, err);
+    if (rc == KN_OK) rc = join(&farm, timeout_ms, &keys, err);
+    if (rc) return rc;
+    for (int i = 0; i < farm.count; i++) {
+        rc = open_one(farm.v[i], &keys, timeout_ms, out, err);
+        if (rc != KN_ETIMEOUT) break;
+    }
+    kn_key_pair_forget(&keys.own);
+    return rc;
 }
 
 void client_close(struct client *c) {
@@ -562,6 +603,9 @@ int client_fetch(struct client *c, const struct client_objects *objects, struct 
             if (!s->used || s->request) continue;
             struct kn_msg m = {.type = KN_MSG_OBJECT_GET, .request = ++c->next_request};
             memcpy(m.u.object_get.sha256, objects->digests[s->i], KN_SHA256_BYTES);
+            m.u.object_get.has_batch = objects->batch != NULL;
+            if (objects->batch) memcpy(m.u.object_get.batch, objects->batch, sizeof m.u.object_get.batch);
+            m.u.object_get.task = objects->tasks[s->i];
             int rc = kn_sock_send(c->data, NULL, &m, NULL, err);
             if (rc == KN_OK)
                 s->request = m.request;

@@ -56,6 +56,8 @@ const char *client_endpoint(const struct client *c);
  * once an object, in any order; data is borrowed. A non-zero return of it ends the fetch. An object that the
  * farm has not got is `missing`. */
 struct client_objects {
+    const uint8_t *batch;  /* a kn_id: that names them (NULL: not known), */
+    const uint32_t *tasks; /* …each by this task */
     const kn_digest *digests;
     size_t count;
     int (*got)(void *ctx, size_t i, const void *data, size_t len, struct kn_err *err);

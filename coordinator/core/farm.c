@@ -141,7 +141,7 @@ static int worker_event(struct farm *f, const struct farm_event *ev, struct farm
         fx_add(fx, FX_HELLO_AGAIN)->conn = ev->conn;
         return KN_OK;
     }
-    if (ev->type == EV_WORKER_GONE) return fleet_gone(f, w, ev->u.gone.bye, ev->u.gone.reason, fx);
+    if (ev->type == EV_WORKER_GONE) return fleet_gone(f, w, ev, fx);
     w->seen_ms = f->now;
     int rc;
     switch (ev->type) {

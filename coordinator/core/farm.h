@@ -269,6 +269,7 @@ struct farm_event {
                is charged (an engine that failed). Without `bye` its connection broke: it may come back within
                silence_ms with what it holds. */
             bool bye;
+            bool revoked; /* with bye: it was thrown out, and is to blame for nothing */
         } gone;
     } u;
 };

@@ -454,13 +454,16 @@ int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_hea
     return KN_OK;
 }
 
-int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, struct farm_effects *fx) {
+int fleet_gone(struct farm *f, struct worker *w, const struct farm_event *ev, struct farm_effects *fx) {
+    bool bye = ev->u.gone.bye;
+    const char *reason = ev->u.gone.reason;
     int rc = worker_reserve(f, fx, w, 0);
     if (rc) return rc;
     fx_note(fx, FX_NOTE, NULL, "worker_%s worker=%s: %s", bye ? "left" : "unreachable", w->name,
             reason ? reason : "");
     if (bye) { /* it handed back what it could: a shard that it was executing all the same made it go */
-        worker_lose(f, w, true, KN_EGONE, reason && *reason ? reason : "its worker left", fx);
+        worker_lose(f, w, true, ev->u.gone.revoked ? 0 : KN_EGONE,
+                    reason && *reason ? reason : "its worker left", fx);
         w->left = true;
         return KN_OK;
     }

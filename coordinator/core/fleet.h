@@ -11,7 +11,7 @@ int fleet_hello(struct farm *f, uint64_t conn, const struct ev_worker_hello *h, 
 int fleet_heartbeat(struct farm *f, struct worker *w, const struct ev_worker_heartbeat *h,
                     struct farm_effects *fx);
 /* EV_WORKER_GONE. */
-int fleet_gone(struct farm *f, struct worker *w, bool bye, const char *reason, struct farm_effects *fx);
+int fleet_gone(struct farm *f, struct worker *w, const struct farm_event *ev, struct farm_effects *fx);
 /* EV_WORKER_DRAIN. KN_ENOENT: nobody of this name is connected. */
 int fleet_drain(struct farm *f, const char *name, bool exit, struct farm_effects *fx);
 /* Takes their shards back from workers that were put on hold. Part of each step. */

@@ -382,6 +382,29 @@ static int redis_model(struct store *base, const kn_digest sha256, uint64_t wall
     return rc;
 }
 
+static int redis_put(struct store *base, enum store_list list, const char *field, const char *value,
+                     store_done done, void *ctx) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct words w;
+    const char *const keys[] = {redis_list_key(list)};
+    begin_script(&w, s, S_LIST, keys, 1);
+    word(&w, field);
+    word(&w, value);
+    return send_script(s, &w, done, ctx);
+}
+
+static int redis_enrol(struct store *base, const char *key, const char *value, const char *token,
+                       store_done done, void *ctx) {
+    struct redis_store *s = (struct redis_store *)base;
+    struct words w;
+    const char *const keys[] = {redis_list_key(STORE_KEYS), redis_list_key(STORE_TOKENS)};
+    begin_script(&w, s, S_ENROL, keys, 2);
+    word(&w, key);
+    word(&w, value);
+    word(&w, token);
+    return send_script(s, &w, done, ctx);
+}
+
 static int redis_state(struct store *base, const kn_id id, enum kn_batch_state state, int32_t priority,
                        uint64_t finished_wall_ms, bool retried, store_done done, void *ctx) {
     struct redis_store *s = (struct redis_store *)base;
@@ -501,6 +524,8 @@ static const struct store_ops redis_ops = {
     .bury = redis_bury,
     .confirm = redis_confirm,
     .records = redis_records,
+    .put = redis_put,
+    .enrol = redis_enrol,
     .backlog = redis_backlog,
     .silent_ms = redis_silent_ms,
     .close = redis_close,

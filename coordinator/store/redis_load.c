@@ -241,12 +241,26 @@ static int load_models(struct redis_store *s, const struct store_reader *rd, str
     return rc;
 }
 
+static int load_entries(struct redis_store *s, enum store_list list, const struct store_reader *rd,
+                        struct kn_err *err) {
+    redisReply *r = redis_ask_plain(s->sync, err, 2, "HGETALL", redis_list_key(list));
+    if (!r) return err->code;
+    int rc = r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, redis_list_key(list));
+    for (size_t i = 0; rc == 0 && i + 1 < r->elements; i += 2)
+        if (is_text(r->element[i]) && is_text(r->element[i + 1]))
+            rc = rd->entry(rd->ctx, list, r->element[i]->str, r->element[i + 1]->str, err);
+    freeReplyObject(r);
+    return rc;
+}
+
 int redis_load(struct store *base, const struct store_reader *rd, struct kn_err *err) {
     struct redis_store *s = (struct redis_store *)base;
     int rc = load_list(s, true, rd, err);
     if (rc == 0) rc = load_list(s, false, rd, err);
     if (rc == 0 && rd->tomb) rc = load_tombs(s, rd, err);
     if (rc == 0 && rd->model) rc = load_models(s, rd, err);
+    if (rc == 0 && rd->entry) rc = load_entries(s, STORE_KEYS, rd, err);
+    if (rc == 0 && rd->entry) rc = load_entries(s, STORE_TOKENS, rd, err);
     redisFree(s->sync); /* from here on everything goes over the loop */
     s->sync = NULL;
     return rc;

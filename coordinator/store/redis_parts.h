@@ -32,6 +32,8 @@ enum script {
     S_SEAL,
     S_PUT,
     S_MODEL,
+    S_LIST,
+    S_ENROL,
     S_COMMIT,
     S_FAIL,
     S_VOID,
@@ -70,6 +72,10 @@ struct keys {
 };
 
 void redis_keys_of(const kn_id id, struct keys *k);
+
+static inline const char *redis_list_key(enum store_list list) {
+    return list == STORE_KEYS ? "kiln:keys" : "kiln:tokens";
+}
 
 /* ---- a command's words */
 

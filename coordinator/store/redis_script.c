@@ -12,6 +12,8 @@
  *     kiln:seq        counts the sealed batches
  *     kiln:models     hash: SHA-256 of a model that a worker announced -> "date in ms" and a blank, and what the
  *                     caller tells of it
+ *     kiln:keys       hash: public key in hex -> whose it is (coordinator/keys.h)
+ *     kiln:tokens     hash: id in hex -> uses that are left, a blank, and what it is good for: of its secret a digest alone
  *     kiln:batches    sorted set: ids of the sealed batches, by that count
  *     kiln:staged     set: ids of the batches that are being submitted and not sealed
  *
@@ -160,6 +162,20 @@ const char *const redis_script_text[S_COUNT] = {
     "  redis.call('HDEL', KEYS[2], all[old])\n"
     "  all = redis.call('HGETALL', KEYS[2])\n"
     "end\n"
+    "return KN_OK\n",
+    /* KEYS term, list; ARGV term, field, value: "" takes the field away, and no field the list */
+    [S_LIST] = FENCE_AT_OOM
+    "if ARGV[2] == '' then redis.call('DEL', KEYS[2])\n"
+    "elseif ARGV[3] == '' then redis.call('HDEL', KEYS[2], ARGV[2])\n"
+    "else redis.call('HSET', KEYS[2], ARGV[2], ARGV[3]) end\n"
+    "return KN_OK\n",
+    /* KEYS term, keys, tokens; ARGV term, key, what is told of it, token */
+    [S_ENROL] = FENCE
+    "if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return KN_EEXIST end\n"
+    "local uses, rest = (redis.call('HGET', KEYS[3], ARGV[4]) or ''):match('^(%d+)( .*)$')\n"
+    "if not uses or tonumber(uses) < 1 then return KN_EGONE end\n"
+    "redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])\n"
+    "redis.call('HSET', KEYS[3], ARGV[4], string.format('%d', tonumber(uses) - 1) .. rest)\n"
     "return KN_OK\n",
     /* KEYS term, batch, records, failures; ARGV term, task, record, the state cancelled */
     [S_COMMIT] = FENCE

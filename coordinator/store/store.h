@@ -57,6 +57,13 @@ struct store_batch {
     uint64_t created_wall_ms, finished_wall_ms;
 };
 
+/* Lists of the farm: fields with texts that the store does not look into, but for a token's: that begins with the uses
+ * that are left, and a blank. */
+enum store_list {
+    STORE_KEYS,   /* public key in hex -> whose it is */
+    STORE_TOKENS, /* id in hex -> what it is good for */
+};
+
 /* How a write ended. code: 0, KN_EEXIST, KN_EGONE, KN_ETERM, KN_ESTATE, or KN_ECANCELED (the store was
  * closed, and nobody knows if the write is durable); after any other failure nothing is durable. data is an
  * answer with bytes, borrowed during the call, or NULL. */
@@ -81,6 +88,8 @@ struct store_reader {
     int (*tomb)(void *ctx, const kn_id id, bool now, const uint8_t (*records)[STORE_RECORD_BYTES],
                 size_t count, struct kn_err *err);
     int (*aside)(void *ctx, const kn_id id, bool sealed, const struct kn_err *why, struct kn_err *err);
+    /* An entry of a list. May be NULL. */
+    int (*entry)(void *ctx, enum store_list list, const char *field, const char *value, struct kn_err *err);
     /* A model that some worker announced; may be NULL. */
     int (*model)(void *ctx, uint64_t wall_ms, const void *data, size_t len, struct kn_err *err);
 };
@@ -113,6 +122,10 @@ struct store_ops {
     int (*records)(struct store *s, const kn_id id, uint32_t from, const void *records, size_t count);
     int (*model)(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
                  size_t len); /* NULL: none are kept */
+    int (*put)(struct store *s, enum store_list list, const char *field, const char *value, store_done done,
+               void *ctx);
+    int (*enrol)(struct store *s, const char *key, const char *value, const char *token, store_done done,
+                 void *ctx);
     size_t (*backlog)(const struct store *s);
     uint64_t (*silent_ms)(const struct store *s, const char **why); /* NULL: it always answers */
     void (*close)(struct store *s);
@@ -213,6 +226,17 @@ static inline int store_records(struct store *s, const kn_id id, uint32_t from, 
 static inline int store_model(struct store *s, const kn_digest sha256, uint64_t wall_ms, const void *data,
                               size_t len) {
     return s->ops->model ? s->ops->model(s, sha256, wall_ms, data, len) : 0;
+}
+/* Puts an entry in a list, or takes it off (value ""), or all (field "" too). */
+static inline int store_put(struct store *s, enum store_list list, const char *field, const char *value,
+                            store_done done, void *ctx) {
+    return s->ops->put(s, list, field, value, done, ctx);
+}
+/* Puts a key on its list by a use of that token. KN_EEXIST: it is there already, and no use was taken; KN_EGONE: there is
+ * no such token, or it has no use left. */
+static inline int store_enrol(struct store *s, const char *key, const char *value, const char *token,
+                              store_done done, void *ctx) {
+    return s->ops->enrol(s, key, value, token, done, ctx);
 }
 /* Writes that are not answered yet. */
 static inline size_t store_backlog(const struct store *s) {

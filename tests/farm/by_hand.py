@@ -32,8 +32,8 @@ class ByHand(FarmTest):
         wait_for("the coordinator is ready", lambda: ready.exists() and ready.read_text())
         return p, ready.read_text().split()
 
-    def worker(self, name, where, engine="sim:ms=20"):
-        return self.farm.start(BIN / "kiln-worker", "--join", where, "--name", name, "--engine", engine)
+    def worker(self, name, where, engine="sim:ms=20", *more):
+        return self.farm.start(BIN / "kiln-worker", "--join", where, "--name", name, "--engine", engine, *more)
 
     def kiln(self, *args, **more):
         return self.farm.ok(*args, "--farm", self.url, **more)
@@ -41,7 +41,7 @@ class ByHand(FarmTest):
     def test_a_coordinator_killed_and_started_again_finds_its_workers(self):
         first, listeners = self.coordinator()
         tcp = next(l for l in listeners if l.startswith("tcp://127.0.0.1:"))
-        workers = [self.worker("one", self.url), self.worker("two", tcp)]
+        workers = [self.worker("one", self.url), self.worker("two", tcp, "sim:ms=20", "--token", self.farm.token("--farm", self.url))]
         out = self.farm.tmp / "out"
         render = self.farm.start("render", self.farm.prompts(COUNT), "-o", out, "--farm", self.url)
         self.await_pictures(out, 10)

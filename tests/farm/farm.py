@@ -87,6 +87,13 @@ class Farm:
     def json(self, *args, **more):
         return json.loads(self.ok(*args, "--json", **more))
 
+    def token(self, *more):
+        """A new token in a file of its own, as --token takes it."""
+        self.tokens = getattr(self, "tokens", 0) + 1
+        path = self.tmp / f"token-{self.tokens}"
+        path.write_text(self.ok("token", "new", *more))
+        return f"@{path}"
+
     def runs(self):
         """The folders of the private farms of renders."""
         return sorted(self.dir.glob("runs/*"))

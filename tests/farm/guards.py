@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a farm refuses: a Redis that may lose what it was given, and to listen where anybody can reach it."""
+"""What a farm refuses: a Redis that may lose what it was given, and --insecure."""
 import os
 import pathlib
 import shutil
@@ -62,10 +62,11 @@ class Guards(FarmTest):
         self.assertEqual(p.returncode, 1, p.stderr)
         self.assertIn("none.sock", p.stderr)
 
-    def test_nothing_listens_beyond_this_machine_without_insecure(self):
-        p = self.farm.run("up", "--engine", "sim", "--listen", "tcp://0.0.0.0:0")
+    def test_insecure_is_gone_and_says_how_to_change(self):
+        p = self.farm.run("up", "--engine", "sim", "--listen", "tcp://0.0.0.0:0", "--insecure")
         self.assertEqual(p.returncode, 1, p.stderr)
-        self.assertIn("--insecure", p.stderr)
+        for command in ("kiln up --listen", "kiln token new --worker", "kiln-worker --join"):
+            self.assertIn(command, p.stderr)
         self.assertEqual(self.farm.pid("supervisor"), 0)
         self.farm.ok("up", "--engine", "sim", "--workers", "1", "--listen", "tcp://127.0.0.1:*")
 

@@ -102,8 +102,8 @@ class Inputs(FarmTest):
 
     def test_no_farm_there_is_3(self):
         for args in (["status"], ["submit", "-p", "x"], ["wait", "ab"], ["fetch", "ab"], ["cancel", "ab"], ["workers"], ["drain", "w"],
-                     ["down"], ["top", "--json"], ["status", "--farm", "tcp://127.0.0.1:9"],
-                     ["render", "-p", "x", "--farm", "tcp://127.0.0.1:9"]):
+                     ["down"], ["top", "--json"], ["status", "--farm", "ipc:///nowhere/farm"],
+                     ["render", "-p", "x", "--farm", "ipc:///nowhere/farm"]):
             with self.subTest(args):
                 p = self.farm.run(*args)
                 self.assertEqual(p.returncode, 3, p.stderr)

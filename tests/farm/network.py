@@ -48,11 +48,9 @@ class Network(FarmTest):
         farm = self.farm
         port = free_port(self.here)
         url = f"tcp://{self.here}:{port}"
-        p = farm.run("up", "--workers", "0", "--listen", url)
-        self.assertEqual(p.returncode, 1, "it listens beyond this machine without --insecure")
-        self.assertIn("--insecure", p.stderr)
-        farm.ok("up", "--workers", "0", "--listen", url, "--insecure", "--model", "sim")
-        farm.start(*self.inside, BIN / "kiln-worker", "--join", url, "--name", "far", "--engine", "sim:ms=10")
+        farm.ok("up", "--workers", "0", "--listen", url, "--model", "sim")
+        farm.start(*self.inside, BIN / "kiln-worker", "--join", url, "--token", farm.token("--worker"), "--name", "far",
+                   "--engine", "sim:ms=10")
         wait_for("the worker has joined", lambda: [w["id"] for w in farm.json("workers")] == ["far"])
         id = farm.ok("submit", farm.prompts(COUNT)).strip()
         wait_for("it renders", lambda: farm.json("status", id)["done"] > 10)
@@ -62,7 +60,7 @@ class Network(FarmTest):
         subprocess.run(["ip", "link", "set", f"kn{self.host.pid}", "up"], check=True)
         farm.ok("wait", id)
         out = farm.tmp / "out"
-        fetch = farm.start(*self.inside, BIN / "kiln", "fetch", id, "-o", out, "--farm", url)
+        fetch = farm.start(*self.inside, BIN / "kiln", "fetch", id, "-o", out, "--farm", url, "--token", farm.token("--admin"))
         self.finish(fetch)
         self.check_folder(out, COUNT)
         farm.ok("verify", out)

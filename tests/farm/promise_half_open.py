@@ -92,7 +92,7 @@ class HalfOpen(FarmTest):
         self.proxy = Proxy([self.control, self.data])
         self.addCleanup(self.proxy.close)
         self.farm.start(BIN / "kiln-worker", "--join", f"tcp://{PROXY}:{self.control}", "--name", "far", "--engine",
-                        "sim:ms=20")
+                        "sim:ms=20", "--token", self.farm.token())
         wait_for("the worker has joined", lambda: self.farm.json("workers"))
         self.batch = self.farm.ok("submit", self.farm.prompts(20000)).strip()
         wait_for("it renders", lambda: self.done() > 10)

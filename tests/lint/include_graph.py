@@ -54,8 +54,8 @@ LIBRARIES = {
 }
 
 # The coordinator's files from the top down. server.h is not server.c's alone: it is the state that all share.
-FLOORS = ["main", "server", "recover", "clients", "repair", "scrub", "lost", "explain", "waits", "workers", "carry_out", "trash", "aside",
-          "send", "inspect", "history", "batches", "ticket", "collect", "objects"]
+FLOORS = ["main", "server", "recover", "enrol", "clients", "repair", "scrub", "lost", "explain", "waits", "workers", "carry_out", "trash",
+          "aside", "send", "inspect", "history", "keys", "roles", "batches", "ticket", "collect", "objects"]
 FLOORS_SHARED = {"coordinator/server.h"}
 
 # Headers that are one folder's own affair, though the folder is everyone's.

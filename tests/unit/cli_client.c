@@ -42,7 +42,7 @@ static void be_a_coordinator(const char *endpoint) {
     struct kn_sock *sock;
     struct kn_sock_options o = {.router = true, .recv = on_hello};
     if (uv_loop_init(&loop) || kn_wire_create(&loop, &wire, NULL) || kn_sock_create(wire, &o, &sock, NULL) ||
-        kn_sock_bind(sock, endpoint, false, NULL, NULL))
+        kn_sock_bind(sock, endpoint, NULL, NULL))
         _exit(1);
     uv_run(&loop, UV_RUN_DEFAULT);
 }

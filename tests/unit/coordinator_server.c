@@ -1530,6 +1530,39 @@ TEST(promise_backward_a_flushed_store_is_told_everything_again) {
     teardown(&f);
 }
 
+static void redis_files(struct fixture *f, const char *from, const char *to) {
+    char command[256];
+    snprintf(command, sizeof command, "rm -rf %s/%s && cp -r %s/%s %s/%s", f->redis.dir, to, f->redis.dir,
+             from, f->redis.dir, to);
+    CHECK_INT(system(command), 0);
+}
+
+/* A token that was taken back must not come back with the old copy, and one that was made since must not be lost. */
+TEST(promise_backward_tokens_are_those_that_the_coordinator_knows) {
+    struct fixture f;
+    struct kn_msg m = {.type = KN_MSG_TOKEN_NEW}, gone = {.type = KN_MSG_TOKEN_REMOVE};
+    static const uint8_t old[8] = {1}, newer[8] = {2};
+    setup_with(&f, true);
+    m.u.token_new =
+        (struct kn_token_new){.id = old, .id_len = 8, .role = KN_ROLE_WORKER, .name = "", .uses = 1};
+    CHECK_INT(ask_code(&f, &m), 0);
+    CHECK_STR(test_redis_ask(&f.redis, "--raw hkeys kiln:tokens"), "0100000000000000");
+    redis_files(&f, "appendonlydir", "copy");
+    gone.u.token_remove.id = old;
+    gone.u.token_remove.id_len = 8;
+    CHECK_INT(ask_code(&f, &gone), 0);
+    m.u.token_new.id = newer;
+    CHECK_INT(ask_code(&f, &m), 0);
+    test_redis_kill(&f.redis);
+    redis_files(&f, "copy", "appendonlydir");
+    test_redis_again(&f.redis);
+    for (int i = 0; i < 2000 && !store_note_says(&f, "had gone back"); i++) run_ms(&f, 5);
+    gone.u.token_remove.id = (const uint8_t *)"12345678"; /* behind all that */
+    CHECK_INT(ask_code(&f, &gone), 0);
+    CHECK_STR(test_redis_ask(&f.redis, "--raw hkeys kiln:tokens"), "0200000000000000");
+    teardown(&f);
+}
+
 TEST(promise_backward_a_farm_that_writes_nothing_notices_too) {
     struct fixture f;
     setup_with(&f, true);
@@ -1539,13 +1572,6 @@ TEST(promise_backward_a_farm_that_writes_nothing_notices_too) {
     CHECK(store_note_says(&f, "had gone back"));
     check_filled(&f, 1);
     teardown(&f);
-}
-
-static void redis_files(struct fixture *f, const char *from, const char *to) {
-    char command[256];
-    snprintf(command, sizeof command, "rm -rf %s/%s && cp -r %s/%s %s/%s", f->redis.dir, to, f->redis.dir,
-             from, f->redis.dir, to);
-    CHECK_INT(system(command), 0);
 }
 
 TEST(promise_backward_an_older_copy_that_is_put_back_is_told_what_it_lacks) {
@@ -1993,5 +2019,27 @@ TEST(promise_picture_a_report_voids_what_is_bad_and_nothing_else) {
     CHECK_INT((int)results(&f, batch_a, 0, 0)->status.done, 1);
     CHECK_INT(picture(&f, batch_a, 0, "p0", false), 0);
     CHECK_INT((int)results(&f, batch_a, 0, 0)->status.state, KN_BATCH_DONE);
+    teardown(&f);
+}
+
+/* The farm made its name of another than the hello says. */
+TEST(the_models_of_a_worker_that_the_farm_named_are_there) {
+    struct fixture f;
+    struct kn_model_info models[] = {model()};
+    struct kn_msg m = {.type = KN_MSG_WORKER_HELLO}, q = {.type = KN_MSG_MODELS_QUERY};
+    setup(&f);
+    m.u.worker_hello = (struct kn_worker_hello){.worker = "h-0",
+                                                .name_base = "h",
+                                                .has_machine = true,
+                                                .host = "h",
+                                                .backend = "class-1",
+                                                .credit = 1,
+                                                .batch_max = 8,
+                                                .models = models,
+                                                .model_count = 1};
+    m.u.worker_hello.instance[0] = m.u.worker_hello.machine[0] = 1;
+    tell(&f, &f.worker, &m, NULL);
+    CHECK_STR(await(&f, &f.worker, KN_MSG_WELCOME)->u.welcome.worker, "h");
+    CHECK_U64(ask(&f, &q, KN_MSG_MODEL_LIST)->u.model_list.count, 1);
     teardown(&f);
 }

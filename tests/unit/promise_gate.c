@@ -130,7 +130,7 @@ TEST(promise_connections_silent_strangers_put_nobody_out_and_let_others_in) {
     CHECK_INT(uv_loop_init(&loop), 0);
     CHECK_MSG(kn_wire_create(&loop, &wire, &err) == 0, "%s", err.text);
     make(&router, true);
-    CHECK_INT(kn_sock_bind(router.s, "tcp://127.0.0.1:*", false, &port, &err), 0);
+    CHECK_INT(kn_sock_bind(router.s, "tcp://127.0.0.1:*", &port, &err), 0);
     snprintf(endpoint, sizeof endpoint, "tcp://127.0.0.1:%u", port);
     for (int i = 0; i < KNOWN; i++) {
         join(&known[i], endpoint);

@@ -15,7 +15,7 @@ struct end { /* of a connection, with a context of its own */
     struct kn_wire *wire;
     struct kn_sock *s;
     struct kn_key_pair keys;
-    int received;
+    int received, ended;
     bool had_sender;
     struct kn_public_key sender;
 };
@@ -77,6 +77,11 @@ static void on_writable(struct kn_sock *s, void *ctx) {
     (void)!kn_sock_send(s, NULL, &m, NULL, NULL);
 }
 
+static void on_broken(struct kn_sock *s, void *ctx) {
+    (void)s;
+    ((struct end *)ctx)->ended++;
+}
+
 static void make_keys(const char *name, struct kn_key_pair *out) {
     struct kn_err err = {0};
     char path[160];
@@ -99,24 +104,24 @@ static void begin(void) {
     CHECK_INT(uv_loop_init(&loop), 0);
     CHECK_INT(kn_wire_create(&loop, &server.wire, &err), 0);
     make_keys("server", &server.keys);
-    kn_wire_use_keys(server.wire, &server.keys);
+    kn_wire_use_keys(server.wire, &server.keys, NULL);
     CHECK_INT(kn_sock_create(server.wire, &opt, &server.s, &err), 0);
-    CHECK_INT(kn_sock_bind(server.s, "tcp://127.0.0.1:0", true, &port, &err),
-              KN_ESTATE); /* nobody guards it */
+    CHECK_INT(kn_sock_bind(server.s, "tcp://127.0.0.1:0", &port, &err), KN_ESTATE); /* nobody guards it */
     CHECK_INT(kn_wire_guard(server.wire, admit, NULL, &err), 0);
-    CHECK_MSG(kn_sock_bind(server.s, "tcp://127.0.0.1:0", false, &port, &err) == 0, "%s", err.text);
-    CHECK_MSG(kn_sock_bind(server.s, ipc, false, NULL, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(server.s, "tcp://127.0.0.1:0", &port, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(server.s, ipc, NULL, &err) == 0, "%s", err.text);
     snprintf(tcp, sizeof tcp, "tcp://127.0.0.1:%u", port);
 }
 
 /* A peer with keys, or without (expected NULL), that sends as soon as it can. */
 static void connect_peer(struct end *e, const struct kn_public_key *expected, const char *endpoint) {
-    struct kn_sock_options opt = {.recv = on_recv, .writable = on_writable, .ctx = e, .server = expected};
+    struct kn_sock_options opt = {
+        .recv = on_recv, .writable = on_writable, .broken = on_broken, .ctx = e, .server = expected};
     struct kn_err err = {0};
     CHECK_INT(kn_wire_create(&loop, &e->wire, &err), 0);
     if (expected) {
         make_keys("peer", &e->keys);
-        kn_wire_use_keys(e->wire, &e->keys);
+        kn_wire_use_keys(e->wire, &e->keys, NULL);
     }
     CHECK_INT(kn_sock_create(e->wire, &opt, &e->s, &err), 0);
     CHECK_MSG(kn_sock_connect(e->s, endpoint, &err) == 0, "%s", err.text);
@@ -170,8 +175,29 @@ TEST(a_farm_with_another_key_is_refused_in_words_and_gets_nothing) {
     known = peer.keys.own;
     CHECK(turn_until(is_refused, &peer, PATIENCE_MS));
     CHECK(strstr(kn_sock_refusal(peer.s), "does not have the key that is expected"));
+    CHECK_INT(peer.ended, 0); /* a connection that never stood has no end */
     CHECK_INT(server.received, 0);
     CHECK_INT(asked, 0);
+    end_all(&peer);
+}
+
+static bool has_ended(void *arg) {
+    return ((struct end *)arg)->ended > 0;
+}
+
+/* A socket has one monitor: it tells of both. */
+TEST(who_has_keys_is_told_of_the_end_of_its_connection) {
+    struct end peer = {0};
+    begin();
+    connect_peer(&peer, &server.keys.own, tcp);
+    known = peer.keys.own;
+    CHECK(turn_until(was_heard, NULL, PATIENCE_MS));
+    CHECK_INT(peer.ended, 0);
+    kn_sock_destroy(server.s);
+    server.s = NULL;
+    CHECK(turn_until(has_ended, &peer, PATIENCE_MS));
+    CHECK_INT(peer.ended, 1);
+    CHECK(kn_sock_refusal(peer.s) == NULL);
     end_all(&peer);
 }
 
@@ -223,7 +249,7 @@ TEST(without_the_farms_key_nothing_is_sent_by_tcp) {
     struct kn_err err = {0};
     begin();
     CHECK_INT(kn_wire_create(&loop, &peer.wire, &err), 0);
-    kn_wire_use_keys(peer.wire, &server.keys);
+    kn_wire_use_keys(peer.wire, &server.keys, NULL);
     CHECK_INT(kn_sock_create(peer.wire, &opt, &peer.s, &err), 0);
     CHECK_INT(kn_sock_connect(peer.s, tcp, &err), KN_ECONFIG);
     end_all(&peer);

@@ -127,7 +127,7 @@ static void connect_pair(struct side *r, struct side *d, const char *endpoint, b
     char e[KN_ENDPOINT_MAX + 1];
     make(r, true, blobs);
     make(d, false, blobs);
-    CHECK_MSG(kn_sock_bind(r->s, endpoint, false, &port, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(r->s, endpoint, &port, &err) == 0, "%s", err.text);
     snprintf(e, sizeof e, "%s", endpoint);
     if (port) snprintf(e, sizeof e, "tcp://127.0.0.1:%u", port);
     if (reached) strcpy(reached, e);
@@ -237,7 +237,7 @@ TEST(bytes_on_a_control_socket_are_dropped_and_the_next_message_arrives) {
     begin();
     make(&r, true, false);
     make(&data, false, true); /* a peer that takes the control socket for the data socket */
-    CHECK_INT(kn_sock_bind(r.s, ipc, false, NULL, NULL), 0);
+    CHECK_INT(kn_sock_bind(r.s, ipc, NULL, NULL), 0);
     CHECK_INT(kn_sock_connect(data.s, ipc, NULL), 0);
     CHECK(turn_until(is_writable, &data, PATIENCE_MS));
     proto_example(KN_MSG_IMAGE_RESULT, &m);
@@ -267,7 +267,7 @@ TEST(nobody_there_is_told_as_no_room) {
     CHECK(!turn_until(is_writable, &d, 200));
     struct side r = {0};
     make(&r, true, false);
-    CHECK_INT(kn_sock_bind(r.s, ipc, false, NULL, NULL), 0);
+    CHECK_INT(kn_sock_bind(r.s, ipc, NULL, NULL), 0);
     CHECK(turn_until(is_writable, &d, PATIENCE_MS));
     CHECK_INT(kn_sock_send(d.s, NULL, &m, NULL, NULL), 0);
     CHECK(turn_until(has_received, &r, PATIENCE_MS));
@@ -516,7 +516,7 @@ TEST(trying_again_at_a_full_peer_is_paced) {
     struct kn_wire *other_wire;
     begin();
     CHECK_INT(kn_sock_create(wire, &opt, &in.s, NULL), 0);
-    CHECK_INT(kn_sock_bind(in.s, ipc, false, NULL, NULL), 0);
+    CHECK_INT(kn_sock_bind(in.s, ipc, NULL, NULL), 0);
     make(&reader, false, true);
     CHECK_INT(kn_sock_connect(reader.s, ipc, NULL), 0);
     /* The silent one lives on a loop that turns no more once its request is out. */
@@ -608,7 +608,7 @@ TEST(a_router_that_comes_back_is_found_again) {
         turn_until(never, NULL, 10);
     CHECK(!is_writable(&d));
     make(&r, true, false);
-    CHECK_INT(kn_sock_bind(r.s, reached, false, NULL, NULL), 0);
+    CHECK_INT(kn_sock_bind(r.s, reached, NULL, NULL), 0);
     CHECK(turn_until(is_writable, &d, PATIENCE_MS));
     CHECK_INT(kn_sock_send(d.s, NULL, &m, NULL, NULL), 0);
     CHECK(turn_until(has_received, &r, PATIENCE_MS));
@@ -634,19 +634,16 @@ TEST(a_socket_may_be_destroyed_inside_its_own_callback) {
 
 /* ---- where it listens */
 
-TEST(nothing_listens_beyond_this_machine_without_being_told_to) {
+TEST(nothing_listens_beyond_this_machine_without_keys) {
     static const char *const far[] = {"tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0"};
     struct side r = {0};
     begin();
     make(&r, true, false);
     for (size_t i = 0; i < 3; i++) {
         struct kn_err err = {0};
-        CHECK_INT(kn_sock_bind(r.s, far[i], false, NULL, &err), KN_ECONFIG);
-        CHECK(strstr(err.text, "--insecure"));
+        CHECK_INT(kn_sock_bind(r.s, far[i], NULL, &err), KN_ECONFIG);
+        CHECK(strstr(err.text, "has no keys"));
     }
-    uint16_t port = 0;
-    CHECK_INT(kn_sock_bind(r.s, "tcp://0.0.0.0:*", true, &port, NULL), 0);
-    CHECK(port != 0);
     fini(&r);
     end();
 }
@@ -656,7 +653,7 @@ TEST(an_ipc_socket_is_its_owners_alone) {
     struct stat st;
     begin();
     make(&r, true, false);
-    CHECK_INT(kn_sock_bind(r.s, ipc, false, NULL, NULL), 0);
+    CHECK_INT(kn_sock_bind(r.s, ipc, NULL, NULL), 0);
     CHECK_INT(stat(ipc + 6, &st), 0);
     CHECK_INT(st.st_mode & 0777, 0600);
     fini(&r);
@@ -671,9 +668,9 @@ TEST(a_port_in_use_is_told) {
     begin();
     make(&r, true, false);
     make(&q, true, false);
-    CHECK_INT(kn_sock_bind(r.s, "tcp://127.0.0.1:0", false, &port, NULL), 0);
+    CHECK_INT(kn_sock_bind(r.s, "tcp://127.0.0.1:0", &port, NULL), 0);
     snprintf(e, sizeof e, "tcp://127.0.0.1:%u", port);
-    CHECK_INT(kn_sock_bind(q.s, e, false, NULL, &err), KN_EEXIST);
+    CHECK_INT(kn_sock_bind(q.s, e, NULL, &err), KN_EEXIST);
     CHECK(strstr(err.text, e));
     fini(&r);
     fini(&q);

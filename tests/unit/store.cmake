@@ -8,6 +8,8 @@ kn_unit_test(NAME promise.trash SOURCES promise_trash.c LIBS kn_collect kn_base)
 if(TARGET kn_server)
   kn_unit_test(NAME coordinator.history SOURCES coordinator_history.c LIBS kn_server)
   kn_unit_test(NAME coordinator.server SOURCES coordinator_server.c png_of.c store_memory.c store_redis_server.c LIBS kn_server PkgConfig::ZLIB)
+  kn_unit_test(NAME promise.strangers SOURCES promise_strangers.c proto_messages.c store_memory.c LIBS kn_server)
+  set_tests_properties(promise.strangers PROPERTIES RUN_SERIAL TRUE) # TCP ports
   add_test(NAME coordinator.promise_versions COMMAND test-coordinator-server promise_versions)
   add_test(NAME coordinator.promise_bounds COMMAND test-coordinator-server promise_bounds)
   foreach(promise scrub trash cut_short)

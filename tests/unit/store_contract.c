@@ -524,6 +524,42 @@ BOTH(a_batch_that_is_removed_twice_leaves_the_records_of_both) {
     CHECK_STR(read_back(f), "tomb a now=0 11 22.\n");
 }
 
+static int on_entry(void *ctx, enum store_list list, const char *field, const char *value,
+                    struct kn_err *err) {
+    char *text = ctx;
+    (void)err;
+    sprintf(text + strlen(text), "%s %s=%s\n", list == STORE_KEYS ? "key" : "token", field, value);
+    return 0;
+}
+
+/* The lists, as the next coordinator reads them. */
+static const char *read_lists(struct fixture *f) {
+    static char text[1024];
+    struct store_reader rd = {.ctx = text, .entry = on_entry};
+    struct kn_err err = {0};
+    store_close(f->s);
+    run_out(f);
+    open_store(f, &f->s);
+    text[0] = '\0';
+    CHECK_MSG(store_load(f->s, &rd, &err) == 0, "%s", err.text);
+    start_store(f, f->s);
+    return text;
+}
+
+BOTH(a_use_of_a_token_is_taken_once_a_key) {
+    CHECK_INT(ANSWER_OF(f, store_put(f->s, STORE_TOKENS, "t1", "2 what it is", on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_enrol(f->s, "k1", "one", "t1", on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_enrol(f->s, "k1", "one", "t1", on_done, &a)), KN_EEXIST); /* asked again */
+    CHECK_INT(ANSWER_OF(f, store_enrol(f->s, "k2", "two", "t0", on_done, &a)), KN_EGONE);  /* no such token */
+    CHECK_STR(read_lists(f), "key k1=one\ntoken t1=1 what it is\n");
+    CHECK_INT(ANSWER_OF(f, store_enrol(f->s, "k2", "two", "t1", on_done, &a)), 0);
+    CHECK_INT(ANSWER_OF(f, store_enrol(f->s, "k3", "three", "t1", on_done, &a)), KN_EGONE); /* used up */
+    CHECK_INT(ANSWER_OF(f, store_put(f->s, STORE_KEYS, "k1", "", on_done, &a)), 0);
+    CHECK_STR(read_lists(f), "key k2=two\ntoken t1=0 what it is\n");
+    CHECK_INT(ANSWER_OF(f, store_put(f->s, STORE_KEYS, "", "", on_done, &a)), 0);
+    CHECK_STR(read_lists(f), "token t1=0 what it is\n");
+}
+
 BOTH(a_close_answers_what_is_open) {
     submit(f, id_a, 2000);
     struct store_record r = record_of(0x11, 1);

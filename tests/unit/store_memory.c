@@ -30,7 +30,13 @@ struct memory_tomb {
     uint8_t records[][STORE_RECORD_BYTES];
 };
 
+struct memory_entry {
+    struct memory_entry *next;
+    char *field, *value;
+};
+
 struct store_disk {
+    struct memory_entry *lists[2]; /* by enum store_list */
     uint64_t term;
     kn_digest secret;
     struct memory_tomb *tombs;
@@ -366,6 +372,57 @@ static int memory_remove(struct store *base, const kn_id id, bool now, store_don
     return answer(s, done, ctx, code, NULL);
 }
 
+/* Where it is, or would be. */
+static struct memory_entry **entry_find(struct store_disk *d, enum store_list list, const char *field) {
+    struct memory_entry **p = &d->lists[list];
+    while (*p && strcmp((*p)->field, field) != 0) p = &(*p)->next;
+    return p;
+}
+
+static void entry_drop(struct memory_entry **p) {
+    struct memory_entry *e = *p;
+    *p = e->next;
+    free(e->field);
+    free(e->value);
+    free(e);
+}
+
+static int entry_put(struct store_disk *d, enum store_list list, const char *field, const char *value) {
+    struct memory_entry **p = entry_find(d, list, field);
+    if (*p) entry_drop(p);
+    if (!value[0]) return 0;
+    struct memory_entry *e = calloc(1, sizeof *e);
+    if (!e) return KN_ENOMEM;
+    *e = (struct memory_entry){*p, strdup(field), strdup(value)};
+    *p = e;
+    return e->field && e->value ? 0 : KN_ENOMEM;
+}
+
+static int memory_put(struct store *base, enum store_list list, const char *field, const char *value,
+                      store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
+    while (code == 0 && !field[0] && s->disk->lists[list]) entry_drop(&s->disk->lists[list]);
+    if (code == 0 && field[0]) code = entry_put(s->disk, list, field, value);
+    return answer(s, done, ctx, code, NULL);
+}
+
+static int memory_enrol(struct store *base, const char *key, const char *value, const char *token,
+                        store_done done, void *ctx) {
+    struct memory_store *s = (struct memory_store *)base;
+    struct memory_entry *t = *entry_find(s->disk, STORE_TOKENS, token);
+    int code = s->base.term == s->disk->term ? 0 : KN_ETERM;
+    char left[256];
+    if (code == 0 && *entry_find(s->disk, STORE_KEYS, key)) code = KN_EEXIST;
+    if (code == 0 && (!t || atoi(t->value) < 1)) code = KN_EGONE;
+    if (code == 0) {
+        snprintf(left, sizeof left, "%d%s", atoi(t->value) - 1, strchr(t->value, ' '));
+        code = entry_put(s->disk, STORE_TOKENS, token, left);
+        if (code == 0) code = entry_put(s->disk, STORE_KEYS, key, value);
+    }
+    return answer(s, done, ctx, code, NULL);
+}
+
 static int load_batch(const struct memory_batch *b, const struct store_reader *rd, struct kn_err *err) {
     int rc = rd->batch(rd->ctx, &b->b, err);
     for (struct memory_item *i = b->chunks; rc == 0 && i; i = i->next)
@@ -396,6 +453,9 @@ static int memory_load(struct store *base, const struct store_reader *rd, struct
     for (struct memory_tomb *t = s->disk->tombs; rc == 0 && rd->tomb && t; t = t->next)
         rc =
             rd->tomb(rd->ctx, t->id, t->now, (const uint8_t(*)[STORE_RECORD_BYTES])t->records, t->count, err);
+    for (int list = 0; rd->entry && list < 2; list++)
+        for (struct memory_entry *e = s->disk->lists[list]; rc == 0 && e; e = e->next)
+            rc = rd->entry(rd->ctx, (enum store_list)list, e->field, e->value, err);
     return rc;
 }
 
@@ -432,6 +492,8 @@ static const struct store_ops memory_ops = {
     .remove = memory_remove,
     .bury = memory_bury,
     .confirm = memory_confirm,
+    .put = memory_put,
+    .enrol = memory_enrol,
     .backlog = memory_backlog,
     .close = memory_close,
 };
@@ -452,6 +514,8 @@ void store_disk_destroy(struct store_disk *d) {
             batch_free(b);
         }
     }
+    for (int list = 0; list < 2; list++)
+        while (d->lists[list]) entry_drop(&d->lists[list]);
     while (d->tombs) {
         struct memory_tomb *next = d->tombs->next;
         free(d->tombs);

@@ -129,7 +129,7 @@ static void await_start(int fd, char *text, size_t max) {
 }
 
 static void ends_well_on(int sig, int times) {
-    static const char *const words[] = {KILN_WORKER, "--join=tcp://127.0.0.1:1", "--engine=sim", NULL};
+    static const char *const words[] = {KILN_WORKER, "--join=ipc:///nowhere/farm", "--engine=sim", NULL};
     int fds[2];
     char text[4096];
     uint64_t begun = kn_clock_ms();
@@ -147,7 +147,7 @@ TEST(an_idle_worker_ends_at_once_on_a_signal) {
 }
 
 TEST(two_workers_without_a_name_get_two_names_and_a_name_comes_back) {
-    static const char *const words[] = {KILN_WORKER, "--join=tcp://127.0.0.1:1", "--engine=sim", NULL};
+    static const char *const words[] = {KILN_WORKER, "--join=ipc:///nowhere/farm", "--engine=sim", NULL};
     char text[3][4096], name[3][128], dir[] = "/tmp/kn-program-XXXXXX", lock[128];
     int fds[3][2];
     pid_t pid[3];
@@ -188,14 +188,14 @@ TEST(gpus_are_listed_a_line_of_json_each) {
     CHECK_INT(run("--list-devices", NULL, NULL, NULL), 0);
     CHECK(strstr(out, "{\"device\":0,\"uuid\":\"GPU-00000001-") == out && !strstr(out, "\n{"));
     setenv("CUDA_VISIBLE_DEVICES", "", 1);
-    CHECK_INT(run("--device=all", "--join=tcp://127.0.0.1:1", "--engine=sim", NULL), 1);
+    CHECK_INT(run("--device=all", "--join=ipc:///nowhere/farm", "--engine=sim", NULL), 1);
     CHECK(strstr(err, "--device all: there is no GPU here"));
     unsetenv("CUDA_VISIBLE_DEVICES");
 }
 
 TEST(device_all_is_a_worker_a_gpu_that_comes_back_when_it_is_killed) {
     static const char *const words[] = {
-        KILN_WORKER, "--device=all", "--name=node", "--join=tcp://127.0.0.1:1", "--engine=sim", NULL};
+        KILN_WORKER, "--device=all", "--name=node", "--join=ipc:///nowhere/farm", "--engine=sim", NULL};
     static const char *const more[] = {"name=node-gpu0", "name=node-gpu1"};
     int fds[2], victim = 0;
     size_t n = 0;

@@ -91,8 +91,8 @@ static void listen_now(void) {
     data.blobs = true;
     CHECK_INT(kn_sock_create(t.wire, &control, &t.control, &err), 0);
     CHECK_INT(kn_sock_create(t.wire, &data, &t.data, &err), 0);
-    CHECK_MSG(kn_sock_bind(t.control, t.endpoint, false, NULL, &err) == 0, "%s", err.text);
-    CHECK_MSG(kn_sock_bind(t.data, t.data_endpoint, false, NULL, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(t.control, t.endpoint, NULL, &err) == 0, "%s", err.text);
+    CHECK_MSG(kn_sock_bind(t.data, t.data_endpoint, NULL, &err) == 0, "%s", err.text);
 }
 
 static void die(void) {
