@@ -8,9 +8,13 @@
 static int steer_one(struct client *c, const struct cli_options *o, const kn_id id, enum kn_batch_verb verb,
                      struct kn_err *err) {
     if (verb != KN_VERB_REMOVE) return batch_command(c, id, verb, err);
-    int rc = batch_remove(c, id, o->now, err);
-    /* It was there when its id was looked up. So the answer that it is removed was lost with its coordinator, and this
-     * is the answer to the same question, asked again. */
+    struct kn_msg *there;
+    int rc = batch_query(c, id, &there, err);
+    if (rc) return rc;
+    kn_msg_destroy(there);
+    rc = batch_remove(c, id, o->now, err);
+    /* It was there. So the answer that it is removed was lost with its coordinator, and this is the answer to the same
+     * question, asked again. */
     return rc == KN_ENOENT ? KN_OK : rc;
 }
 

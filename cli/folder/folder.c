@@ -341,6 +341,7 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
         digests && which && tasks && bad ? KN_OK : kn_err_set(err, KN_ENOMEM, "%s", kn_err_words(KN_ENOMEM));
     struct fetching f = {.o = o, .v = v, .index = index, .which = which, .bad = bad};
     kn_id batch;
+    bool known = kn_uuid_parse(o->id, batch) == KN_OK;
     size_t n = 0;
     for (size_t i = 0; rc == KN_OK && i < count; i++) {
         if (index[i] >= o->count) {
@@ -362,7 +363,7 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
         }
     }
     if (rc == KN_OK && n > 0) {
-        struct client_objects objects = {.batch = kn_uuid_parse(o->id, batch) == 0 ? batch : NULL,
+        struct client_objects objects = {.batch = known ? batch : NULL,
                                          .tasks = tasks,
                                          .digests = (const kn_digest *)digests,
                                          .count = n,
@@ -371,10 +372,8 @@ int folder_take(struct folder *o, struct client *c, const struct kn_result *v, c
                                          .ctx = &f};
         rc = client_fetch(c, &objects, err);
     }
-    kn_id id;
-    bool known = kn_uuid_parse(o->id, id) == KN_OK;
     for (size_t i = 0; rc == KN_OK && known && i < f.bad_count; i++)
-        rc = batch_report_bad(c, id, v[bad[i]].index, v[bad[i]].sha256, err);
+        rc = batch_report_bad(c, batch, v[bad[i]].index, v[bad[i]].sha256, err);
     *lost += f.lost + f.bad_count;
     free(digests);
     free(which);

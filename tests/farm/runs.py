@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 
 from farm import BIN, FarmTest, alive, main, manifest, pictures, wait_for
@@ -38,8 +39,10 @@ class Runs(FarmTest):
         self.farm.prompts(4 * COUNT)
         first, run = self.begin()
         other = self.farm.tmp / "other"
+        stopped = self.farm.kill("worker-0", signal.SIGSTOP, of=run)  # it is at work all the while, however slow the other is
         text, _ = self.finish(self.farm.start("render", "-p", "a red circle", "--images", "2", "-o", other, "--workers", "1", "--json"))
-        self.assertIsNone(first.poll(), "the first was to be at work all the while")
+        os.kill(stopped, signal.SIGCONT)
+        self.assertIsNone(first.poll())
         self.assertEqual(self.farm.runs(), [run])  # the second has cleaned up after itself alone
         self.assertEqual({l["model"] for l in self.check_folder(other, 2)}, {"tiny"})
         self.finish(first)
