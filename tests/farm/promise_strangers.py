@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Connections that say nothing, beside workers: no worker is dropped, and who comes later is let in.
 
-    promise_strangers.py                                    a slice: 60 workers, 400 strangers, 320 open files
+    promise_strangers.py                                    a slice: 60 workers, 400 strangers, 400 open files
     promise_strangers.py --full [--hard N] [--tcp]          500 workers, 2,000 strangers, 2,048 (N) open files
 
-The workers are connections that speak the protocol (ZMTP and a few messages, in Python): they join, answer pings and send
-heartbeats on two sockets each, as kiln-worker does, but render nothing. They come through the Unix socket, or with --tcp
+The workers are connections that speak the protocol (ZMTP and a few messages, in Python): they join, and send pings
+and heartbeats on two sockets each, as kiln-worker does, but render nothing. They come through the Unix socket, or with --tcp
 the way that the strangers come. The coordinator starts with the usual soft limit of 1,024 open files, or fewer.
 """
 import os
@@ -19,11 +19,11 @@ import time
 from farm import BIN, FarmTest, main, wait_for
 
 FULL, TCP = "--full" in sys.argv, "--tcp" in sys.argv
-WORKERS, STRANGERS, HARD = (500, 2000, 2048) if FULL else (60, 400, 320)
+WORKERS, STRANGERS, HARD = (500, 2000, 2048) if FULL else (60, 400, 400)
 if "--hard" in sys.argv:
     HARD = int(sys.argv[sys.argv.index("--hard") + 1])
 SOFT = min(1024, HARD)
-PATIENCE = 120
+PATIENCE = 60
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
@@ -93,7 +93,7 @@ class Connection:
         self.peers, self.worker, self.is_data = peers, worker, data
         self.s = socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
         self.s.connect(where)
-        self.buffer, self.greeted, self.pings = b"", False, 0
+        self.buffer, self.greeted, self.pongs = b"", False, 0
         ready = bytes([11]) + b"Socket-Type" + struct.pack(">I", 6) + b"DEALER" + bytes([8]) + b"Identity" + struct.pack(">I", 8) + b"\x01" + os.urandom(7)
         self.ready = command(b"READY", ready)
         self.s.sendall(GREETING)
@@ -132,9 +132,8 @@ class Connection:
                     w = self.worker
                     self.send(envelope(HELLO, text(1, w.name) + text(2, os.urandom(16)) + text(3, "here") + text(6, "cpu-none-000000")
                                        + text(7, "none") + number(8, 1) + number(9, 1) + number(16, 1)))
-                elif body.startswith(b"\4PING"):
-                    self.pings += 1
-                    self.s.sendall(command(b"PONG", body[7:]))
+                elif body.startswith(b"\4PONG"):
+                    self.pongs += 1
             else:
                 self.worker.message(fields(body))
 
@@ -159,6 +158,9 @@ class Worker:
     def beat(self, more=b""):
         self.heartbeat_at = time.monotonic()
         self.control.send(envelope(HEARTBEAT, more))
+        for c in (self.control, self.data):
+            if c and c.greeted:
+                c.s.sendall(command(b"PING", b"\0\0"))
 
 
 class Peers:
@@ -186,12 +188,12 @@ class Peers:
         except Exception as e: # told by the test
             self.failed = e
 
-    def pings(self):
-        """How often each connection was pinged at least."""
+    def pongs(self):
+        """How often each connection's ping was answered at least."""
         with self.lock:
             if self.failed:
                 raise self.failed
-            return min((c.pings for w in self.workers for c in (w.control, w.data) if c), default=0)
+            return min((c.pongs for w in self.workers for c in (w.control, w.data) if c), default=0)
 
     def close(self):
         self.over = True
@@ -220,9 +222,11 @@ class Strangers(FarmTest):
         begun = time.monotonic()
         for n in range(WORKERS):
             peers.join(n, tcp if TCP else unix)
+            if n % 20 == 19: # before they have spoken they are strangers themselves
+                wait_for("these have joined", lambda: all(w.data and w.data.greeted for w in peers.workers), PATIENCE)
         wait_for("all workers have joined", lambda: len(self.there()) == WORKERS, PATIENCE)
         joined = time.monotonic() - begun
-        wait_for("they are pinged on both sockets", lambda: all(w.data for w in peers.workers) and peers.pings() >= 1, PATIENCE)
+        wait_for("they are answered on both sockets", lambda: peers.pongs() >= 1, PATIENCE)
         strangers = []
         self.addCleanup(lambda: [s.close() for s in strangers])
         begun = time.monotonic()
@@ -230,13 +234,13 @@ class Strangers(FarmTest):
             s = socket.create_connection(tcp, 10)
             s.setblocking(False)
             strangers.append(s)
-        came, pings = time.monotonic() - begun, peers.pings()
+        came, pongs = time.monotonic() - begun, peers.pongs()
         # A real worker and commands come later than all strangers, over TCP as well.
         url = f"tcp://127.0.0.1:{tcp[1]}"
         late = self.farm.start(BIN / "kiln-worker", "--join", url, "--name", "late", "--engine", "sim:ms=5")
         batch = self.farm.ok("submit", self.farm.prompts(50), "--farm", url, timeout=PATIENCE).strip()
         self.farm.ok("wait", batch, "--farm", url, timeout=PATIENCE)
-        wait_for("all workers are pinged five times more", lambda: peers.pings() >= pings + 5, PATIENCE)
+        wait_for("all workers are answered five times more", lambda: peers.pongs() >= pongs + 5, PATIENCE)
         self.assertEqual(peers.lost, [])
         self.assertEqual(len(self.there()), WORKERS + 1)
         put_out = sum(1 for s in strangers if self.is_closed(s))
