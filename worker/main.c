@@ -466,6 +466,7 @@ static int run(const struct worker_settings *o, const struct made_name *made, st
     bool clean = worker_close(p.worker);
     if (!clean) {
         kn_wire_destroy(p.wire); /* what was said last goes out */
+        engine_linger(engine);
         _exit(p.status);
     }
     for (size_t i = 0; i < sizeof p.signals / sizeof p.signals[0]; i++)
@@ -480,6 +481,7 @@ static int run(const struct worker_settings *o, const struct made_name *made, st
 int main(int argc, char **argv) {
     struct worker_settings o = {.level = KN_LOG_INFO, .node = -1};
     kn_fs_standard();
+    if (argc == 3 && strcmp(argv[1], ENGINE_CHILD_WORD) == 0) return engine_child_main(argv[2]);
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
     kn_log_init("worker", o.level);
@@ -504,7 +506,7 @@ int main(int argc, char **argv) {
                                 .threads = o.threads,
                                 .memory_bytes_max = gpu.device ? 0 : o.memory_mib_max << 20,
                                 .model_bytes_max = o.model_mib_max << 20};
-    if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
+    if (rc == 0 && (rc = engine_open_child(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);
     rc = rc == 0 ? run(&o, &made, engine, &gpu) : fail("%s", err.text);
     engine_close(engine);
