@@ -93,6 +93,7 @@ struct engine_options {
     struct engine_now *now;    /* borrowed; NULL: its own */
     /* Of an engine in a process of its own. */
     const char *program; /* that becomes it; NULL: the program that runs */
+    const char *place;   /* names the worker here: of its children one at a time has it. NULL: none waits */
     uint32_t hang_ms; /* the least that counts as a hang; 0: 5,000. A work that is to stop has so long, too */
     uint32_t kill_ms; /* a process that was killed has ended by then; 0: 5,000 */
     int (*kill)(pid_t, int); /* NULL: kill(2); tests give one that does not */
@@ -107,7 +108,9 @@ void engine_close(struct engine *e); /* NULL is fine */
 const struct kn_model_info *engine_model(const struct engine *e, const uint8_t sha256[KN_SHA256_BYTES]);
 /* The same engine in a process of its own: a child that is started here, and again whenever it dies, hangs or says
  * that its device failed. Finished pictures are not lost with it. An image that ended it is found by rendering it alone,
- * and reported by work->failed; the rest goes on. KN_EDEVICE comes only when no child can be had any more. */
+ * and reported by work->failed; the rest goes on. KN_EDEVICE comes only when no child can be had any more. To open it
+ * waits for a child of the same place from before (its worker was killed, and it has not let go of its device yet);
+ * KN_EAGAIN: that one does not end. */
 KN_MUST_USE int engine_open_child(const struct engine_options *opt, struct engine_model *models,
                                   size_t model_count, struct engine **out, struct kn_err *err);
 /* Waits as long as a child that SIGKILL did not end is there. For whoever leaves its device: another process would be a

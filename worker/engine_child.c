@@ -78,6 +78,8 @@ struct engine_process {
 struct apart {
     struct engine engine; /* first: an engine * is an apart * */
     struct engine_options opt;
+    char place[KN_SHA256_HEX];      /* a digest of the worker's; "": none */
+    int place_fd;                   /* this worker has it; -1: none */
     char *spec;                     /* owns */
     struct ready ready;             /* what the first child said */
     struct lane_signs known[LANES]; /* how long steps took in the child before */
@@ -245,6 +247,7 @@ static int send_open(const struct apart *a, struct engine_process *p) {
                           .level = kn_log_level_now,
                           .spec_len = (uint32_t)strlen(a->spec),
                           .model_count = (uint32_t)a->engine.model_count};
+    snprintf(h.place, sizeof h.place, "%s", a->place);
     struct kn_buf body;
     kn_buf_init(&body, FRAME_BODY_MAX - sizeof h);
     int rc = kn_buf_append(&body, a->spec, h.spec_len);
@@ -889,6 +892,7 @@ static void child_close(struct engine *e) {
             process_unref(p);
         }
     }
+    if (a->place_fd >= 0) close(a->place_fd);
     pthread_cond_destroy(&a->left);
     pthread_mutex_destroy(&a->control);
     pthread_mutex_destroy(&a->lock);
@@ -930,6 +934,16 @@ int engine_open_child(const struct engine_options *opt, struct engine_model *mod
         return kn_err_set(err, KN_ENOMEM, "out of memory");
     }
     a->opt = *opt;
+    a->opt.spec = a->opt.place = NULL; /* they may not last */
+    a->place_fd = -1;
+    if (opt->place) {
+        kn_digest place;
+        kn_sha256(opt->place, strlen(opt->place), place);
+        kn_hex(place, sizeof place, a->place);
+        a->place_fd = place_bind("worker", a->place);
+        /* Another worker that lives calls itself the same: the farm settles that, and its child is not waited for. */
+        if (a->place_fd < 0) a->place[0] = '\0';
+    }
     a->engine.models = models;
     a->engine.model_count = model_count;
     a->engine.now = &a->engine.own;

@@ -1,6 +1,7 @@
 /* The child that has a worker's engine: see engine_shared.h. Its first thread opens the engine, drops minibatches, and
  * ends the process when the worker is gone, whatever the others are at; a thread for each of the engine's stages does
  * what the worker's thread of that stage asks for. */
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,7 +16,9 @@
 #include "worker/engine_shared.h"
 #include "worker/models.h"
 
-#define NAP_US 500 /* between two looks for room for a picture */
+#define NAP_US 500     /* between two looks for room for a picture */
+#define PLACE_MS 60000 /* for the child of before to end */
+#define PLACE_LOOK_MS 10
 
 struct serving_lane {
     struct serving *s;
@@ -275,6 +278,20 @@ static int read_models(struct serving *s, const char *p, const char *end, uint32
     return 0;
 }
 
+/* Takes the worker's place on this machine, which is free when the last child that had it is gone altogether, whatever
+ * its driver held. It is held until this process ends. */
+static int take_place(const char *place, struct kn_err *err) {
+    uint64_t since = kn_clock_ms();
+    while (place_bind("engine", place) < 0) {
+        if (errno != EADDRINUSE) return kn_err_set(err, KN_EIO, "its place: %s", strerror(errno));
+        if (kn_clock_ms() - since >= PLACE_MS)
+            return kn_err_set(err, KN_EAGAIN, "the engine of this worker from before has not ended in %d s",
+                              PLACE_MS / 1000);
+        nanosleep(&(struct timespec){.tv_nsec = PLACE_LOOK_MS * 1000000}, NULL);
+    }
+    return 0;
+}
+
 static int open_engine(struct serving *s, const struct kn_buf *body, struct kn_err *err) {
     struct open_head h;
     char spec[KN_PATH_MAX];
@@ -287,7 +304,9 @@ static int open_engine(struct serving *s, const struct kn_buf *body, struct kn_e
     spec[h.spec_len] = '\0';
     kn_log_init("engine", h.level);
     kn_log_rotate(LOG_FILE_BYTES_MAX);
-    int rc = read_models(s, p + h.spec_len, end, h.model_count, err);
+    h.place[sizeof h.place - 1] = '\0';
+    int rc = h.place[0] ? take_place(h.place, err) : 0;
+    if (!rc) rc = read_models(s, p + h.spec_len, end, h.model_count, err);
     struct engine_options opt = {.spec = spec,
                                  .device_index = h.device_index,
                                  .precision = h.precision,

@@ -2,8 +2,11 @@
 #include "worker/engine_shared.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define SMALL_FRAME 2048 /* goes out with one call */
@@ -55,4 +58,17 @@ int frame_receive(int fd, enum engine_frame_type *type, struct kn_buf *body) {
     if (!rc) rc = read_whole(fd, to, f.len);
     if (!rc) body->len = f.len;
     return rc;
+}
+
+int place_bind(const char *kind, const char *place) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int len = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "kiln-%s-%u-%.48s", kind,
+                       (unsigned)getuid(), place);
+    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)len);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&name, size) == 0) return fd;
+    int why = errno;
+    close(fd);
+    errno = why;
+    return -1;
 }

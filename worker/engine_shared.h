@@ -52,6 +52,7 @@ struct open_head {
     bool fastest;
     uint64_t memory_bytes_max, model_bytes_max;
     enum kn_log_level level;
+    char place[KN_SHA256_HEX]; /* a digest; "": none */
     uint32_t spec_len, model_count;
 };
 
@@ -80,6 +81,11 @@ KN_MUST_USE int frame_send(int fd, enum engine_frame_type type, const void *head
                            const void *body, size_t body_len);
 /* Into a buffer that is emptied first. */
 KN_MUST_USE int frame_receive(int fd, enum engine_frame_type *type, struct kn_buf *body);
+
+/* Takes a name on this machine, of a kind, for as long as the descriptor is open: it is free as soon as whoever has it is
+ * gone altogether. It is a socket's in the kernel's own space, so that nothing is left behind. -1: errno, EADDRINUSE:
+ * another process of this user has it. */
+int place_bind(const char *kind, const char *place);
 
 /* ---- the region */
 

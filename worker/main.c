@@ -499,7 +499,11 @@ int main(int argc, char **argv) {
     if (rc == 0) rc = find_models(&o, &models, &err);
     if (rc == 0 && o.device && strcmp(o.device, "cpu") != 0 && (rc = gpu_open(&gpu, o.device, &err)) != 0)
         kn_err_prefix(&err, "--device");
+    char place[KN_PATH_MAX];
+    snprintf(place, sizeof place, "%.2000s %s %.200s", o.join, o.name ? o.name : made.name,
+             o.device ? o.device : "");
     struct engine_options eo = {.spec = o.engine,
+                                .place = place,
                                 .device_index = gpu.index,
                                 .precision = o.precision,
                                 .fastest = o.fastest,
@@ -508,7 +512,9 @@ int main(int argc, char **argv) {
                                 .model_bytes_max = o.model_mib_max << 20};
     if (rc == 0 && (rc = engine_open_child(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);
+    bool later = rc == KN_EAGAIN; /* its engine of before is in the way */
     rc = rc == 0 ? run(&o, &made, engine, &gpu) : fail("%s", err.text);
+    if (later) rc = WORKER_EXIT_ENGINE;
     engine_close(engine);
     gpu_close(&gpu);
     models_fini(&models);

@@ -75,11 +75,16 @@ static void on_failed(void *ctx, int index, int code, const char *reason) {
 }
 
 static int (*kill_with)(pid_t, int);
+static const char *place;
 
 static void open_with(const char *spec, uint32_t size) {
     static char prompt[] = "p", none[] = "";
-    struct engine_options eo = {
-        .spec = spec, .program = KILN_WORKER, .hang_ms = 300, .kill_ms = 300, .kill = kill_with};
+    struct engine_options eo = {.spec = spec,
+                                .program = KILN_WORKER,
+                                .place = place,
+                                .hang_ms = 300,
+                                .kill_ms = 300,
+                                .kill = kill_with};
     struct kn_err err = {0};
     memset(&t, 0, sizeof t);
     kn_log_level_now = getenv("KILN_TEST_LOG") ? KN_LOG_DEBUG : (enum kn_log_level) - 1;
@@ -305,4 +310,61 @@ TEST(a_child_ends_with_its_worker) {
     for (int i = 0; i < 2000 && kill(child, 0) == 0; i++)
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
     CHECK(kill(child, 0) != 0);
+}
+
+static atomic_bool ended;
+
+static void *end_soon(void *pid) {
+    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    atomic_store(&ended, true);
+    kill(*(pid_t *)pid, SIGKILL);
+    return NULL;
+}
+
+/* As after a kill -9 of a worker that is started again at once: its child may hold the device a little longer. */
+TEST(a_child_waits_for_the_one_of_a_worker_that_was_killed) {
+    char name[64];
+    int fd[2];
+    pid_t child = 0;
+    snprintf(name, sizeof name, "test %d", (int)getpid());
+    place = name;
+    CHECK_INT(pipe(fd), 0);
+    fflush(NULL);
+    pid_t worker = fork();
+    if (worker == 0) {
+        if (setjmp(check_jump) != 0) _exit(1);
+        kill_with = kill_nobody;
+        open_with("sim:ms=20,hang=1", 64);
+        (void)!render(0, 1, NULL); /* for the child's number */
+        kill(not_killed, SIGSTOP);
+        if (write(fd[1], &not_killed, sizeof not_killed) < 0) _exit(1);
+        kill(getpid(), SIGKILL);
+    }
+    CHECK(read(fd[0], &child, sizeof child) == (ssize_t)sizeof child && child > 0);
+    CHECK(waitpid(worker, NULL, 0) == worker);
+    close(fd[0]);
+    close(fd[1]);
+    /* It is there, and does not hear that its worker is dead. */
+    pthread_t thread;
+    CHECK_INT(pthread_create(&thread, NULL, end_soon, &child), 0);
+    open_with("sim:ms=0", 64);
+    CHECK(atomic_load(&ended));
+    pthread_join(thread, NULL);
+    CHECK_INT(render(0, 1, NULL), 0);
+    done();
+    place = NULL;
+}
+
+/* Two that live and have one name do not wait for each other: whose it is the farm says. */
+TEST(two_workers_of_one_name_have_a_child_each) {
+    char name[64];
+    snprintf(name, sizeof name, "test two %d", (int)getpid());
+    place = name;
+    open_with("sim:ms=0", 64);
+    struct engine *first = t.engine;
+    open_with("sim:ms=0", 64);
+    engine_close(first);
+    CHECK_INT(render(0, 1, NULL), 0);
+    done();
+    place = NULL;
 }
