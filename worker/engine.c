@@ -17,6 +17,7 @@ int engine_open(const struct engine_options *opt, struct engine_model *models, s
     if (rc != 0) return rc;
     (*out)->models = models;
     (*out)->model_count = model_count;
+    (*out)->now = opt->now ? opt->now : &(*out)->own;
     return 0;
 }
 
@@ -28,4 +29,10 @@ const struct kn_model_info *engine_model(const struct engine *e, const uint8_t s
     for (size_t i = 0; i < e->model_count; i++)
         if (memcmp(e->models[i].info.sha256, sha256, KN_SHA256_BYTES) == 0) return &e->models[i].info;
     return NULL;
+}
+
+unsigned engine_place(const struct engine *e, const struct kn_model_info *model) {
+    for (size_t i = 0; i < e->model_count; i++)
+        if (&e->models[i].info == model) return (unsigned)i + 1;
+    return 0;
 }

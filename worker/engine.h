@@ -1,6 +1,7 @@
-/* The engine as the worker sees it, with two implementations: the diffusion engine (engine_kiln.c, over
- * kernels/kiln.h), and a simulated one that renders small pictures at once (engine_sim.c), so that a farm can
- * be tested fast and without a model.
+/* The engine as the worker sees it, with three implementations: the diffusion engine (engine_kiln.c, over
+ * kernels/kiln.h), a simulated one that renders small pictures at once (engine_sim.c), so that a farm can
+ * be tested fast and without a model, and one that has either of the two run in a process of its own
+ * (engine_child.c), which is what kiln-worker uses: a crash or a hang costs that process alone.
  *
  * An engine is opened and closed by the thread that wires the program; between, render() is called by one
  * thread at a time, or else the stages are. The members of `struct engine` but `now` never change while it is
@@ -9,6 +10,7 @@
 #define KILN_WORKER_ENGINE_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "base/fs.h"
 #include "kernels/kiln.h"
@@ -27,6 +29,11 @@ struct engine_work {
     int count;
     uint32_t attempt;
     bool probe; /* of nobody: it tells of the worker, so a simulated task's fate does not strike it */
+    /* The rest is for an engine in a process of its own; the others need none of it. */
+    const atomic_bool *stop; /* becomes true when the work is not wanted any more; NULL: never */
+    /* With the callbacks' ctx: this task, and no other, was what the engine died or hung of, KN_EGONE, KN_ETIMEOUT,
+     * KN_EDEVICE or KN_EOOM. The work goes on behind it. */
+    void (*failed)(void *ctx, int index, int code, const char *reason);
 };
 
 struct engine_minibatch; /* some tasks of a work that go through an engine's stages together */
@@ -48,11 +55,16 @@ struct engine_ops {
     int (*denoise)(struct engine_minibatch *b, struct kn_err *err);
     int (*finish)(struct engine_minibatch *b, struct kn_err *err);
     void (*drop)(struct engine_minibatch *b);
+    /* Keeps the pixels of an image that a callback is given until let_go(), without a copy; any thread lets go, before
+     * the engine is closed. Both NULL: they last as long as the callback. */
+    void *(*keep)(const struct kiln_image *image);
+    void (*let_go)(void *kept);
 };
 
-/* The state of an engine that changes while it is open. It writes, any thread may read. */
+/* The state of an engine that changes while it is open. It writes, any thread (and process) may read. */
 struct engine_now {
-    _Atomic(const struct kn_model_info *) loading; /* the model that it reads into memory; NULL: none */
+    atomic_uint
+        loading; /* the model that it reads into memory, by its place among the models, from 1; 0: none */
     atomic_ullong loading_bytes;
     atomic_uint minibatch; /* images that are denoised together, where there are no stages; 0: not known */
 };
@@ -65,7 +77,8 @@ struct engine {
     uint32_t batch_max;          /* how many tasks it wants at once, at most */
     struct engine_model *models; /* owned by the caller of engine_open; outlives the engine */
     size_t model_count;
-    struct engine_now now;
+    struct engine_now *now; /* `own`, or where the options say */
+    struct engine_now own;
 };
 
 struct engine_options {
@@ -77,6 +90,13 @@ struct engine_options {
     uint64_t memory_bytes_max; /* as kiln_engine_options has it */
     uint64_t model_bytes_max;  /* how much of models' weights is kept in memory; at least one model always is.
                                * 0: half of what may be used, or of the GPU's */
+    struct engine_now *now;    /* borrowed; NULL: its own */
+    /* Of an engine in a process of its own. */
+    const char *program; /* that becomes it; NULL: the program that runs */
+    const char *place;   /* names the worker here: of its children one at a time has it. NULL: none waits */
+    uint32_t hang_ms; /* the least that counts as a hang; 0: 5,000. A work that is to stop has so long, too */
+    uint32_t kill_ms; /* a process that was killed has ended by then; 0: 5,000 */
+    int (*kill)(pid_t, int); /* NULL: kill(2); tests give one that does not */
 };
 
 /* The models that can be rendered are `models` and, for the simulated engine, "sim", which it puts in front:
@@ -86,6 +106,19 @@ KN_MUST_USE int engine_open(const struct engine_options *opt, struct engine_mode
 void engine_close(struct engine *e); /* NULL is fine */
 /* NULL: none. */
 const struct kn_model_info *engine_model(const struct engine *e, const uint8_t sha256[KN_SHA256_BYTES]);
+/* The same engine in a process of its own: a child that is started here, and again whenever it dies, hangs or says
+ * that its device failed. Finished pictures are not lost with it. An image that ended it is found by rendering it alone,
+ * and reported by work->failed; the rest goes on. KN_EDEVICE comes only when no child can be had any more. To open it
+ * waits for a child of the same place from before (its worker was killed, and it has not let go of its device yet);
+ * KN_EAGAIN: that one does not end. */
+KN_MUST_USE int engine_open_child(const struct engine_options *opt, struct engine_model *models,
+                                  size_t model_count, struct engine **out, struct kn_err *err);
+/* Waits as long as a child that SIGKILL did not end is there. For whoever leaves its device: another process would be a
+ * second context on it. A signal ends the wait with the program. */
+void engine_linger(struct engine *e);
+/* The child's main(). The word comes first on its command line, and the descriptors behind it. */
+#define ENGINE_CHILD_WORD "--engine-child"
+int engine_child_main(const char *descriptors);
 
 /* ---- the simulated engine
  *
@@ -125,5 +158,8 @@ void engine_sim_draw(const uint8_t key[KN_SHA256_BYTES], uint32_t width, uint32_
 /* For engine_open alone. */
 KN_MUST_USE int engine_sim_open(const struct engine_options *opt, struct engine **out, struct kn_err *err);
 KN_MUST_USE int engine_kiln_open(const struct engine_options *opt, struct engine **out, struct kn_err *err);
+
+/* The model's place, from 1; 0: none of the engine's. */
+unsigned engine_place(const struct engine *e, const struct kn_model_info *model);
 
 #endif

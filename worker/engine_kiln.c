@@ -106,15 +106,15 @@ static int load(struct kiln *k, const struct kn_model_info *info, struct loaded 
     l->bytes = known ? info->memory_weights : weight_bytes(dir);
     make_room(k, l->bytes);
     uint64_t begun = kn_clock_ms();
-    atomic_store(&k->engine.now.loading_bytes, l->bytes);
-    atomic_store(&k->engine.now.loading, info);
+    atomic_store(&k->engine.now->loading_bytes, l->bytes);
+    atomic_store(&k->engine.now->loading, engine_place(&k->engine, info));
     int rc = kiln_model_load(k->e, dir, &l->model, err);
     if ((rc == KN_EOOM || rc == KN_ENOMEM) &&
         k->models) { /* the estimate was too low: it gets all there is */
         make_room(k, k->bytes_max);
         rc = kiln_model_load(k->e, dir, &l->model, err);
     }
-    atomic_store(&k->engine.now.loading, NULL);
+    atomic_store(&k->engine.now->loading, 0);
     if (rc != 0) {
         free(l);
         kn_err_prefix(err, "loading %s", info->name);
@@ -136,7 +136,7 @@ static int kiln_engine_render(struct engine *e, const struct engine_work *w, con
     struct loaded *l = NULL;
     int rc = load((struct kiln *)e, w->model, &l, err);
     int most = rc ? 0 : kiln_model_minibatch_max(l->model, w->tasks->width, w->tasks->height);
-    atomic_store(&e->now.minibatch, (unsigned)(w->count < most ? w->count : most));
+    atomic_store(&e->now->minibatch, (unsigned)(w->count < most ? w->count : most));
     return rc ? rc : kiln_render(l->model, w->tasks, w->count, cb, err);
 }
 

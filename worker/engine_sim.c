@@ -185,10 +185,10 @@ static int sick_from_the_start(struct sim *s, const struct kn_model_info *model,
 /* Takes the time that a model takes, once. */
 static void load(struct sim *s, const struct kn_model_info *model) {
     if (s->loaded) return;
-    atomic_store(&s->engine.now.loading_bytes, MODEL_BYTES);
-    atomic_store(&s->engine.now.loading, model);
+    atomic_store(&s->engine.now->loading_bytes, MODEL_BYTES);
+    atomic_store(&s->engine.now->loading, engine_place(&s->engine, model));
     if (s->opt.load > 0) sleep_until_us(kn_clock_us() + (uint64_t)(s->opt.load * 1000));
-    atomic_store(&s->engine.now.loading, NULL);
+    atomic_store(&s->engine.now->loading, 0);
     s->loaded = true;
 }
 
@@ -231,6 +231,7 @@ static int sim_render(struct engine *e, const struct engine_work *w, const struc
         return rc;
     }
     load(s, w->model);
+    atomic_store(&e->now->minibatch, 1);
     for (int i = 0; i < w->count && rc == 0; i++) rc = render_one(s, w, i, rgb, cb);
     free(rgb);
     return rc ? kn_err_set(err, rc, "%s", kn_err_words(rc)) : 0;
@@ -334,8 +335,7 @@ int engine_sim_open(const struct engine_options *opt, struct engine **out, struc
                                 .backend = "sim-1",
                                 .device = "simulated",
                                 .version = "kiln " KN_ENGINE_VERSION,
-                                .batch_max = s->opt.batch,
-                                .now = {.minibatch = 1}};
+                                .batch_max = s->opt.batch};
     *out = &s->engine;
     return 0;
 }

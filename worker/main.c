@@ -510,6 +510,7 @@ static int run(const struct worker_settings *o, const struct made_name *made, st
     bool clean = worker_close(p.worker);
     if (!clean) {
         kn_wire_destroy(p.wire); /* what was said last goes out */
+        engine_linger(engine);
         _exit(p.status);
     }
     for (size_t i = 0; i < sizeof p.signals / sizeof p.signals[0]; i++)
@@ -524,6 +525,7 @@ static int run(const struct worker_settings *o, const struct made_name *made, st
 int main(int argc, char **argv) {
     struct worker_settings o = {.level = KN_LOG_INFO, .node = -1};
     kn_fs_standard();
+    if (argc == 3 && strcmp(argv[1], ENGINE_CHILD_WORD) == 0) return engine_child_main(argv[2]);
     int rc = parse(&o, argc, argv);
     if (rc != 0) return rc < 0 ? WORKER_EXIT_OK : rc;
     kn_log_init("worker", o.level);
@@ -541,16 +543,22 @@ int main(int argc, char **argv) {
     if (rc == 0) rc = find_models(&o, &models, &err);
     if (rc == 0 && o.device && strcmp(o.device, "cpu") != 0 && (rc = gpu_open(&gpu, o.device, &err)) != 0)
         kn_err_prefix(&err, "--device");
+    char place[KN_PATH_MAX];
+    snprintf(place, sizeof place, "%.2000s %s %.200s", o.join, o.name ? o.name : made.name,
+             o.device ? o.device : "");
     struct engine_options eo = {.spec = o.engine,
+                                .place = place,
                                 .device_index = gpu.index,
                                 .precision = o.precision,
                                 .fastest = o.fastest,
                                 .threads = o.threads,
                                 .memory_bytes_max = gpu.device ? 0 : o.memory_mib_max << 20,
                                 .model_bytes_max = o.model_mib_max << 20};
-    if (rc == 0 && (rc = engine_open(&eo, models.v, models.count, &engine, &err)) != 0)
+    if (rc == 0 && (rc = engine_open_child(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);
+    bool later = rc == KN_EAGAIN; /* its engine of before is in the way */
     rc = rc == 0 ? run(&o, &made, engine, &gpu) : fail("%s", err.text);
+    if (later) rc = WORKER_EXIT_ENGINE;
     engine_close(engine);
     gpu_close(&gpu);
     models_fini(&models);

@@ -26,8 +26,7 @@ struct held_shard {
     uint8_t task[KN_SHARD_TASKS_MAX]; /* enum shard_task, beside grant->shard->tasks */
     uint32_t images, render_ms;       /* how it went */
     bool out_of_memory;
-    bool abort;        /* it was taken away while it ran */
-    uint64_t abort_ms; /* when (the caller's clock) */
+    bool abort; /* it was taken away while it ran */
 };
 
 struct shards {

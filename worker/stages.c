@@ -33,7 +33,7 @@ struct stage_run {
     bool begun;        /* its denoising; STARTED was told */
     bool withdrawn;    /* no event of it is to come */
     int parts;         /* not yet done, and one more while it is being cut */
-    uint32_t images;   /* the decoding thread's */
+    atomic_uint images;
     uint64_t begun_ms;
     int rc; /* the first failure */
     char reason[KN_REASON_MAX + 1];
@@ -93,11 +93,21 @@ static struct stage_event *pop(struct queue *q) {
     return e;
 }
 
+/* Of the pixels, once they are encoded or not wanted. */
+static void release_pixels(struct stage_event *e) {
+    if (e->kept)
+        e->let_go(e->kept);
+    else
+        free((uint8_t *)(uintptr_t)e->rgb);
+    e->rgb = NULL;
+    e->kept = NULL;
+}
+
 void stage_event_free(struct stage_event *e) {
     if (!e) return;
     upload_free(e->upload);
     grant_unref(e->grant);
-    free(e->rgb);
+    release_pixels(e);
     free(e);
 }
 
@@ -187,7 +197,7 @@ static void run_done(struct stages *s, struct stage_run *r) {
         struct stage_event *e = r->q.finished;
         r->q.finished = NULL;
         e->code = r->rc;
-        e->images = r->images;
+        e->images = atomic_load(&r->images);
         e->render_ms = r->begun ? (uint32_t)(kn_clock_ms() - r->begun_ms) : 0;
         snprintf(e->reason, sizeof e->reason, "%s", r->reason);
         if (r->rc == 0) {
@@ -239,6 +249,23 @@ static int on_step(void *ctx, int step, int steps) {
     return atomic_load(&p->run->abort);
 }
 
+/* The pixels of an image, kept where they are if the engine can do that. False: no memory. */
+static bool take_pixels(const struct engine_ops *ops, struct stage_event *e, const struct kiln_image *image,
+                        size_t bytes) {
+    e->width = image->task->width;
+    e->height = image->task->height;
+    if (ops->keep) {
+        e->let_go = ops->let_go;
+        e->kept = ops->keep(image);
+        e->rgb = image->rgb;
+        return true;
+    }
+    uint8_t *copy = malloc(bytes);
+    if (copy) memcpy(copy, image->rgb, bytes);
+    e->rgb = copy;
+    return copy != NULL;
+}
+
 static int on_image(void *ctx, const struct kiln_image *image) {
     struct stage_part *p = ctx;
     struct stage_run *r = p->run;
@@ -254,12 +281,8 @@ static int on_image(void *ctx, const struct kiln_image *image) {
         snprintf(e->reason, sizeof e->reason, "%s, seen at step %d", kn_err_words(image->status),
                  image->step);
     } else {
-        e->rgb = malloc(bytes);
         e->upload = calloc(1, sizeof *e->upload);
-        if (!e->rgb || !e->upload) goto no_memory;
-        memcpy(e->rgb, image->rgb, bytes);
-        e->width = image->task->width;
-        e->height = image->task->height;
+        if (!e->upload || !take_pixels(s->opt.engine->ops, e, image, bytes)) goto no_memory;
         e->upload->grant = grant_ref(r->q.grant);
         e->upload->place = e->place;
         e->upload->flat = image->flat;
@@ -276,13 +299,31 @@ static int on_image(void *ctx, const struct kiln_image *image) {
     push(&s->pixels, e);
     pthread_cond_signal(&s->wake[ENCODER]);
     pthread_mutex_unlock(&s->lock);
-    r->images++;
+    atomic_fetch_add(&r->images, 1);
     alive(s);
     return atomic_load(&r->abort);
 no_memory:
     stage_event_free(e);
     fail(s, r, KN_EOOM, "no memory for a picture's pixels");
     return 1;
+}
+
+/* The engine died or hung of this one, and goes on. */
+static void on_failed(void *ctx, int index, int code, const char *reason) {
+    struct stage_part *p = ctx;
+    struct stage_event *e = new_event(STAGE_FAILED, p->run->q.grant);
+    alive(p->s);
+    if (!e) {
+        fail(p->s, p->run, code, reason);
+        return;
+    }
+    e->place = (uint32_t)(p->first + index);
+    e->code = code;
+    snprintf(e->reason, sizeof e->reason, "%.*s", KN_REASON_MAX, reason);
+    pthread_mutex_lock(&p->s->lock);
+    push(&p->s->pixels, e); /* behind the pictures before it */
+    pthread_cond_signal(&p->s->wake[ENCODER]);
+    pthread_mutex_unlock(&p->s->lock);
 }
 
 /* ---- the first stage: grants are cut in parts, their texts encoded */
@@ -326,7 +367,9 @@ static struct stage_part *new_part(struct stages *s, struct stage_run *r, int fi
                                    .tasks = g->tasks,
                                    .count = (int)g->count,
                                    .attempt = g->attempt,
-                                   .probe = r->q.grant->probe};
+                                   .probe = r->q.grant->probe,
+                                   .stop = &r->abort,
+                                   .failed = on_failed};
     p->cb = (struct kiln_callbacks){.ctx = p, .step = on_step, .image = on_image};
     pthread_mutex_lock(&s->lock);
     r->parts++;
@@ -466,8 +509,7 @@ static void encode_event(struct stages *s, struct stage_event *e) {
     struct kn_err err = {0};
     bool probe = e->grant->probe; /* it is only looked at, and nobody waits for its bytes */
     int rc = probe ? 0 : encode(e, &err);
-    free(e->rgb);
-    e->rgb = NULL;
+    release_pixels(e);
     pthread_mutex_lock(&s->lock);
     s->pixel_bytes -= (uint64_t)e->width * e->height * 3;
     if (probe) {
@@ -477,8 +519,8 @@ static void encode_event(struct stages *s, struct stage_event *e) {
         s->unacked++;
         s->unacked_bytes += e->upload->png->len;
     }
-    pthread_cond_signal(&s->wake[DENOISING]); /* whichever of the two waits for room */
-    pthread_cond_signal(&s->wake[DECODING]);
+    pthread_cond_broadcast(&s->wake[DENOISING]); /* whichever of them wait for room */
+    pthread_cond_broadcast(&s->wake[DECODING]);
     pthread_mutex_unlock(&s->lock);
     if (rc != 0) {
         e->type = STAGE_FAILED;
@@ -648,7 +690,7 @@ void stages_progress(struct stages *s, struct stages_progress *out) {
         out->tasks = (uint32_t)g->count;
         out->step = atomic_load(&s->step);
         out->steps = atomic_load(&s->steps);
-        out->minibatch = s->minibatch ? s->minibatch : atomic_load(&s->opt.engine->now.minibatch);
+        out->minibatch = s->minibatch ? s->minibatch : atomic_load(&s->opt.engine->now->minibatch);
         out->age_ms = now > then ? (uint32_t)(now - then) : 0;
     }
     out->has_model = s->has_model;

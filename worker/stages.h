@@ -43,7 +43,9 @@ struct stage_event {
     int code;                 /* FAILED, FINISHED: 0 or KN_E… */
     char reason[KN_REASON_MAX + 1];
     uint32_t render_ms, images; /* FINISHED: of the whole grant */
-    uint8_t *rgb;               /* private */
+    const uint8_t *rgb;         /* private, as what follows */
+    void *kept; /* the engine's, where rgb is: let go with the event; NULL: rgb is the event's own */
+    void (*let_go)(void *kept);
     uint32_t width, height;
 };
 

@@ -20,10 +20,8 @@
 #define WINDOW_BYTES (16ull << 20) /* sent and not acknowledged */
 #define UNACKED_MAX 4096
 #define RESEND_MS 60000
-#define ABORT_MS 5000
 #define FLUSH_MS 2000 /* for pictures that are ready, when the engine is given up */
 #define RATE_SECONDS 60
-#define PROBE_MS 300000 /* a model may have to be loaded for it */
 
 struct worker {
     struct worker_options opt;
@@ -35,8 +33,8 @@ struct worker {
     struct kn_model_info *infos; /* owns; as the hello wants them */
     struct connection connection;
     struct stages *stages;
-    struct grant *probing;    /* owns a reference; the probe picture that is being rendered, or NULL */
-    uint64_t probe, probe_ms; /* its number, and when it began */
+    struct grant *probing; /* owns a reference; the probe picture that is being rendered, or NULL */
+    uint64_t probe;        /* its number */
     int probe_code;
     char probe_reason[KN_REASON_MAX + 1];
     struct shards shards;
@@ -45,7 +43,7 @@ struct worker {
     uv_async_t wake;
     /* leaving */
     bool draining, leaving, ended;
-    bool engine_lost; /* it hangs or is dead: its thread may never come back */
+    bool engine_lost; /* it is dead, or nobody waits for it any more */
     int status;
     uint64_t stop_ms, end_ms; /* when what runs is stopped, and when it is over in any case; 0: never */
     char reason[KN_REASON_MAX + 1];
@@ -170,9 +168,8 @@ static void take_finished(struct worker *w, struct held_shard *x, const struct s
     }
     shard_finished(x, e->render_ms, e->images, memory);
     if (e->code == KN_EDEVICE) {
-        /* Not handed back: it was executing when the worker went, and is charged and cut in two for that. */
+        /* Its images are handed back: the one that the engine ended with was told of. */
         kn_error("engine_failed shard=%llu reason=\"%s\"", (unsigned long long)g->shard, e->reason);
-        shards_remove(&w->shards, x);
         w->engine_lost = true;
         w->status = WORKER_EXIT_ENGINE;
         worker_drain(w, true, FLUSH_MS, "its engine failed");
@@ -200,7 +197,7 @@ static void take_probe(struct worker *w, const struct stage_event *e) {
     tell_probed(w, w->probe_code, w->probe_reason);
     grant_unref(w->probing);
     w->probing = NULL;
-    if (w->probe_code != KN_EDEVICE) return;
+    if (e->code != KN_EDEVICE) return;
     w->engine_lost = true;
     w->status = WORKER_EXIT_ENGINE;
     worker_drain(w, true, FLUSH_MS, "its engine failed");
@@ -289,7 +286,6 @@ static void on_probe(struct worker *w, const struct kn_probe *p) {
     }
     w->probing = grant_create_probe(model);
     int rc = w->probing ? stages_submit(w->stages, w->probing) : KN_ENOMEM;
-    w->probe_ms = kn_clock_ms();
     if (rc == 0) return;
     grant_unref(w->probing);
     w->probing = NULL;
@@ -299,7 +295,6 @@ static void on_probe(struct worker *w, const struct kn_probe *p) {
 static void abort_shard(struct worker *w, struct held_shard *x) {
     if (x->abort) return;
     x->abort = true;
-    x->abort_ms = kn_clock_ms();
     stages_abort(w->stages, x->grant);
 }
 
@@ -460,10 +455,11 @@ static void on_heartbeat(void *ctx, struct kn_heartbeat *h) {
         .answer = w->question,
         .minibatch = p.minibatch,
     };
-    struct engine_now *now = &w->opt.engine->now;
-    const struct kn_model_info *loading = p.busy ? atomic_load(&now->loading) : NULL;
-    h->loading = loading ? loading->name : "";
-    h->loading_bytes = loading ? atomic_load(&now->loading_bytes) : 0;
+    struct engine_now *now = w->opt.engine->now;
+    unsigned loading = p.busy ? atomic_load(&now->loading) : 0;
+    bool loads = loading > 0 && loading <= w->opt.engine->model_count;
+    h->loading = loads ? w->opt.engine->models[loading - 1].info.name : "";
+    h->loading_bytes = loads ? atomic_load(&now->loading_bytes) : 0;
     if (w->opt.watch) device_watch_get(w->opt.watch, &h->readings);
     if (p.busy) h->shard = p.shard;
     memcpy(h->batch, p.batch, sizeof h->batch);
@@ -544,24 +540,6 @@ static void settle(struct worker *w) {
     if (w->leaving && w->uploads.count == 0 && (w->shards.count == 0 || w->engine_lost)) end(w);
 }
 
-static void check_engine(struct worker *w, uint64_t now_ms) {
-    uint32_t abort_ms = w->opt.abort_ms ? w->opt.abort_ms : ABORT_MS;
-    struct held_shard *x = shards_running(&w->shards);
-    if (x) w->probe_ms = now_ms; /* the probe picture comes behind what runs */
-    if (!w->engine_lost && w->probing && now_ms - w->probe_ms >= PROBE_MS) {
-        kn_error("engine_hangs probe=%llu", (unsigned long long)w->probe);
-        w->engine_lost = true;
-        w->status = WORKER_EXIT_ENGINE;
-        worker_drain(w, true, FLUSH_MS, "its engine does not answer");
-    }
-    if (w->engine_lost || !x || !x->abort || now_ms - x->abort_ms < abort_ms) return;
-    kn_error("engine_hangs shard=%llu ms=%llu", (unsigned long long)x->grant->shard->shard,
-             (unsigned long long)(now_ms - x->abort_ms));
-    w->engine_lost = true;
-    w->status = w->leaving ? w->status : WORKER_EXIT_ENGINE;
-    worker_drain(w, true, FLUSH_MS, "its engine does not answer");
-}
-
 static void on_tick(uv_timer_t *h) {
     struct worker *w = h->data;
     uint64_t now_ms = kn_clock_ms(), oldest = uploads_oldest_ms(&w->uploads);
@@ -574,7 +552,6 @@ static void on_tick(uv_timer_t *h) {
         uploads_again(&w->uploads);
     }
     pump_uploads(w);
-    check_engine(w, now_ms);
     if (w->stop_ms && now_ms >= w->stop_ms) {
         struct held_shard *x = shards_running(&w->shards);
         if (x) abort_shard(w, x);

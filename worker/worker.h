@@ -38,8 +38,7 @@ struct worker_options {
     uint32_t credit;
     bool died_of_memory;        /* the process of this name before: the hello says so */
     uint64_t unacked_bytes_max; /* encoded pictures kept in memory */
-    uint32_t resend_ms,
-        abort_ms; /* 0: the defaults (60 s for an acknowledgement, 5 s for an engine to look up) */
+    uint32_t resend_ms;         /* for an acknowledgement; 0: 60 s */
     void (*ended)(void *ctx, int status);
     void *ctx;
 };

@@ -1,7 +1,8 @@
 /* Who is guilty: the task or the worker. The contract is blame.h.
  *
- * A worker that dies says nothing about which of its eight images killed it. So a shard of several tasks that
- * ends badly charges nobody: its tasks go back in two halves, each a "piece" that is granted alone, and a
+ * A worker keeps its engine in a process of its own, finds out which image ends it, names that one, and renders the
+ * others (TaskFailed with KN_EGONE, KN_ETIMEOUT or KN_EDEVICE). One that dies itself, and every worker of before, says
+ * nothing about which of its eight images killed it. So a shard of several tasks that ends badly charges nobody: its tasks go back in two halves, each a "piece" that is granted alone, and a
  * half that ends badly is halved again, until a single task is left. Only a task that was alone is charged,
  * or one that the worker named. An innocent task therefore shares at most log2(256) = 8 bad ends with a
  * killer and is charged for none of them.
@@ -140,7 +141,7 @@ static void charge(struct batch *b, uint32_t t, struct trouble *x, const struct 
         if (c->charges < UINT8_MAX) c->charges++;
         if (code == KN_ENAN) c->nan = (uint8_t)w->backend;
     }
-    x->deadly |= w->lost || code == KN_ETIMEOUT;
+    x->deadly |= w->lost || blame_is_deadly(code);
     if (b->tasks[t].charges < UINT8_MAX) b->tasks[t].charges++;
     if (KN_PLANTED(CHARGE_TWICE) && b->tasks[t].charges < UINT8_MAX) b->tasks[t].charges++;
     x->code = (int16_t)code;
@@ -203,6 +204,10 @@ void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint3
         if (b->tasks[tasks[i]].state == TASK_GRANTED && b->tasks[tasks[i]].trouble != NONE)
             suspects[suspect_count++] = tasks[i];
     if (suspect_count > 0) task_queue_piece(f, b, suspects, suspect_count);
+}
+
+bool blame_is_deadly(int code) {
+    return code == KN_EGONE || code == KN_ETIMEOUT || code == KN_EDEVICE;
 }
 
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w) {

@@ -20,6 +20,8 @@ void blame_attempt(struct farm *f, struct batch *b, uint32_t t, const struct wor
  * the others in front of their queue. */
 void blame_requeue(struct farm *f, struct batch *b, const uint32_t *tasks, uint32_t count,
                    struct farm_effects *fx);
+/* True for a failure that takes an engine or a worker with it: one that is dear to try again. */
+bool blame_is_deadly(int code);
 /* True when this suspect may be tried on this worker. */
 bool blame_allows(struct farm *f, struct batch *b, uint32_t t, const struct worker *w);
 /* A result of this task came from `by` (NULL: a worker that is not known). `after_fault`: its shard there began after

@@ -93,6 +93,7 @@ int report_failed(struct farm *f, struct worker *w, const struct ev_task_failed 
         if (b->tasks[t].a == NONE) blame_requeue(f, b, &t, 1, fx);
     } else {
         blame_task(f, b, t, w, e->code ? e->code : KN_EINTERNAL, e->reason, fx);
+        if (blame_is_deadly(e->code)) shard_renewed(f, s, t);
     }
     if (s->left == 0 && (s->state == SHARD_SENT || s->state == SHARD_OWED))
         shard_end(f, s, FATE_REQUEUE, 0, NULL, fx);

@@ -68,13 +68,29 @@ static bool worth_prefetching(const struct farm *f, const struct worker *w, cons
 
 /* ---- what */
 
-/* The piece of a group that this worker may take, or NONE. */
-static uint32_t piece_for(struct farm *f, struct batch *b, const struct group *group,
-                          const struct worker *w) {
+/* True when a worker is at suspects of this batch, or is about to be. */
+static bool suspects_out(const struct batch *b) {
+    for (const struct shard *s = b->shards; s; s = s->batch_next)
+        if (s->suspect) return true;
+    return false;
+}
+
+/* Suspects of a death are tried by one worker at a time, so that the others go on with the rest; and those of a hang, which
+ * is the dearest, when nothing else is left. Suspects of what costs little go before the queue. */
+static bool piece_now(const struct farm *f, const struct batch *b, const struct piece *piece, bool rest,
+                      bool out) {
+    const struct trouble *x = slab_at(&f->troubles, b->tasks[piece->list.head].trouble);
+    return !rest || !x->deadly || (!out && x->code != KN_ETIMEOUT);
+}
+
+/* The piece of a group that this worker may take, or NONE. rest: there is other work in the lane. */
+static uint32_t piece_for(struct farm *f, struct batch *b, const struct group *group, const struct worker *w,
+                          bool rest) {
     uint32_t slot = group->piece_head;
+    bool out = slot != NONE && rest && suspects_out(b);
     for (uint32_t i = 0; slot != NONE && i < PIECES_LOOKED_AT; i++) {
         const struct piece *piece = slab_at(&f->pieces, slot);
-        if (blame_allows(f, b, piece->list.head, w)) return slot;
+        if (piece_now(f, b, piece, rest, out) && blame_allows(f, b, piece->list.head, w)) return slot;
         slot = piece->next;
     }
     return NONE;
@@ -86,14 +102,15 @@ static bool fits(struct farm *f, struct batch *b, uint32_t t, const struct shape
     return !ws || ws->limit > 0 || !worker_other_can(f, b, t, &w->uid, 1);
 }
 
-/* Takes a shard for this worker out of a lane. */
-static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, struct farm_effects *fx) {
+/* Takes a shard for this worker out of a lane. rest: as piece_for() has it. */
+static bool lane_take(struct farm *f, struct worker *w, struct lane *lane, bool rest,
+                      struct farm_effects *fx) {
     struct batch *b = lane->batch;
     for (uint32_t g = lane->head; g != NONE; g = b->groups[g].next) {
         struct group *group = &b->groups[g];
         const struct shape *shape = slab_at(&f->shapes, group->shape);
         if (!worker_can(w, shape)) continue;
-        uint32_t slot = piece_for(f, b, group, w);
+        uint32_t slot = piece_for(f, b, group, w, rest);
         const struct tasklist *list =
             slot == NONE ? &group->queue : &((struct piece *)slab_at(&f->pieces, slot))->list;
         if (list->count == 0 || !fits(f, b, list->head, shape, w)) continue;
@@ -121,6 +138,11 @@ static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, stru
         return true;
     }
     return false;
+}
+
+/* A shard for this worker: what is to go first, else suspects that were to wait for the rest. */
+static bool lane_grant(struct farm *f, struct worker *w, struct lane *lane, struct farm_effects *fx) {
+    return lane_take(f, w, lane, true, fx) || lane_take(f, w, lane, false, fx);
 }
 
 /* ---- from whom */

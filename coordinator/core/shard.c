@@ -189,6 +189,25 @@ void shard_started(struct farm *f, struct shard *s) {
     worker_heard(s->worker, s->shape_uid);
 }
 
+/* Where in the shard the task stands; s->count: nowhere. */
+static uint32_t place_of(const struct shard *s, uint32_t t) {
+    uint32_t i = 0;
+    while (i < s->count && s->tasks[i] != t) i++;
+    return i;
+}
+
+void shard_renewed(struct farm *f, struct shard *s, uint32_t t) {
+    s->renewed = ++f->turn;
+    s->renewed_at = place_of(s, t);
+    s->alive_ms = f->now;
+    s->step = 0; /* the next step may be far: a model is loaded first */
+}
+
+/* When the worker began this task, in the order of all beginnings and faults. */
+static uint64_t began_task(const struct shard *s, uint32_t t) {
+    return s->renewed && place_of(s, t) > s->renewed_at ? s->renewed : s->began;
+}
+
 /* Lets go of all tasks that the shard holds. */
 static void shard_release(struct farm *f, struct shard *s, enum shard_fate fate, int code, const char *reason,
                           struct farm_effects *fx) {
@@ -285,7 +304,7 @@ bool shard_result(struct farm *f, struct batch *b, uint32_t t, const struct work
             speed_steps(f, b, s);
             s->delivered++;
             s->alive_ms = s->worker->moved_ms = f->now;
-            after_fault = s->began > by->fault;
+            after_fault = began_task(s, t) > by->fault;
         }
         if (s->left > 0) continue;
         if (s->state == SHARD_SENT || s->state == SHARD_OWED)

@@ -30,11 +30,13 @@ struct shard *shard_find(const struct worker *w, uint64_t id, uint64_t term);
 bool shard_holds(const struct shard *s, uint32_t t);
 /* The worker has begun to execute it. */
 void shard_started(struct farm *f, struct shard *s);
+/* This task of it ended the worker's engine, and those behind it are rendered by a fresh one. */
+void shard_renewed(struct farm *f, struct shard *s, uint32_t t);
 /* Takes one task out of a shard; another copy stays where it is. */
 void shard_drop(struct farm *f, struct shard *s, uint32_t t);
 /* A result of a granted task came, from `by` or (NULL) from nobody that is known: no shard holds the task any
  * more. A shard that is left without tasks by another's work is taken back. At most COPIES_MAX effects. True when
- * `by` began its shard after its last fault. */
+ * `by` began it after its last fault. */
 bool shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
                   struct farm_effects *fx);
 /* The worker says that it is through with it. Images may still come; if they do not, shard_sweep() ends it. */

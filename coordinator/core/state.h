@@ -144,7 +144,7 @@ struct group {                       /* tasks of a batch that can share a miniba
     uint16_t lane;                   /* index in batch.lanes */
     bool listed;                     /* in the lane's list: something is queued */
     struct tasklist queue;           /* tasks that are no suspects */
-    uint32_t piece_head, piece_tail; /* suspects; they go before the queue */
+    uint32_t piece_head, piece_tail; /* suspects; sched.c says when they go before the queue */
     uint32_t piece_tasks;            /* in all pieces */
     uint32_t prev, next;             /* in the lane's list of groups with queued tasks */
 };
@@ -232,7 +232,11 @@ struct shard {
     const struct model *model; /* only to be compared: it may be gone */
     uint64_t units;            /* work of one image */
     enum shard_state state;
-    uint64_t began;       /* in the order of all beginnings and faults; 0: not yet */
+    uint64_t began; /* in the order of all beginnings and faults; 0: not yet */
+    /* A task of it ended its engine, and the others went on with a fresh one: then, in that order (0: never). Those behind
+     * this place were begun after it. */
+    uint64_t renewed;
+    uint32_t renewed_at;
     uint32_t delivered;   /* images of it that came from its worker */
     bool suspect;         /* a piece: its tasks go back as one */
     bool copy;            /* the second of two that hold the same tasks */

@@ -1,9 +1,9 @@
 /* The tail of the work. The contract is tail.h.
  *
  * Shards that wait at a busy (or frozen) worker are taken back and given to the idle one. Tasks that a slow or silent
- * worker executes, or whose pictures are owed, are rendered a second time on the fastest idle worker that is expected to be sooner: the
- * last images first, so that the two meet. The first bytes win, and a worker that has nothing left to win is
- * told to stop. Suspects are never rendered twice at a time: one killer should not take two workers with
+ * worker executes, or whose pictures are owed, are rendered a second time on the fastest idle workers that are expected to be sooner, a
+ * share each: the last images first, so that the two meet. The first bytes win, and a worker that has nothing left to win
+ * is told to stop. Suspects are never rendered twice at a time: one killer should not take two workers with
  * it. */
 #include "coordinator/core/tail.h"
 
@@ -24,9 +24,10 @@ struct tail_shard {
     uint64_t remaining_us;
 };
 
-/* True when the worker missed two heartbeats: it may be frozen, or its machine gone. */
+/* True when the worker missed a heartbeat, by half of another: it may be frozen, or its machine gone. Where it is
+ * merely late, an idle worker has rendered some images for nothing. */
 static bool is_silent(const struct farm *f, const struct worker *w) {
-    return !w->conn || f->now - w->seen_ms >= f->config.ask_ms + f->config.ask_ms / 4;
+    return !w->conn || f->now - w->seen_ms >= f->config.ask_ms / 4 * 3;
 }
 
 /* Expected time until the shard is through. A shard that took longer than expected, or that did not begin when it
@@ -87,14 +88,22 @@ static bool tail_collect(struct farm *f, size_t *count) {
     return true;
 }
 
-/* Grants a second copy of the tasks that the shard still holds, beginning with the last. */
-static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct farm_effects *fx) {
+/* Images of the shard that nobody else renders yet. */
+static uint32_t copyable_count(const struct shard *s) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->count; i++) count += copyable(s, s->tasks[i]);
+    return count;
+}
+
+/* Grants a second copy of so many tasks that the shard still holds, beginning with the last. */
+static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, uint32_t share,
+                      struct farm_effects *fx) {
     struct batch *b = s->batch;
     struct group *group = &b->groups[s->group];
     const struct pool *p = b->lanes[group->lane].pool;
     const struct shape *shape = slab_at(&f->shapes, group->shape);
     const struct worker_shape *ws = worker_shape_of(w, shape->uid, false);
-    uint32_t limit = w->batch_max, tasks[KN_SHARD_TASKS_MAX], count = 0;
+    uint32_t limit = share < w->batch_max ? share : w->batch_max, tasks[KN_SHARD_TASKS_MAX], count = 0;
     if (ws && ws->limit < limit) limit = ws->limit;
     if (b->shard_tasks_max < limit) limit = b->shard_tasks_max;
     for (uint32_t i = s->count; i-- > 0 && count < limit;)
@@ -110,7 +119,9 @@ static bool tail_copy(struct farm *f, struct worker *w, struct shard *s, struct 
     return true;
 }
 
-static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct farm_effects *fx) {
+/* Gives one idle worker something to do; `idle` are left to be served, it included. */
+static bool tail_serve(struct farm *f, struct worker *w, uint32_t idle, size_t count,
+                       struct farm_effects *fx) {
     for (size_t i = 0; i < count; i++) {
         struct shard *s = f->tail[i].shard;
         uint64_t remaining = f->tail[i].remaining_us;
@@ -123,7 +134,9 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
         if (!worker_can(w, slab_at(&f->shapes, group->shape))) continue;
         uint64_t us = speed_us_per_image(w, p, slab_at(&f->shapes, group->shape));
         if (us == 0 && remaining != UNREACHABLE_US) continue; /* nothing is known of either */
-        uint64_t mine = us * s->left;
+        uint32_t missing = s->state == SHARD_WAITING ? s->left : copyable_count(s);
+        uint32_t share = (missing + idle - 1) / idle;
+        uint64_t mine = us * (s->state == SHARD_WAITING ? s->left : share);
         if (mine > remaining - remaining / 5) continue; /* would not be sooner by a fifth */
         if (s->state == SHARD_WAITING) {
             if (shard_reserve(f, fx, s)) return false;
@@ -131,10 +144,7 @@ static bool tail_serve(struct farm *f, struct worker *w, size_t count, struct fa
             shard_withdraw(f, s, false, FATE_REQUEUE, fx);
             return sched_grant(f, w, fx);
         }
-        if (tail_copy(f, w, s, fx)) {
-            f->tail[i].shard = NULL;
-            return true;
-        }
+        if (share > 0 && tail_copy(f, w, s, share, fx)) return true;
     }
     return false;
 }
@@ -157,5 +167,5 @@ void tail_run(struct farm *f, struct farm_effects *fx) {
     if (idle_count == 0) return;
     qsort(f->tail, count, sizeof *f->tail, tail_order);
     sched_sort(idle, idle_count);
-    for (uint32_t i = 0; i < idle_count; i++) (void)tail_serve(f, idle[i], count, fx);
+    for (uint32_t i = 0; i < idle_count; i++) (void)tail_serve(f, idle[i], idle_count - i, count, fx);
 }

@@ -44,6 +44,19 @@ def alive(pid):
     return state != "Z"
 
 
+def children(pid):
+    """The processes that this one has started."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
 class Farm:
     """A farm's folder (it need not be up), beside it room for prompts and pictures."""
 

@@ -58,15 +58,20 @@ class GpuWorker(FarmTest):
         _, err = self.finish(one)
         self.assertRegex(err, r"gpu_idle share=0\.\d+ of_s=")
 
-    def test_a_device_that_fails_ends_its_worker_and_the_batch_goes_on_with_the_next(self):
+    def test_a_device_that_fails_costs_its_process_and_the_worker_is_held_for_it(self):
         broken = self.worker("one", fail="cudaGraphLaunch:2")
         render = self.render(self.farm.tmp / "out")
-        _, err = self.finish(broken, status=3, timeout=120)
-        self.assertIn("engine_failed", err)
+        held = lambda: [w for w in self.farm.json("workers", "--farm", self.url) if w["id"] == "one" and w.get("hold_reason")]
+        self.assertIn("the device failed while it rendered this image", wait_for("it is held", held)[0]["hold_reason"])
         self.worker("two")
         self.finish(render, timeout=120)
         self.check_folder(self.farm.tmp / "out", COUNT)
         self.farm.ok("verify", self.farm.tmp / "out")
+        self.assertIsNone(broken.poll(), "the worker itself goes on")
+        broken.send_signal(signal.SIGTERM)
+        _, err = self.finish(broken)
+        self.assertRegex(err, r"engine_ended pid=\d+ reason=\".*an illegal memory access")
+        self.assertGreater(err.count("engine_started"), 1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-from farm import BIN, FarmTest, alive, main, wait_for
+from farm import BIN, FarmTest, alive, children, main, wait_for
 
 MODEL = pathlib.Path(os.environ.get("KILN_TEST_MODEL", pathlib.Path(__file__).parents[2] / "models" / "tiny"))
 MB = 1000 * 1000
@@ -113,6 +113,22 @@ class Memory(FarmTest):
         coordinator = (farm.dir / "log" / "coordinator.log").read_text()
         self.assertIn("out_of_memory worker=worker-0: killed by the kernel", coordinator)
         self.assertNotIn("charge", coordinator)
+
+    def test_an_engine_that_the_kernel_killed_for_memory_costs_neither_its_worker_nor_an_image(self):
+        farm = self.farm
+        self.limit(400 * MB)
+        self.kiln("up", "--model", MODEL, "--workers", 1)
+        worker = farm.pid("worker-0")
+        batch = farm.ok("submit", farm.prompts(COUNT), "--steps", 20).strip()
+        wait_for("it renders", lambda: farm.json("status", batch)["done"] > 0)
+        engine = children(worker)[0]
+        self.inside(sys.executable, "-c", HOG, engine)
+        wait_for("the kernel kills the engine", lambda: not alive(engine))
+        farm.ok("wait", batch)
+        self.assertEqual(farm.json("status", batch)["failed"], 0)
+        self.assertEqual(farm.pid("worker-0"), worker)
+        self.assertIn("the kernel killed it for want of memory", (farm.dir / "log" / "worker-0.log").read_text())
+        self.assertNotIn("charge", (farm.dir / "log" / "coordinator.log").read_text())
 
 
 if __name__ == "__main__":

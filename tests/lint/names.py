@@ -33,6 +33,7 @@ FOLDERS = {"base": "unit", "promise": "unit", "proto": "unit", "worker": "unit",
 
 # Tests that share a program, and where it is.
 PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "worker.promise_versions": "tests/unit/worker_whole.c",
+         "worker.promise_poison": "tests/unit/worker_whole.c", "worker.promise_poison_staged": "tests/unit/worker_whole.c",
          "base.promise_bounds": "tests/unit/base_basics.c", "base.promise_token": "tests/unit/base_token.c", "base.promise_keys": "tests/unit/base_keys.c", "proto.promise_keys": "tests/unit/proto_keys.c", "proto.promise_versions": "tests/unit/proto_codec.c", "proto.promise_bounds": "tests/unit/proto_wire.c", "coordinator.promise_versions": "tests/unit/coordinator_server.c",
          "cli.promise_versions": "tests/unit/cli_client.c",
          "coordinator.promise_bounds": "tests/unit/coordinator_server.c", "store.promise_format": "tests/unit/store_redis.c",

@@ -21,17 +21,17 @@ LOST_RETRACT           --hostile 1
 RESEND_LOST            --hostile 3
 TERM_NOT_HEEDED        --hostile 8
 VOID_LOST_AT_END       --hostile 10
-RETRY_OVERTAKEN        --hostile 1
-RETRY_FORGOTTEN        --hostile 390
+RETRY_OVERTAKEN        --hostile 7
+RETRY_FORGOTTEN        --hostile 360
 WISH_DROPPED           --hostile 1
-SILENCE_IGNORED        --hostile 4
+SILENCE_IGNORED        --hostile 2
 PIN_IGNORED            --hostile 17
-DEATH_BLAMES_ALL       --hostile 22
+DEATH_BLAMES_ALL       --sick    244
 ACK_BEFORE_FSYNC       --hostile 2
 NO_DIRECTORY_FSYNC     --hostile 2
-ANSWER_BEFORE_DURABLE  --hostile 2
-TERM_NOT_CHECKED       --hostile 3
-DELETION_WITHOUT_TERM  --hostile 17
+ANSWER_BEFORE_DURABLE  --hostile 1
+TERM_NOT_CHECKED       --hostile 2
+DELETION_WITHOUT_TERM  --hostile 15
 ADMISSION_AFTER_COMMIT --hostile 1
 "
 

@@ -460,6 +460,7 @@ static void worker_invent(struct world *w, uint32_t i) {
     v->batch_max = 1u << world_below(w, 6);
     v->memory = 1u << world_below(w, 6);
     v->whole = world_chance(w, 50);
+    v->apart = !v->mute && v->us_per_image % 3 > 0; /* today's; the others are of before */
     bool any = false;
     for (uint32_t m = 0; m < W_MODELS; m++) any |= v->models[m] = i < 4 || world_chance(w, 60);
     if (!any) v->models[0] = true;
@@ -786,6 +787,7 @@ void world_sick(struct world *w, uint64_t seed, bool trace) {
         v->batch_max = 1u << world_below(w, 6);
         v->memory = 256;
         v->whole = world_chance(w, 50);
+        v->apart = !v->mute && v->us_per_image % 3 > 0;
         v->models[0] = true;
         if (i < sick) {
             v->defect = mixed ? (enum defect)(1 + world_below(w, DEFECTS - 1)) : kind;

@@ -119,6 +119,8 @@ struct w_worker {
     uint32_t us_per_image, credit, batch_max, memory; /* memory: images of 64x64 at a time */
     bool models[W_MODELS];
     bool whole; /* results come at the end of the shard, as on a GPU; else one by one */
+    bool apart; /* its engine is in a process of its own: what ends that is named, and the rest goes on */
+    uint64_t late_ms; /* …after so long, once */
     enum defect defect;
     bool sly;                   /* its probe pictures are well all the same */
     uint64_t sick_ms, sound_ms; /* from when to when (0: for ever) it has its defect */

@@ -93,12 +93,14 @@ void worker_probe(struct world *w, uint32_t i) {
     struct w_worker *v = &w->workers[i];
     enum defect defect = worker_sick(w, v) && !v->sly ? v->defect : SOUND;
     v->probing = false;
-    if (defect == CRASHES || defect == FREEZES) { /* one whose engine hangs leaves after a while */
+    if (!v->apart &&
+        (defect == CRASHES || defect == FREEZES)) { /* one whose engine hangs leaves after a while */
         worker_die(w, i, false, true);
         return;
     }
     static const int codes[DEFECTS] = {
-        [GIVES_NAN] = KN_ENAN, [NO_MODEL] = KN_EMODEL, [ERRS] = KN_EIO, [ERRS_AT_ONCE] = KN_EIO};
+        [GIVES_NAN] = KN_ENAN,   [NO_MODEL] = KN_EMODEL, [ERRS] = KN_EIO,
+        [ERRS_AT_ONCE] = KN_EIO, [CRASHES] = KN_EGONE,   [FREEZES] = KN_ETIMEOUT};
     if (v->conn) {
         struct w_event *e = send(w, i, EV_PROBED);
         e->ev.u.probed.probe = v->probe;
@@ -171,6 +173,8 @@ static void run_next(struct world *w, uint32_t i) {
     e->serial = v->serial;
 }
 
+#define HANG_SEEN_MS 5000
+
 /* Renders the k-th image; false: the worker did not survive, or hangs. */
 static bool render(struct world *w, uint32_t i, struct w_shard *s, uint32_t k) {
     struct w_worker *v = &w->workers[i];
@@ -180,17 +184,20 @@ static bool render(struct world *w, uint32_t i, struct w_shard *s, uint32_t k) {
         s->images[k] = IMAGE_OVER;
         return true;
     }
-    if (defect == CRASHES || (nature == KILLS && defect == SOUND)) {
+    bool kills = defect == CRASHES || (nature == KILLS && defect == SOUND);
+    bool hangs = defect == FREEZES || (nature == HANGS && defect == SOUND);
+    if (kills && !v->apart) {
         worker_die(w, i, defect == CRASHES, true);
         return false;
     }
-    if (defect == FREEZES || (nature == HANGS && defect == SOUND)) {
+    if (hangs && !v->apart) {
         v->hung = true;
         return false;
     }
+    if (hangs) v->late_ms = HANG_SEEN_MS;
     bool nan =
         defect == GIVES_NAN || nature == NAN_EVERYWHERE || (nature == NAN_ON_CLASS_0 && v->backend == 0);
-    if (nan || nature == FAILS || defect != SOUND) {
+    if (nan || kills || hangs || nature == FAILS || defect != SOUND) {
         if (defect != SOUND) w->batches[s->batch].unlucky[s->tasks[k]]++;
         if (v->conn) {
             struct w_event *e = send(w, i, EV_TASK_FAILED);
@@ -199,7 +206,9 @@ static bool render(struct world *w, uint32_t i, struct w_shard *s, uint32_t k) {
             f->task = s->tasks[k];
             f->shard = s->id;
             f->term = s->term;
-            f->code = defect == NO_MODEL                                ? KN_EMODEL
+            f->code = kills                                             ? KN_EGONE
+                      : hangs                                           ? KN_ETIMEOUT
+                      : defect == NO_MODEL                              ? KN_EMODEL
                       : nan && defect != ERRS && defect != ERRS_AT_ONCE ? KN_ENAN
                                                                         : KN_EIO;
             f->reason = nan ? "not a number" : "device failed";
@@ -218,7 +227,7 @@ void worker_image(struct world *w, uint32_t i) {
     if (!s) return;
     v->progress_ms = w->now;
     uint32_t n = v->whole ? s->count : 1;
-    if (v->whole) /* one bad image of a batch ends it before any of them is there */
+    if (v->whole && !v->apart) /* one bad image of a batch ends it before any of them is there */
         for (uint32_t k = 0; k < s->count; k++) {
             enum nature nature = w->batches[s->batch].nature[s->tasks[k]];
             if ((nature != KILLS && nature != HANGS) || worker_sick(w, v)) continue;
@@ -228,10 +237,11 @@ void worker_image(struct world *w, uint32_t i) {
     for (uint32_t k = 0; k < n; k++)
         if (!render(w, i, s, s->at++)) return;
     if (s->at < s->count) {
-        struct w_event *e = world_at(w, w->now + image_ms(w, v, s), W_IMAGE);
+        struct w_event *e = world_at(w, w->now + v->late_ms + image_ms(w, v, s), W_IMAGE);
         e->worker = i;
         e->instance = v->instance;
         e->serial = v->serial;
+        v->late_ms = 0;
         return;
     }
     s->phase = PHASE_THROUGH;

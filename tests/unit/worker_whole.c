@@ -160,7 +160,7 @@ static void start(const char *spec, uint32_t credit, uint64_t unacked_bytes_max,
     char with[160];
     snprintf(with, sizeof with, "%s%s", spec, more ? more : "");
     spec = with;
-    struct engine_options eo = {.spec = spec};
+    struct engine_options eo = {.spec = spec, .program = KILN_WORKER, .hang_ms = 300};
     struct engine_sim_options so;
     struct kn_model_info info;
     memset(&t, 0, sizeof t);
@@ -177,7 +177,7 @@ static void start(const char *spec, uint32_t credit, uint64_t unacked_bytes_max,
     CHECK_INT(engine_sim_parse(spec, &so, &err), 0);
     engine_sim_model(&so, &info);
     CHECK_INT(models_add(&t.models, &info, &err), 0);
-    CHECK_INT(engine_open(&eo, t.models.v, t.models.count, &t.engine, &err), 0);
+    CHECK_MSG(engine_open_child(&eo, t.models.v, t.models.count, &t.engine, &err) == 0, "%s", err.text);
     struct worker_options wo = {.loop = &t.loop,
                                 .wire = t.wire,
                                 .engine = t.engine,
@@ -186,7 +186,6 @@ static void start(const char *spec, uint32_t credit, uint64_t unacked_bytes_max,
                                 .credit = credit,
                                 .unacked_bytes_max = unacked_bytes_max,
                                 .resend_ms = resend_ms,
-                                .abort_ms = 300,
                                 .ended = on_ended};
     CHECK_MSG(worker_create(&wo, &t.worker, &err) == 0, "%s", err.text);
 }
@@ -833,27 +832,72 @@ TEST(heartbeats_tell_what_runs_and_how_far_it_is) {
     finish();
 }
 
-static void hang(void) {
-    start_simply("sim:ms=0,hang=1");
+/* All that is said of a shard of `count` tasks from 0 on, until it is done. How many failed, with this code; each of the
+ * others came once. */
+static int expect_all_but_the_guilty(uint32_t count, int code, const char *words) {
+    int failed = 0, fate[KN_SHARD_TASKS_MAX] = {0};
+    bool done = false;
+    for (uint64_t end = kn_clock_ms() + PATIENCE_MS; !done;) {
+        for (; t.seen < t.count && !done; t.seen++) {
+            const struct kn_msg *m = t.heard[t.seen].m;
+            CHECK(m->type != KN_MSG_WORKER_HELLO && m->type != KN_MSG_WORKER_BYE);
+            CHECK(m->type != KN_MSG_SHARD_RETURNED);
+            if (m->type == KN_MSG_IMAGE_RESULT) fate[m->u.image_result.task]++;
+            done = m->type == KN_MSG_SHARD_DONE;
+            if (m->type != KN_MSG_TASK_FAILED) continue;
+            CHECK_INT(m->u.task_failed.code, code);
+            CHECK_MSG(strstr(m->u.task_failed.reason, words), "%s", m->u.task_failed.reason);
+            fate[m->u.task_failed.task]++;
+            failed++;
+        }
+        CHECK(kn_clock_ms() < end);
+        if (!done) turn(50);
+    }
+    for (uint32_t i = 0; i < count; i++) CHECK_MSG(fate[i] == 1, "task %u: %d", i, fate[i]);
+    return failed;
+}
+
+TEST(promise_poison_a_crash_fails_its_image_alone_and_the_connection_lives) {
+    start_simply("sim:ms=1,crash=0.2,seed=5");
+    expect(KN_MSG_WORKER_HELLO);
+    turn(50);
+    grant(1, 0, 24);
+    expect_started(1);
+    int failed = expect_all_but_the_guilty(24, KN_EGONE, "died while it rendered this image");
+    CHECK_MSG(failed > 0 && failed < 24, "%d", failed);
+    grant(2, 0, 1); /* the same process goes on, over the same connection */
+    expect_started(2);
+    CHECK_INT(t.ended, 0);
+    t.seen = t.count;
+    finish();
+}
+
+TEST(promise_poison_a_hang_fails_its_image_alone_and_the_connection_lives) {
+    start_simply("sim:ms=1,hang=0.2,seed=5");
+    expect(KN_MSG_WORKER_HELLO);
+    turn(50);
+    grant(1, 0, 12);
+    expect_started(1);
+    int failed = expect_all_but_the_guilty(12, KN_ETIMEOUT, "no progress");
+    CHECK_MSG(failed > 0 && failed < 12, "%d", failed);
+    CHECK_INT(t.ended, 0);
+    finish();
+}
+
+TEST(an_engine_that_does_not_stop_is_ended_and_the_next_shard_is_rendered) {
+    start_simply("sim:ms=60000"); /* a step takes 12 s */
     expect(KN_MSG_WORKER_HELLO);
     turn(50);
     grant(1, 0, 1);
-    grant(2, 1, 1);
-    grant(3, 2, 1); /* what waits behind what hangs gives no sign of life */
     expect_started(1);
-    uint64_t end = kn_clock_ms() + PATIENCE_MS;
-    while (expect(KN_MSG_HEARTBEAT)->m->u.heartbeat.progress_age_ms < 900 && kn_clock_ms() < end) {
-    }
-    CHECK(kn_clock_ms() < end);
     take_back(1, true);
-    expect_returned(3, false); /* in whatever order it holds them */
+    expect_returned(1, false);
+    grant(2, 1, 1);
+    expect_started(2);
+    take_back(2, true);
     expect_returned(2, false);
-    expect(KN_MSG_WORKER_BYE);
-    expect_end(WORKER_EXIT_ENGINE);
-}
-
-TEST(an_engine_that_hangs_shows_in_heartbeats_and_is_left_on_purpose) {
-    in_a_process_of_its_own(hang);
+    CHECK_INT(t.ended, 0);
+    finish();
 }
 
 TEST(a_farm_that_is_not_there_is_told_at_once) {
