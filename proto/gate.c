@@ -99,22 +99,30 @@ static bool is_silent(const struct newcomer *n) {
            info.tcpi_bytes_received <= GREETING_BYTES;
 }
 
-static void remember(int fd) {
-    assert(gate.max > 0);         /* there is a plan */
-    if (gate.count == gate.max) { /* more than can be open: the oldest is gone */
-        gate.first = (gate.first + 1) % gate.max;
-        gate.count--;
-    }
-    size_t at = (gate.first + gate.count++) % gate.max;
-    gate.v[at] = (struct newcomer){.fd = fd, .inode = inode_of(fd), .came_ms = kn_clock_ms()};
-    gate.place[fd] = at;
-}
-
 static struct newcomer take_oldest(void) {
     struct newcomer n = gate.v[gate.first];
     gate.first = (gate.first + 1) % gate.max;
     gate.count--;
     return n;
+}
+
+/* From any thread: the number may be another connection's by now. */
+static void end(const struct newcomer *n) {
+    int fd = dup(n->fd);
+    if (fd < 0) return;
+    if (inode_of(fd) == n->inode) shutdown(fd, SHUT_RDWR);
+    close(fd);
+}
+
+static void remember(int fd) {
+    assert(gate.max > 0);         /* there is a plan */
+    if (gate.count == gate.max) { /* more than can be open: the oldest has gone, most likely */
+        struct newcomer n = take_oldest();
+        if (gate.guarded && !n.known) end(&n);
+    }
+    size_t at = (gate.first + gate.count++) % gate.max;
+    gate.v[at] = (struct newcomer){.fd = fd, .inode = inode_of(fd), .came_ms = kn_clock_ms()};
+    gate.place[fd] = at;
 }
 
 /* Those before it have spoken or gone, and are not looked at again. ZeroMQ sees the end and closes the connection. */
@@ -126,14 +134,6 @@ static void put_out_oldest(void) {
         gate.counts.put_out++;
         return;
     }
-}
-
-/* From any thread: the number may be another connection's by now. */
-static void end(const struct newcomer *n) {
-    int fd = dup(n->fd);
-    if (fd < 0) return;
-    if (inode_of(fd) == n->inode) shutdown(fd, SHUT_RDWR);
-    close(fd);
 }
 
 void kn_gate_guarded(void) {

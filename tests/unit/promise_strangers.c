@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "coordinator/enrol.h"
 #include "coordinator/keys.h"
 #include "coordinator/recover.h"
 #include "coordinator/roles.h"
@@ -22,6 +23,7 @@
 
 #define PATIENCE_MS 20000
 #define ROLES 4
+#define SAID 5000 /* messages that are drawn; about a third may be said by whoever is drawn */
 
 struct peer {
     struct kn_wire *wire;
@@ -200,6 +202,44 @@ TEST(what_a_role_may_not_say_is_refused_in_words) {
     end();
 }
 
+/* Everything that each may say, in any order and on either socket: what it means is somebody else's test; here the
+ * coordinator is there afterwards, and so are the connections. */
+TEST(each_role_may_say_all_it_may_in_any_order) {
+    uint64_t seed = 21;
+    struct peer data[ROLES] = {0};
+    begin();
+    for (int i = 0; i < ROLES; i++) {
+        connect_peer(&known[i]);
+        data[i].keys = known[i].keys;
+        connect_to(&data[i], true);
+    }
+    for (int n = 0; n < SAID; n++) {
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        int who = (int)(seed >> 33) % ROLES;
+        enum kn_msg_type t = proto_types[(seed >> 40) % proto_type_count];
+        struct kn_msg m;
+        if (!role_may((enum kn_role)(who + 1), t)) continue;
+        proto_example(t, &m);
+        m.request = seed >> 60 ? seed >> 50 : 0;
+        struct kn_sock *sock = seed >> 20 & 1 ? known[who].sock : data[who].sock;
+        (void)!kn_sock_send(sock, NULL, &m, NULL, NULL);
+        if (n % 16 == 0) turn();
+    }
+    for (int i = 0; i < 50; i++) turn();
+    for (int i = 0; i < ROLES; i++) {
+        CHECK_INT(known[i].ended + data[i].ended, 0);
+        say(&known[i], KN_MSG_ENROL);
+        for (uint64_t until = kn_clock_ms() + PATIENCE_MS;
+             (!known[i].last || known[i].last->type != KN_MSG_ENROLLED || known[i].last->request != 7) &&
+             kn_clock_ms() < until;)
+            turn();
+        CHECK_INT(known[i].last->type, KN_MSG_ENROLLED);
+        leave(&known[i]);
+        leave(&data[i]);
+    }
+    end();
+}
+
 TEST(a_client_sees_no_batch_but_its_own) {
     static const enum kn_msg_type about[] = {KN_MSG_SUBMIT_CHUNK,  KN_MSG_SUBMIT_SEAL,   KN_MSG_BATCH_QUERY,
                                              KN_MSG_BATCH_COMMAND, KN_MSG_RESULTS_QUERY, KN_MSG_TASKS_QUERY,
@@ -341,6 +381,65 @@ TEST(a_worker_brings_what_its_own_key_was_granted_under_its_own_name) {
     leave(one);
     leave(two);
     leave(admin);
+    end();
+}
+
+/* ---- tokens */
+
+static const uint8_t secret[KN_TOKEN_SECRET_BYTES] = {9};
+
+/* A token as an earlier coordinator left it. */
+static void have_token(uint8_t id, uint32_t uses, int64_t made_ago_ms, int64_t expired_ago_ms) {
+    struct known_token t = {.id = {id}, .role = KN_ROLE_WORKER, .uses = uses};
+    char field[2 * KN_TOKEN_ID_BYTES + 1], text[KEYS_TEXT_MAX];
+    t.made_wall_ms = kn_wall_ms() - (uint64_t)made_ago_ms;
+    t.expires_wall_ms = expired_ago_ms ? kn_wall_ms() - (uint64_t)expired_ago_ms : 0;
+    kn_token_digest(t.id, secret, t.digest);
+    kn_hex(t.id, sizeof t.id, field);
+    keys_token_text(&t, text);
+    CHECK_INT(keys_read(server, STORE_TOKENS, field, text), 0);
+}
+
+TEST(a_token_that_lets_nobody_in_is_refused_with_its_reason) {
+    static const struct {
+        uint8_t id;
+        const char *said;
+    } cases[] = {{1, "used up"},
+                 {2, "the clock of the coordinator's machine is wrong"},
+                 {3, "expired 5 s ago"},
+                 {4, "no such token"}};
+    begin();
+    have_token(1, 0, 1000, 0);
+    have_token(2, 1, -3600000, 0);
+    have_token(3, 1, 10000, 5500);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct peer p = {0};
+        struct kn_msg m = {.type = KN_MSG_ENROL};
+        uint8_t id[KN_TOKEN_ID_BYTES] = {cases[i].id};
+        make_keys("newcomer", &p.keys);
+        connect_peer(&p);
+        m.u.enrol = (struct kn_enrol){
+            .id = id, .id_len = sizeof id, .secret = secret, .secret_len = sizeof secret, .name = "n"};
+        CHECK_INT(ask(&p, &m), KN_EPERM);
+        CHECK_MSG(strstr(p.last->u.reply.text, cases[i].said), "%s", p.last->u.reply.text);
+        CHECK(keys_find(server, &p.keys.own) == NULL);
+        leave(&p);
+    }
+    end();
+}
+
+TEST(an_ephemeral_key_leaves_when_it_was_not_heard_of_for_long_and_others_stay) {
+    size_t pos = 0;
+    struct known_key *k;
+    begin();
+    while ((k = keys_next(server, &pos))) {
+        k->ephemeral = k->role != KN_ROLE_ADMIN;
+        k->seen_ms =
+            kn_clock_ms() - (k->role == KN_ROLE_WORKER || k->role == KN_ROLE_ADMIN ? 11u : 9u) * 60000ull;
+    }
+    enrol_sweep(server);
+    for (int i = 0; i <= ROLES; i++)
+        CHECK_INT(keys_find(server, &known[i].keys.own) != NULL, i % ROLES + 1 != KN_ROLE_WORKER);
     end();
 }
 
