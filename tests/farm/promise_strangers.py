@@ -2,10 +2,11 @@
 """Connections that say nothing, beside workers: no worker is dropped, and who comes later is let in.
 
     promise_strangers.py                                    a slice: 60 workers, 400 strangers, 400 open files
-    promise_strangers.py --full [--hard N]          500 workers, 2,000 strangers, 2,048 (N) open files
+    promise_strangers.py --full [--hard N]                  500 workers, 2,000 strangers, 2,048 (N) open files
 
 The workers are connections that speak the protocol (ZMTP and a few messages, in Python): they join, and send pings
-and heartbeats on two sockets each, as kiln-worker does, but render nothing. They come through the Unix socket, the strangers by TCP. The coordinator starts with the usual soft limit of 1,024 open files, or fewer.
+and heartbeats on two sockets each, as kiln-worker does, but render nothing. They come through the Unix
+socket, where no key is asked for; the strangers come by TCP. The coordinator starts with the usual soft limit of 1,024 open files, or fewer.
 """
 import os
 import selectors
@@ -90,7 +91,7 @@ HELLO, HEARTBEAT, WELCOME, STILL_THERE = 10, 11, 20, 26 # numbers in Envelope
 class Connection:
     def __init__(self, peers, where, worker, data):
         self.peers, self.worker, self.is_data = peers, worker, data
-        self.s = socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
+        self.s = socket.socket(socket.AF_UNIX)
         self.s.connect(where)
         self.buffer, self.greeted, self.pongs = b"", False, 0
         ready = bytes([11]) + b"Socket-Type" + struct.pack(">I", 6) + b"DEALER" + bytes([8]) + b"Identity" + struct.pack(">I", 8) + b"\x01" + os.urandom(7)
@@ -148,7 +149,7 @@ class Worker:
         if WELCOME in m:
             w = fields(m[WELCOME])
             self.heartbeat_s = w[2] / 1000
-            where = w[4].decode().removeprefix("ipc://") if isinstance(self.where, str) else (self.where[0], w[3])
+            where = w[4].decode().removeprefix("ipc://")
             if not self.data:
                 self.data = Connection(self.peers, where, self, True)
         elif STILL_THERE in m:
