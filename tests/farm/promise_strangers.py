@@ -2,11 +2,11 @@
 """Connections that say nothing, beside workers: no worker is dropped, and who comes later is let in.
 
     promise_strangers.py                                    a slice: 60 workers, 400 strangers, 400 open files
-    promise_strangers.py --full [--hard N] [--tcp]          500 workers, 2,000 strangers, 2,048 (N) open files
+    promise_strangers.py --full [--hard N]                  500 workers, 2,000 strangers, 2,048 (N) open files
 
 The workers are connections that speak the protocol (ZMTP and a few messages, in Python): they join, and send pings
-and heartbeats on two sockets each, as kiln-worker does, but render nothing. They come through the Unix socket, or with --tcp
-the way that the strangers come. The coordinator starts with the usual soft limit of 1,024 open files, or fewer.
+and heartbeats on two sockets each, as kiln-worker does, but render nothing. They come through the Unix socket,
+since over TCP they would need keys. The coordinator starts with the usual soft limit of 1,024 open files, or fewer.
 """
 import os
 import selectors
@@ -18,7 +18,7 @@ import time
 
 from farm import BIN, FarmTest, main, wait_for
 
-FULL, TCP = "--full" in sys.argv, "--tcp" in sys.argv
+FULL = "--full" in sys.argv
 WORKERS, STRANGERS, HARD = (500, 2000, 2048) if FULL else (60, 400, 400)
 if "--hard" in sys.argv:
     HARD = int(sys.argv[sys.argv.index("--hard") + 1])
@@ -221,7 +221,7 @@ class Strangers(FarmTest):
         self.addCleanup(peers.close)
         begun = time.monotonic()
         for n in range(WORKERS):
-            peers.join(n, tcp if TCP else unix)
+            peers.join(n, unix)
             if n % 20 == 19: # before they have spoken they are strangers themselves
                 wait_for("these have joined", lambda: all(w.data and w.data.greeted for w in peers.workers), PATIENCE)
         wait_for("all workers have joined", lambda: len(self.there()) == WORKERS, PATIENCE)
@@ -237,14 +237,15 @@ class Strangers(FarmTest):
         came, pongs = time.monotonic() - begun, peers.pongs()
         # A real worker and commands come later than all strangers, over TCP as well.
         url = f"tcp://127.0.0.1:{tcp[1]}"
-        late = self.farm.start(BIN / "kiln-worker", "--join", url, "--name", "late", "--engine", "sim:ms=5")
-        batch = self.farm.ok("submit", self.farm.prompts(50), "--farm", url, timeout=PATIENCE).strip()
+        late = self.farm.start(BIN / "kiln-worker", "--join", url, "--name", "late", "--engine", "sim:ms=5",
+                               "--token", self.farm.token("--worker"))
+        batch = self.farm.ok("submit", self.farm.prompts(50), "--farm", url, "--token", self.farm.token("--client"), timeout=PATIENCE).strip()
         self.farm.ok("wait", batch, "--farm", url, timeout=PATIENCE)
         wait_for("all workers are answered five times more", lambda: peers.pongs() >= pongs + 5, PATIENCE)
         self.assertEqual(peers.lost, [])
         self.assertEqual(len(self.there()), WORKERS + 1)
         put_out = sum(1 for s in strangers if self.is_closed(s))
-        print(f"  {WORKERS} workers ({'TCP' if TCP else 'Unix socket'}) joined in {joined:.1f} s; {STRANGERS} strangers came in {came:.1f} s, "
+        print(f"  {WORKERS} workers (Unix socket) joined in {joined:.1f} s; {STRANGERS} strangers came in {came:.1f} s, "
               f"{put_out} of them put out, at {SOFT}:{HARD} open files; workers dropped: {len(peers.lost)}", file=sys.stderr)
         self.assertIsNone(late.poll())
 
