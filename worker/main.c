@@ -468,8 +468,8 @@ static void watch_signals(struct worker_program *p) {
     }
 }
 
-static int run(const struct worker_settings *o, const struct made_name *made, struct engine *engine,
-               const struct gpu *gpu) {
+static int run(const struct worker_settings *o, const struct made_name *made, const struct kn_join *join,
+               struct engine *engine, const struct gpu *gpu) {
     struct worker_program p = {0};
     struct kn_err err = {0};
     struct worker_options wo = {.loop = &p.loop,
@@ -484,17 +484,13 @@ static int run(const struct worker_settings *o, const struct made_name *made, st
                                 .unacked_bytes_max = UNACKED_BYTES_MAX,
                                 .ended = on_ended,
                                 .ctx = &p};
-    struct kn_join join;
-    int rc = join_farm(o, &join);
-    if (rc != 0) return rc;
-    rc = uv_loop_init(&p.loop);
+    int rc = uv_loop_init(&p.loop);
     if (rc != 0) return fail("%s", uv_strerror(rc));
     if (kn_wire_create(&p.loop, &p.wire, &err) != 0) {
         uv_loop_close(&p.loop);
         return fail("%s", err.text);
     }
-    if (join.keyed) kn_wire_use_keys(p.wire, &join.own, &join.server);
-    kn_key_pair_forget(&join.own);
+    if (join->keyed) kn_wire_use_keys(p.wire, &join->own, &join->server);
     wo.wire = p.wire;
     memcpy(wo.machine, made->machine, sizeof wo.machine);
     if (worker_create(&wo, &p.worker, &err) != 0) {
@@ -534,7 +530,9 @@ int main(int argc, char **argv) {
     if (o.list_devices) return list_devices();
     if (o.device && strcmp(o.device, "all") == 0) return run_all(&o, argv);
     struct made_name made = {0};
+    struct kn_join join; /* before the engine's process, which is not to have the token in its environment */
     if (!o.name && (rc = make_name(&o, &made)) != 0) return rc;
+    if ((rc = join_farm(&o, &join)) != 0) return rc;
     struct model_list models = {0};
     struct kn_err err = {0};
     struct engine *engine = NULL;
@@ -557,8 +555,9 @@ int main(int argc, char **argv) {
     if (rc == 0 && (rc = engine_open_child(&eo, models.v, models.count, &engine, &err)) != 0)
         kn_err_prefix(&err, "--engine %.32s", o.engine);
     bool later = rc == KN_EAGAIN; /* its engine of before is in the way */
-    rc = rc == 0 ? run(&o, &made, engine, &gpu) : fail("%s", err.text);
+    rc = rc == 0 ? run(&o, &made, &join, engine, &gpu) : fail("%s", err.text);
     if (later) rc = WORKER_EXIT_ENGINE;
+    kn_key_pair_forget(&join.own);
     engine_close(engine);
     gpu_close(&gpu);
     models_fini(&models);
