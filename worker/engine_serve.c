@@ -30,7 +30,8 @@ struct serving_lane {
 
 /* A request on its way through the engine; a begun minibatch keeps it. */
 struct request {
-    struct serving_lane *lane; /* that is at it now */
+    struct serving *s;
+    struct serving_lane *lane; /* that is or was at it */
     struct kn_msg *msg;        /* owns; the tasks */
     struct engine_work work;
     struct kiln_callbacks cb;
@@ -141,7 +142,7 @@ static int on_image(void *ctx, const struct kiln_image *image) {
 
 static void request_free(struct request *r) {
     if (!r) return;
-    if (r->minibatch) r->lane->s->engine->ops->drop(r->minibatch);
+    if (r->minibatch) r->s->engine->ops->drop(r->minibatch);
     kn_msg_destroy(r->msg);
     free(r);
 }
@@ -155,11 +156,20 @@ static struct request *exchange(struct serving *s, uint32_t number, struct reque
     return before;
 }
 
-static struct request *begun(struct serving *s, uint32_t number) {
-    pthread_mutex_lock(&s->lock);
-    struct request *r = s->minibatches[number];
-    pthread_mutex_unlock(&s->lock);
+/* The minibatch that was begun under this number, for a lane; NULL: there is none. */
+static struct request *come(struct serving_lane *l, uint32_t number) {
+    pthread_mutex_lock(&l->s->lock);
+    struct request *r = l->s->minibatches[number];
+    if (r) r->lane = l;
+    pthread_mutex_unlock(&l->s->lock);
     return r;
+}
+
+/* The worker asks one lane after another where it matters. So that this order is one of memory too, what a lane does
+ * lies between two of these. */
+static void keep_order(struct serving *s) {
+    pthread_mutex_lock(&s->lock);
+    pthread_mutex_unlock(&s->lock);
 }
 
 static int request_read(struct serving_lane *l, const struct work_head *h, const void *tasks, size_t len,
@@ -173,6 +183,7 @@ static int request_read(struct serving_lane *l, const struct work_head *h, const
         request_free(r);
         return rc;
     }
+    r->s = l->s;
     r->lane = l;
     r->count = (int)r->msg->u.shard_grant.count;
     r->work = (struct engine_work){.model = &l->s->models.v[h->model].info,
@@ -214,9 +225,8 @@ static int serve_begin(struct serving_lane *l, const struct work_head *h, const 
 static int serve_stage(struct serving_lane *l, enum engine_frame_type type, const struct work_head *h,
                        struct kn_err *err) {
     const struct engine_ops *ops = l->s->engine->ops;
-    struct request *r = begun(l->s, h->minibatch);
+    struct request *r = come(l, h->minibatch);
     if (!r) return kn_err_set(err, KN_EINTERNAL, "no such minibatch");
-    r->lane = l;
     begin_kind(l, r, true);
     return type == FRAME_DENOISE ? ops->denoise(r->minibatch, err) : ops->finish(r->minibatch, err);
 }
@@ -232,6 +242,7 @@ static bool serve(struct serving_lane *l, enum engine_frame_type type, const str
     const char *tasks = body->data + sizeof h;
     size_t len = body->len - sizeof h;
     bool staged = l->s->engine->ops->begin != NULL;
+    keep_order(l->s);
     if (type == FRAME_RENDER)
         a.code = serve_render(l, &h, tasks, len, &err);
     else if (type == FRAME_BEGIN && staged)
@@ -242,6 +253,7 @@ static bool serve(struct serving_lane *l, enum engine_frame_type type, const str
         request_free(exchange(l->s, h.minibatch, NULL));
     else
         return false;
+    keep_order(l->s);
     snprintf(a.text, sizeof a.text, "%s", err.text);
     return frame_send(l->fd, FRAME_ANSWER, &a, sizeof a, NULL, 0) == 0;
 }

@@ -267,8 +267,15 @@ static int kill_nobody(pid_t pid, int number) {
     return 0;
 }
 
+/* As a driver that hangs: it does not hear that its sockets end, either. */
+static int freeze_instead(pid_t pid, int number) {
+    (void)number;
+    not_killed = pid;
+    return kill(pid, SIGSTOP);
+}
+
 TEST(a_child_that_does_not_die_is_the_last_one) {
-    kill_with = kill_nobody;
+    kill_with = freeze_instead;
     open_with("sim:ms=20,hang=1", 64);
     kill_with = NULL;
     struct kn_err err = {0};
@@ -333,10 +340,9 @@ TEST(a_child_waits_for_the_one_of_a_worker_that_was_killed) {
     pid_t worker = fork();
     if (worker == 0) {
         if (setjmp(check_jump) != 0) _exit(1);
-        kill_with = kill_nobody;
+        kill_with = freeze_instead;
         open_with("sim:ms=20,hang=1", 64);
-        (void)!render(0, 1, NULL); /* for the child's number */
-        kill(not_killed, SIGSTOP);
+        (void)!render(0, 1, NULL);
         if (write(fd[1], &not_killed, sizeof not_killed) < 0) _exit(1);
         kill(getpid(), SIGKILL);
     }
