@@ -5,6 +5,7 @@
 #define KILN_BASE_PLANTED_H
 
 /* name of the fault, what goes wrong */
+/* clang-format off: a row a line */
 #define KN_PLANTED_TABLE(row)                                                                                                                                                   \
     row(NO_FAULT, "none") /* in the core */                                                                                                                                     \
         row(ACK_BEFORE_COMMIT, "a worker is told that its picture is kept before the store has said so") row(                                                                   \
@@ -34,6 +35,7 @@
                             "who lost the lead goes on deleting objects, without a look at who names them")                                                                     \
                             row(ADMISSION_AFTER_COMMIT,                                                                                                                         \
                                 "a batch is made durable before it is known that the core can take it")
+/* clang-format on */
 
 #define KN_PLANTED_NAME(name, what) PLANTED_##name,
 enum kn_planted_fault { KN_PLANTED_TABLE(KN_PLANTED_NAME) };

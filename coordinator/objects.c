@@ -19,7 +19,6 @@
 #define NAME_MAX_OBJECT 80 /* "ab/<64 hex>.png" */
 
 struct objects {
-    char dir[KN_PATH_MAX];
     int dir_fd, incoming_fd, trash_fd;
     uint64_t term;
     atomic_uint_fast64_t serial;
@@ -31,17 +30,17 @@ static void at_switch(const char *call) {
     if (objects_switch) objects_switch(call);
 }
 
-void objects_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]) {
-    char hex[KN_SHA256_HEX];
-    kn_hex(sha256, KN_SHA256_BYTES, hex);
-    int n = snprintf(out, KN_PATH_MAX, "%s/%.2s/%s.png", dir, hex, hex);
-    assert(n > 0 && n < KN_PATH_MAX);
-}
-
 static void object_name(const uint8_t sha256[KN_SHA256_BYTES], char out[NAME_MAX_OBJECT]) {
     char hex[KN_SHA256_HEX];
     kn_hex(sha256, KN_SHA256_BYTES, hex);
     snprintf(out, NAME_MAX_OBJECT, "%.2s/%s.png", hex, hex);
+}
+
+void objects_path(const char *dir, const uint8_t sha256[KN_SHA256_BYTES], char out[KN_PATH_MAX]) {
+    char name[NAME_MAX_OBJECT];
+    object_name(sha256, name);
+    int n = snprintf(out, KN_PATH_MAX, "%s/%s", dir, name);
+    assert(n > 0 && n < KN_PATH_MAX);
 }
 
 /* "TERM-SERIAL", which no file has had before. */
@@ -401,7 +400,6 @@ int objects_open(const char *dir, uint64_t term, struct objects **out, struct kn
     if (rc != 0) return rc;
     struct objects *o = calloc(1, sizeof *o);
     if (!o) return kn_err_set(err, KN_ENOMEM, "objects: out of memory");
-    snprintf(o->dir, sizeof o->dir, "%s", dir);
     o->term = term;
     o->dir_fd = o->incoming_fd = o->trash_fd = -1;
     if ((o->dir_fd = open_dir(dir, err)) < 0 || (o->incoming_fd = open_dir(incoming, err)) < 0 ||

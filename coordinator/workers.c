@@ -284,7 +284,6 @@ static void on_shard(struct server *s, uint64_t conn, const struct kn_msg *m) {
         e->shard = m->u.shard_done.shard;
         e->term = m->u.shard_done.term;
         e->render_ms = m->u.shard_done.render_ms;
-        e->images = m->u.shard_done.images;
     }
     server_step(s, &ev);
 }

@@ -191,9 +191,9 @@ struct ev_worker_heartbeat {
 
 struct ev_shard {
     uint64_t shard, term;
-    bool out_of_memory;         /* EV_SHARD_RETURNED: for want of memory */
-    bool unsupported;           /* …or since it cannot read or do it: it is given no such shard again */
-    uint32_t render_ms, images; /* EV_SHARD_DONE: how many images took how long, for the estimate of speed */
+    bool out_of_memory; /* EV_SHARD_RETURNED: for want of memory */
+    bool unsupported;   /* …or since it cannot read or do it: it is given no such shard again */
+    uint32_t render_ms; /* EV_SHARD_DONE: how long it took, for the estimate of speed */
 };
 
 struct ev_task_failed {

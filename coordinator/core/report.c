@@ -62,7 +62,7 @@ int report_done(struct farm *f, struct worker *w, const struct ev_shard *e, stru
     int rc = shard_reserve(f, fx, s);
     if (rc) return rc;
     speed_measured(f, w, s, e->render_ms);
-    shard_done(f, s, fx);
+    shard_done(f, s);
     return KN_OK;
 }
 

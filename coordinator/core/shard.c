@@ -282,8 +282,7 @@ void shard_withdraw_guilty(struct farm *f, struct shard *s, int code, const char
     shard_revoke(f, s, true, fx);
 }
 
-void shard_done(struct farm *f, struct shard *s, struct farm_effects *fx) {
-    (void)fx;
+void shard_done(struct farm *f, struct shard *s) {
     s->worker->ended_ms = f->now;
     if (s->left == 0) {
         shard_close(f, s);

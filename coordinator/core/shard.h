@@ -40,7 +40,7 @@ void shard_drop(struct farm *f, struct shard *s, uint32_t t);
 bool shard_result(struct farm *f, struct batch *b, uint32_t t, const struct worker *by,
                   struct farm_effects *fx);
 /* The worker says that it is through with it. Images may still come; if they do not, shard_sweep() ends it. */
-void shard_done(struct farm *f, struct shard *s, struct farm_effects *fx);
+void shard_done(struct farm *f, struct shard *s);
 /* The worker does not have it any more. `code` and `reason` are for FATE_GUILTY. */
 void shard_end(struct farm *f, struct shard *s, enum shard_fate fate, int code, const char *reason,
                struct farm_effects *fx);

@@ -124,7 +124,6 @@ static void shard_event(struct input *in, struct farm_event *ev, uint8_t op) {
     ev->u.shard.term = byte(in) % 8 ? 1 : 0;
     ev->u.shard.out_of_memory = byte(in) % 4 == 0;
     ev->u.shard.render_ms = byte(in) * 100u;
-    ev->u.shard.images = byte(in) % 20;
 }
 
 static void next_event(struct input *in, struct farm_event *ev) {

@@ -44,12 +44,10 @@ PARTS = {"worker.whole_staged": "tests/unit/worker_whole.c", "worker.promise_ver
          "gpu.shim.conv_versions": "tests/bench/cuda/conv_bench.cc", "gpu.shim.ops": "tests/bench/gpu_ops.c",
          "gpu.shim.attention_versions": "tests/bench/cuda/attention_bench.cc", "gpu.run": "tests/gpu/run_test.sh",
          "deploy.systemd": "deploy/systemd/verify.sh", "deploy.tree": "deploy/verify_tree.sh"}
-for part in ("admit", "durable", "backward", "ticket", "picture"):
-    PARTS[f"promise.{part}"] = "tests/unit/coordinator_server.c"
 for part in ("sd1", "sd2", "sdxl", "v8", "wide", "same_bytes", "engine"):
     PARTS[f"golden.{part}"] = "tests/golden/pipelines_test.c"
 for part in ("scrub", "trash", "cut_short"):
-    PARTS[f"promise.objects_{part}"] = "tests/unit/coordinator_server.c"
+    PARTS[f"promise.objects_{part}"] = "tests/unit/coordinator_objects.c"
 for part in ("judge", "pictures", "other_prompts"):
     PARTS[f"model.{part}"] = "tests/model/model_test.c"
 SUFFIX = re.compile(r"(_can_fail|_libraries|_launched)$|\.(compiled|launched)$")

@@ -84,7 +84,7 @@ TEST(a_killer_is_found_by_halving_and_nobody_else_is_charged) {
             for (uint32_t i = 0; i < s.count; i++)
                 RESULT(&t, .conn = conn, .worker = "a", .batch = 1, .task = s.tasks[i]);
             t.now += 80;
-            DONE(&t, .conn = conn, .shard = s.id, .render_ms = 80, .images = s.count);
+            DONE(&t, .conn = conn, .shard = s.id, .render_ms = 80);
         }
         if (talk_grant(&t, conn, 0)) s = talk_shard(talk_grant(&t, conn, 0));
         CHECK(deaths < 20);
@@ -293,7 +293,7 @@ TEST(a_worker_that_the_kernel_killed_for_want_of_memory_charges_nobody_and_gets_
     STARTED(&t, .conn = 8, .shard = again.id);
     /* Four fit. The other four are not looked at one by one, as a killer's companions would be. */
     for (uint32_t i = 0; i < 4; i++) RESULT(&t, .conn = 8, .worker = "a", .batch = 1, .task = again.tasks[i]);
-    DONE(&t, .conn = 8, .shard = again.id, .render_ms = 400, .images = 4);
+    DONE(&t, .conn = 8, .shard = again.id, .render_ms = 400);
     CHECK_INT(talk_must_grant(&t, 8, 0)->u.grant.task_count, 4);
     talk_end(&t);
 }
@@ -385,7 +385,7 @@ TEST(a_worker_that_passes_its_probe_and_fails_what_others_do_is_held) {
         t.now += 20000;
         HEARTBEAT(&t, .conn = 7);
         /* So slow that its shards stay at one image. */
-        DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000, .images = good.count);
+        DONE(&t, .conn = 8, .shard = good.id, .render_ms = 20000);
         if (talk_grant(&t, 8, 0)) good = talk_shard(talk_grant(&t, 8, 0));
     }
     CHECK(talk_worker(&t, "bad").hold_reason[0]);

@@ -348,7 +348,7 @@ TEST(speed_and_time_left_are_seen) {
         STARTED(&t, .conn = 7, .shard = s.id);
         t.now += 100;
         RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = s.tasks[0]);
-        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 100, .images = 1);
+        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 100);
         queue[1] = talk_shard(talk_grant(&t, 7, 0));
     }
     /* Nine hundred are left: some ninety seconds. */

@@ -10,7 +10,7 @@ static uint32_t claim_done(struct talk *t, uint64_t conn) {
     uint32_t all = count;
     for (uint32_t i = 0; i < count; i++) {
         STARTED(t, .conn = conn, .shard = granted[i].id);
-        DONE(t, .conn = conn, .shard = granted[i].id, .render_ms = 1, .images = granted[i].count);
+        DONE(t, .conn = conn, .shard = granted[i].id, .render_ms = 1);
         all += talk_count(t, FX_GRANT);
     }
     return all;
@@ -48,7 +48,7 @@ TEST(pictures_that_are_owed_are_rendered_by_others_at_the_tail) {
     HELLO(&t, .name = "b", .conn = 8, .credit = 1);
     RENDER(&t, .conn = 8, .worker = "b", .batch = 1, .shard = talk_shard(talk_grant(&t, 8, 0)), .ms = 200);
     STARTED(&t, .conn = 7, .shard = owed.id);
-    DONE(&t, .conn = 7, .shard = owed.id, .render_ms = 1, .images = 1);
+    DONE(&t, .conn = 7, .shard = owed.id, .render_ms = 1);
     OPEN(&t, .id = 2, .tasks = 1);
     talk_wait(&t, 400);
     RENDER(&t, .conn = 8, .worker = "b", .batch = 1,
@@ -77,7 +77,7 @@ TEST(speed_is_counted_from_the_pictures_that_came) {
         t.now += 1000 * s.count;
         for (uint32_t k = 0; k < s.count; k++)
             RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = s.tasks[k]);
-        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 0, .images = s.count);
+        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 0);
         s = talk_shard(talk_grant(&t, 7, 0));
         CHECK_MSG(s.count <= 16, "%u images", s.count);
     }
@@ -91,7 +91,7 @@ TEST(a_shard_that_owes_nothing_after_a_hello_is_over) {
     HELLO(&t, .name = "a", .conn = 7, .credit = 1, .batch_max = 1);
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
-    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 1, .images = 1);
+    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 1);
     /* It comes back, and says that it holds the shard and no task of it: what was owed is not to come. */
     GONE(&t, .conn = 7);
     struct farm_held held = {.shard = s.id, .term = 1, .tasks = s.tasks, .task_count = 0};

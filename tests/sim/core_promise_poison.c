@@ -56,7 +56,7 @@ static void two_suspects(struct talk *t, int code) {
     for (uint32_t i = 0; i < b.count; i++)
         RESULT(t, .conn = 8, .worker = "b", .batch = 1, .task = b.tasks[i]);
     t->now += 80;
-    DONE(t, .conn = 8, .shard = b.id, .render_ms = 80, .images = b.count);
+    DONE(t, .conn = 8, .shard = b.id, .render_ms = 80);
 }
 
 TEST(suspects_of_a_death_are_tried_by_one_worker_at_a_time) {

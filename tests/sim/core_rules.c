@@ -218,7 +218,7 @@ static struct talk_shard slow_tail(struct talk *t) {
     t->now += 60000;
     HEARTBEAT(t, .conn = 8, .shard = s.id);
     RESULT(t, .conn = 8, .worker = "slow", .batch = 1, .task = s.tasks[0]);
-    DONE(t, .conn = 8, .shard = s.id, .render_ms = 60000, .images = 1);
+    DONE(t, .conn = 8, .shard = s.id, .render_ms = 60000);
     s = talk_shard(talk_grant(t, 8, 0));
     STARTED(t, .conn = 8, .shard = s.id);
     /* The fast one comes and renders the third in 100 ms; nothing is queued then. */
@@ -227,7 +227,7 @@ static struct talk_shard slow_tail(struct talk *t) {
     STARTED(t, .conn = 7, .shard = fast.id);
     t->now += 100;
     RESULT(t, .conn = 7, .worker = "a", .batch = 1, .task = fast.tasks[0]);
-    DONE(t, .conn = 7, .shard = fast.id, .render_ms = 100, .images = 1);
+    DONE(t, .conn = 7, .shard = fast.id, .render_ms = 100);
     return s;
 }
 
@@ -285,12 +285,12 @@ TEST(a_slower_worker_renders_nothing_twice) {
     /* a takes 1000 ms an image, b 1100; a begins the last image 100 ms before b is through. */
     t.now += 1000;
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = a.tasks[0]);
-    DONE(&t, .conn = 7, .shard = a.id, .render_ms = 1000, .images = 1);
+    DONE(&t, .conn = 7, .shard = a.id, .render_ms = 1000);
     a = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = a.id);
     t.now += 100;
     RESULT(&t, .conn = 8, .worker = "b", .batch = 1, .task = b.tasks[0]);
-    DONE(&t, .conn = 8, .shard = b.id, .render_ms = 1100, .images = 1);
+    DONE(&t, .conn = 8, .shard = b.id, .render_ms = 1100);
     for (int i = 0; i < 8; i++) {
         talk_wait(&t, 100);
         CHECK_INT(talk_count(&t, FX_GRANT), 0); /* 900 ms are left there, it would take 1100 */
@@ -308,7 +308,7 @@ TEST(what_waits_at_a_busy_worker_goes_to_an_idle_one) {
     /* It takes 5 s an image: it executes its second, and the third waits there. */
     t.now += 5000;
     RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = first.tasks[0]);
-    DONE(&t, .conn = 7, .shard = first.id, .render_ms = 5000, .images = 1);
+    DONE(&t, .conn = 7, .shard = first.id, .render_ms = 5000);
     STARTED(&t, .conn = 7, .shard = waits.id);
     CHECK_INT(talk_view(&t, 1).running, 2);
     /* An idle worker comes and is given the one that waits. */

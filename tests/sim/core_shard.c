@@ -104,7 +104,7 @@ TEST(images_that_never_come_are_rendered_again) {
     struct talk_shard s = talk_shard(talk_grant(&t, 7, 0));
     STARTED(&t, .conn = 7, .shard = s.id);
     /* All images were sent, says the worker, but none arrives. */
-    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 10, .images = 1);
+    DONE(&t, .conn = 7, .shard = s.id, .render_ms = 10);
     CHECK_INT(talk_task(&t, 1, 0), TASK_GRANTED); /* it may be on its way */
     /* It stays there, idle, until the images are given up; it is granted the task again after a pause. */
     for (int i = 0; i < 4; i++) {
@@ -154,7 +154,7 @@ TEST(news_of_a_shard_that_has_ended_is_dropped_with_a_note) {
     talk_begin(&t);
     HELLO(&t, .name = "a", .conn = 7);
     STARTED(&t, .conn = 7, .shard = 12345);
-    DONE(&t, .conn = 7, .shard = 12345, .render_ms = 1, .images = 1);
+    DONE(&t, .conn = 7, .shard = 12345, .render_ms = 1);
     CHECK_INT(talk_count(&t, FX_NOTE), 1);
     FAILED(&t, .conn = 7, .batch = 1, .task = 0, .shard = 12345, .code = KN_EIO);
     CHECK_INT(talk_count(&t, FX_CHARGE), 0);
@@ -225,7 +225,7 @@ TEST(the_same_process_over_a_new_connection_goes_on) {
     CHECK_INT(talk_count(&t, FX_GRANT), 1); /* the one that waited */
     /* It finishes as if nothing had happened. */
     RESULT(&t, .conn = 8, .worker = "a", .batch = 1, .task = s.tasks[0]);
-    DONE(&t, .conn = 8, .shard = s.id, .render_ms = 10, .images = 1);
+    DONE(&t, .conn = 8, .shard = s.id, .render_ms = 10);
     CHECK_INT(talk_view(&t, 1).done, 1);
     CHECK_INT(talk_count(&t, FX_NOTE), 0);
     talk_end(&t);

@@ -104,7 +104,7 @@ TEST(steps_are_counted_once_however_the_pictures_come) {
         HEARTBEAT(&t, .conn = 7, .shard = s.id, .step = 10, .steps = 20, .minibatch = 1);
         t.now += 1000;
         RESULT(&t, .conn = 7, .worker = "a", .batch = 1, .task = s.tasks[0]);
-        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 2000, .images = 1);
+        DONE(&t, .conn = 7, .shard = s.id, .render_ms = 2000);
     }
     struct farm_batch_view v = talk_view(&t, 1);
     CHECK_MSG(v.steps_per_s > 9 && v.steps_per_s < 11, "%f", (double)v.steps_per_s);

@@ -151,7 +151,6 @@ static void run_shard(struct scale_worker *w, uint64_t conn) {
     struct farm_event ev = {.type = EV_SHARD_DONE, .conn = conn};
     ev.u.shard.shard = shard;
     ev.u.shard.term = 1;
-    ev.u.shard.images = count;
     ev.u.shard.render_ms = 50 * count;
     step(ev);
     settle();

@@ -206,7 +206,6 @@ static void finish(struct fleet *t, struct sched_worker *w) {
         struct farm_event done = {.type = EV_SHARD_DONE, .conn = conn};
         done.u.shard.shard = id;
         done.u.shard.term = 1;
-        done.u.shard.images = w->queue[0].count;
         done.u.shard.render_ms = (uint32_t)(t->now - w->began_ms);
         drop_first(w);
         step(t, done);

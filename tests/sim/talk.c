@@ -165,7 +165,6 @@ void talk_shard_event(struct talk *t, enum farm_event_type type, struct talk_sha
         .out_of_memory = e.out_of_memory,
         .unsupported = e.unsupported,
         .render_ms = e.render_ms,
-        .images = e.images,
     };
     CHECK_INT(talk_step(t, ev), 0);
 }
@@ -284,5 +283,5 @@ void talk_render(struct talk *t, struct talk_render r) {
     for (uint32_t i = 0; i < r.shard.count; i++)
         RESULT(t, .conn = r.conn, .worker = r.worker, .backend = r.backend, .batch = r.batch,
                .task = r.shard.tasks[i]);
-    DONE(t, .conn = r.conn, .shard = r.shard.id, .render_ms = ms, .images = r.shard.count);
+    DONE(t, .conn = r.conn, .shard = r.shard.id, .render_ms = ms);
 }

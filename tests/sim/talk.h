@@ -79,9 +79,9 @@ struct talk_heartbeat {
 };
 struct talk_shard_event {
     uint64_t conn, shard;
-    bool out_of_memory;         /* RETURNED */
-    bool unsupported;           /* RETURNED */
-    uint32_t render_ms, images; /* DONE */
+    bool out_of_memory; /* RETURNED */
+    bool unsupported;   /* RETURNED */
+    uint32_t render_ms; /* DONE */
 };
 struct talk_failure {
     uint64_t conn;

@@ -249,7 +249,6 @@ void worker_image(struct world *w, uint32_t i) {
         struct w_event *e = send(w, i, EV_SHARD_DONE);
         e->ev.u.shard.shard = s->id;
         e->ev.u.shard.term = s->term;
-        e->ev.u.shard.images = s->count;
         e->ev.u.shard.render_ms = (uint32_t)(w->now - s->begun_ms);
     }
     if (shard_over(s)) s->used = false;
