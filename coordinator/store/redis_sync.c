@@ -33,13 +33,16 @@ redisReply *redis_ask_plain(redisContext *c, struct kn_err *err, int count, ...)
         kn_err_set(err, KN_EIO, "Redis: %s: %s", w.v[0], c->errstr[0] ? c->errstr : "connection lost");
     } else if (r->type == REDIS_REPLY_ERROR) {
         bool password = strncmp(r->str, "NOAUTH", 6) == 0 || strncmp(r->str, "WRONGPASS", 9) == 0;
-        kn_err_set(err,
-                   strncmp(r->str, "LOADING", 7) == 0     ? KN_EAGAIN
-                   : password                             ? KN_ECONFIG
-                   : strncmp(r->str, "WRONGTYPE", 9) == 0 ? KN_ECORRUPT
-                                                          : KN_EIO,
-                   "Redis: %s: %s%s", w.v[0], r->str,
-                   password ? " (redis://USER:PASSWORD@HOST in a file, chmod 600, and --redis @FILE)" : "");
+        kn_err_set(
+            err,
+            strncmp(r->str, "LOADING", 7) == 0     ? KN_EAGAIN
+            : password                             ? KN_ECONFIG
+            : strncmp(r->str, "WRONGTYPE", 9) == 0 ? KN_ECORRUPT
+                                                   : KN_EIO,
+            "Redis: %s: %s%s", w.v[0], r->str,
+            password
+                ? " It wants a password: redis://USER:PASSWORD@HOST in a file (chmod 600), and --redis @FILE"
+                : "");
         freeReplyObject(r);
         r = NULL;
     }
