@@ -7,4 +7,4 @@ kn_unit_test(NAME proto.wire SOURCES proto_wire.c proto_messages.c LIBS kn_proto
 add_test(NAME proto.promise_bounds COMMAND test-proto-wire promise_bounds)
 kn_unit_test(NAME promise.gate SOURCES promise_gate.c LIBS kn_proto)
 kn_unit_test(NAME proto.promise_keys SOURCES proto_keys.c proto_messages.c LIBS kn_proto PkgConfig::ZMQ)
-set_tests_properties(proto.wire proto.promise_keys promise.gate PROPERTIES RUN_SERIAL TRUE) # TCP ports
+set_tests_properties(proto.wire proto.promise_keys promise.gate PROPERTIES RESOURCE_LOCK tcp_ports)

@@ -13,7 +13,7 @@ if(TARGET kn_server)
     kn_unit_test(NAME ${test} SOURCES ${source}.c png_of.c store_memory.c store_redis_server.c LIBS kn_server PkgConfig::ZLIB)
   endforeach()
   kn_unit_test(NAME promise.strangers SOURCES promise_strangers.c proto_messages.c store_memory.c LIBS kn_server)
-  set_tests_properties(promise.strangers PROPERTIES RUN_SERIAL TRUE) # TCP ports
+  set_tests_properties(promise.strangers PROPERTIES RESOURCE_LOCK tcp_ports)
   add_test(NAME coordinator.promise_versions COMMAND test-coordinator-server promise_versions)
   add_test(NAME coordinator.promise_bounds COMMAND test-coordinator-server promise_bounds)
   foreach(promise scrub trash cut_short)
