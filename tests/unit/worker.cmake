@@ -29,5 +29,5 @@ add_dependencies(test-worker-device nvml-fake)
 kn_unit_test(NAME worker.supervise SOURCES worker_supervise.c LIBS kn_worker)
 target_compile_definitions(test-worker-program PRIVATE KILN_FAKE_NVML_DIR="${PROJECT_BINARY_DIR}/fake-nvml")
 add_dependencies(test-worker-program nvml-fake)
-# Each bounds a time: how long a process may take to end, or to start again.
-set_tests_properties(worker.whole worker.whole_staged worker.promise_poison worker.promise_poison_staged worker.promise_child worker.program worker.device worker.supervise PROPERTIES RUN_SERIAL TRUE)
+# Each bounds a time: how long a process may take to end, or to start again. So they keep out of each other's way.
+set_tests_properties(worker.whole worker.whole_staged worker.promise_poison worker.promise_poison_staged worker.promise_child worker.program worker.device worker.supervise PROPERTIES RESOURCE_LOCK worker_times)
