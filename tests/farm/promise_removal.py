@@ -95,7 +95,7 @@ class Removal(FarmTest):
         return self.farm.start(BIN / "kiln-worker", "--join", url, "--name", f"w{self.count}", "--engine", "sim:ms=0")
 
     def kiln(self, url, *args, **more):
-        return self.farm.ok(*args, "--farm", url, **more)
+        return self.farm.ok(*args, "--farm", url, **{"timeout": 60 + COUNT / 100, **more})
 
     def await_stopped(self, p):
         def stopped():
