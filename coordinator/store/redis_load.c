@@ -120,9 +120,9 @@ static int load_batch(struct redis_store *s, const char *text, bool sealed, cons
     redis_keys_of(id, &k);
     redisReply *r = redis_ask_plain(s->sync, err, 9, "HMGET", k.batch, "begin", "tasks", "chunks", "state",
                                     "priority", "created", "finished");
+    if (!r) return err->code;
     struct store_batch b = {.sealed = sealed};
-    int rc = !r                                                 ? err->code
-             : r->type != REDIS_REPLY_ARRAY || r->elements != 7 ? odd(err, k.batch)
+    int rc = r->type != REDIS_REPLY_ARRAY || r->elements != 7 ? odd(err, k.batch)
              : is_text(r->element[0]) && is_text(r->element[1])
                  ? 0
                  : kn_err_set(err, KN_ECORRUPT, "Redis: %s is not there, or lacks a part", k.batch);
@@ -211,7 +211,8 @@ static int load_tomb(struct redis_store *s, const char *text, bool now, const st
 /* A tombstone that cannot be read costs the room of its objects alone: the sweep finds them. */
 static int load_tombs(struct redis_store *s, const struct store_reader *rd, struct kn_err *err) {
     redisReply *r = redis_ask_plain(s->sync, err, 2, "HGETALL", "kiln:tombs");
-    int rc = !r ? err->code : r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, "kiln:tombs");
+    if (!r) return err->code;
+    int rc = r->type == REDIS_REPLY_ARRAY ? 0 : odd(err, "kiln:tombs");
     for (size_t i = 0; rc == 0 && i + 1 < r->elements; i += 2) {
         rc = is_text(r->element[i])
                  ? load_tomb(s, r->element[i]->str, number_of(r->element[i + 1]) != 0, rd, err)
