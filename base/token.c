@@ -89,7 +89,7 @@ int kn_token_read(const char *where, struct kn_token *out, struct kn_err *err) {
     int rc = kn_fs_read(path, &b, err);
     if (rc == 0 && b.len == 0) rc = kn_err_set(err, KN_EPARSE, "%.200s: is empty", path);
     if (rc == 0 && (rc = parse_text((char *)b.data, out, err)) != 0)
-        kn_err_prefix(err, "%.200s", path[0] == '-' ? "standard input" : path);
+        kn_err_prefix(err, "%.200s", strcmp(where, "-") == 0 ? "standard input" : path);
     if (b.data) OPENSSL_cleanse(b.data, b.len);
     kn_buf_fini(&b);
     return rc;

@@ -13,8 +13,8 @@
 
 #include "cli/commands/commands.h"
 #include "cli/farm/runs.h"
-#include "cli/farm/supervise.h"
 #include "cli/farm/size.h"
+#include "cli/farm/supervise.h"
 #include "cli/talk/batch.h"
 #include "cli/talk/model.h"
 #include "cli/text.h"

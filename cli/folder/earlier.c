@@ -261,8 +261,8 @@ static int make_parameters(struct earlier *a) {
     for (size_t i = 0; rc == KN_OK && i < o->count; i++) {
         kn_digest d;
         kn_buf_clear(&text);
-        rc = kn_task_parameters(kn_tasks_at(o->tasks, i), &o->models[kn_tasks_at(o->tasks, i)->model_index],
-                                "", &text);
+        const struct kn_task *t = kn_tasks_at(o->tasks, i);
+        rc = kn_task_parameters(t, &o->models[t->model_index], "", &text);
         if (rc) break;
         parameters_digest(text.data, d);
         rc = kn_map_put(a->parameters, d, sizeof d, (void *)(uintptr_t)&o->keys[i]);

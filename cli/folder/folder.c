@@ -183,7 +183,7 @@ int folder_describe(struct folder *o, struct kn_err *err) {
     size_t model_count = 0;
     for (size_t i = 0; i < o->count; i++)
         if (kn_tasks_at(o->tasks, i)->model_index >= model_count)
-            model_count = kn_tasks_at(o->tasks, i)->model_index + 1;
+            model_count = o->tasks->v[i].model_index + 1;
     json_object_object_add(b, "kiln", json_object_new_string(KILN_VERSION));
     if (o->id[0]) json_object_object_add(b, "id", json_object_new_string(o->id));
     json_object_object_add(b, "name", json_object_new_string(o->name));
@@ -267,9 +267,8 @@ static int note(struct folder *o, uint32_t index, const struct kn_result *r, str
 /* These are not the bytes of a picture as image i and its result tell it. */
 static bool is_bad(const struct folder *o, size_t i, const struct kn_result *r, const void *data,
                    size_t len) {
-    struct kn_picture want = {.width = kn_tasks_at(o->tasks, i)->width,
-                              .height = kn_tasks_at(o->tasks, i)->height,
-                              .decoded = true};
+    const struct kn_task *t = kn_tasks_at(o->tasks, i);
+    struct kn_picture want = {.width = t->width, .height = t->height, .decoded = true};
     struct kn_err err = {0};
     memcpy(want.pixels, r->pixels_sha256, sizeof want.pixels);
     if (kn_picture_check(data, len, &want, &err) != KN_EPARSE) return false;

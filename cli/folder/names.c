@@ -356,9 +356,8 @@ void names_free(char **names, size_t count) {
 
 static int clash(const struct kn_tasks *tasks, size_t a, size_t b, char *const *names, struct kn_err *err) {
     char lines[80] = "";
-    if (kn_tasks_at(tasks, a)->line && kn_tasks_at(tasks, b)->line)
-        snprintf(lines, sizeof lines, " (lines %u and %u)", kn_tasks_at(tasks, a)->line,
-                 kn_tasks_at(tasks, b)->line);
+    uint32_t of_a = kn_tasks_at(tasks, a)->line, of_b = kn_tasks_at(tasks, b)->line;
+    if (of_a && of_b) snprintf(lines, sizeof lines, " (lines %u and %u)", of_a, of_b);
     if (strcmp(names[a], names[b]) == 0)
         return kn_err_set(
             err, KN_EINVAL,

@@ -41,7 +41,6 @@ struct audit {
     char **found; /* owns; a line each: what is wrong with its picture, or NULL */
 };
 
-KN_PRINTF(4, 5)
 int verify_fault(struct verify_report *r, const char *file, uint32_t line, const char *fmt, ...) {
     if (r->fault_count == r->fault_cap) {
         size_t cap = r->fault_cap ? r->fault_cap * 2 : 16;

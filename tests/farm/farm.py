@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -177,6 +178,40 @@ class Farm:
         for pid in pids:
             wait_for(f"process {pid} of the farm ends with it", lambda p=pid: not alive(p), 30)
         shutil.rmtree(self.tmp, ignore_errors=True)
+
+
+class Redis:
+    """Asked directly; answers are bytes, numbers or lists."""
+
+    def __init__(self, path):
+        self.s = socket.socket(socket.AF_UNIX)
+        self.s.settimeout(3)
+        self.s.connect(str(path))
+        self.f = self.s.makefile("rb")
+
+    def ask(self, *words):
+        words = [w if isinstance(w, bytes) else str(w).encode() for w in words]
+        self.s.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))
+        return self.answer()
+
+    def answer(self):
+        line = self.f.readline()[:-2]
+        if not line or line[:1] == b"-":
+            raise OSError(line.decode() or "no answer")
+        kind, rest = line[:1], line[1:]
+        if kind == b"$":
+            return None if rest == b"-1" else self.f.read(int(rest) + 2)[:-2]
+        if kind == b"*":
+            return [self.answer() for _ in range(int(rest))]
+        return int(rest) if kind == b":" else rest
+
+    def hash(self, key):
+        flat = self.ask("HGETALL", key)
+        return dict(zip(flat[::2], flat[1::2]))
+
+    def close(self):
+        self.f.close()
+        self.s.close()
 
 
 def manifest(folder):

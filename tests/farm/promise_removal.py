@@ -8,42 +8,14 @@ are in Redis, byte by byte, by the SHA-256 of the files, and by kiln verify.
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
-from farm import BIN, FarmTest, main, wait_for
+from farm import BIN, FarmTest, Redis, main, wait_for
 
 COUNT = int(os.environ.get("KILN_REMOVAL_COUNT", "300"))
 RECORD = 80
-
-
-class Redis:
-    """Commands over the socket, answered as bytes, numbers or lists."""
-
-    def __init__(self, path):
-        self.s = socket.socket(socket.AF_UNIX)
-        self.s.connect(str(path))
-        self.f = self.s.makefile("rb")
-
-    def ask(self, *words):
-        words = [w if isinstance(w, bytes) else str(w).encode() for w in words]
-        self.s.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))
-        return self.answer()
-
-    def answer(self):
-        line = self.f.readline()[:-2]
-        kind, rest = line[:1], line[1:]
-        if kind == b"$":
-            return None if rest == b"-1" else self.f.read(int(rest) + 2)[:-2]
-        if kind == b"*":
-            return [self.answer() for _ in range(int(rest))]
-        return int(rest) if kind == b":" else rest
-
-    def close(self):
-        self.f.close()
-        self.s.close()
 
 
 class Removal(FarmTest):

@@ -34,7 +34,7 @@ import tempfile
 import threading
 import time
 
-from farm import BIN, alive, wait_for
+from farm import BIN, Redis, alive, wait_for
 
 RECORD = 80 # bytes; the last one is not 0 when the image is committed
 RECORD_STATE = {"active": b"1", "paused": b"2", "done": b"3", "cancelled": b"4"}
@@ -46,40 +46,6 @@ END_S = 400      # for all that was accepted to end, once the trouble is over
 ENGINE = "sim:ms={ms},nan=0.003,crash=0.002,seed=5"
 CRASHES = {-s for s in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
 SHIM = os.environ.get("KILN_DISK_TROUBLE", str(BIN / "libdisk-trouble.so"))
-
-
-# ---- Redis, asked directly
-
-class Redis:
-    def __init__(self, path):
-        self.s = socket.socket(socket.AF_UNIX)
-        self.s.settimeout(3)
-        self.s.connect(str(path))
-        self.f = self.s.makefile("rb")
-
-    def ask(self, *words):
-        words = [w if isinstance(w, bytes) else str(w).encode() for w in words]
-        self.s.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))
-        return self.answer()
-
-    def answer(self):
-        line = self.f.readline()[:-2]
-        if not line or line[:1] == b"-":
-            raise OSError(line.decode() or "no answer")
-        kind, rest = line[:1], line[1:]
-        if kind == b"$":
-            return None if rest == b"-1" else self.f.read(int(rest) + 2)[:-2]
-        if kind == b"*":
-            return [self.answer() for _ in range(int(rest))]
-        return int(rest) if kind == b":" else rest
-
-    def hash(self, key):
-        flat = self.ask("HGETALL", key)
-        return dict(zip(flat[::2], flat[1::2]))
-
-    def close(self):
-        self.f.close()
-        self.s.close()
 
 
 # ---- connections
