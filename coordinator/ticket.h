@@ -7,7 +7,7 @@
  *
  *     HMAC (32 bytes) | first task, number of tasks (4 bytes each, the lowest first): a pair for each run
  *
- * The holder is who the grant was given to: the worker's name. Pure; any thread. */
+ * The holder is who the grant was given to: the key of its worker, or its name where it has none. Pure; any thread. */
 #ifndef KILN_COORDINATOR_TICKET_H
 #define KILN_COORDINATOR_TICKET_H
 
@@ -19,7 +19,7 @@
 struct ticket_grant {
     const uint8_t *batch; /* kn_id */
     uint64_t shard, term;
-    const char *holder; /* a worker's key takes the place of its name where there are keys */
+    const char *holder; /* keys_holder() */
 };
 
 /* The ticket of a grant of these tasks, at most KN_SHARD_TASKS_MAX; returns its length. */

@@ -12,14 +12,18 @@ static void take(struct queue *q, struct talk *t, uint64_t conn) {
         q->v[q->tail++ % 256] = talk_shard(talk_grant(t, conn, n));
 }
 
-/* Renders a batch of its own, so that the worker is known to be fast. */
-static void warm_up(struct talk *t, uint64_t conn, const char *name, int batch) {
+/* Renders a batch of its own, so that the worker's speed is known: ms an image. */
+static void warm_up_at(struct talk *t, uint64_t conn, const char *name, int batch, uint32_t ms) {
     struct queue q = {0};
     OPEN(t, .id = batch, .tasks = 60);
     for (take(&q, t, conn); q.head != q.tail; take(&q, t, conn))
-        RENDER(t, .conn = conn, .worker = name, .batch = batch, .shard = q.v[q.head++ % 256]);
+        RENDER(t, .conn = conn, .worker = name, .batch = batch, .shard = q.v[q.head++ % 256], .ms = ms);
     CHECK_INT(talk_view(t, batch).done, 60);
     farm_effects_clear(&t->fx);
+}
+
+static void warm_up(struct talk *t, uint64_t conn, const char *name, int batch) {
+    warm_up_at(t, conn, name, batch, 10);
 }
 
 static uint32_t suspects_granted(const struct talk *t, const uint32_t *suspects, uint32_t count) {
@@ -165,5 +169,29 @@ TEST(a_frozen_worker_holds_the_last_images_for_no_longer_than_a_heartbeat) {
     }
     CHECK_INT(asked, s.count);
     CHECK_MSG(most <= (s.count + 2) / 3, "%u of %u at once", most, s.count);
+    talk_end(&t);
+}
+
+/* Images take two seconds, so nothing but its silence tells that a worker is frozen: its time is not over. */
+TEST(a_worker_that_misses_a_heartbeat_is_not_waited_for_though_its_time_is_not_over) {
+    struct talk t;
+    uint32_t copied = 0;
+    talk_begin(&t);
+    HELLO(&t, .name = "frozen", .conn = 17, .credit = 1);
+    warm_up_at(&t, 17, "frozen", 9, 2000);
+    OPEN(&t, .id = 1, .tasks = 1);
+    struct talk_shard s = talk_shard(talk_must_grant(&t, 17, 0));
+    STARTED(&t, .conn = 17, .shard = s.id);
+    HELLO(&t, .name = "b", .conn = 18, .credit = 1); /* which is idle */
+    uint64_t froze = t.now + 200;
+    while (t.now < froze + 1600) {
+        if (t.now < froze) HEARTBEAT(&t, .conn = 17);
+        HEARTBEAT(&t, .conn = 18);
+        copied += talk_count(&t, FX_GRANT);
+        if (t.now <= froze + 1000) CHECK_INT(copied, 0);
+        talk_wait(&t, 100);
+        copied += talk_count(&t, FX_GRANT);
+    }
+    CHECK_INT(copied, 1);
     talk_end(&t);
 }
